@@ -1,0 +1,315 @@
+//! A model's graph as numbers instead of names: values and nodes, with what is known of each value.
+//!
+//! One arena holds the nodes of the model, those of the bodies of its control flow, and those that the backward pass emits.
+//! [`Graph::push`] is the one way in: it infers the facts of a node's outputs from those of its inputs, so that what is
+//! known of a forward tensor and of a gradient is known in the same way. Nodes are only ever appended, inputs before the
+//! nodes that use them: the order of the arena is a topological order.
+
+mod control;
+pub mod dim;
+pub mod fact;
+pub mod infer;
+mod load;
+
+pub use dim::{Dim, Dims};
+pub use fact::{Container, Fact, Scalar, Shape, Value};
+pub use load::load;
+
+use crate::onnx::{AttributeProto, canonical_domain};
+use anyhow::Result;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A tensor, sequence or optional of a [`Graph`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(u32);
+
+/// A node of a [`Graph`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(u32);
+
+/// A scope of a [`Graph`]: the main graph, or the body of a control-flow node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScopeId(u32);
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Producer {
+    /// It is an input of its scope.
+    Input,
+    /// It is an initializer of its scope, maybe an input at the same time.
+    Initializer,
+    /// It is an output of a node, which one of them by number.
+    Node(NodeId, usize),
+}
+
+/// A value: its name, where it has one yet, its origin, and what is known of it.
+#[derive(Clone, Debug)]
+pub struct ValueInfo {
+    /// The name in the model; `None` for what the pass emits.
+    pub name: Option<Rc<str>>,
+    /// The scope in which it is visible, with those inside.
+    pub scope: ScopeId,
+    /// Where it comes from.
+    pub producer: Producer,
+    /// What is known of it.
+    pub fact: Fact,
+}
+
+/// A node: an operator applied to values.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The operator.
+    pub op_type: Rc<str>,
+    /// Its domain, in canonical spelling: empty for the standard's.
+    pub domain: Rc<str>,
+    /// The inputs; `None` for an optional one that is left out.
+    pub inputs: SmallVec<[Option<ValueId>; 4]>,
+    /// The outputs; `None` for an optional one that is left out.
+    pub outputs: SmallVec<[Option<ValueId>; 1]>,
+    /// The attributes but for those that hold graphs.
+    pub attributes: Rc<[AttributeProto]>,
+    /// The attributes that hold graphs.
+    pub bodies: Vec<(Rc<str>, ScopeId)>,
+    /// The scope in which it stands.
+    pub scope: ScopeId,
+    /// Its name in the model; `None` for what has none and for what the pass emits.
+    pub name: Option<Rc<str>>,
+    /// The node whose gradient this one helps to compute; `None` for the model's own nodes.
+    pub forward: Option<NodeId>,
+}
+
+/// The main graph, or a body of a control-flow node.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// The scope around it; `None` for the main graph.
+    pub parent: Option<ScopeId>,
+    /// The inputs.
+    pub inputs: Vec<ValueId>,
+    /// The initializers, those among them that are inputs too.
+    pub initializers: Vec<ValueId>,
+    /// The nodes, in topological order.
+    pub nodes: Vec<NodeId>,
+    /// The outputs.
+    pub outputs: Vec<ValueId>,
+}
+
+/// What [`Graph::push`] appends.
+#[derive(Clone, Debug, Default)]
+pub struct NewNode {
+    /// The operator.
+    pub op_type: Rc<str>,
+    /// Its domain, in canonical spelling.
+    pub domain: Rc<str>,
+    /// The inputs.
+    pub inputs: SmallVec<[Option<ValueId>; 4]>,
+    /// For each output its name, or that it has none; `None` for one that is left out.
+    pub outputs: SmallVec<[Option<OutputName>; 1]>,
+    /// The attributes but for those that hold graphs.
+    pub attributes: Rc<[AttributeProto]>,
+    /// The attributes that hold graphs.
+    pub bodies: Vec<(Rc<str>, ScopeId)>,
+    /// Its name.
+    pub name: Option<Rc<str>>,
+    /// The node whose gradient it helps to compute.
+    pub forward: Option<NodeId>,
+}
+
+/// The name of an output in the model; `None` for what the pass emits, which is named when it is written.
+pub type OutputName = Option<Rc<str>>;
+
+/// The arena of values, nodes and scopes.
+#[derive(Debug)]
+pub struct Graph {
+    values: Vec<ValueInfo>,
+    nodes: Vec<Node>,
+    scopes: Vec<Scope>,
+    /// The symbolic sizes.
+    pub dims: Dims,
+    opsets: HashMap<Rc<str>, i64>,
+}
+
+impl Graph {
+    /// The main graph.
+    pub const MAIN: ScopeId = ScopeId(0);
+
+    /// An empty main graph, whose operators are those of the given versions of domains.
+    pub fn new(opsets: impl IntoIterator<Item = (Rc<str>, i64)>) -> Self {
+        Graph {
+            values: Vec::new(),
+            nodes: Vec::new(),
+            scopes: vec![Scope::default()],
+            dims: Dims::default(),
+            opsets: opsets.into_iter().map(|(domain, version)| (canonical_domain(&domain).into(), version)).collect(),
+        }
+    }
+
+    /// The version of the standard's operators, or of another domain's; 1 where the model does not say.
+    pub fn opset(&self, domain: &str) -> i64 {
+        self.opsets.get(domain).copied().unwrap_or(1)
+    }
+
+    /// The value.
+    pub fn value(&self, id: ValueId) -> &ValueInfo {
+        &self.values[id.0 as usize]
+    }
+
+    /// What is known of the value.
+    pub fn fact(&self, id: ValueId) -> &Fact {
+        &self.value(id).fact
+    }
+
+    /// What is known of the value, to be made more precise by who knows.
+    pub fn fact_mut(&mut self, id: ValueId) -> &mut Fact {
+        &mut self.values[id.0 as usize].fact
+    }
+
+    /// The node.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+
+    /// The scope.
+    pub fn scope(&self, id: ScopeId) -> &Scope {
+        &self.scopes[id.0 as usize]
+    }
+
+    /// The node that computes the value, and as which of its outputs.
+    pub fn producer(&self, id: ValueId) -> Option<(NodeId, usize)> {
+        match self.value(id).producer {
+            Producer::Node(node, output) => Some((node, output)),
+            Producer::Input | Producer::Initializer => None,
+        }
+    }
+
+    /// How many nodes there are, in all scopes.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Opens a scope inside `parent`.
+    pub fn open_scope(&mut self, parent: ScopeId) -> ScopeId {
+        self.scopes.push(Scope { parent: Some(parent), ..Scope::default() });
+        ScopeId(self.scopes.len() as u32 - 1)
+    }
+
+    /// Whether a value of scope `outer` can be used in scope `inner`: whether one is, or surrounds, the other.
+    pub fn is_visible(&self, outer: ScopeId, inner: ScopeId) -> bool {
+        std::iter::successors(Some(inner), |&s| self.scope(s).parent).any(|s| s == outer)
+    }
+
+    /// Adds an input to a scope.
+    pub fn push_input(&mut self, scope: ScopeId, name: Option<Rc<str>>, fact: Fact) -> ValueId {
+        let id = self.push_value(ValueInfo { name, scope, producer: Producer::Input, fact });
+        self.scopes[scope.0 as usize].inputs.push(id);
+        id
+    }
+
+    /// Adds an initializer to a scope.
+    pub fn push_initializer(&mut self, scope: ScopeId, name: Option<Rc<str>>, fact: Fact) -> ValueId {
+        let id = self.push_value(ValueInfo { name, scope, producer: Producer::Initializer, fact });
+        self.scopes[scope.0 as usize].initializers.push(id);
+        id
+    }
+
+    /// Says what a scope's outputs are.
+    pub fn set_outputs(&mut self, scope: ScopeId, outputs: Vec<ValueId>) {
+        self.scopes[scope.0 as usize].outputs = outputs;
+    }
+
+    /// Appends a node to a scope, infers the facts of its outputs, and returns it.
+    ///
+    /// # Errors
+    /// Inputs that the operator cannot take: dimensions that contradict each other, a rank that it does not have. The
+    /// message says what, not where: who calls knows the node's name.
+    pub fn push(&mut self, scope: ScopeId, new: NewNode) -> Result<NodeId> {
+        let facts = {
+            let inputs: SmallVec<[Option<&Fact>; 4]> = new.inputs.iter().map(|i| i.map(|i| self.fact(i))).collect();
+            if new.bodies.is_empty() {
+                let op = infer::Op {
+                    op_type: &new.op_type,
+                    domain: &new.domain,
+                    version: self.opset(&new.domain),
+                    attributes: &new.attributes,
+                    outputs: new.outputs.len(),
+                    dims: &self.dims,
+                };
+                infer::infer(&op, &inputs)?
+            } else {
+                control::infer(self, &new, &inputs)
+            }
+        };
+        let id = NodeId(self.nodes.len() as u32);
+        let mut facts = facts.into_iter();
+        let outputs = new.outputs.into_iter().enumerate().map(|(i, output)| {
+            let fact = facts.next().unwrap_or_default();
+            output.map(|name| self.push_value(ValueInfo { name, scope, producer: Producer::Node(id, i), fact }))
+        });
+        let outputs = outputs.collect();
+        self.nodes.push(Node {
+            op_type: new.op_type,
+            domain: new.domain,
+            inputs: new.inputs,
+            outputs,
+            attributes: new.attributes,
+            bodies: new.bodies,
+            scope,
+            name: new.name,
+            forward: new.forward,
+        });
+        self.scopes[scope.0 as usize].nodes.push(id);
+        Ok(id)
+    }
+
+    /// Every value that the bodies of a node use from outside, each once, in order of first use.
+    pub fn captures(&self, node: NodeId) -> Vec<ValueId> {
+        let mut found = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        for &(_, body) in &self.node(node).bodies {
+            self.collect_captures(body, body, &mut |v| {
+                if seen.insert(v) {
+                    found.push(v);
+                }
+            });
+        }
+        found
+    }
+
+    /// Calls `found` for what `scope`, which lies in `body`, uses from outside `body`. Nesting is as deep as protobuf allows.
+    fn collect_captures(&self, scope: ScopeId, body: ScopeId, found: &mut impl FnMut(ValueId)) {
+        let mut check = |v: ValueId| {
+            if !self.is_visible(body, self.value(v).scope) {
+                found(v);
+            }
+        };
+        for &node in &self.scope(scope).nodes {
+            self.node(node).inputs.iter().flatten().for_each(|&v| check(v));
+        }
+        self.scope(scope).outputs.iter().for_each(|&v| check(v));
+        for &node in &self.scope(scope).nodes {
+            for &(_, inner) in &self.node(node).bodies {
+                self.collect_captures(inner, body, found);
+            }
+        }
+    }
+
+    /// How messages name a node: `node 'conv1' (Conv)`, or by its first output where it has no name.
+    pub fn describe(&self, id: NodeId) -> String {
+        let node = self.node(id);
+        let op =
+            if node.domain.is_empty() { node.op_type.to_string() } else { format!("{}.{}", node.domain, node.op_type) };
+        match node.name.as_deref() {
+            Some(name) if !name.is_empty() => format!("node '{name}' ({op})"),
+            _ => {
+                let output = node.outputs.iter().flatten().find_map(|&o| self.value(o).name.clone());
+                format!("node of '{}' ({op})", output.as_deref().unwrap_or("an unnamed output"))
+            }
+        }
+    }
+
+    fn push_value(&mut self, value: ValueInfo) -> ValueId {
+        self.values.push(value);
+        ValueId(self.values.len() as u32 - 1)
+    }
+}

@@ -1,0 +1,131 @@
+//! Elements of tensors in protobuf, of any type, in any of the fields that may hold them.
+
+use super::proto::tensor_proto::DataLocation;
+use super::{ElementType, TensorProto};
+use anyhow::{Result, bail, ensure};
+use bytes::Bytes;
+use half::{bf16, f16};
+
+impl TensorProto {
+    /// The element type.
+    pub fn element_type(&self) -> ElementType {
+        ElementType::from_number(self.data_type())
+    }
+
+    /// The number of elements; `None` where a dimension is negative or the product overflows.
+    pub fn element_count(&self) -> Option<usize> {
+        self.dims.iter().try_fold(1usize, |n, &d| usize::try_from(d).ok().and_then(|d| n.checked_mul(d)))
+    }
+
+    /// Whether the elements lie in a file beside the model.
+    pub fn is_external(&self) -> bool {
+        self.data_location() == DataLocation::External
+    }
+
+    /// A tensor of floating-point elements, rounded to `element`.
+    ///
+    /// # Panics
+    /// Where `element` is not a floating-point type.
+    pub fn from_floats(element: ElementType, dims: &[i64], values: &[f64]) -> Self {
+        let raw: Vec<u8> = match element {
+            ElementType::Double => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            ElementType::Float => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
+            ElementType::Float16 => values.iter().flat_map(|&v| f16::from_f64(v).to_le_bytes()).collect(),
+            ElementType::Bfloat16 => values.iter().flat_map(|&v| bf16::from_f64(v).to_le_bytes()).collect(),
+            other => panic!("{} is not a floating-point type", other.name()),
+        };
+        Self::from_raw(element, dims, raw)
+    }
+
+    /// A tensor of integer or boolean elements.
+    ///
+    /// # Panics
+    /// Where `element` is not a whole number of bytes of integer or boolean type.
+    pub fn from_ints(element: ElementType, dims: &[i64], values: &[i64]) -> Self {
+        let bytes = match element {
+            ElementType::Int64 | ElementType::Uint64 => 8,
+            ElementType::Int32 | ElementType::Uint32 => 4,
+            ElementType::Int16 | ElementType::Uint16 => 2,
+            ElementType::Int8 | ElementType::Uint8 | ElementType::Bool => 1,
+            other => panic!("{} is not an integer type of whole bytes", other.name()),
+        };
+        let raw = values.iter().flat_map(|v| v.to_le_bytes().into_iter().take(bytes)).collect();
+        Self::from_raw(element, dims, raw)
+    }
+
+    /// A tensor of elements that are given as little-endian bytes.
+    pub fn from_raw(element: ElementType, dims: &[i64], raw: Vec<u8>) -> Self {
+        Self {
+            dims: dims.to_vec(),
+            data_type: Some(element as i32),
+            raw_data: Some(Bytes::from(raw)),
+            ..Default::default()
+        }
+    }
+
+    /// The elements of an integer or boolean tensor.
+    ///
+    /// # Errors
+    /// Another element type, external data, or fewer or more elements than the dimensions say.
+    pub fn integers(&self) -> Result<Vec<i64>> {
+        use ElementType as E;
+        let element = self.element_type();
+        let values: Vec<i64> = match (self.raw(), element) {
+            (Some(raw), E::Int64) => chunks(raw, i64::from_le_bytes),
+            (Some(raw), E::Uint64) => chunks(raw, |b| u64::from_le_bytes(b) as i64),
+            (Some(raw), E::Int32) => chunks(raw, |b| i32::from_le_bytes(b).into()),
+            (Some(raw), E::Uint32) => chunks(raw, |b| u32::from_le_bytes(b).into()),
+            (Some(raw), E::Int16) => chunks(raw, |b| i16::from_le_bytes(b).into()),
+            (Some(raw), E::Uint16) => chunks(raw, |b| u16::from_le_bytes(b).into()),
+            (Some(raw), E::Int8) => chunks(raw, |b| i8::from_le_bytes(b).into()),
+            (Some(raw), E::Uint8 | E::Bool) => chunks(raw, |[b]| b.into()),
+            (None, E::Int64) => self.int64_data.clone(),
+            (None, E::Uint64 | E::Uint32) => self.uint64_data.iter().map(|&v| v as i64).collect(),
+            (None, E::Int32 | E::Int16 | E::Uint16 | E::Int8 | E::Uint8 | E::Bool) => {
+                self.int32_data.iter().map(|&v| v.into()).collect()
+            }
+            (_, other) => bail!("the elements of a {} tensor cannot be read as integers", other.name()),
+        };
+        self.counted(values)
+    }
+
+    /// The elements of a floating-point tensor.
+    ///
+    /// # Errors
+    /// Another element type, external data, or fewer or more elements than the dimensions say.
+    pub fn floats(&self) -> Result<Vec<f64>> {
+        use ElementType as E;
+        let values: Vec<f64> = match (self.raw(), self.element_type()) {
+            (Some(raw), E::Double) => chunks(raw, f64::from_le_bytes),
+            (Some(raw), E::Float) => chunks(raw, |b| f32::from_le_bytes(b).into()),
+            (Some(raw), E::Float16) => chunks(raw, |b| f16::from_le_bytes(b).into()),
+            (Some(raw), E::Bfloat16) => chunks(raw, |b| bf16::from_le_bytes(b).into()),
+            (None, E::Double) => self.double_data.clone(),
+            (None, E::Float) => self.float_data.iter().map(|&v| v.into()).collect(),
+            (None, E::Float16) => self.int32_data.iter().map(|&v| f16::from_bits(v as u16).into()).collect(),
+            (None, E::Bfloat16) => self.int32_data.iter().map(|&v| bf16::from_bits(v as u16).into()).collect(),
+            (_, other) => bail!("the elements of a {} tensor cannot be read as numbers", other.name()),
+        };
+        self.counted(values)
+    }
+
+    fn raw(&self) -> Option<&[u8]> {
+        self.raw_data.as_deref()
+    }
+
+    fn counted<T>(&self, values: Vec<T>) -> Result<Vec<T>> {
+        ensure!(!self.is_external(), "tensor '{}' has its elements in another file", self.name());
+        ensure!(
+            Some(values.len()) == self.element_count(),
+            "tensor '{}' has {} elements for dimensions {:?}",
+            self.name(),
+            values.len(),
+            self.dims
+        );
+        Ok(values)
+    }
+}
+
+fn chunks<const N: usize, T>(raw: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
+    raw.as_chunks::<N>().0.iter().map(|&bytes| read(bytes)).collect()
+}
