@@ -1,7 +1,8 @@
 //! Loads a model into a [`Graph`], with the bodies of its control flow.
 
 use super::fact::{Container, Fact, MAX_ELEMENTS, Scalar, Value};
-use super::{Dim, Dims, Graph, NewNode, ScopeId, ValueId, control};
+use super::{Dim, Dims, Graph, NewNode, Origin, ScopeId, ValueId, control};
+use crate::onnx::attribute;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
 use crate::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, canonical_domain,
@@ -87,7 +88,10 @@ impl Loader {
         for tensor in &proto.initializer {
             if !inputs.contains(tensor.name()) {
                 let fact = initializers.remove(tensor.name()).unwrap_or_default();
-                self.initializer(scope, tensor.name(), fact)?;
+                match self.graph.scope(scope).parent {
+                    None => self.initializer(scope, tensor.name(), fact)?,
+                    Some(_) => self.constant(scope, tensor, fact)?,
+                }
             }
         }
         for sparse in &proto.sparse_initializer {
@@ -118,6 +122,19 @@ impl Loader {
         self.bind(name, id)
     }
 
+    /// An initializer of a body, as a node: the backward pass may have to write the body again, with its constants.
+    fn constant(&mut self, scope: ScopeId, tensor: &TensorProto, fact: Fact) -> Result<()> {
+        let name = self.string(tensor.name());
+        let new = NewNode {
+            op_type: self.string("Constant"),
+            outputs: [Some(Some(name.clone()))].into_iter().collect(),
+            attributes: [attribute::tensor("value", tensor.clone())].into(),
+            ..NewNode::default()
+        };
+        let node = self.graph.push(scope, new, vec![fact]);
+        self.graph.node(node).outputs.clone().into_iter().flatten().try_for_each(|id| self.bind(name.clone(), id))
+    }
+
     fn node(&mut self, proto: &NodeProto, scope: ScopeId, declared: &HashMap<&str, &TypeProto>) -> Result<()> {
         let mut inputs = smallvec::SmallVec::new();
         for name in &proto.input {
@@ -145,8 +162,10 @@ impl Loader {
         }
         let outputs = proto.output.iter().map(|name| (!name.is_empty()).then(|| Some(self.string(name)))).collect();
         let name = (!proto.name().is_empty()).then(|| self.string(proto.name()));
-        let new = NewNode { op_type, domain, inputs, outputs, attributes, bodies, name, forward: None };
-        let id = self.graph.push(scope, new)?;
+        let stop = proto.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value().eq_ignore_ascii_case("true"));
+        let new = NewNode { op_type, domain, inputs, outputs, attributes, bodies, name, origin: Origin::Model, stop };
+        let facts = self.graph.infer(&new)?;
+        let id = self.graph.push(scope, new, facts);
         for output in self.graph.node(id).outputs.clone().into_iter().flatten() {
             let Some(name) = self.graph.value(output).name.clone() else { continue };
             if let Some(r#type) = declared.get(&*name) {

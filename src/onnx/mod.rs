@@ -28,3 +28,14 @@ impl ModelProto {
         self.opset_import.iter().find(|o| canonical_domain(o.domain()) == canonical_domain(domain)).map(|o| o.version())
     }
 }
+
+impl GraphProto {
+    /// Adds every name that nodes and outputs of the graph, or of the bodies in it, use.
+    pub fn used_names(&self, names: &mut std::collections::HashSet<String>) {
+        for node in &self.node {
+            names.extend(node.input.iter().cloned());
+            node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|body| body.used_names(names));
+        }
+        names.extend(self.output.iter().map(|o| o.name().to_owned()));
+    }
+}
