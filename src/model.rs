@@ -1,7 +1,9 @@
 //! A model with the folder that its external data lie in.
 
 use crate::onnx::ModelProto;
-use std::path::PathBuf;
+use crate::onnx::file::{self, WriteOptions};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
 
 /// An ONNX model.
 #[derive(Clone, Debug, Default)]
@@ -10,6 +12,44 @@ pub struct Model {
     pub proto: ModelProto,
     /// The folder that locations of external data are relative to; `None` for a model that does not come from a file.
     pub folder: Option<PathBuf>,
+}
+
+impl Model {
+    /// Reads a model from a file. Its external data stay where they are.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no ONNX model.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Ok(Model { proto: file::read(path)?, folder: Some(file::folder(path).to_owned()) })
+    }
+
+    /// Writes the model to a file that does not exist yet, all of it or nothing.
+    ///
+    /// # Errors
+    /// The file exists, or cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.write(path.as_ref(), false).map(drop)
+    }
+
+    /// Writes the model, over an existing file if `force` says so. External data that lie in another folder are copied
+    /// beside it; the notes that are returned say so.
+    ///
+    /// # Errors
+    /// The file exists and is not to be replaced, or cannot be written.
+    pub fn write(&self, path: &Path, force: bool) -> Result<Vec<String>> {
+        let mut notes = Vec::new();
+        let options = WriteOptions { force, ..WriteOptions::default() };
+        match self.folder.as_deref().filter(|from| !file::same_file(from, file::folder(path))) {
+            None => file::write(&self.proto, path, options)?,
+            Some(from) => {
+                let mut moved = self.proto.clone();
+                notes = file::rebase_external(&mut moved, from, file::folder(path), force)?;
+                file::write(&moved, path, options)?;
+            }
+        }
+        Ok(notes)
+    }
 }
 
 impl From<ModelProto> for Model {

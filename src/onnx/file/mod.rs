@@ -176,7 +176,8 @@ pub(super) fn replace(
 }
 
 /// The folder of a file, to be read from or written into.
-fn folder(path: &Path) -> &Path {
+/// The folder of a file.
+pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -1,0 +1,198 @@
+//! `grad`: tf.gradients for a file.
+
+use anyhow::{Context, Result, ensure};
+use onnx_gradients::backward::Selection;
+use onnx_gradients::onnx::{file, npy};
+use onnx_gradients::{Aggregation, Gradients, Model, Output, Seed, Unconnected, graph};
+use serde_json::json;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Append the gradients of ys with respect to xs to a model
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  onnx-gradients grad mlp.onnx -o mlp-grad.onnx --ys loss --params
+  onnx-gradients grad cnn.onnx -o saliency.onnx --ys scores --xs image --grad-ys input --only-gradients
+  onnx-gradients grad mlp.onnx -o - --ys loss --xs 'layer*.weight' --stop-gradients hidden > mlp-grad.onnx")]
+pub struct Args {
+    /// The model; `-` for stdin
+    model: PathBuf,
+    /// The file to write; `-` for stdout
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// Tensors to differentiate [default: all floating-point graph outputs]
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    ys: Vec<String>,
+    /// Tensors to differentiate with respect to; `*` and `?` are wildcards where the exact name does not exist
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    xs: Vec<String>,
+    /// Every floating-point initializer that reaches a y is an x
+    #[arg(long)]
+    params: bool,
+    /// Every floating-point graph input is an x
+    #[arg(long)]
+    inputs: bool,
+    /// Seeds, one a y, in order: ones | NUMBER | input | input:NAME | tensor:NAME | file:PATH (.npy or TensorProto)
+    #[arg(long, value_name = "SPEC", num_args = 1.., allow_negative_numbers = true)]
+    grad_ys: Vec<String>,
+    /// Tensors that count as constants: no gradient passes them
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    stop_gradients: Vec<String>,
+    /// The scope of all new names
+    #[arg(long, default_value = "gradients")]
+    name: String,
+    /// How gradients that arrive at one tensor are summed
+    #[arg(long, value_enum, default_value = "add-n")]
+    aggregation_method: Method,
+    /// What stands for the gradient of an x that no y depends on
+    #[arg(long, value_enum, default_value = "none")]
+    unconnected_gradients: Missing,
+    /// Backward nodes take over the devices and the placement metadata of their forward nodes
+    #[arg(long)]
+    colocate_gradients_with_ops: bool,
+    /// A forward node's backward nodes stand together, all its input gradients computed before any is used
+    #[arg(long)]
+    gate_gradients: bool,
+    /// Drop the model's own outputs, and what only they need
+    #[arg(long)]
+    only_gradients: bool,
+    /// Do not run the result
+    #[arg(long)]
+    no_validate: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Replace an existing OUT
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Method {
+    /// One Sum of all terms
+    AddN,
+    /// A balanced tree of Add
+    Tree,
+    /// A chain that adds each term as it comes
+    AccumulateN,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Missing {
+    /// Nothing: null in the report
+    None,
+    /// Zeros of x's type and shape
+    Zero,
+}
+
+/// Reads, differentiates, writes, validates, reports.
+pub fn run(args: &Args) -> Result<()> {
+    if args.xs.is_empty() && !args.params && !args.inputs {
+        super::usage("no xs are given: name tensors with --xs, or take --params or --inputs");
+    }
+    let stdout = args.output == Path::new("-");
+    if !stdout {
+        ensure!(!file::same_file(&args.model, &args.output), "OUT is the model itself, which is never overwritten");
+        ensure!(args.force || !args.output.exists(), "{} exists already; --force replaces it", args.output.display());
+    }
+    let model = load(&args.model)?;
+    let output = request(args, &model)?.build(&model)?;
+    let mut warnings = output.warnings.clone();
+    if stdout {
+        file::write_to(&output.model.proto, std::io::stdout().lock())?;
+    } else {
+        warnings.extend(output.model.write(&args.output, args.force)?);
+    }
+    for warning in &warnings {
+        eprintln!("warning: {warning}");
+    }
+    report(args, &output, &warnings, stdout);
+    Ok(())
+}
+
+/// The model of a file, or of stdin.
+fn load(path: &Path) -> Result<Model> {
+    if path != Path::new("-") {
+        return Model::load(path);
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).context("stdin")?;
+    Ok(Model { proto: file::read_bytes(bytes.into()).context("stdin")?, folder: Some(PathBuf::from(".")) })
+}
+
+fn request(args: &Args, model: &Model) -> Result<Gradients> {
+    let loaded = graph::load(&model.proto)?;
+    let selection = Selection::new(&loaded);
+    let names = |ids: &[graph::ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<_>>();
+    let ys = match args.ys.is_empty() {
+        true => names(&selection.outputs()),
+        false => selection.expand(&args.ys),
+    };
+    let mut xs = selection.expand(&args.xs);
+    if args.params {
+        let ys = selection.find("ys", &ys)?;
+        xs.extend(names(&selection.reaching(&selection.parameters(), &ys)));
+    }
+    if args.inputs {
+        xs.extend(names(&selection.inputs()));
+    }
+    let seeds = args.grad_ys.iter().map(|spec| seed(spec)).collect::<Result<Vec<_>>>()?;
+    Ok(Gradients::new(ys, xs)
+        .seeds(seeds)
+        .stop(selection.expand(&args.stop_gradients))
+        .name(&args.name)
+        .aggregation(match args.aggregation_method {
+            Method::AddN => Aggregation::AddN,
+            Method::Tree => Aggregation::Tree,
+            Method::AccumulateN => Aggregation::AccumulateN,
+        })
+        .unconnected(match args.unconnected_gradients {
+            Missing::None => Unconnected::None,
+            Missing::Zero => Unconnected::Zero,
+        })
+        .colocate(args.colocate_gradients_with_ops)
+        .only_gradients(args.only_gradients))
+}
+
+/// A seed from its SPEC, which is split at its first colon.
+fn seed(spec: &str) -> Result<Seed> {
+    Ok(match (spec, spec.split_once(':')) {
+        ("ones", _) => Seed::Ones,
+        ("input", _) => Seed::Input(None),
+        (_, Some(("input", name))) => Seed::Input(Some(name.to_owned())),
+        (_, Some(("tensor", name))) => Seed::Tensor(name.to_owned()),
+        (_, Some(("file", path))) => Seed::Constant(npy::read_tensor(Path::new(path))?),
+        _ => match spec.parse() {
+            Ok(number) => Seed::Fill(number),
+            Err(_) => super::usage(format!(
+                "'{spec}' is no seed: it is ones, a number, input, input:NAME, tensor:NAME or file:PATH"
+            )),
+        },
+    })
+}
+
+fn report(args: &Args, output: &Output, warnings: &[String], stdout: bool) {
+    let text = if args.json {
+        let seeds = output.seeds.iter().map(|s| {
+            let given = || s.fill.map(|v| if v == 1.0 { "ones".to_owned() } else { v.to_string() });
+            json!({ "y": s.y, "seed": s.seed.clone().or_else(given) })
+        });
+        let object = json!({
+            "gradients": output.gradients,
+            "seeds": seeds.collect::<Vec<_>>(),
+            "validation": { "status": "skipped", "reason": "--no-validate" },
+            "nodes_added": output.nodes_added,
+            "warnings": warnings,
+        });
+        object.to_string()
+    } else {
+        let width = output.gradients.iter().map(|g| g.x.len()).max().unwrap_or(0).max(1);
+        let mut lines = vec![format!("{:width$}  gradient", "x")];
+        for g in &output.gradients {
+            lines.push(format!("{:width$}  {}", g.x, g.gradient.as_deref().unwrap_or("none: no y depends on it")));
+        }
+        lines.push(format!("{} nodes added", output.nodes_added));
+        lines.join("\n")
+    };
+    if stdout { eprintln!("{text}") } else { println!("{text}") }
+}

@@ -1,0 +1,53 @@
+//! The command line: one file a subcommand. Results go to stdout, everything else to stderr.
+
+mod grad;
+mod ops;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// tf.gradients for ONNX: appends the nodes that compute derivatives to a model.
+#[derive(Parser)]
+#[command(name = "onnx-gradients", version, about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Grad(grad::Args),
+    Ops(ops::Args),
+    /// Print a shell's completions
+    #[command(after_help = "Example:\n  onnx-gradients completions bash > ~/.local/share/bash-completion/completions/onnx-gradients")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the arguments, runs the subcommand, and prints what it fails with: in one line, the whole chain of causes.
+///
+/// The exit code is 0 for success, 1 where the work failed, 2 for wrong usage (which clap sees to).
+pub fn run() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Grad(args) => grad::run(&args),
+        Command::Ops(args) => ops::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ends the program because of its arguments, as clap does.
+fn usage(message: impl std::fmt::Display) -> ! {
+    Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
+}
