@@ -1,7 +1,27 @@
 //! tf.gradients for ONNX: reads a model, appends the nodes that compute the derivatives of chosen tensors with respect to
 //! others, and writes a model of standard operators only.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use onnx_gradients::{Gradients, Model, Seed};
+//!
+//! let model = Model::load("mlp.onnx")?;
+//! let result = Gradients::new(["loss"], ["W1", "b1"]).stop(["h"]).seed("loss", Seed::Ones).build(&model)?;
+//! result.model.save("mlp-grad.onnx")?;
+//! println!("{:?}", result.gradients[0].gradient);
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod backward;
+pub mod expr;
 pub mod graph;
+mod model;
 pub mod onnx;
+pub mod record;
+pub mod rules;
+
+pub use backward::{Aggregation, Gradients, Output, Seed, Unconnected};
+pub use model::Model;

@@ -100,6 +100,15 @@ impl Dims {
         }
     }
 
+    /// A shape for messages: `[N, 3, ?]`.
+    pub fn display(&self, shape: &[Dim]) -> String {
+        let dim = |&d: &Dim| match d {
+            Dim::Known(n) => n.to_string(),
+            Dim::Symbol(_) => self.name(d).unwrap_or_else(|| "?".to_owned()),
+        };
+        format!("[{}]", shape.iter().map(dim).collect::<Vec<_>>().join(", "))
+    }
+
     /// `a + b`
     pub fn add(&self, a: Dim, b: Dim) -> Dim {
         self.combine(a, b, |p, q| {

@@ -1,6 +1,327 @@
-//! Loads a model into a [`Graph`].
-use super::Graph;
-/// x
-pub fn load() -> Graph {
-    Graph::new([])
+//! Loads a model into a [`Graph`], with the bodies of its control flow.
+
+use super::fact::{Container, Fact, MAX_ELEMENTS, Scalar, Value};
+use super::{Dim, Dims, Graph, NewNode, Origin, ScopeId, ValueId, control};
+use crate::onnx::attribute;
+use crate::onnx::proto::{self, TensorShapeProto, type_proto};
+use crate::onnx::{
+    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, canonical_domain,
+};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+/// A model in the form that the backward pass works on.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The values and nodes.
+    pub graph: Graph,
+    /// The tensors of the main graph by name.
+    pub names: HashMap<Rc<str>, ValueId>,
+    /// The names of tensors inside bodies, which cannot be addressed from outside.
+    pub inner_names: HashSet<Rc<str>>,
+    /// Where the model's own type annotations contradict what its nodes compute.
+    pub warnings: Vec<String>,
+}
+
+/// Loads a model.
+///
+/// # Errors
+/// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
+/// whose inputs contradict each other.
+pub fn load(model: &ModelProto) -> Result<Loaded> {
+    let proto = model.graph.as_ref().context("the model holds no graph")?;
+    let opsets = model.opset_import.iter().map(|o| (Rc::from(o.domain()), o.version()));
+    let mut loader = Loader {
+        graph: Graph::new(opsets),
+        scopes: Vec::new(),
+        inner_names: HashSet::new(),
+        warnings: Vec::new(),
+        strings: HashMap::new(),
+        // Files older than this list every initializer among the inputs, where it cannot mean "to be overridden".
+        overridable: model.ir_version() >= 4,
+    };
+    loader.scope(proto, Graph::MAIN, None)?;
+    let names = loader.scopes.pop().unwrap_or_default();
+    Ok(Loaded { graph: loader.graph, names, inner_names: loader.inner_names, warnings: loader.warnings })
+}
+
+struct Loader {
+    graph: Graph,
+    /// The names visible where the loader stands, outermost scope first.
+    scopes: Vec<HashMap<Rc<str>, ValueId>>,
+    inner_names: HashSet<Rc<str>>,
+    warnings: Vec<String>,
+    strings: HashMap<String, Rc<str>>,
+    overridable: bool,
+}
+
+impl Loader {
+    /// Loads the contents of a graph into an empty scope and leaves its names on the stack. `input_facts` is what a
+    /// control-flow node knows of the inputs of its body.
+    fn scope(&mut self, proto: &GraphProto, scope: ScopeId, input_facts: Option<&[Fact]>) -> Result<()> {
+        self.scopes.push(HashMap::new());
+        let inputs: HashSet<&str> = proto.input.iter().map(|i| i.name()).collect();
+        let mut initializers: HashMap<&str, Fact> = HashMap::new();
+        for tensor in &proto.initializer {
+            let mut fact = fact_of_tensor(tensor);
+            if self.overridable && inputs.contains(tensor.name()) {
+                fact.value = None;
+            }
+            ensure!(
+                initializers.insert(tensor.name(), fact).is_none(),
+                "two initializers are called '{}'",
+                tensor.name()
+            );
+        }
+        for (i, input) in proto.input.iter().enumerate() {
+            let declared = fact_of_type(input.r#type.as_ref(), &self.graph.dims);
+            let name = self.string(input.name());
+            let fact = match (initializers.get(input.name()), input_facts.and_then(|f| f.get(i))) {
+                (Some(initial), _) => initial.clone(),
+                (None, Some(known)) => merge_declared(known.clone(), &declared),
+                (None, None) => declared,
+            };
+            let id = self.graph.push_input(scope, Some(name.clone()), fact);
+            self.bind(name, id)?;
+        }
+        for tensor in &proto.initializer {
+            if !inputs.contains(tensor.name()) {
+                let fact = initializers.remove(tensor.name()).unwrap_or_default();
+                match self.graph.scope(scope).parent {
+                    None => self.initializer(scope, tensor.name(), fact)?,
+                    Some(_) => self.constant(scope, tensor, fact)?,
+                }
+            }
+        }
+        for sparse in &proto.sparse_initializer {
+            let values = sparse.values.as_ref().context("a sparse initializer without values")?;
+            let shape = sparse.dims.iter().map(|&d| Dim::Known(d)).collect();
+            self.initializer(scope, values.name(), Fact::tensor(Some(values.element_type()), Some(shape)))?;
+        }
+        let declared: HashMap<&str, &TypeProto> =
+            proto.value_info.iter().chain(&proto.output).filter_map(|v| Some((v.name(), v.r#type.as_ref()?))).collect();
+        for (index, node) in proto.node.iter().enumerate() {
+            self.node(node, scope, &declared).with_context(|| match node.name() {
+                "" => format!("node number {index} ({})", node.op_type()),
+                name => format!("node '{name}' ({})", node.op_type()),
+            })?;
+        }
+        let mut outputs = Vec::with_capacity(proto.output.len());
+        for output in &proto.output {
+            let id = self.lookup(output.name());
+            outputs.push(id.ok_or_else(|| anyhow!("graph output '{}' is computed by no node", output.name()))?);
+        }
+        self.graph.set_outputs(scope, outputs);
+        Ok(())
+    }
+
+    fn initializer(&mut self, scope: ScopeId, name: &str, fact: Fact) -> Result<()> {
+        let name = self.string(name);
+        let id = self.graph.push_initializer(scope, Some(name.clone()), fact);
+        self.bind(name, id)
+    }
+
+    /// An initializer of a body, as a node: the backward pass may have to write the body again, with its constants.
+    fn constant(&mut self, scope: ScopeId, tensor: &TensorProto, fact: Fact) -> Result<()> {
+        let name = self.string(tensor.name());
+        let new = NewNode {
+            op_type: self.string("Constant"),
+            outputs: [Some(Some(name.clone()))].into_iter().collect(),
+            attributes: [attribute::tensor("value", tensor.clone())].into(),
+            ..NewNode::default()
+        };
+        let node = self.graph.push(scope, new, vec![fact]);
+        self.graph.node(node).outputs.clone().into_iter().flatten().try_for_each(|id| self.bind(name.clone(), id))
+    }
+
+    fn node(&mut self, proto: &NodeProto, scope: ScopeId, declared: &HashMap<&str, &TypeProto>) -> Result<()> {
+        let mut inputs = smallvec::SmallVec::new();
+        for name in &proto.input {
+            inputs.push(match name.as_str() {
+                "" => None,
+                name => Some(self.lookup(name).ok_or_else(|| {
+                    anyhow!("its input '{name}' is no tensor computed before it: the graph is cyclic, out of order or incomplete")
+                })?),
+            });
+        }
+        let (graphs, attributes): (Vec<_>, Vec<_>) = proto.attribute.iter().partition(|a| a.g.is_some());
+        ensure!(
+            proto.attribute.iter().all(|a| a.graphs.is_empty()),
+            "an attribute that is a list of graphs is not supported"
+        );
+        let attributes: Rc<[AttributeProto]> = attributes.into_iter().cloned().collect();
+        let op_type = self.string(proto.op_type());
+        let domain = self.string(canonical_domain(proto.domain()));
+        let mut bodies = Vec::new();
+        for attribute in graphs {
+            if let Some(body) = &attribute.g {
+                let id = self.body(body, scope, &op_type, &attributes, &inputs)?;
+                bodies.push((self.string(attribute.name()), id));
+            }
+        }
+        let outputs = proto.output.iter().map(|name| (!name.is_empty()).then(|| Some(self.string(name)))).collect();
+        let name = (!proto.name().is_empty()).then(|| self.string(proto.name()));
+        let stop = proto.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value().eq_ignore_ascii_case("true"));
+        let new = NewNode { op_type, domain, inputs, outputs, attributes, bodies, name, origin: Origin::Model, stop };
+        let facts = self.graph.infer(&new)?;
+        let id = self.graph.push(scope, new, facts);
+        for output in self.graph.node(id).outputs.clone().into_iter().flatten() {
+            let Some(name) = self.graph.value(output).name.clone() else { continue };
+            if let Some(r#type) = declared.get(&*name) {
+                self.annotate(output, &name, r#type);
+            }
+            self.bind(name, output)?;
+        }
+        Ok(())
+    }
+
+    /// Loads the body of a control-flow node. The shapes of carried states are those of their initial values unless the body
+    /// changes them; what it changes is unknown.
+    fn body(
+        &mut self,
+        body: &GraphProto,
+        parent: ScopeId,
+        op_type: &str,
+        attributes: &[AttributeProto],
+        inputs: &[Option<ValueId>],
+    ) -> Result<ScopeId> {
+        let facts: Vec<Option<Fact>> = inputs.iter().map(|i| i.map(|i| self.graph.fact(i).clone())).collect();
+        let version = self.graph.opset("");
+        let mut known = control::body_inputs(op_type, version, attributes, &facts, body.input.len());
+        let mut free = HashSet::new();
+        // Every attempt loads all that is nested inside again, so only shallow bodies get more than the safe one.
+        let attempts = if self.scopes.len() <= 4 { 3 } else { 1 };
+        for attempt in 1.. {
+            let safe = attempt >= attempts;
+            if safe {
+                control::forget_states(op_type, version, attributes, &mut known);
+            }
+            let warnings = self.warnings.len();
+            let scope = self.graph.open_scope(parent);
+            self.scope(body, scope, Some(&known)).with_context(|| format!("in the body '{}'", body.name()))?;
+            let names = self.scopes.pop().unwrap_or_default();
+            if safe || !control::weaken_states(&self.graph, op_type, version, attributes, scope, &mut known, &mut free)
+            {
+                self.inner_names.extend(names.into_keys());
+                return Ok(scope);
+            }
+            self.warnings.truncate(warnings);
+        }
+        bail!("a body that cannot be loaded")
+    }
+
+    /// Takes a declared type for knowledge where inference has none, and reports it where the two contradict.
+    fn annotate(&mut self, id: ValueId, name: &str, r#type: &TypeProto) {
+        let declared = fact_of_type(Some(r#type), &self.graph.dims);
+        let inferred = self.graph.fact(id).clone();
+        if let (Some(a), Some(b)) = (inferred.element, declared.element)
+            && a != b
+        {
+            self.warnings.push(format!("'{name}' is declared as {}, its node computes {}", b.name(), a.name()));
+        } else if let (Some(a), Some(b)) = (&inferred.shape, &declared.shape)
+            && (a.len() != b.len()
+                || a.iter().zip(b.iter()).any(|(a, b)| a.known().zip(b.known()).is_some_and(|(a, b)| a != b)))
+        {
+            let (a, b) = (self.graph.dims.display(a), self.graph.dims.display(b));
+            self.warnings.push(format!("'{name}' is declared with shape {b}, its node computes {a}"));
+        } else {
+            *self.graph.fact_mut(id) = merge_declared(inferred, &declared);
+        }
+    }
+
+    fn bind(&mut self, name: Rc<str>, id: ValueId) -> Result<()> {
+        let scope = self.scopes.last_mut().context("no scope is open")?;
+        match scope.insert(name.clone(), id) {
+            None => Ok(()),
+            Some(_) => bail!("'{name}' is the name of two tensors"),
+        }
+    }
+
+    fn lookup(&self, name: &str) -> Option<ValueId> {
+        self.scopes.iter().rev().find_map(|names| names.get(name)).copied()
+    }
+
+    fn string(&mut self, text: &str) -> Rc<str> {
+        match self.strings.get(text) {
+            Some(string) => string.clone(),
+            None => {
+                let string: Rc<str> = text.into();
+                self.strings.insert(text.to_owned(), string.clone());
+                string
+            }
+        }
+    }
+}
+
+/// What inference knows, completed by what a declaration says where inference says nothing.
+///
+/// A declared number does not replace a symbol: exporters trace with one batch size and declare it for every tensor, also
+/// where the inputs are free.
+fn merge_declared(inferred: Fact, declared: &Fact) -> Fact {
+    let unknown = inferred == Fact::default();
+    Fact {
+        container: if unknown { declared.container } else { inferred.container },
+        element: inferred.element.or(declared.element),
+        shape: inferred.shape.or_else(|| declared.shape.clone()),
+        value: inferred.value,
+    }
+}
+
+/// What an initializer is: its values too, where it is small.
+fn fact_of_tensor(tensor: &TensorProto) -> Fact {
+    let element = tensor.element_type();
+    let small = !tensor.is_external() && tensor.element_count().is_some_and(|n| n <= MAX_ELEMENTS);
+    let value = small.then(|| value_of_tensor(tensor)).flatten();
+    let shape = tensor.dims.iter().map(|&d| Dim::Known(d)).collect();
+    Fact { value, ..Fact::tensor(Some(element), Some(shape)) }
+}
+
+/// The elements of a small tensor of numbers or booleans.
+pub fn value_of_tensor(tensor: &TensorProto) -> Option<Value> {
+    let element = tensor.element_type();
+    let elements = if element.is_float() {
+        tensor.floats().ok()?.into_iter().map(Scalar::Float).collect()
+    } else if element.is_integer() || element == ElementType::Bool {
+        tensor.integers().ok()?.into_iter().map(|n| Scalar::Int(Dim::Known(n))).collect()
+    } else {
+        return None;
+    };
+    Some(Value::Elements(elements))
+}
+
+/// What a type says. A dimension that is negative, or zero as old exporters write what they do not know, is unknown.
+pub fn fact_of_type(r#type: Option<&TypeProto>, dims: &Dims) -> Fact {
+    use type_proto::Value as V;
+    match r#type.and_then(|t| t.value.as_ref()) {
+        None => Fact::default(),
+        Some(V::TensorType(t)) => tensor_fact(t, dims),
+        Some(V::SequenceType(t)) => {
+            Fact { container: Container::Sequence, ..fact_of_type(t.elem_type.as_deref(), dims) }
+        }
+        Some(V::OptionalType(t)) => {
+            Fact { container: Container::Optional, ..fact_of_type(t.elem_type.as_deref(), dims) }
+        }
+        Some(V::MapType(_) | V::SparseTensorType(_) | V::OpaqueType(_)) => {
+            Fact { container: Container::Other, ..Fact::default() }
+        }
+    }
+}
+
+fn tensor_fact(t: &type_proto::Tensor, dims: &Dims) -> Fact {
+    let element = match ElementType::from_number(t.elem_type()) {
+        ElementType::Undefined => None,
+        element => Some(element),
+    };
+    Fact::tensor(element, t.shape.as_ref().map(|shape| shape_of_proto(shape, dims)))
+}
+
+fn shape_of_proto(shape: &TensorShapeProto, dims: &Dims) -> super::Shape {
+    use proto::tensor_shape_proto::dimension::Value as V;
+    let dim = |d: &proto::tensor_shape_proto::Dimension| match &d.value {
+        Some(V::DimValue(n)) if *n > 0 => Dim::Known(*n),
+        Some(V::DimParam(name)) if !name.is_empty() => dims.named(name),
+        _ => dims.fresh(),
+    };
+    shape.dim.iter().map(dim).collect()
 }

@@ -1,7 +1,7 @@
 //! A model's graph as numbers instead of names: values and nodes, with what is known of each value.
 //!
 //! One arena holds the nodes of the model, those of the bodies of its control flow, and those that the backward pass emits.
-//! [`Graph::push`] is the one way in: it infers the facts of a node's outputs from those of its inputs, so that what is
+//! [`Graph::infer`] finds the facts of every node's outputs from those of its inputs, so that what is
 //! known of a forward tensor and of a gradient is known in the same way. Nodes are only ever appended, inputs before the
 //! nodes that use them: the order of the arena is a topological order.
 
@@ -10,10 +10,11 @@ pub mod dim;
 pub mod fact;
 pub mod infer;
 mod load;
+pub mod write;
 
 pub use dim::{Dim, Dims};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
-pub use load::load;
+pub use load::{Loaded, load};
 
 use crate::onnx::{AttributeProto, canonical_domain};
 use anyhow::Result;
@@ -76,8 +77,20 @@ pub struct Node {
     pub scope: ScopeId,
     /// Its name in the model; `None` for what has none and for what the pass emits.
     pub name: Option<Rc<str>>,
-    /// The node whose gradient this one helps to compute; `None` for the model's own nodes.
-    pub forward: Option<NodeId>,
+    /// Who wrote it.
+    pub origin: Origin,
+    /// Whether no gradient passes above it: what its metadata say, since no operator of the standard does.
+    pub stop: bool,
+}
+
+/// Who wrote a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// It is one of the model.
+    #[default]
+    Model,
+    /// The backward pass, for the gradient of that node of the model; of none in particular for seeds and zeros.
+    Backward(Option<NodeId>),
 }
 
 /// The main graph, or a body of a control-flow node.
@@ -112,8 +125,10 @@ pub struct NewNode {
     pub bodies: Vec<(Rc<str>, ScopeId)>,
     /// Its name.
     pub name: Option<Rc<str>>,
-    /// The node whose gradient it helps to compute.
-    pub forward: Option<NodeId>,
+    /// Who writes it.
+    pub origin: Origin,
+    /// Whether no gradient passes above it.
+    pub stop: bool,
 }
 
 /// The name of an output in the model; `None` for what the pass emits, which is named when it is written.
@@ -218,28 +233,29 @@ impl Graph {
         self.scopes[scope.0 as usize].outputs = outputs;
     }
 
-    /// Appends a node to a scope, infers the facts of its outputs, and returns it.
+    /// The facts of the outputs that a node would have.
     ///
     /// # Errors
     /// Inputs that the operator cannot take: dimensions that contradict each other, a rank that it does not have. The
     /// message says what, not where: who calls knows the node's name.
-    pub fn push(&mut self, scope: ScopeId, new: NewNode) -> Result<NodeId> {
-        let facts = {
-            let inputs: SmallVec<[Option<&Fact>; 4]> = new.inputs.iter().map(|i| i.map(|i| self.fact(i))).collect();
-            if new.bodies.is_empty() {
-                let op = infer::Op {
-                    op_type: &new.op_type,
-                    domain: &new.domain,
-                    version: self.opset(&new.domain),
-                    attributes: &new.attributes,
-                    outputs: new.outputs.len(),
-                    dims: &self.dims,
-                };
-                infer::infer(&op, &inputs)?
-            } else {
-                control::infer(self, &new, &inputs)
-            }
+    pub fn infer(&self, new: &NewNode) -> Result<Vec<Fact>> {
+        let inputs: SmallVec<[Option<&Fact>; 4]> = new.inputs.iter().map(|i| i.map(|i| self.fact(i))).collect();
+        if !new.bodies.is_empty() {
+            return Ok(control::infer(self, new, &inputs));
+        }
+        let op = infer::Op {
+            op_type: &new.op_type,
+            domain: &new.domain,
+            version: self.opset(&new.domain),
+            attributes: &new.attributes,
+            outputs: new.outputs.len(),
+            dims: &self.dims,
         };
+        infer::infer(&op, &inputs)
+    }
+
+    /// Appends a node, the facts of whose outputs are [`Graph::infer`]red, to a scope.
+    pub fn push(&mut self, scope: ScopeId, new: NewNode, facts: Vec<Fact>) -> NodeId {
         let id = NodeId(self.nodes.len() as u32);
         let mut facts = facts.into_iter();
         let outputs = new.outputs.into_iter().enumerate().map(|(i, output)| {
@@ -256,10 +272,26 @@ impl Graph {
             bodies: new.bodies,
             scope,
             name: new.name,
-            forward: new.forward,
+            origin: new.origin,
+            stop: new.stop,
         });
         self.scopes[scope.0 as usize].nodes.push(id);
-        Ok(id)
+        id
+    }
+
+    /// The output of a node, added to it where the model leaves it out: a mask that only the node itself knows.
+    pub fn demand_output(&mut self, node: NodeId, output: usize, fact: Fact) -> ValueId {
+        if let Some(Some(id)) = self.node(node).outputs.get(output) {
+            return *id;
+        }
+        let scope = self.node(node).scope;
+        let id = self.push_value(ValueInfo { name: None, scope, producer: Producer::Node(node, output), fact });
+        let outputs = &mut self.nodes[node.0 as usize].outputs;
+        if outputs.len() <= output {
+            outputs.resize(output + 1, None);
+        }
+        outputs[output] = Some(id);
+        id
     }
 
     /// Every value that the bodies of a node use from outside, each once, in order of first use.

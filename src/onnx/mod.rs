@@ -3,6 +3,7 @@
 pub mod attribute;
 mod element;
 pub mod file;
+pub mod npy;
 mod tensor;
 pub mod text;
 
@@ -26,5 +27,16 @@ impl ModelProto {
     /// The version at which the model imports `domain`; `None` where it does not.
     pub fn opset(&self, domain: &str) -> Option<i64> {
         self.opset_import.iter().find(|o| canonical_domain(o.domain()) == canonical_domain(domain)).map(|o| o.version())
+    }
+}
+
+impl GraphProto {
+    /// Adds every name that nodes and outputs of the graph, or of the bodies in it, use.
+    pub fn used_names(&self, names: &mut std::collections::HashSet<String>) {
+        for node in &self.node {
+            names.extend(node.input.iter().cloned());
+            node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|body| body.used_names(names));
+        }
+        names.extend(self.output.iter().map(|o| o.name().to_owned()));
     }
 }

@@ -1,0 +1,60 @@
+//! Sums of the gradients that arrive at a tensor.
+
+use super::Flow;
+use crate::expr::Expr;
+
+/// How the gradients that arrive at one tensor are summed. The numbers are the same but for rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Aggregation {
+    /// One Sum of all terms, in order of arrival.
+    #[default]
+    AddN,
+    /// A balanced tree of Add: rounding errors grow with the logarithm of the number of terms.
+    Tree,
+    /// A chain that adds each term as it comes, so that at most one sum is alive.
+    AccumulateN,
+}
+
+/// What has arrived at a tensor so far.
+#[derive(Debug, Default)]
+pub struct Accumulator<'g> {
+    terms: Vec<Expr<'g>>,
+    zero: bool,
+}
+
+impl<'g> Accumulator<'g> {
+    /// Takes one more.
+    pub fn push(&mut self, flow: Flow<'g>, aggregation: Aggregation) {
+        match flow {
+            Flow::Zero => self.zero = true,
+            Flow::Value(term) => match (aggregation, self.terms.as_mut_slice()) {
+                (Aggregation::AccumulateN, [sum]) => *sum = sum.plus_node(term),
+                _ => self.terms.push(term),
+            },
+        }
+    }
+
+    /// The sum; of one term that term itself.
+    pub fn total(&mut self, aggregation: Aggregation) -> Option<Flow<'g>> {
+        let sum = match self.terms.as_slice() {
+            [] => return self.zero.then_some(Flow::Zero),
+            [only] => *only,
+            [a, b] if aggregation != Aggregation::AddN => a.plus_node(*b),
+            terms if aggregation == Aggregation::Tree => tree(terms),
+            terms => Expr::add_n(terms),
+        };
+        // Asked again, of an x, it is the same sum.
+        self.terms = vec![sum];
+        Some(Flow::Value(sum))
+    }
+}
+
+fn tree<'g>(terms: &[Expr<'g>]) -> Expr<'g> {
+    match terms {
+        [only] => *only,
+        _ => {
+            let (left, right) = terms.split_at(terms.len().div_ceil(2));
+            tree(left).plus_node(tree(right))
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The backward pass: from the seeds of ys, through the nodes in reverse order, to the gradients of xs.
+//!
+//! It knows neither operators nor protobuf: rules say what an operator's inputs get, expressions write the nodes. It runs
+//! over any list of nodes in topological order, so that rules for control flow enter it again for the nodes of a body, and
+//! rules that are a formula for the one that they have written.
+
+mod accumulate;
+mod request;
+mod select;
+
+
+pub use accumulate::Aggregation;
+pub use request::{Gradients, Output, Seed, Unconnected};
+pub use select::{Selection, nearest};
+
+use crate::expr::{Builder, Expr};
+use crate::graph::{Node, NodeId, Origin, ValueId};
+use crate::rules::{self, Call, Rule, Slot};
+use accumulate::Accumulator;
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// What arrives at a tensor. Absence of a flow is the third case: the tensor is not connected.
+#[derive(Clone, Copy, Debug)]
+pub enum Flow<'g> {
+    /// A gradient.
+    Value(Expr<'g>),
+    /// Connected, but zero whatever the inputs are; written out only where it arrives at an x.
+    Zero,
+}
+
+/// Differentiates lists of nodes.
+pub struct Pass<'g> {
+    builder: &'g Builder,
+    aggregation: Aggregation,
+    stops: HashSet<ValueId>,
+    /// Rows that go before those of the table: the user's own.
+    own_rules: &'g [Rule],
+    /// Operators on a path without a row, with their nodes: reported together.
+    missing: RefCell<Vec<NodeId>>,
+}
+
+impl<'g> Pass<'g> {
+    /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
+    pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: HashSet<ValueId>, own_rules: &'g [Rule]) -> Self {
+        Pass { builder, aggregation, stops, own_rules, missing: RefCell::default() }
+    }
+
+    /// Where gradients are written to.
+    pub fn builder(&self) -> &'g Builder {
+        self.builder
+    }
+
+    /// The gradients that arrive at `xs` from the seeds, through `nodes`, which are in topological order. `None` for an x that
+    /// is not connected.
+    ///
+    /// # Errors
+    /// An operator on a path has no rule, or its rule cannot be applied.
+    pub fn differentiate(
+        &'g self,
+        nodes: &[NodeId],
+        seeds: &[(ValueId, Expr<'g>)],
+        xs: &[ValueId],
+    ) -> Result<Vec<Option<Flow<'g>>>> {
+        let live = self.live(nodes, xs);
+        let mut arrived: HashMap<ValueId, Accumulator<'g>> = HashMap::new();
+        for &(y, seed) in seeds {
+            if live.contains(&y) {
+                arrived.entry(y).or_default().push(Flow::Value(seed), self.aggregation);
+            }
+        }
+        let wanted_xs: HashSet<ValueId> = xs.iter().copied().collect();
+        for &id in nodes.iter().rev() {
+            if !self.builder.graph().node(id).outputs.iter().flatten().any(|o| arrived.contains_key(o)) {
+                continue;
+            }
+            let node = self.builder.graph().node(id).clone();
+            let outside = self.builder.set_forward(Some(self.origin(id)));
+            let flows = self.take_outputs(&node, &mut arrived, &wanted_xs);
+            for (value, flow) in self.backward(id, &node, &flows, &live)? {
+                arrived.entry(value).or_default().push(flow, self.aggregation);
+            }
+            self.builder.set_forward(outside);
+        }
+        let finish = |x: &ValueId| arrived.get_mut(x).and_then(|a| a.total(self.aggregation));
+        let result = xs.iter().map(finish).collect();
+        match self.builder.take_error() {
+            Some(error) => Err(error),
+            None => Ok(result),
+        }
+    }
+
+    /// The operators on a path that have no rule, all at once.
+    ///
+    /// # Errors
+    /// There are any.
+    pub fn check_missing(&self) -> Result<()> {
+        let missing = self.missing.borrow();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let graph = self.builder.graph();
+        let mut operators: Vec<(String, Vec<NodeId>)> = Vec::new();
+        for &id in missing.iter() {
+            let node = graph.node(id);
+            let op = if node.domain.is_empty() { node.op_type.to_string() } else { format!("{}.{}", node.domain, node.op_type) };
+            match operators.iter_mut().find(|(o, _)| *o == op) {
+                Some((_, nodes)) => nodes.push(id),
+                None => operators.push((op, vec![id])),
+            }
+        }
+        let list = operators.iter().map(|(op, nodes)| {
+            let first: Vec<String> = nodes.iter().take(3).map(|&n| graph.describe(n)).collect();
+            let more = if nodes.len() > 3 { format!(" and {} more", nodes.len() - 3) } else { String::new() };
+            format!("{op}: {}{more}", first.join(", "))
+        });
+        bail!(
+            "no gradient is known for {}; stop the gradient before them (--stop-gradients) or give one (--gradient-functions)",
+            list.collect::<Vec<_>>().join("; ")
+        )
+    }
+
+    /// The gradients of `xs`, of which a rule has built the `ys` by a formula, from the seeds of those.
+    pub(crate) fn differentiate_formula(
+        &'g self,
+        ys: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<HashMap<ValueId, Expr<'g>>> {
+        let leaves: HashSet<ValueId> = xs.iter().map(|x| x.id()).collect();
+        let nodes = self.between(ys.iter().map(|(y, _)| y.id()), &leaves);
+        let seeds: Vec<(ValueId, Expr<'g>)> = ys.iter().map(|(y, dy)| (y.id(), *dy)).collect();
+        let xs: Vec<ValueId> = leaves.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+        let flows = self.differentiate(&nodes, &seeds, &xs)?;
+        let value = |(x, flow): (ValueId, Option<Flow<'g>>)| match flow? {
+            Flow::Value(dx) => Some((x, dx)),
+            Flow::Zero => None,
+        };
+        Ok(xs.into_iter().zip(flows).filter_map(value).collect())
+    }
+
+    /// The nodes that the builder has written between the leaves and the roots, in topological order.
+    fn between(&self, roots: impl Iterator<Item = ValueId>, leaves: &HashSet<ValueId>) -> Vec<NodeId> {
+        let graph = self.builder.graph();
+        let mut found = BTreeSet::new();
+        let mut open: Vec<ValueId> = roots.collect();
+        while let Some(value) = open.pop() {
+            if leaves.contains(&value) {
+                continue;
+            }
+            if let Some((id, _)) = graph.producer(value)
+                && graph.node(id).origin != Origin::Model
+                && found.insert(id)
+            {
+                open.extend(graph.node(id).inputs.iter().flatten());
+                open.extend(graph.captures(id));
+            }
+        }
+        found.into_iter().collect()
+    }
+
+    /// The tensors through which a gradient can reach an x: forward from xs through floating-point tensors, past no stop.
+    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
+        let graph = self.builder.graph();
+        let mut live: HashSet<ValueId> = xs.iter().copied().filter(|&x| graph.fact(x).may_carry_gradient()).collect();
+        for &id in nodes {
+            let node = graph.node(id);
+            let rule = self.rule(node);
+            let passes = |i: usize| !matches!(rule.and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
+            let direct = node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| live.contains(&v)) && passes(i));
+            if node.stop {
+                continue;
+            }
+            if direct || (!node.bodies.is_empty() && graph.captures(id).iter().any(|v| live.contains(v))) {
+                let outputs = node.outputs.iter().flatten();
+                live.extend(outputs.filter(|o| !self.stops.contains(o) && graph.fact(**o).may_carry_gradient()));
+            }
+        }
+        live
+    }
+
+    /// What has arrived at the outputs of a node. What has arrived at an x stays for the result, at a stop goes no further.
+    fn take_outputs(
+        &self,
+        node: &Node,
+        arrived: &mut HashMap<ValueId, Accumulator<'g>>,
+        xs: &HashSet<ValueId>,
+    ) -> Vec<Option<Flow<'g>>> {
+        let mut take = |output: ValueId| {
+            if node.stop || self.stops.contains(&output) {
+                return None;
+            }
+            let total = arrived.get_mut(&output)?.total(self.aggregation);
+            if !xs.contains(&output) {
+                arrived.remove(&output);
+            }
+            total
+        };
+        node.outputs.iter().map(|o| o.and_then(&mut take)).collect()
+    }
+
+    /// What the inputs, and the values that bodies capture, get from a node whose outputs have got `flows`.
+    fn backward(
+        &'g self,
+        id: NodeId,
+        node: &Node,
+        flows: &[Option<Flow<'g>>],
+        live: &HashSet<ValueId>,
+    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
+        let mut wanted: Vec<ValueId> = node.inputs.iter().flatten().filter(|v| live.contains(v)).copied().collect();
+        wanted.extend(self.builder.graph().captures(id).into_iter().filter(|v| live.contains(v)));
+        if wanted.is_empty() || flows.iter().all(Option::is_none) {
+            return Ok(vec![]);
+        }
+        let Some(rule) = self.rule(node) else {
+            self.missing.borrow_mut().push(id);
+            return Ok(vec![]);
+        };
+        self.check_attributes(id, node, rule)?;
+        let only_zeros = flows.iter().flatten().all(|f| matches!(f, Flow::Zero));
+        let dys = flows.iter().map(|f| match f {
+            Some(Flow::Value(dy)) => Some(*dy),
+            _ => None,
+        });
+        let call = Call::new(self, id, dys.collect(), wanted.clone());
+        match rule.slots.first() {
+            _ if only_zeros => Ok(self.zeros(node, rule, &wanted)),
+            Some(Slot::Through(forward)) => {
+                let gradients = self.through(&call, *forward, &wanted).and_then(|g| self.checked(g));
+                self.blame(gradients, id, None)
+            }
+            Some(Slot::Structure(structure)) => {
+                let gradients = structure(&call).and_then(|g| self.checked(g));
+                self.blame(gradients, id, None)
+            }
+            _ => self.slots(&call, id, node, rule, live),
+        }
+    }
+
+    /// What each input gets by its slot. All are computed before any is used.
+    fn slots(
+        &self,
+        call: &Call<'g>,
+        id: NodeId,
+        node: &Node,
+        rule: &Rule,
+        live: &HashSet<ValueId>,
+    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
+        let mut gradients = Vec::new();
+        for (i, input) in node.inputs.iter().enumerate() {
+            let Some(value) = input.filter(|v| live.contains(v)) else { continue };
+            let x = self.builder.expr(value);
+            let flow = match rule.slot(i) {
+                None => Err(anyhow!("the operator has no input {i}")),
+                Some(slot) => self.slot(call, slot, i, x),
+            };
+            let flow = flow.and_then(|f| self.checked(f.map(|f| (value, f)).into_iter().collect()));
+            gradients.extend(self.blame(flow, id, Some(i))?);
+        }
+        Ok(gradients)
+    }
+
+    fn slot(&self, c: &Call<'g>, slot: &Slot, i: usize, x: Expr<'g>) -> Result<Option<Flow<'g>>> {
+        let dx = match slot {
+            Slot::Stop(_) => return Ok(None),
+            Slot::Zero => return Ok(Some(Flow::Zero)),
+            Slot::Unary(f) => f(x, c.y()?, c.dy()?),
+            Slot::Binary(f) => f(c.input(0)?, c.input(1)?, c.y()?, c.dy()?).unbroadcast(x)?,
+            Slot::Formula(f) => f(c)?,
+            Slot::Broadcast(f) => f(c)?.unbroadcast(x)?,
+            Slot::Each(f) => f(c, i)?,
+            Slot::EachBroadcast(f) => f(c, i)?.unbroadcast(x)?,
+            Slot::Through(_) | Slot::Structure(_) => bail!("a rule of this kind stands alone"),
+        };
+        Ok(Some(Flow::Value(dx)))
+    }
+
+    /// The gradients of a formula that computes the node's outputs from its inputs.
+    fn through(&'g self, c: &Call<'g>, forward: rules::Forward, wanted: &[ValueId]) -> Result<Vec<(ValueId, Flow<'g>)>> {
+        let outputs = forward(c)?;
+        let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some((y?, c.opt_dy(i)?))).collect();
+        let mut leaves: Vec<Expr<'g>> = (0..c.input_count()).filter_map(|i| c.opt(i)).collect();
+        leaves.retain(|x| wanted.contains(&x.id()));
+        let gradients = self.differentiate_formula(&ys, &leaves)?;
+        // What the formula does not lead to is connected all the same: the operator takes it.
+        Ok(wanted.iter().map(|x| (*x, gradients.get(x).map_or(Flow::Zero, |dx| Flow::Value(*dx)))).collect())
+    }
+
+    /// Where only zeros arrive, zeros leave: derivatives are linear.
+    fn zeros(&self, node: &Node, rule: &Rule, wanted: &[ValueId]) -> Vec<(ValueId, Flow<'g>)> {
+        let stops = |v: &ValueId| {
+            let inputs = node.inputs.iter().enumerate().filter(|(_, i)| i.as_ref() == Some(v));
+            let mut slots = inputs.map(|(i, _)| rule.slot(i)).peekable();
+            slots.peek().is_some() && slots.all(|s| matches!(s, Some(Slot::Stop(_))))
+        };
+        wanted.iter().filter(|v| !stops(v)).map(|v| (*v, Flow::Zero)).collect()
+    }
+
+    /// A gradient has the shape and the element type of its input, or its rule is wrong.
+    fn checked<T: IntoFlow<'g>>(&self, gradients: Vec<(ValueId, T)>) -> Result<Vec<(ValueId, Flow<'g>)>> {
+        let graph = self.builder.graph();
+        let check = |(value, flow): (ValueId, T)| {
+            let flow = flow.into_flow();
+            if let Flow::Value(dx) = flow {
+                let (x, dx) = (graph.fact(value), graph.fact(dx.id()));
+                let same_type = x.element.zip(dx.element).is_none_or(|(a, b)| a == b);
+                ensure!(same_type, "its rule gives a gradient of type {:?} for {:?}; please report this", dx.element, x.element);
+                let contradict = |(a, b): (&crate::graph::Dim, &crate::graph::Dim)| a.known().zip(b.known()).is_some_and(|(a, b)| a != b);
+                if let (Some(a), Some(b)) = (&x.shape, &dx.shape) {
+                    let same = a.len() == b.len() && !a.iter().zip(b.iter()).any(contradict);
+                    let (a, b) = (graph.dims.display(a), graph.dims.display(b));
+                    ensure!(same, "its rule gives a gradient of shape {b} for {a}; please report this");
+                }
+            }
+            Ok((value, flow))
+        };
+        gradients.into_iter().map(check).collect()
+    }
+
+    /// Adds to an error, returned or recorded by the builder, which node and input it is about.
+    fn blame<T>(&self, result: Result<T>, id: NodeId, input: Option<usize>) -> Result<T> {
+        let recorded = self.builder.take_error();
+        let result = match recorded {
+            Some(error) => Err(error),
+            None => result,
+        };
+        result.map_err(|error: Error| {
+            let graph = self.builder.graph();
+            let node = graph.describe(self.origin(id));
+            let input = input.and_then(|i| {
+                let value = graph.node(id).inputs.get(i).copied().flatten()?;
+                Some(format!(", input {i} '{}'", graph.value(value).name.as_deref().unwrap_or("")))
+            });
+            error.context(format!("{node}{}", input.unwrap_or_default()))
+        })
+    }
+
+    /// The model's own node behind a node that the pass has written, which is the one that users know.
+    fn origin(&self, id: NodeId) -> NodeId {
+        let graph = self.builder.graph();
+        match graph.node(id).origin {
+            Origin::Backward(Some(forward)) => forward,
+            _ => id,
+        }
+    }
+
+    /// An attribute of which the rule does not know may change the formula.
+    fn check_attributes(&self, id: NodeId, node: &Node, rule: &Rule) -> Result<()> {
+        let bodies = node.bodies.iter().map(|(name, _)| &**name);
+        let unknown = node.attributes.iter().map(|a| a.name()).chain(bodies).find(|name| !rule.knows(name));
+        match unknown {
+            Some(name) => Err(anyhow!("attribute '{name}' is not known to the operator's gradient, which might be wrong with it"))
+                .with_context(|| self.builder.graph().describe(self.origin(id))),
+            None => Ok(()),
+        }
+    }
+
+    fn rule(&self, node: &Node) -> Option<&'g Rule> {
+        let own = self.own_rules.iter().find(|r| r.op == &*node.op_type && r.domain == &*node.domain);
+        own.or_else(|| rules::find(&node.domain, &node.op_type, self.builder.graph().opset(&node.domain)))
+    }
+}
+
+/// What a rule may return for an input.
+trait IntoFlow<'g> {
+    fn into_flow(self) -> Flow<'g>;
+}
+
+impl<'g> IntoFlow<'g> for Flow<'g> {
+    fn into_flow(self) -> Flow<'g> {
+        self
+    }
+}
+
+impl<'g> IntoFlow<'g> for Expr<'g> {
+    fn into_flow(self) -> Flow<'g> {
+        Flow::Value(self)
+    }
+}

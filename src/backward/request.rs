@@ -1,0 +1,435 @@
+//! A call of tf.gradients: what is asked for, and what comes of it.
+
+use super::select::{Selection, free_scope};
+use super::{Aggregation, Flow, Pass};
+use crate::expr::{Builder, Expr};
+use crate::graph::write::{self, Request};
+use crate::graph::{Fact, Graph, Loaded, Origin, Producer, ValueId, load};
+use crate::model::Model;
+use crate::onnx::{ElementType, ModelProto, TensorProto};
+use crate::record::{Gradient, Record, SeedOf};
+use crate::rules::Rule;
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::{HashMap, HashSet};
+
+/// The gradient that a y starts with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Seed {
+    /// Ones: the derivative of the sum of y's elements.
+    #[default]
+    Ones,
+    /// A number in every place.
+    Fill(f64),
+    /// A new graph input of y's type and shape, of that name or of one that is made up.
+    Input(Option<String>),
+    /// A tensor of the graph, which counts as a constant in this call.
+    Tensor(String),
+    /// A constant.
+    Constant(TensorProto),
+}
+
+/// What stands for the gradient of an x that no y depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unconnected {
+    /// Nothing.
+    #[default]
+    None,
+    /// Zeros of x's type and shape.
+    Zero,
+}
+
+/// A request for gradients, as of tf.gradients: the sum of the derivatives of ys with respect to each of xs.
+#[derive(Clone, Debug, Default)]
+pub struct Gradients {
+    ys: Vec<String>,
+    xs: Vec<String>,
+    seeds: Vec<Seed>,
+    stops: Vec<String>,
+    name: String,
+    aggregation: Aggregation,
+    unconnected: Unconnected,
+    colocate: bool,
+    only_gradients: bool,
+    rules: Vec<Rule>,
+}
+
+/// A model with gradients.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The model as it was, with the backward nodes behind its own, and a graph output for each gradient.
+    pub model: Model,
+    /// The gradients, in the order of the xs.
+    pub gradients: Vec<Gradient>,
+    /// The seeds, in the order of the ys.
+    pub seeds: Vec<SeedOf>,
+    /// How many nodes have been added.
+    pub nodes_added: usize,
+    /// What users should know.
+    pub warnings: Vec<String>,
+    /// The call as the model's metadata keep it.
+    pub record: Record,
+}
+
+impl Gradients {
+    /// The derivatives of `ys` with respect to `xs`, which are tensors of the main graph: inputs, initializers, node outputs.
+    pub fn new<Y: Into<String>, X: Into<String>>(
+        ys: impl IntoIterator<Item = Y>,
+        xs: impl IntoIterator<Item = X>,
+    ) -> Self {
+        Gradients {
+            ys: ys.into_iter().map(Into::into).collect(),
+            xs: xs.into_iter().map(Into::into).collect(),
+            name: "gradients".to_owned(),
+            ..Gradients::default()
+        }
+    }
+
+    /// Seeds for all ys, in their order. Without any, each is [`Seed::Ones`].
+    pub fn seeds(mut self, seeds: impl IntoIterator<Item = Seed>) -> Self {
+        self.seeds = seeds.into_iter().collect();
+        self
+    }
+
+    /// The seed of one y. The others keep theirs.
+    pub fn seed(mut self, y: &str, seed: Seed) -> Self {
+        self.seeds.resize(self.ys.len().max(self.seeds.len()), Seed::Ones);
+        for (name, slot) in self.ys.iter().zip(&mut self.seeds) {
+            if name == y {
+                *slot = seed.clone();
+            }
+        }
+        self
+    }
+
+    /// Tensors that no gradient passes: they count as constants.
+    pub fn stop<S: Into<String>>(mut self, stops: impl IntoIterator<Item = S>) -> Self {
+        self.stops.extend(stops.into_iter().map(Into::into));
+        self
+    }
+
+    /// The scope of all new names; made unique where the model has names in it.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// How gradients that arrive at one tensor are summed.
+    pub fn aggregation(mut self, aggregation: Aggregation) -> Self {
+        self.aggregation = aggregation;
+        self
+    }
+
+    /// What stands for the gradient of an x that no y depends on.
+    pub fn unconnected(mut self, unconnected: Unconnected) -> Self {
+        self.unconnected = unconnected;
+        self
+    }
+
+    /// Whether backward nodes take over the devices and the placement metadata of their forward nodes.
+    pub fn colocate(mut self, colocate: bool) -> Self {
+        self.colocate = colocate;
+        self
+    }
+
+    /// Whether the model's own outputs go, with what only they need.
+    pub fn only_gradients(mut self, only: bool) -> Self {
+        self.only_gradients = only;
+        self
+    }
+
+    /// A row of one's own, for an operator of one's own or in place of the table's.
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.rules.push(rule);
+        self
+    }
+
+    /// Appends the gradients to a model.
+    ///
+    /// # Errors
+    /// Names of no tensor, seeds that do not fit their ys, operators on a path from a y to an x without a gradient, and
+    /// models that contradict themselves.
+    pub fn build(&self, model: &Model) -> Result<Output> {
+        let loaded = load(&model.proto)?;
+        let selection = Selection::new(&loaded);
+        let found = [("ys", &self.ys), ("xs", &self.xs), ("stop_gradients", &self.stops)]
+            .map(|(what, names)| selection.find(what, names));
+        let [ys, xs, stops] = all_or_errors(found)?;
+        ensure!(
+            self.seeds.is_empty() || self.seeds.len() == ys.len(),
+            "{} grad_ys are given for {} ys",
+            self.seeds.len(),
+            ys.len()
+        );
+        let names: HashSet<String> = names_of(&loaded, &model.proto);
+        let scope = free_scope(&self.name, names.iter());
+        let seed_tensors = self.seed_tensors(&selection)?;
+        let mut warnings = loaded.warnings.clone();
+        let Loaded { graph, .. } = loaded;
+        let forward: Vec<_> = graph.scope(Graph::MAIN).nodes.clone();
+        let builder = Builder::new(graph);
+        let mut call = Building { builder: &builder, scope: &scope, taken: names, inputs: Vec::new() };
+
+        let mut seeded = Vec::new();
+        for (i, &y) in ys.iter().enumerate() {
+            let given = self.seeds.get(i);
+            let seed = call.seed(y, &self.ys[i], given, seed_tensors.get(i).copied().flatten());
+            match seed.with_context(|| format!("the seed of y '{}'", self.ys[i]))? {
+                Some(seed) => seeded.push((y, seed)),
+                None => warnings.push(format!("y '{}' is not of a floating-point type and has no gradient", self.ys[i])),
+            }
+        }
+        let pass = Pass::new(&builder, self.aggregation, stops.into_iter().collect(), &self.rules);
+        let flows = pass.differentiate(&forward, &seeded, &xs);
+        pass.check_missing()?;
+        let flows = flows?;
+        let outputs = call.outputs(&xs, &self.xs, &flows, self.unconnected)?;
+        if let Some(error) = builder.take_error() {
+            return Err(error);
+        }
+        let Building { taken, inputs, .. } = call;
+        let gradients: Vec<Gradient> = self
+            .xs
+            .iter()
+            .zip(&outputs)
+            .map(|(x, o)| Gradient { x: x.clone(), gradient: o.as_ref().map(|(_, name)| name.clone()) })
+            .collect();
+        let mut distinct: Vec<(ValueId, String)> = Vec::new();
+        let mut seen = HashSet::new();
+        distinct.extend(outputs.into_iter().flatten().filter(|(_, name)| seen.insert(name.clone())));
+        let request = Request { name: scope.clone(), inputs, outputs: distinct, colocate: self.colocate };
+        let mut proto = model.proto.clone();
+        let written = write::write(&builder.graph(), &mut proto, &request, taken)?;
+        for (node, output) in &written.demanded {
+            warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
+        }
+        let seeds = self.seeds_of(&builder, &ys, &seeded, &written.names);
+        let record = Record { name: scope.clone(), gradients: gradients.clone(), seeds: seeds.clone(), stops: self.stops.clone() };
+        record.attach(&mut proto)?;
+        if self.only_gradients {
+            keep_only(&mut proto, gradients.iter().filter_map(|g| g.gradient.as_deref()))?;
+        }
+        let model = Model { proto, folder: model.folder.clone() };
+        Ok(Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record })
+    }
+
+    fn seed_tensors(&self, selection: &Selection) -> Result<Vec<Option<ValueId>>> {
+        let names: Vec<String> = self
+            .seeds
+            .iter()
+            .filter_map(|s| match s {
+                Seed::Tensor(name) => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        let mut found = selection.find("grad_ys", &names)?.into_iter();
+        Ok(self.seeds.iter().map(|s| if matches!(s, Seed::Tensor(_)) { found.next() } else { None }).collect())
+    }
+
+    /// The seeds as they are reported: a tensor or input of the written model, or a number.
+    fn seeds_of(
+        &self,
+        builder: &Builder,
+        ys: &[ValueId],
+        seeded: &[(ValueId, Expr)],
+        names: &HashMap<ValueId, String>,
+    ) -> Vec<SeedOf> {
+        let mut seeded = seeded.iter().peekable();
+        let seed_of = |(i, &y): (usize, &ValueId)| {
+            let given = self.seeds.get(i).unwrap_or(&Seed::Ones);
+            let expr = seeded.next_if(|(of, _)| *of == y).map(|(_, e)| *e);
+            let name = expr.and_then(|e| {
+                let model = builder.graph().value(e.id()).name.as_deref().map(str::to_owned);
+                model.or_else(|| names.get(&e.id()).cloned())
+            });
+            let fill = match given {
+                Seed::Ones if expr.is_some() => Some(1.0),
+                Seed::Fill(v) => Some(*v),
+                _ => None,
+            };
+            SeedOf { y: self.ys[i].clone(), seed: name, fill }
+        };
+        ys.iter().enumerate().map(seed_of).collect()
+    }
+}
+
+/// The names and inputs of a call while it is being built.
+struct Building<'g, 's> {
+    builder: &'g Builder,
+    scope: &'s str,
+    taken: HashSet<String>,
+    inputs: Vec<(ValueId, String)>,
+}
+
+impl<'g> Building<'g, '_> {
+    /// The seed of a y; `None` where y has no gradient.
+    fn seed(&mut self, y: ValueId, name: &str, given: Option<&Seed>, tensor: Option<ValueId>) -> Result<Option<Expr<'g>>> {
+        let expr = self.builder.expr(y);
+        let fact = expr.fact();
+        if !fact.may_carry_gradient() {
+            ensure!(given.is_none(), "y is of type {}, which has no gradient", fact.element.map(ElementType::name).unwrap_or_default());
+            return Ok(None);
+        }
+        let seed = match given.unwrap_or(&Seed::Ones) {
+            Seed::Ones => expr.ones_like(),
+            Seed::Fill(value) => expr.full_like(*value),
+            Seed::Tensor(_) => self.builder.expr(tensor.context("its tensor is not known")?),
+            Seed::Constant(value) => {
+                let element = expr.element()?;
+                ensure!(value.element_type().is_float(), "the seed is of type {}", value.element_type().name());
+                let values = value.floats()?;
+                ensure!(value.element_type() == element, "the seed is of type {}, y of type {}", value.element_type().name(), element.name());
+                self.builder.numbers(&values, &value.dims, element)
+            }
+            Seed::Input(wanted) => {
+                let base = wanted.clone().unwrap_or_else(|| format!("{}/grad_ys/{name}", self.scope));
+                if wanted.is_some() {
+                    ensure!(!self.taken.contains(&base), "the model has a tensor called '{base}' already");
+                }
+                let unique = self.unique(&base);
+                let input = Fact { value: None, ..fact.clone() };
+                let id = self.builder.graph_mut().push_input(Graph::MAIN, None, input);
+                self.inputs.push((id, unique));
+                self.builder.expr(id)
+            }
+        };
+        if let Some(error) = self.builder.take_error() {
+            return Err(error);
+        }
+        self.check(&fact, &seed.fact())?;
+        Ok(Some(seed))
+    }
+
+    fn check(&self, y: &Fact, seed: &Fact) -> Result<()> {
+        if let (Some(a), Some(b)) = (y.element, seed.element) {
+            ensure!(a == b, "the seed is of type {}, y of type {}", b.name(), a.name());
+        }
+        if let (Some(a), Some(b)) = (&y.shape, &seed.shape) {
+            let same = a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.known().zip(b.known()).is_none_or(|(a, b)| a == b));
+            let graph = self.builder.graph();
+            ensure!(same, "the seed has shape {}, y has shape {}", graph.dims.display(b), graph.dims.display(a));
+        }
+        Ok(())
+    }
+
+    /// For each x the value that holds its gradient, and the name of the graph output. One x named twice has one output.
+    fn outputs(
+        &mut self,
+        xs: &[ValueId],
+        names: &[String],
+        flows: &[Option<Flow<'g>>],
+        unconnected: Unconnected,
+    ) -> Result<Vec<Option<(ValueId, String)>>> {
+        let mut of_x: HashMap<ValueId, Option<(ValueId, String)>> = HashMap::new();
+        let mut used = HashSet::new();
+        let mut outputs = Vec::with_capacity(xs.len());
+        for ((&x, name), flow) in xs.iter().zip(names).zip(flows) {
+            if let Some(known) = of_x.get(&x) {
+                outputs.push(known.clone());
+                continue;
+            }
+            let expr = self.builder.expr(x);
+            let gradient = match flow {
+                Some(Flow::Value(dx)) => Some(*dx),
+                Some(Flow::Zero) => Some(expr.zeros_like()),
+                None if unconnected == Unconnected::Zero && expr.fact().element.is_some() => Some(expr.zeros_like()),
+                None => None,
+            };
+            if let Some(error) = self.builder.take_error() {
+                return Err(error.context(format!("the gradient of '{name}'")));
+            }
+            let output = gradient.map(|dx| {
+                let own = {
+                    let graph = self.builder.graph();
+                    let producer = graph.value(dx.id()).producer;
+                    matches!(producer, Producer::Node(n, _) if matches!(graph.node(n).origin, Origin::Backward(_)))
+                };
+                // A tensor of the model, or one that is another x's gradient, gets a node of its own to be named by.
+                let id = if own && used.insert(dx.id()) { dx.id() } else { self.copy(dx) };
+                self.describe(id, x);
+                (id, self.unique(&format!("{}/{name}", self.scope)))
+            });
+            of_x.insert(x, output.clone());
+            outputs.push(output);
+        }
+        Ok(outputs)
+    }
+
+    fn copy(&self, dx: Expr<'g>) -> ValueId {
+        // Never shared: a node that is the gradient of another x has that one's name.
+        let fact = dx.fact();
+        let node = crate::graph::NewNode {
+            op_type: "Identity".into(),
+            inputs: [Some(dx.id())].into_iter().collect(),
+            outputs: [Some(None)].into_iter().collect(),
+            origin: Origin::Backward(None),
+            ..Default::default()
+        };
+        let mut graph = self.builder.graph_mut();
+        let id = graph.push(Graph::MAIN, node, vec![fact]);
+        graph.node(id).outputs.iter().flatten().next().copied().unwrap_or(dx.id())
+    }
+
+    /// A gradient has the type and the shape of its x, whose sizes may have better names.
+    fn describe(&self, gradient: ValueId, x: ValueId) {
+        let mut graph = self.builder.graph_mut();
+        let Fact { element, shape, container, .. } = graph.fact(x).clone();
+        let fact = graph.fact_mut(gradient);
+        fact.container = container;
+        fact.element = element.or(fact.element);
+        fact.shape = shape.or_else(|| fact.shape.clone());
+    }
+
+    fn unique(&mut self, base: &str) -> String {
+        let mut name = base.to_owned();
+        for i in 1.. {
+            if self.taken.insert(name.clone()) {
+                break;
+            }
+            name = format!("{base}_{i}");
+        }
+        name
+    }
+}
+
+fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) -> Result<[T; N]> {
+    let errors: Vec<String> = results.iter().filter_map(|r| r.as_ref().err()).map(|e| format!("{e:#}")).collect();
+    if !errors.is_empty() {
+        bail!("{}", errors.join("; "));
+    }
+    let values: Vec<T> = results.into_iter().filter_map(Result::ok).collect();
+    values.try_into().map_err(|_| anyhow::anyhow!("a name could not be resolved"))
+}
+
+/// Every name of a tensor or a node, in bodies too: what new names must differ from.
+fn names_of(loaded: &Loaded, model: &ModelProto) -> HashSet<String> {
+    let mut names: HashSet<String> = loaded.names.keys().chain(&loaded.inner_names).map(|n| n.to_string()).collect();
+    if let Some(graph) = &model.graph {
+        names.extend(graph.node.iter().map(|n| n.name().to_owned()));
+        names.extend(graph.value_info.iter().map(|v| v.name().to_owned()));
+    }
+    names
+}
+
+/// Drops all graph outputs but those named, and then every node, initializer and input that no output needs.
+fn keep_only<'a>(model: &mut ModelProto, outputs: impl Iterator<Item = &'a str>) -> Result<()> {
+    let kept: HashSet<&str> = outputs.collect();
+    let graph = model.graph.as_mut().context("the model holds no graph")?;
+    graph.output.retain(|o| kept.contains(o.name()));
+    let mut needed: HashSet<String> = kept.iter().map(|&n| n.to_owned()).collect();
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    for node in std::mem::take(&mut graph.node).into_iter().rev() {
+        if node.output.iter().any(|o| needed.contains(o)) {
+            needed.extend(node.input.iter().filter(|i| !i.is_empty()).cloned());
+            node.attribute.iter().filter_map(|a| a.g.as_ref()).for_each(|body| body.used_names(&mut needed));
+            nodes.push(node);
+        }
+    }
+    nodes.reverse();
+    graph.node = nodes;
+    graph.initializer.retain(|t| needed.contains(t.name()));
+    graph.sparse_initializer.retain(|t| t.values.as_ref().is_some_and(|v| needed.contains(v.name())));
+    graph.input.retain(|i| needed.contains(i.name()));
+    let produced: HashSet<&String> = graph.node.iter().flat_map(|n| &n.output).collect();
+    graph.value_info.retain(|v| v.name.as_ref().is_some_and(|n| produced.contains(n)));
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! Tensors by name: exact names, wildcards, suggestions for misspelt ones.
+
+use crate::graph::{Graph, Loaded, Producer, ValueId};
+use anyhow::{Result, bail};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+/// Finds tensors of the main graph by name.
+pub struct Selection<'a> {
+    loaded: &'a Loaded,
+}
+
+impl<'a> Selection<'a> {
+    /// Over the tensors of a loaded model.
+    pub fn new(loaded: &'a Loaded) -> Self {
+        Selection { loaded }
+    }
+
+    /// The tensors of the given names, in their order.
+    ///
+    /// # Errors
+    /// Names of no tensor, all of them in one message, each with the nearest name that exists.
+    pub fn find(&self, what: &str, names: &[String]) -> Result<Vec<ValueId>> {
+        let (mut found, mut unknown) = (Vec::with_capacity(names.len()), Vec::new());
+        for name in names {
+            match self.loaded.names.get(name.as_str()) {
+                Some(&id) => found.push(id),
+                None => unknown.push(self.unknown(name)),
+            }
+        }
+        if !unknown.is_empty() {
+            bail!("{what}: {}", unknown.join("; "));
+        }
+        Ok(found)
+    }
+
+    /// The names with wildcards (`*` for anything, `?` for one character) replaced by those that match, in the model's order.
+    /// A name that exists is itself, whatever characters it holds. A pattern without a match stays, to be reported.
+    pub fn expand(&self, patterns: &[String]) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut all: Option<Vec<(ValueId, &Rc<str>)>> = None;
+        for pattern in patterns {
+            if self.loaded.names.contains_key(pattern.as_str()) || !pattern.contains(['*', '?']) {
+                names.push(pattern.clone());
+                continue;
+            }
+            let all = all.get_or_insert_with(|| {
+                let mut all: Vec<_> = self.loaded.names.iter().map(|(name, &id)| (id, name)).collect();
+                all.sort_unstable_by_key(|&(id, _)| id);
+                all
+            });
+            let before = names.len();
+            names.extend(all.iter().filter(|(_, name)| matches(pattern, name)).map(|(_, name)| name.to_string()));
+            if names.len() == before {
+                names.push(pattern.clone());
+            }
+        }
+        names
+    }
+
+    /// Every floating-point initializer.
+    pub fn parameters(&self) -> Vec<ValueId> {
+        let graph = &self.loaded.graph;
+        let scope = graph.scope(Graph::MAIN);
+        let floats = |&&v: &&ValueId| graph.fact(v).element.is_some_and(|e| e.is_float());
+        scope.initializers.iter().filter(floats).copied().collect()
+    }
+
+    /// Every floating-point graph input.
+    pub fn inputs(&self) -> Vec<ValueId> {
+        let graph = &self.loaded.graph;
+        let floats = |&&v: &&ValueId| graph.fact(v).element.is_some_and(|e| e.is_float());
+        graph.scope(Graph::MAIN).inputs.iter().filter(floats).copied().collect()
+    }
+
+    /// Every floating-point graph output.
+    pub fn outputs(&self) -> Vec<ValueId> {
+        let graph = &self.loaded.graph;
+        let floats = |&&v: &&ValueId| graph.fact(v).element.is_some_and(|e| e.is_float());
+        graph.scope(Graph::MAIN).outputs.iter().filter(floats).copied().collect()
+    }
+
+    /// Those of `xs` from which a path leads to one of `ys`.
+    pub fn reaching(&self, xs: &[ValueId], ys: &[ValueId]) -> Vec<ValueId> {
+        let graph = &self.loaded.graph;
+        let mut seen: HashSet<ValueId> = ys.iter().copied().collect();
+        let mut open: Vec<ValueId> = ys.to_vec();
+        while let Some(value) = open.pop() {
+            let Producer::Node(node, _) = graph.value(value).producer else { continue };
+            let inputs = graph.node(node).inputs.iter().flatten().copied().chain(graph.captures(node));
+            open.extend(inputs.filter(|v| seen.insert(*v)));
+        }
+        xs.iter().copied().filter(|x| seen.contains(x)).collect()
+    }
+
+    /// The name of a tensor of the main graph.
+    pub fn name(&self, id: ValueId) -> String {
+        self.loaded.graph.value(id).name.as_deref().unwrap_or_default().to_owned()
+    }
+
+    fn unknown(&self, name: &str) -> String {
+        if self.loaded.inner_names.contains(name) {
+            return format!("tensor '{name}' lies inside the body of a control-flow node, which cannot be addressed from outside");
+        }
+        match nearest(name, self.loaded.names.keys().map(|n| &**n)) {
+            Some(near) => format!("no tensor is called '{name}'; did you mean '{near}'?"),
+            None => format!("no tensor is called '{name}'"),
+        }
+    }
+}
+
+/// The candidate that is most like `name`, if any is like it at all.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = candidates.map(|c| (strsim::jaro_winkler(name, c), c)).filter(|&(score, _)| score > 0.7);
+    scored.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1))).map(|(_, c)| c)
+}
+
+/// Whether a text matches a pattern of `*` and `?`.
+fn matches(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut p, mut t, mut star) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(&c) if c == '?' || c == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            // The last star takes one more character.
+            _ => match star {
+                Some((sp, st)) => {
+                    star = Some((sp, st + 1));
+                    p = sp + 1;
+                    t = st + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|&c| c == '*')
+}
+
+/// A scope name that no tensor of the model begins with: `gradients`, else `gradients_1`, and so on.
+pub fn free_scope(name: &str, names: impl Iterator<Item = impl AsRef<str>>) -> String {
+    let depth = name.split('/').count();
+    let mut prefixes: HashMap<String, ()> = HashMap::new();
+    for taken in names {
+        let prefix = taken.as_ref().split('/').take(depth).collect::<Vec<_>>().join("/");
+        prefixes.entry(prefix).or_default();
+    }
+    (0..)
+        .map(|i| if i == 0 { name.to_owned() } else { format!("{name}_{i}") })
+        .find(|candidate| !prefixes.contains_key(candidate))
+        .unwrap_or_else(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards() {
+        for (pattern, text, expected) in [
+            ("layer*.weight", "layer1.conv.weight", true),
+            ("layer*.weight", "layer1.conv.bias", false),
+            ("?", "W", true),
+            ("?", "W1", false),
+            ("*", "", true),
+            ("a*b*c", "a-b-b-c", true),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn scopes_do_not_collide() {
+        let names = ["x", "gradients/x", "gradients_1/gradients/x"];
+        assert_eq!(free_scope("gradients", names.iter()), "gradients_2");
+        assert_eq!(free_scope("a/b", ["a/c", "a"].iter()), "a/b");
+    }
+}

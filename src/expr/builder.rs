@@ -1,0 +1,326 @@
+//! The graph under construction: one node for each distinct computation, errors kept until somebody asks.
+
+use super::Expr;
+use crate::graph::{Dims, Fact, Graph, NewNode, NodeId, Origin, Scalar, ScopeId, ValueId};
+use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
+use anyhow::{Error, Result, anyhow};
+use prost::Message;
+use smallvec::SmallVec;
+use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Two nodes with equal keys compute the same.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    op_type: Rc<str>,
+    inputs: SmallVec<[Option<ValueId>; 4]>,
+    attributes: Vec<u8>,
+    outputs: usize,
+}
+
+/// Results of constant folding are written into the graph up to this many elements: shapes, axes, scales.
+const MAX_FOLDED: usize = 64;
+
+/// Appends nodes to a graph.
+pub struct Builder {
+    graph: RefCell<Graph>,
+    nodes: RefCell<HashMap<Key, NodeId>>,
+    strings: RefCell<HashMap<&'static str, Rc<str>>>,
+    error: RefCell<Option<Error>>,
+    scope: Cell<ScopeId>,
+    forward: Cell<Option<NodeId>>,
+    /// What operators return once an error is recorded.
+    nothing: ValueId,
+}
+
+impl Builder {
+    /// A builder that appends to the main graph.
+    pub fn new(mut graph: Graph) -> Self {
+        let orphan = graph.open_scope(Graph::MAIN);
+        let nothing = graph.push_input(orphan, None, Fact::default());
+        Builder {
+            graph: RefCell::new(graph),
+            nodes: RefCell::default(),
+            strings: RefCell::default(),
+            error: RefCell::default(),
+            scope: Cell::new(Graph::MAIN),
+            forward: Cell::new(None),
+            nothing,
+        }
+    }
+
+    /// The graph, to look at. The borrow ends before anything is appended.
+    pub fn graph(&self) -> Ref<'_, Graph> {
+        self.graph.borrow()
+    }
+
+    /// The graph, to change. The borrow ends before anything else is asked.
+    pub fn graph_mut(&self) -> RefMut<'_, Graph> {
+        self.graph.borrow_mut()
+    }
+
+    /// The finished graph.
+    pub fn into_graph(self) -> Graph {
+        self.graph.into_inner()
+    }
+
+    /// Applies `f` to the symbolic sizes.
+    pub fn dims<T>(&self, f: impl FnOnce(&Dims) -> T) -> T {
+        f(&self.graph().dims)
+    }
+
+    /// The value as an expression.
+    pub fn expr(&self, id: ValueId) -> Expr<'_> {
+        Expr { builder: self, id }
+    }
+
+    pub(super) fn fact(&self, id: ValueId) -> Fact {
+        self.graph().fact(id).clone()
+    }
+
+    /// The version of the standard's operators that the model is written in.
+    pub(super) fn opset(&self) -> i64 {
+        self.graph().opset("")
+    }
+
+    /// The scope that nodes are appended to.
+    pub fn scope(&self) -> ScopeId {
+        self.scope.get()
+    }
+
+    /// Says which node's gradient the nodes to come help to compute; returns the one that was said before.
+    pub fn set_forward(&self, forward: Option<NodeId>) -> Option<NodeId> {
+        self.forward.replace(forward)
+    }
+
+    /// Records what cannot be built. The first error counts: what comes after follows from it.
+    pub fn fail(&self, error: Error) -> Expr<'_> {
+        self.error.borrow_mut().get_or_insert(error);
+        self.expr(self.nothing)
+    }
+
+    /// What could not be built since the last time that somebody asked.
+    pub fn take_error(&self) -> Option<Error> {
+        self.error.take()
+    }
+
+    /// Takes the value of a question inside a formula; where it has none, records why.
+    pub(super) fn attempt<'g>(&'g self, formula: impl FnOnce() -> Result<Expr<'g>>) -> Expr<'g> {
+        formula().unwrap_or_else(|error| self.fail(error))
+    }
+
+    /// Runs `body` with a new scope inside the current one, to which everything that it builds is appended. Its inputs are of
+    /// the given facts, its outputs what `body` returns.
+    pub fn in_scope<'g>(
+        &'g self,
+        inputs: Vec<Fact>,
+        body: impl FnOnce(&[Expr<'g>]) -> Result<Vec<Expr<'g>>>,
+    ) -> Result<ScopeId> {
+        let scope = self.graph_mut().open_scope(self.scope());
+        let inputs: Vec<_> =
+            inputs.into_iter().map(|f| self.graph_mut().push_input(scope, None, f)).map(|id| self.expr(id)).collect();
+        let outside = self.scope.replace(scope);
+        let outputs = body(&inputs);
+        // An output of a body is computed in it: an input or an outer value gets a node of its own.
+        let outputs = outputs.map(|outputs| {
+            let own = |e: Expr<'g>| {
+                let graph = self.graph();
+                let inside = graph.value(e.id).scope == scope && graph.producer(e.id).is_some();
+                drop(graph);
+                if inside { e } else { e.identity() }
+            };
+            outputs.into_iter().map(|e| own(e).id).collect()
+        });
+        self.scope.set(outside);
+        self.graph_mut().set_outputs(scope, outputs?);
+        Ok(scope)
+    }
+
+    /// Writes the nodes of a body into the current scope, its inputs replaced by `inputs`, and returns its outputs.
+    pub fn splice<'g>(&'g self, body: ScopeId, inputs: &[Expr<'g>]) -> Vec<Expr<'g>> {
+        let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+        map.extend(self.graph().scope(body).inputs.iter().copied().zip(inputs.iter().map(|e| e.id)));
+        self.copy_nodes(body, &mut map);
+        let outputs = self.graph().scope(body).outputs.clone();
+        outputs.iter().map(|o| self.expr(*map.get(o).unwrap_or(o))).collect()
+    }
+
+    fn copy_nodes(&self, from: ScopeId, map: &mut HashMap<ValueId, ValueId>) {
+        let nodes = self.graph().scope(from).nodes.clone();
+        for id in nodes {
+            let node = self.graph().node(id).clone();
+            let inputs = node.inputs.iter().map(|i| i.map(|i| *map.get(&i).unwrap_or(&i))).collect();
+            let bodies = node.bodies.iter().map(|(name, scope)| (name.clone(), self.copy_scope(*scope, map))).collect();
+            let new = NewNode {
+                op_type: node.op_type,
+                domain: node.domain,
+                inputs,
+                outputs: node.outputs.iter().map(|o| o.map(|_| None)).collect(),
+                attributes: node.attributes,
+                bodies,
+                name: None,
+                origin: Origin::Backward(self.forward.get()),
+                stop: node.stop,
+            };
+            let copy = self.append(new);
+            let graph = self.graph();
+            for (old, new) in node.outputs.iter().zip(&graph.node(copy).outputs) {
+                if let (Some(old), Some(new)) = (old, new) {
+                    map.insert(*old, *new);
+                }
+            }
+        }
+    }
+
+    fn copy_scope(&self, from: ScopeId, map: &mut HashMap<ValueId, ValueId>) -> ScopeId {
+        let scope = self.graph_mut().open_scope(self.scope());
+        let inputs = self.graph().scope(from).inputs.clone();
+        for input in inputs {
+            let fact = self.fact(input);
+            let copy = self.graph_mut().push_input(scope, None, fact);
+            map.insert(input, copy);
+        }
+        let outside = self.scope.replace(scope);
+        self.copy_nodes(from, map);
+        self.scope.set(outside);
+        let outputs = self.graph().scope(from).outputs.iter().map(|o| *map.get(o).unwrap_or(o)).collect();
+        self.graph_mut().set_outputs(scope, outputs);
+        scope
+    }
+
+    /// A tensor that is written into the graph.
+    pub(super) fn tensor(&self, tensor: TensorProto) -> Expr<'_> {
+        self.emit("Constant", &[], vec![attribute::tensor("value", tensor)])
+    }
+
+    /// A tensor of integers.
+    pub fn ints(&self, values: &[i64]) -> Expr<'_> {
+        self.tensor(TensorProto::from_ints(ElementType::Int64, &[values.len() as i64], values))
+    }
+
+    /// An integer without dimensions.
+    pub fn int(&self, value: i64) -> Expr<'_> {
+        self.tensor(TensorProto::from_ints(ElementType::Int64, &[], &[value]))
+    }
+
+    /// A number without dimensions, of any numeric or boolean type.
+    pub fn scalar(&self, value: f64, element: ElementType) -> Expr<'_> {
+        self.numbers(&[value], &[], element)
+    }
+
+    /// A tensor of numbers, of any numeric or boolean type.
+    pub fn numbers(&self, values: &[f64], dims: &[i64], element: ElementType) -> Expr<'_> {
+        match element {
+            e if e.is_float() => self.tensor(TensorProto::from_floats(element, dims, values)),
+            e if e.bits().is_some_and(|b| b >= 8) && (e.is_integer() || e == ElementType::Bool) => {
+                let ints: Vec<i64> = values.iter().map(|&v| v as i64).collect();
+                self.tensor(TensorProto::from_ints(element, dims, &ints))
+            }
+            other => self.fail(anyhow!("a constant of type {} cannot be written", other.name())),
+        }
+    }
+
+    /// The node's only output.
+    pub(super) fn emit<'g>(&'g self, op: &'static str, inputs: &[Option<Expr<'g>>], attributes: Vec<AttributeProto>) -> Expr<'g> {
+        self.emit_many(op, inputs, attributes, Vec::new(), 1).into_iter().next().unwrap_or(self.expr(self.nothing))
+    }
+
+    /// The outputs of one node: of an earlier one that computes the same, of a constant where all is known, or of a new one.
+    pub(super) fn emit_many<'g>(
+        &'g self,
+        op: &'static str,
+        inputs: &[Option<Expr<'g>>],
+        attributes: Vec<AttributeProto>,
+        bodies: Vec<(&'static str, ScopeId)>,
+        outputs: usize,
+    ) -> Vec<Expr<'g>> {
+        if self.error.borrow().is_some() {
+            return vec![self.expr(self.nothing); outputs];
+        }
+        let op_type = self.string(op);
+        let mut inputs: SmallVec<[Option<ValueId>; 4]> = inputs.iter().map(|e| e.map(|e| e.id)).collect();
+        while inputs.last() == Some(&None) {
+            inputs.pop();
+        }
+        let mut encoded = Vec::new();
+        for attribute in &attributes {
+            // Encoding into a vector, which grows, does not fail.
+            let _ = attribute.encode_length_delimited(&mut encoded);
+        }
+        let key = bodies.is_empty().then(|| Key { op_type: op_type.clone(), inputs: inputs.clone(), attributes: encoded, outputs });
+        if let Some(known) = key.as_ref().and_then(|k| self.nodes.borrow().get(k).copied())
+            && self.graph().is_visible(self.graph().node(known).scope, self.scope())
+        {
+            return self.outputs(known);
+        }
+        let new = NewNode {
+            op_type,
+            domain: self.string(""),
+            inputs,
+            outputs: (0..outputs).map(|_| Some(None)).collect(),
+            attributes: attributes.into(),
+            bodies: bodies.into_iter().map(|(name, scope)| (self.string(name), scope)).collect(),
+            name: None,
+            origin: Origin::Backward(self.forward.get()),
+            stop: false,
+        };
+        let facts = match self.graph().infer(&new) {
+            Ok(facts) => facts,
+            Err(error) => {
+                let error = error.context(format!("the gradient's own {op} cannot be built"));
+                return vec![self.fail(error); outputs];
+            }
+        };
+        if op != "Constant"
+            && let [fact] = facts.as_slice()
+            && let Some(folded) = self.fold(fact)
+        {
+            return vec![folded];
+        }
+        let scope = self.scope();
+        let node = self.graph_mut().push(scope, new, facts);
+        if let Some(key) = key {
+            self.nodes.borrow_mut().insert(key, node);
+        }
+        self.outputs(node)
+    }
+
+    fn append(&self, new: NewNode) -> NodeId {
+        let scope = self.scope();
+        let facts = self.graph().infer(&new);
+        let facts = facts.unwrap_or_else(|error| {
+            self.fail(error);
+            Vec::new()
+        });
+        self.graph_mut().push(scope, new, facts)
+    }
+
+    fn outputs(&self, node: NodeId) -> Vec<Expr<'_>> {
+        let outputs = self.graph().node(node).outputs.clone();
+        outputs.into_iter().map(|o| self.expr(o.unwrap_or(self.nothing))).collect()
+    }
+
+    /// A constant in place of a small tensor of which everything is known.
+    fn fold(&self, fact: &Fact) -> Option<Expr<'_>> {
+        let element = fact.element?;
+        let dims = fact.known_shape()?;
+        let elements = fact.elements().filter(|e| e.len() <= MAX_FOLDED)?;
+        if element.is_float() {
+            Some(self.tensor(TensorProto::from_floats(element, &dims, &fact.floats()?)))
+        } else if element.bits()? >= 8 && (element.is_integer() || element == ElementType::Bool) {
+            let int = |s: &Scalar| match s {
+                Scalar::Int(d) => d.known(),
+                Scalar::Float(_) => None,
+            };
+            let ints: Option<Vec<i64>> = elements.iter().map(int).collect();
+            Some(self.tensor(TensorProto::from_ints(element, &dims, &ints?)))
+        } else {
+            None
+        }
+    }
+
+    fn string(&self, text: &'static str) -> Rc<str> {
+        self.strings.borrow_mut().entry(text).or_insert_with(|| text.into()).clone()
+    }
+}

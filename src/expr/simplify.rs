@@ -1,0 +1,121 @@
+//! What need not be computed: products with one, sums with zero, reshapes to the same shape.
+//!
+//! Each rule returns what stands for the operation, or `None` where the operation is needed. They hold for every input, NaN
+//! and infinity among them: a product with zero is not one of them.
+
+use super::Expr;
+use crate::graph::{Dim, Origin};
+
+impl<'g> Expr<'g> {
+    /// This tensor in place of an elementwise operation with one whose value does not matter, where the shape stays the same.
+    fn unless_broadcast(self, other: Expr<'g>) -> Option<Expr<'g>> {
+        let (own, other) = (self.fact().shape?, other.fact().shape?);
+        let offset = own.len().checked_sub(other.len())?;
+        let covered = other.iter().enumerate().all(|(i, &d)| d == Dim::Known(1) || d == own[offset + i]);
+        covered.then_some(self)
+    }
+
+    /// A tensor of one value as a number without dimensions, where the other operand has the shape of the result already.
+    fn as_scalar(self, other: Expr<'g>) -> Option<Expr<'g>> {
+        let value = self.constant()?;
+        if self.fact().rank()? == 0 {
+            return None;
+        }
+        other.unless_broadcast(self)?;
+        Some(other.like(value))
+    }
+
+    pub(super) fn simplify_sum(self, other: Expr<'g>) -> Option<Expr<'g>> {
+        match (self.constant(), other.constant()) {
+            (_, Some(0.0)) => self.unless_broadcast(other),
+            (Some(0.0), _) => other.unless_broadcast(self),
+            _ => None,
+        }
+    }
+
+    pub(super) fn simplify_difference(self, other: Expr<'g>) -> Option<Expr<'g>> {
+        match (self.constant(), other.constant()) {
+            (_, Some(0.0)) => self.unless_broadcast(other),
+            (Some(0.0), _) => other.unless_broadcast(self).map(|e| -e),
+            _ => None,
+        }
+    }
+
+    pub(super) fn simplify_product(self, other: Expr<'g>) -> Option<Expr<'g>> {
+        match (self.constant(), other.constant()) {
+            (_, Some(1.0)) if let Some(e) = self.unless_broadcast(other) => Some(e),
+            (Some(1.0), _) if let Some(e) = other.unless_broadcast(self) => Some(e),
+            (_, Some(-1.0)) if let Some(e) = self.unless_broadcast(other) => Some(-e),
+            (Some(-1.0), _) if let Some(e) = other.unless_broadcast(self) => Some(-e),
+            (Some(_), _) => self.as_scalar(other).map(|s| s.times(other)),
+            (_, Some(_)) => other.as_scalar(self).map(|s| self.times(s)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn simplify_quotient(self, other: Expr<'g>) -> Option<Expr<'g>> {
+        match (self.constant(), other.constant()) {
+            (_, Some(1.0)) => self.unless_broadcast(other),
+            (Some(1.0), _) if self.is_float() => other.unless_broadcast(self).map(Expr::reciprocal),
+            (Some(_), _) => self.as_scalar(other).map(|s| s.over(other)),
+            (_, Some(_)) => other.as_scalar(self).map(|s| self.over(s)),
+            _ => None,
+        }
+    }
+
+    /// `-(-x)` is `x`.
+    pub(super) fn simplify_negation(self) -> Option<Expr<'g>> {
+        self.operand_of("Neg")
+    }
+
+    /// The first input of the node that computes this, where it is a node of that operator which the pass has written.
+    fn operand_of(self, op: &str) -> Option<Expr<'g>> {
+        let graph = self.builder.graph();
+        let (node, _) = graph.producer(self.id)?;
+        let node = graph.node(node);
+        let operand = *node.inputs.first()?.as_ref()?;
+        (&*node.op_type == op && node.domain.is_empty() && node.origin != Origin::Model).then(|| self.builder.expr(operand))
+    }
+
+    /// A sum over axes of size 1 is nothing or a reshape.
+    pub(super) fn simplify_reduce_sum(self, axes: &[usize], keep_dims: bool) -> Option<Expr<'g>> {
+        if !axes.iter().all(|&a| self.known_dim(a) == Some(1)) {
+            return None;
+        }
+        Some(if keep_dims { self } else { self.squeeze(axes) })
+    }
+
+    /// Nothing where the shape stays the same, one reshape in place of two.
+    pub(super) fn simplify_reshape(self, shape: Expr<'g>) -> Option<Expr<'g>> {
+        let target = shape.fact().dims()?;
+        if self.fact().shape.as_deref() == Some(target.as_slice()) {
+            return Some(self);
+        }
+        let known = target.iter().all(|d| matches!(d, Dim::Known(n) if *n > 0));
+        let inner = self.operand_of("Reshape")?;
+        if known || inner.fact().shape.as_deref() == Some(target.as_slice()) { Some(inner.reshape(shape)) } else { None }
+    }
+
+    /// A constant for a computed shape: 0 for a size that stays in its place, -1 for one that follows from the others.
+    pub(super) fn reshape_target(self, shape: Expr<'g>) -> Option<Expr<'g>> {
+        let target = shape.fact().dims()?;
+        let own = self.fact().shape;
+        let stays = |i: usize, d: Dim| own.as_ref().and_then(|s| s.get(i)) == Some(&d);
+        let mut open = 0;
+        let mut numbers = Vec::with_capacity(target.len());
+        for (i, &d) in target.iter().enumerate() {
+            numbers.push(match d {
+                Dim::Known(n) => n,
+                d if stays(i, d) => 0,
+                Dim::Symbol(_) => {
+                    open += 1;
+                    -1
+                }
+            });
+        }
+        // A zero among the numbers would make -1 ambiguous, and is no "stays": such shapes stay computed.
+        let zero = target.contains(&Dim::Known(0));
+        let minus = target.iter().any(|d| matches!(d, Dim::Known(n) if *n < 0));
+        (open == 0 || (open == 1 && !zero && !minus)).then(|| self.builder.ints(&numbers))
+    }
+}

@@ -1,0 +1,47 @@
+//! The transpose of broadcasting: sums over what was repeated.
+
+use super::Expr;
+use crate::graph::Dim;
+use anyhow::{Result, ensure};
+
+impl<'g> Expr<'g> {
+    /// The gradient `self` of a broadcast copy of `x`, summed to the shape of `x`.
+    ///
+    /// Axes that `x` does not have, or has with size 1 where this tensor has more, are summed. Where only the run tells
+    /// whether an axis was repeated, it is split in two, `x`'s size and the rest, of which the second is summed: of sizes n
+    /// and 1 where it was not repeated, of 1 and n where it was.
+    ///
+    /// # Errors
+    /// The rank of one of the two is not known.
+    pub fn unbroadcast(self, x: Expr<'g>) -> Result<Expr<'g>> {
+        if self.same_shape(x) {
+            return Ok(self);
+        }
+        let (own, target) = (self.sizes()?, x.sizes()?);
+        ensure!(own.len() >= target.len(), "a gradient of rank {} cannot be summed to rank {}", own.len(), target.len());
+        let extra = own.len() - target.len();
+        let leading: Vec<usize> = (0..extra).collect();
+        let certain: Vec<usize> = (0..target.len()).filter(|&i| target[i] == Dim::Known(1) && own[extra + i] != Dim::Known(1)).collect();
+        let unclear: Vec<usize> = (0..target.len())
+            .filter(|&i| matches!(target[i], Dim::Symbol(_)) && own[extra + i] != target[i] && own[extra + i] != Dim::Known(1))
+            .collect();
+        let dy = self.sum_out(&leading);
+        let dy = dy.sum(&certain);
+        if unclear.is_empty() {
+            return Ok(dy);
+        }
+        let b = self.builder();
+        let (mut split, mut summed) = (Vec::new(), Vec::new());
+        for i in 0..target.len() {
+            if unclear.contains(&i) {
+                let (own, size) = (dy.dims([i]), x.dims([i]));
+                split.extend([size, own / size.max(b.ints(&[1]))]);
+                summed.push(split.len() - 1);
+            } else {
+                split.push(dy.dims([i]));
+            }
+        }
+        let parts = dy.reshape(Expr::concat(&split, 0));
+        Ok(parts.sum_out(&summed).reshape_like(x))
+    }
+}

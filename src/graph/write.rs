@@ -1,0 +1,234 @@
+//! Writes what the backward pass has appended to a [`Graph`] behind the nodes of the model that it was loaded from.
+
+use super::{Fact, Graph, NodeId, Origin, Producer, ScopeId, ValueId};
+use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto};
+use crate::onnx::proto::{tensor_shape_proto::dimension, NodeProto};
+use crate::onnx::{GraphProto, ModelProto, attribute};
+use anyhow::{Context, Result};
+use std::collections::{HashMap, HashSet};
+
+/// What to write.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// The scope of all new names, which no name of the model has.
+    pub name: String,
+    /// The new graph inputs.
+    pub inputs: Vec<(ValueId, String)>,
+    /// The new graph outputs, with the names that they get: values that backward nodes compute, each once.
+    pub outputs: Vec<(ValueId, String)>,
+    /// Whether backward nodes take over the devices and the placement metadata of their forward nodes.
+    pub colocate: bool,
+}
+
+/// What has been written.
+#[derive(Debug, Default)]
+pub struct Written {
+    /// How many nodes have been added to the main graph.
+    pub nodes: usize,
+    /// The names that the new values have got.
+    pub names: HashMap<ValueId, String>,
+    /// Outputs that forward nodes have got in addition: the node, and the name of the output.
+    pub demanded: Vec<(String, String)>,
+}
+
+/// Appends to `model` those nodes of the backward pass on which the outputs depend.
+///
+/// # Errors
+/// `graph` is not that of `model`.
+pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: HashSet<String>) -> Result<Written> {
+    let proto = model.graph.as_mut().context("the model holds no graph")?;
+    let live = live_nodes(graph, request.outputs.iter().map(|&(v, _)| v));
+    let forward_metadata = request.colocate.then(|| proto.node.clone());
+    let mut writer = Writer {
+        graph,
+        scope: &request.name,
+        names: request.outputs.iter().chain(&request.inputs).cloned().collect(),
+        taken,
+        counters: HashMap::new(),
+        position: graph.scope(Graph::MAIN).nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect(),
+        forward: forward_metadata,
+    };
+    writer.taken.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.clone()));
+    let mut written = Written::default();
+    for (k, &id) in graph.scope(Graph::MAIN).nodes.iter().enumerate().take(proto.node.len()) {
+        for (i, output) in graph.node(id).outputs.iter().enumerate() {
+            let Some(output) = output.filter(|&o| graph.value(o).name.is_none()) else { continue };
+            let name = writer.name_value(output, id, "output");
+            let node = proto.node.get_mut(k).context("the graph has fewer nodes than were loaded")?;
+            if node.output.len() <= i {
+                node.output.resize(i + 1, String::new());
+            }
+            node.output[i] = name.clone();
+            written.demanded.push((graph.describe(id), name));
+        }
+    }
+    for &id in &graph.scope(Graph::MAIN).nodes {
+        if live.contains(&id) {
+            let node = writer.node(id);
+            proto.node.push(node);
+            written.nodes += 1;
+        }
+    }
+    for (value, name) in &request.inputs {
+        proto.input.push(value_info(graph, name, graph.fact(*value)));
+    }
+    for (value, name) in &request.outputs {
+        proto.output.push(value_info(graph, name, graph.fact(*value)));
+    }
+    written.names = writer.names;
+    Ok(written)
+}
+
+/// The backward nodes of the main graph on which the outputs depend, also from inside bodies.
+fn live_nodes(graph: &Graph, outputs: impl Iterator<Item = ValueId>) -> HashSet<NodeId> {
+    let mut live = HashSet::new();
+    let mut open: Vec<ValueId> = outputs.collect();
+    while let Some(value) = open.pop() {
+        let Producer::Node(id, _) = graph.value(value).producer else { continue };
+        let node = graph.node(id);
+        if node.scope == Graph::MAIN && node.origin != Origin::Model && live.insert(id) {
+            open.extend(node.inputs.iter().flatten());
+            open.extend(graph.captures(id));
+        }
+    }
+    live
+}
+
+struct Writer<'a> {
+    graph: &'a Graph,
+    scope: &'a str,
+    names: HashMap<ValueId, String>,
+    taken: HashSet<String>,
+    /// How often a name has been asked for, so that finding a free one takes no search.
+    counters: HashMap<String, usize>,
+    /// The places of the main graph's nodes.
+    position: HashMap<NodeId, usize>,
+    /// The model's nodes, where their placement is wanted.
+    forward: Option<Vec<NodeProto>>,
+}
+
+impl Writer<'_> {
+    fn node(&mut self, id: NodeId) -> NodeProto {
+        let node = self.graph.node(id);
+        let forward = match node.origin {
+            Origin::Backward(forward) => forward,
+            Origin::Model => None,
+        };
+        let base = self.base(forward, &node.op_type);
+        let name = self.unique(&base);
+        let input = node.inputs.iter().map(|i| i.map_or_else(String::new, |i| self.name_of(i, &name))).collect();
+        let mut attributes = node.attributes.to_vec();
+        for (attribute, scope) in &node.bodies {
+            attributes.push(attribute::graph(attribute, self.body(*scope, &format!("{name}/{attribute}"))));
+        }
+        let only = node.outputs.iter().flatten().count() == 1;
+        let output = node.outputs.iter().enumerate().map(|(i, output)| match output {
+            None => String::new(),
+            Some(output) => match self.names.get(output) {
+                Some(name) => name.clone(),
+                None => {
+                    let unique = if only { name.clone() } else { self.unique(&format!("{name}:{i}")) };
+                    self.names.insert(*output, unique.clone());
+                    unique
+                }
+            },
+        });
+        let mut proto = NodeProto {
+            output: output.collect(),
+            input,
+            name: Some(name),
+            op_type: Some(node.op_type.to_string()),
+            domain: (!node.domain.is_empty()).then(|| node.domain.to_string()),
+            attribute: attributes,
+            ..NodeProto::default()
+        };
+        let place = forward.and_then(|f| self.position.get(&f));
+        if let Some(model) = self.forward.as_ref().zip(place).and_then(|(nodes, &i)| nodes.get(i)) {
+            proto.device_configurations = model.device_configurations.clone();
+            proto.metadata_props = model.metadata_props.iter().filter(|p| p.key() != "stop_gradient").cloned().collect();
+        }
+        proto
+    }
+
+    /// `gradients/<forward node>/<Op>`
+    fn base(&self, forward: Option<NodeId>, op: &str) -> String {
+        let label = forward.map(|id| {
+            let node = self.graph.node(id);
+            let output = || node.outputs.iter().flatten().find_map(|&o| self.graph.value(o).name.clone());
+            node.name.clone().or_else(output).unwrap_or_else(|| node.op_type.clone())
+        });
+        match label {
+            Some(label) => format!("{}/{label}/{op}", self.scope),
+            None => format!("{}/{op}", self.scope),
+        }
+    }
+
+    fn body(&mut self, scope: ScopeId, name: &str) -> GraphProto {
+        let inputs = self.graph.scope(scope).inputs.clone();
+        let input = inputs.iter().enumerate().map(|(i, &v)| self.declare(v, &format!("{name}/input_{i}"))).collect();
+        let node = self.graph.scope(scope).nodes.iter().map(|&n| self.node(n)).collect();
+        let outputs = self.graph.scope(scope).outputs.clone();
+        let output = outputs.iter().enumerate().map(|(i, &v)| self.declare(v, &format!("{name}/output_{i}"))).collect();
+        GraphProto { name: Some(name.to_owned()), input, node, output, ..GraphProto::default() }
+    }
+
+    fn declare(&mut self, value: ValueId, base: &str) -> ValueInfoProto {
+        let name = self.name_of(value, base);
+        value_info(self.graph, &name, self.graph.fact(value))
+    }
+
+    /// The name of a value: the model's, the one that it has got, or a new one.
+    fn name_of(&mut self, value: ValueId, base: &str) -> String {
+        if let Some(name) = self.names.get(&value) {
+            return name.clone();
+        }
+        if let Some(name) = &self.graph.value(value).name {
+            return name.to_string();
+        }
+        let name = self.unique(base);
+        self.names.insert(value, name.clone());
+        name
+    }
+
+    fn name_value(&mut self, value: ValueId, forward: NodeId, what: &str) -> String {
+        let base = self.base(Some(forward), what);
+        self.name_of(value, &base)
+    }
+
+    fn unique(&mut self, base: &str) -> String {
+        let count = self.counters.entry(base.to_owned()).or_default();
+        loop {
+            let name = if *count == 0 { base.to_owned() } else { format!("{base}_{count}") };
+            *count += 1;
+            if self.taken.insert(name.clone()) {
+                return name;
+            }
+        }
+    }
+}
+
+/// The declaration of a tensor, with all that is known of its type. A size that is not known is an empty dimension.
+pub fn value_info(graph: &Graph, name: &str, fact: &Fact) -> ValueInfoProto {
+    use super::Container;
+    let dimension = |&d: &super::Dim| Dimension {
+        value: match d {
+            super::Dim::Known(n) => Some(dimension::Value::DimValue(n)),
+            d => graph.dims.name(d).map(dimension::Value::DimParam),
+        },
+        denotation: None,
+    };
+    let shape = fact.shape.as_ref().map(|s| TensorShapeProto { dim: s.iter().map(dimension).collect() });
+    let tensor = TypeProto {
+        value: Some(type_proto::Value::TensorType(type_proto::Tensor { elem_type: fact.element.map(|e| e as i32), shape })),
+        denotation: None,
+    };
+    let elem_type = Some(Box::new(tensor.clone()));
+    let wrap = |value| Some(TypeProto { value: Some(value), denotation: None });
+    let r#type = match fact.container {
+        Container::Tensor => Some(tensor),
+        Container::Sequence => wrap(type_proto::Value::SequenceType(Box::new(type_proto::Sequence { elem_type }))),
+        Container::Optional => wrap(type_proto::Value::OptionalType(Box::new(type_proto::Optional { elem_type }))),
+        Container::Other => None,
+    };
+    ValueInfoProto { name: Some(name.to_owned()), r#type: if fact.element.is_some() { r#type } else { None }, ..ValueInfoProto::default() }
+}

@@ -1,0 +1,307 @@
+//! Protobuf in pieces: small ones hold everything but the elements of tensors, which are written from where they lie.
+
+use super::super::proto::{StringStringEntryProto, tensor_proto::DataLocation};
+use super::super::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use bytes::Bytes;
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use std::io::{self, Write};
+
+/// Initializers of fewer bytes stay in the model when the others go out.
+const SMALLEST_EXTERNAL: u64 = 1024;
+/// External data start at multiples of this, so that they can be memory-mapped.
+const ALIGNMENT: u64 = 4096;
+
+/// A model that is ready to be written, with its length known.
+pub struct Encoded<'a> {
+    pieces: Pieces<'a>,
+    external: External<'a>,
+}
+
+#[derive(Default)]
+struct Pieces<'a> {
+    list: Vec<Piece<'a>>,
+    len: u64,
+}
+
+enum Piece<'a> {
+    Own(Vec<u8>),
+    Raw(Bytes),
+    Floats(&'a [f32]),
+    Tensor(&'a TensorProto),
+}
+
+/// What goes out into the data file of that name, each with its offset.
+#[derive(Default)]
+struct External<'a> {
+    location: Option<&'a str>,
+    list: Vec<(u64, Piece<'a>)>,
+    len: u64,
+}
+
+impl<'a> Encoded<'a> {
+    /// Prepares a model; with the name of a data file, without the elements of its larger initializers.
+    pub fn new(model: &'a ModelProto, data_file: Option<&'a str>) -> Self {
+        let mut external = External { location: data_file, ..External::default() };
+        let mut pieces = Pieces::default();
+        // All fields are named, so that one that is added to the schema cannot be forgotten here.
+        pieces.message(&ModelProto {
+            ir_version: model.ir_version,
+            opset_import: model.opset_import.clone(),
+            producer_name: model.producer_name.clone(),
+            producer_version: model.producer_version.clone(),
+            domain: model.domain.clone(),
+            model_version: model.model_version,
+            doc_string: model.doc_string.clone(),
+            graph: None,
+            metadata_props: model.metadata_props.clone(),
+            training_info: model.training_info.clone(),
+            functions: Vec::new(),
+            configuration: model.configuration.clone(),
+        });
+        if let Some(graph) = &model.graph {
+            pieces.nested(7, graph_pieces(graph, &mut external));
+        }
+        for function in &model.functions {
+            pieces.nested(25, function_pieces(function));
+        }
+        Encoded { pieces, external }
+    }
+
+    /// The bytes of the model file.
+    pub fn len(&self) -> u64 {
+        self.pieces.len
+    }
+
+    /// Writes the model file.
+    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        self.pieces.list.iter().try_for_each(|piece| piece.write(out))
+    }
+
+    /// Writes the data file.
+    pub fn write_external(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut position = 0;
+        for (offset, piece) in &self.external.list {
+            io::copy(&mut io::Read::take(io::repeat(0), offset - position), out)?;
+            piece.write(out)?;
+            position = offset + piece.len();
+        }
+        Ok(())
+    }
+}
+
+impl<'a> External<'a> {
+    /// Takes the elements, and returns where they will lie.
+    fn push(&mut self, piece: Piece<'a>, location: &str) -> Vec<StringStringEntryProto> {
+        let (offset, length) = (self.len.next_multiple_of(ALIGNMENT), piece.len());
+        self.len = offset + length;
+        self.list.push((offset, piece));
+        let entries =
+            [("location", location.to_owned()), ("offset", offset.to_string()), ("length", length.to_string())];
+        let entry =
+            |(key, value): (&str, String)| StringStringEntryProto { key: Some(key.to_owned()), value: Some(value) };
+        entries.map(entry).into()
+    }
+}
+
+impl<'a> Pieces<'a> {
+    /// The bytes that the next fields go to.
+    fn own(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if !matches!(self.list.last(), Some(Piece::Own(_))) {
+            self.list.push(Piece::Own(Vec::new()));
+        }
+        if let Some(Piece::Own(bytes)) = self.list.last_mut() {
+            let before = bytes.len();
+            write(bytes);
+            self.len += (bytes.len() - before) as u64;
+        }
+    }
+
+    /// The fields of a message, beside those that are already there.
+    fn message(&mut self, message: &impl Message) {
+        // Writing into a vector fails only where memory ends.
+        self.own(|bytes| message.encode_raw(bytes));
+    }
+
+    fn key(&mut self, tag: u32, len: u64) {
+        self.own(|bytes| {
+            encode_key(tag, WireType::LengthDelimited, bytes);
+            encode_varint(len, bytes);
+        });
+    }
+
+    fn nested(&mut self, tag: u32, pieces: Pieces<'a>) {
+        self.key(tag, pieces.len);
+        pieces.list.into_iter().for_each(|piece| self.push(piece));
+    }
+
+    fn push(&mut self, piece: Piece<'a>) {
+        match piece {
+            Piece::Own(more) => self.own(|bytes| bytes.extend(more)),
+            piece => {
+                self.len += piece.len();
+                self.list.push(piece);
+            }
+        }
+    }
+}
+
+impl Piece<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Piece::Own(bytes) => bytes.len() as u64,
+            Piece::Raw(bytes) => bytes.len() as u64,
+            Piece::Floats(values) => values.len() as u64 * 4,
+            Piece::Tensor(tensor) => tensor.encoded_len() as u64,
+        }
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Piece::Own(bytes) => out.write_all(bytes),
+            Piece::Raw(bytes) => out.write_all(bytes),
+            Piece::Floats(values) => values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes())),
+            Piece::Tensor(tensor) => out.write_all(&tensor.encode_to_vec()),
+        }
+    }
+}
+
+fn graph_pieces<'a>(graph: &'a GraphProto, external: &mut External<'a>) -> Pieces<'a> {
+    let mut pieces = Pieces::default();
+    pieces.message(&GraphProto {
+        node: Vec::new(),
+        name: graph.name.clone(),
+        initializer: Vec::new(),
+        sparse_initializer: graph.sparse_initializer.clone(),
+        doc_string: graph.doc_string.clone(),
+        input: graph.input.clone(),
+        output: graph.output.clone(),
+        value_info: graph.value_info.clone(),
+        quantization_annotation: graph.quantization_annotation.clone(),
+        metadata_props: graph.metadata_props.clone(),
+    });
+    for node in &graph.node {
+        pieces.nested(1, node_pieces(node, external));
+    }
+    for tensor in &graph.initializer {
+        pieces.nested(5, tensor_pieces(tensor, Some(&mut *external)));
+    }
+    pieces
+}
+
+fn function_pieces(function: &FunctionProto) -> Pieces<'_> {
+    let mut pieces = Pieces::default();
+    pieces.message(&FunctionProto {
+        name: function.name.clone(),
+        input: function.input.clone(),
+        output: function.output.clone(),
+        attribute: function.attribute.clone(),
+        attribute_proto: function.attribute_proto.clone(),
+        node: Vec::new(),
+        doc_string: function.doc_string.clone(),
+        opset_import: function.opset_import.clone(),
+        domain: function.domain.clone(),
+        overload: function.overload.clone(),
+        value_info: function.value_info.clone(),
+        metadata_props: function.metadata_props.clone(),
+    });
+    for node in &function.node {
+        pieces.nested(7, node_pieces(node, &mut External::default()));
+    }
+    pieces
+}
+
+fn node_pieces<'a>(node: &'a NodeProto, external: &mut External<'a>) -> Pieces<'a> {
+    let mut pieces = Pieces::default();
+    if node.attribute.iter().all(|a| a.t.is_none() && a.g.is_none() && a.tensors.is_empty() && a.graphs.is_empty()) {
+        pieces.message(node);
+        return pieces;
+    }
+    pieces.message(&NodeProto {
+        input: node.input.clone(),
+        output: node.output.clone(),
+        name: node.name.clone(),
+        op_type: node.op_type.clone(),
+        domain: node.domain.clone(),
+        overload: node.overload.clone(),
+        attribute: Vec::new(),
+        doc_string: node.doc_string.clone(),
+        metadata_props: node.metadata_props.clone(),
+        device_configurations: node.device_configurations.clone(),
+    });
+    for attribute in &node.attribute {
+        pieces.nested(5, attribute_pieces(attribute, external));
+    }
+    pieces
+}
+
+fn attribute_pieces<'a>(a: &'a AttributeProto, external: &mut External<'a>) -> Pieces<'a> {
+    let mut pieces = Pieces::default();
+    pieces.message(&AttributeProto {
+        name: a.name.clone(),
+        ref_attr_name: a.ref_attr_name.clone(),
+        doc_string: a.doc_string.clone(),
+        r#type: a.r#type,
+        f: a.f,
+        i: a.i,
+        s: a.s.clone(),
+        t: None,
+        g: None,
+        sparse_tensor: a.sparse_tensor.clone(),
+        tp: a.tp.clone(),
+        floats: a.floats.clone(),
+        ints: a.ints.clone(),
+        strings: a.strings.clone(),
+        tensors: Vec::new(),
+        graphs: Vec::new(),
+        sparse_tensors: a.sparse_tensors.clone(),
+        type_protos: a.type_protos.clone(),
+    });
+    a.t.iter().for_each(|t| pieces.nested(5, tensor_pieces(t, None)));
+    a.tensors.iter().for_each(|t| pieces.nested(10, tensor_pieces(t, None)));
+    a.g.iter().for_each(|g| pieces.nested(6, graph_pieces(g, external)));
+    a.graphs.iter().for_each(|g| pieces.nested(11, graph_pieces(g, external)));
+    pieces
+}
+
+fn tensor_pieces<'a>(tensor: &'a TensorProto, external: Option<&mut External<'a>>) -> Pieces<'a> {
+    let mut pieces = Pieces::default();
+    let (tag, elements) = match &tensor.raw_data {
+        Some(raw) => (9, Piece::Raw(raw.clone())),
+        None if !tensor.float_data.is_empty() => (4, Piece::Floats(&tensor.float_data)),
+        None => {
+            pieces.push(Piece::Tensor(tensor));
+            return pieces;
+        }
+    };
+    let mut rest = TensorProto {
+        dims: tensor.dims.clone(),
+        data_type: tensor.data_type,
+        segment: tensor.segment,
+        float_data: Vec::new(),
+        int32_data: tensor.int32_data.clone(),
+        string_data: tensor.string_data.clone(),
+        int64_data: tensor.int64_data.clone(),
+        name: tensor.name.clone(),
+        doc_string: tensor.doc_string.clone(),
+        raw_data: None,
+        external_data: tensor.external_data.clone(),
+        data_location: tensor.data_location,
+        double_data: tensor.double_data.clone(),
+        uint64_data: tensor.uint64_data.clone(),
+        metadata_props: tensor.metadata_props.clone(),
+    };
+    match external.and_then(|e| Some((e.location?, e))) {
+        Some((location, external)) if elements.len() >= SMALLEST_EXTERNAL => {
+            rest.external_data = external.push(elements, location);
+            rest.data_location = Some(DataLocation::External as i32);
+            pieces.message(&rest);
+        }
+        _ => {
+            pieces.message(&rest);
+            pieces.key(tag, elements.len());
+            pieces.push(elements);
+        }
+    }
+    pieces
+}

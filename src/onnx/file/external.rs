@@ -1,0 +1,171 @@
+//! Elements of tensors that lie in files beside the model.
+//!
+//! A model is not trusted: its data may lie in its own folder and below, nowhere else, not by a symbolic link either.
+
+use super::super::{ModelProto, TensorProto};
+use super::{check, plain, replace, visit};
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read};
+use std::path::{Component, Path, PathBuf};
+
+/// Brings external data in: every tensor has its elements afterwards. `base` is the model's folder.
+///
+/// Each data file is read once; the tensors in it share its bytes.
+///
+/// # Errors
+/// A data file that is missing or lies outside `base`; offsets and lengths outside the file, or that contradict the
+/// tensor's dimensions.
+pub fn load_external(model: &mut ModelProto, base: &Path) -> Result<()> {
+    let mut files: HashMap<String, Bytes> = HashMap::new();
+    visit::tensors_mut(model, &mut |tensor| {
+        if !tensor.is_external() {
+            return Ok(());
+        }
+        let location = location(tensor)?.to_owned();
+        let bytes = match files.get(&location) {
+            Some(bytes) => bytes.clone(),
+            None => {
+                let bytes: Bytes = fs::read(resolve(base, &location)?).map_err(plain).context(location.clone())?.into();
+                files.insert(location.clone(), bytes.clone());
+                bytes
+            }
+        };
+        let raw = part(tensor, &bytes).with_context(|| format!("tensor '{}' in '{location}'", tensor.name()))?;
+        tensor.raw_data = Some(raw);
+        tensor.external_data.clear();
+        tensor.data_location = None;
+        Ok(())
+    })
+}
+
+/// The bytes of a tensor in its data file.
+fn part(tensor: &TensorProto, file: &Bytes) -> Result<Bytes> {
+    let number = |key| match entry(tensor, key) {
+        Some(text) => text.parse().map(Some).map_err(|_| anyhow::anyhow!("its {key} '{text}' is not a number")),
+        None => Ok(None),
+    };
+    let size = check::byte_size(tensor)?;
+    let (offset, length): (usize, usize) = (number("offset")?.unwrap_or(0), number("length")?.unwrap_or(size));
+    ensure!(length == size, "{length} bytes for {} of dimensions {:?}", tensor.element_type().name(), tensor.dims);
+    let end = offset.checked_add(length).filter(|&end| end <= file.len());
+    let end =
+        end.with_context(|| format!("{length} bytes at {offset} are not in the file, which has {}", file.len()))?;
+    Ok(file.slice(offset..end))
+}
+
+fn entry<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
+    tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value())
+}
+
+/// Where the elements of an external tensor lie, if that is a path that stays in the model's folder.
+pub fn location(tensor: &TensorProto) -> Result<&str> {
+    let location = entry(tensor, "location").unwrap_or_default();
+    ensure!(!location.is_empty(), "external data without location");
+    let inside = Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    ensure!(inside && !location.contains('\\'), "external data outside the model's folder: '{location}'");
+    Ok(location)
+}
+
+/// The external data files of a model.
+pub fn locations(model: &ModelProto) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let walked = visit::tensors(model, &mut |tensor| {
+        if tensor.is_external() {
+            found.extend(entry(tensor, "location").map(str::to_owned));
+        }
+        Ok(())
+    });
+    debug_assert!(walked.is_ok());
+    found
+}
+
+/// The data file of a location, links followed.
+fn resolve(base: &Path, location: &str) -> Result<PathBuf> {
+    let found = || -> Result<PathBuf> {
+        let base = fs::canonicalize(base).map_err(plain)?;
+        let path = fs::canonicalize(base.join(location)).map_err(plain)?;
+        ensure!(path.starts_with(&base), "it leads out of the model's folder");
+        ensure!(fs::metadata(&path).map_err(plain)?.is_file(), "it is not a file");
+        Ok(path)
+    };
+    found().with_context(|| format!("external data '{location}'"))
+}
+
+/// Makes the references to external data right for a model that moves from folder `from` into folder `to`.
+///
+/// Where the data lie in `to` or below, only the references change. Otherwise the data files are copied, since references
+/// must not lead out of a model's folder; what is copied is returned, in words.
+///
+/// # Errors
+/// Data files that are missing or lie outside `from`; a different file in the place of a copy, without `force`.
+pub fn rebase_external(model: &mut ModelProto, from: &Path, to: &Path, force: bool) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let locations = locations(model);
+    if locations.is_empty() {
+        return Ok(notes);
+    }
+    let to = fs::canonicalize(to).map_err(plain).with_context(|| to.display().to_string())?;
+    if fs::canonicalize(from).is_ok_and(|from| from == to) {
+        return Ok(notes);
+    }
+    let mut moved = HashMap::new();
+    for old in locations {
+        let source = resolve(from, &old)?;
+        if let Ok(below) = source.strip_prefix(&to) {
+            let parts: Option<Vec<&str>> = below.iter().map(|part| part.to_str()).collect();
+            moved.insert(old, parts.context("the path of external data is not valid text")?.join("/"));
+            continue;
+        }
+        if copy(&source, &to.join(&old), force).with_context(|| format!("cannot copy external data '{old}'"))? {
+            notes.push(format!("copied the external data '{old}' into '{}'", to.display()));
+        }
+    }
+    visit::tensors_mut(model, &mut |tensor| {
+        if tensor.is_external() {
+            for entry in tensor.external_data.iter_mut().filter(|e| e.key() == "location") {
+                if let Some(new) = moved.get(entry.value()) {
+                    entry.value = Some(new.clone());
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(notes)
+}
+
+/// Copies a file unless an equal one is there; says whether it did.
+fn copy(source: &Path, target: &Path, force: bool) -> Result<bool> {
+    if target.exists() {
+        if equal(source, target)? {
+            return Ok(false);
+        }
+        if !force {
+            bail!("a different '{}' exists already; --force replaces it", target.display());
+        }
+    }
+    fs::create_dir_all(super::folder(target)).map_err(plain)?;
+    let mut source = File::open(source).map_err(plain)?;
+    replace(target, force, |out| io::copy(&mut source, out).map(|_| ()))?;
+    Ok(true)
+}
+
+fn equal(a: &Path, b: &Path) -> Result<bool> {
+    if super::same_file(a, b) {
+        return Ok(true);
+    }
+    let (a, b) = (File::open(a)?, File::open(b)?);
+    if a.metadata()?.len() != b.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut a, mut b) = (BufReader::new(a).bytes(), BufReader::new(b).bytes());
+    loop {
+        match (a.next().transpose()?, b.next().transpose()?) {
+            (None, None) => return Ok(true),
+            (x, y) if x != y => return Ok(false),
+            _ => {}
+        }
+    }
+}

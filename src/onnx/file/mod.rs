@@ -1,0 +1,196 @@
+//! Model files: read once into one buffer that the weights share, and written in pieces, so that a model is in memory once.
+
+mod check;
+mod encode;
+mod external;
+mod visit;
+
+pub use external::{load_external, rebase_external};
+
+use super::ModelProto;
+use super::proto::TensorProto;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use bytes::Bytes;
+use encode::Encoded;
+use prost::Message;
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::path::Path;
+use tempfile::NamedTempFile;
+
+/// No protobuf message is larger: lengths are 32-bit numbers with a sign.
+const LARGEST: u64 = i32::MAX as u64;
+
+/// Reads a model file and checks that what it says of its tensors is consistent. External data stay where they are.
+///
+/// # Errors
+/// A file that cannot be read or is no ONNX model; tensors whose elements contradict their dimensions; initializers of equal
+/// names; external data outside the model's folder. The message starts with the path.
+pub fn read(path: &Path) -> Result<ModelProto> {
+    read_whole(path).and_then(read_bytes).with_context(|| path.display().to_string())
+}
+
+/// Reads a model from the bytes of a file, as [`read`] does. The raw data of tensors share the bytes.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_bytes(bytes: Bytes) -> Result<ModelProto> {
+    ensure!(!bytes.is_empty(), "not an ONNX model: it is empty");
+    let model = ModelProto::decode(bytes).map_err(not_a_model)?;
+    check::model(&model)?;
+    Ok(model)
+}
+
+/// A file's bytes; one that could not be a protobuf message, because it is too large, is not read.
+pub(super) fn read_whole(path: &Path) -> Result<Bytes> {
+    let file = File::open(path).map_err(plain)?;
+    let metadata = file.metadata().map_err(plain)?;
+    ensure!(!metadata.is_dir(), "it is a directory, not a model file");
+    let too_large = "it is larger than 2 GB, the limit of protobuf: its weights belong into external data";
+    ensure!(metadata.len() <= LARGEST, too_large);
+    let mut buffer = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    file.take(LARGEST + 1).read_to_end(&mut buffer).map_err(plain)?;
+    ensure!(buffer.len() as u64 <= LARGEST, too_large);
+    Ok(buffer.into())
+}
+
+fn not_a_model(error: prost::DecodeError) -> anyhow::Error {
+    let text = error.to_string();
+    let reason = text.strip_prefix("failed to decode Protobuf message: ").unwrap_or(&text);
+    if reason.contains("recursion limit") {
+        anyhow!("its graphs nest too deeply")
+    } else if reason.contains("underflow") {
+        anyhow!("not an ONNX model: it is cut off, or no protobuf file ({reason})")
+    } else {
+        anyhow!("not an ONNX model: {reason}")
+    }
+}
+
+/// What the operating system says, in words without the error number.
+fn plain(error: std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => anyhow!("there is no such file"),
+        std::io::ErrorKind::PermissionDenied => anyhow!("permission denied"),
+        _ => error.into(),
+    }
+}
+
+/// How [`write`] writes.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions {
+    /// Whether an existing file is replaced.
+    pub force: bool,
+    /// The size in bytes above which initializers go into an external data file. At most, and by default, protobuf's own.
+    pub limit: u64,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        WriteOptions { force: false, limit: LARGEST }
+    }
+}
+
+/// Writes a model file: beside its place first, then renamed, so that a failure leaves nothing behind.
+///
+/// A model above the limit gets a second file, `<file name>.data`, with the elements of its initializers. Devices and pipes
+/// are written to directly.
+///
+/// # Errors
+/// An existing file without `force`; a folder that is not there; references to external data in the very files to be written;
+/// a model that is too large even without its initializers.
+pub fn write(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {
+    write_files(model, path, options).with_context(|| path.display().to_string())
+}
+
+fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => bail!("it is a directory"),
+        Ok(found) if !found.is_file() => {
+            return write_to(model, File::options().write(true).open(path).map_err(plain)?);
+        }
+        Ok(_) => ensure!(options.force, "it exists already; --force replaces it"),
+        Err(_) => {}
+    }
+    let name = path.file_name().and_then(|n| n.to_str()).context("its name is not valid text")?;
+    let data_name = format!("{name}.data");
+    for location in external::locations(model) {
+        let overwritten = location == name || location == data_name;
+        ensure!(!overwritten, "the model has external data in '{location}': choose another name");
+    }
+    let limit = options.limit.min(LARGEST);
+    let encoded = Encoded::new(model, None);
+    if encoded.len() <= limit {
+        return replace(path, options.force, |file| encoded.write(file));
+    }
+    let encoded = Encoded::new(model, Some(&data_name));
+    ensure!(
+        encoded.len() <= LARGEST,
+        "the model is larger than 2 GB, the limit of protobuf, even without its initializers"
+    );
+    let data_path = path.with_file_name(&data_name);
+    replace(&data_path, options.force, |file| encoded.write_external(file)).with_context(|| data_name.clone())?;
+    replace(path, options.force, |file| encoded.write(file)).inspect_err(|_| {
+        let _ = fs::remove_file(&data_path);
+    })
+}
+
+/// Writes a model to a stream.
+///
+/// # Errors
+/// Those of the stream; a model above protobuf's limit of 2 GB.
+pub fn write_to(model: &ModelProto, mut out: impl Write) -> Result<()> {
+    let encoded = Encoded::new(model, None);
+    ensure!(encoded.len() <= LARGEST, "the model is larger than 2 GB, the limit of protobuf: write it to a file");
+    encoded.write(&mut out)?;
+    Ok(out.flush()?)
+}
+
+/// Writes a file beside its place and renames it; nobody sees half of it.
+pub(super) fn replace(
+    path: &Path,
+    force: bool,
+    write: impl FnOnce(&mut BufWriter<&mut NamedTempFile>) -> std::io::Result<()>,
+) -> Result<()> {
+    let folder = folder(path);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".onnx-gradients-");
+    // As any new file, within the umask; temporary files are private otherwise.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder
+        .tempfile_in(folder)
+        .map_err(plain)
+        .with_context(|| format!("cannot write into the folder '{}'", folder.display()))?;
+    let mut out = BufWriter::new(&mut file);
+    write(&mut out)?;
+    out.flush()?;
+    drop(out);
+    let renamed = if force { file.persist(path) } else { file.persist_noclobber(path) };
+    match renamed {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {
+            bail!("it exists already; --force replaces it")
+        }
+        Err(error) => Err(plain(error.error)),
+    }
+}
+
+/// The folder of a file, to be read from or written into.
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Whether two paths lead to the same file, by whatever links. Files that do not exist are not the same.
+pub fn same_file(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    if let (Ok(a), Ok(b)) = (fs::metadata(a), fs::metadata(b)) {
+        use std::os::unix::fs::MetadataExt;
+        return (a.dev(), a.ino()) == (b.dev(), b.ino());
+    }
+    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Whether what a tensor holds fits its dimensions; see [`read`].
+pub(super) fn check_tensor(tensor: &TensorProto) -> Result<()> {
+    check::tensor(tensor)
+}

@@ -1,0 +1,49 @@
+//! Every tensor of a model, wherever it is: initializers, attributes, subgraphs, functions.
+
+use super::super::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use anyhow::Result;
+
+/// The same walk twice, by shared and by mutable reference. It is as deep as the protobuf was.
+macro_rules! walk {
+    ($model:ident, $graph:ident, $nodes:ident, $attribute:ident, $iter:ident $(, $mut:tt)?) => {
+        /// Calls `visit` for each tensor of the model.
+        pub fn $model(model: &$($mut)? ModelProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
+            for graph in model.graph.$iter() {
+                $graph(graph, visit)?;
+            }
+            for function in model.functions.$iter() {
+                function.attribute_proto.$iter().try_for_each(|a| $attribute(a, visit))?;
+                $nodes(&$($mut)? function.node, visit)?;
+            }
+            for training in model.training_info.$iter() {
+                for graph in training.initialization.$iter().chain(training.algorithm.$iter()) {
+                    $graph(graph, visit)?;
+                }
+            }
+            Ok(())
+        }
+
+        fn $graph(graph: &$($mut)? GraphProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
+            graph.initializer.$iter().try_for_each(&mut *visit)?;
+            for sparse in graph.sparse_initializer.$iter() {
+                sparse.values.$iter().chain(sparse.indices.$iter()).try_for_each(&mut *visit)?;
+            }
+            $nodes(&$($mut)? graph.node, visit)
+        }
+
+        fn $nodes(nodes: &$($mut)? [NodeProto], visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
+            nodes.$iter().flat_map(|node| node.attribute.$iter()).try_for_each(|a| $attribute(a, visit))
+        }
+
+        fn $attribute(a: &$($mut)? AttributeProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
+            a.t.$iter().chain(a.tensors.$iter()).try_for_each(&mut *visit)?;
+            for sparse in a.sparse_tensor.$iter().chain(a.sparse_tensors.$iter()) {
+                sparse.values.$iter().chain(sparse.indices.$iter()).try_for_each(&mut *visit)?;
+            }
+            a.g.$iter().chain(a.graphs.$iter()).try_for_each(|g| $graph(g, visit))
+        }
+    };
+}
+
+walk!(tensors, in_graph, in_nodes, in_attribute, iter);
+walk!(tensors_mut, in_graph_mut, in_nodes_mut, in_attribute_mut, iter_mut, mut);

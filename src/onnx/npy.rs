@@ -1,0 +1,134 @@
+//! Tensors in files of their own: NumPy's `.npy`, and ONNX's `.pb`, which holds a TensorProto.
+
+use super::file::{check_tensor, read_whole, replace};
+use super::{ElementType, TensorProto};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
+use prost::Message;
+use std::io::Write;
+use std::path::Path;
+
+/// Reads a tensor from a `.npy` or `.pb` file, told apart by their first bytes.
+///
+/// # Errors
+/// A file that cannot be read, is neither, or has elements of no ONNX type; the message starts with the path.
+pub fn read_tensor(path: &Path) -> Result<TensorProto> {
+    let read = || {
+        let bytes = read_whole(path)?;
+        if bytes.starts_with(b"\x93NUMPY") {
+            return from_npy(&bytes);
+        }
+        let tensor = TensorProto::decode(bytes).ok().filter(|t| t.element_type() != ElementType::Undefined);
+        let tensor = tensor.context("neither a .npy file nor a TensorProto (.pb)")?;
+        ensure!(!tensor.is_external(), "its elements are in another file");
+        check_tensor(&tensor)?;
+        Ok(tensor)
+    };
+    read().with_context(|| path.display().to_string())
+}
+
+/// Writes a tensor as a `.npy` file; strings and types that NumPy does not have are an error. An existing file is replaced
+/// with `force` only.
+///
+/// # Errors
+/// Element types without a counterpart in NumPy; elements that do not fit the dimensions; a file that cannot be written.
+pub fn write_npy(tensor: &TensorProto, path: &Path, force: bool) -> Result<()> {
+    let write = || {
+        let bytes = to_npy(tensor)?;
+        replace(path, force, |out| out.write_all(&bytes))
+    };
+    write().with_context(|| path.display().to_string())
+}
+
+/// The element types that NumPy has, with its names for them; integers and floats in ONNX's, little-endian, byte order.
+const TYPES: [(ElementType, TypeChar, u64, &str); 14] = [
+    (ElementType::Float, TypeChar::Float, 4, "<f4"),
+    (ElementType::Double, TypeChar::Float, 8, "<f8"),
+    (ElementType::Float16, TypeChar::Float, 2, "<f2"),
+    (ElementType::Int8, TypeChar::Int, 1, "|i1"),
+    (ElementType::Int16, TypeChar::Int, 2, "<i2"),
+    (ElementType::Int32, TypeChar::Int, 4, "<i4"),
+    (ElementType::Int64, TypeChar::Int, 8, "<i8"),
+    (ElementType::Uint8, TypeChar::Uint, 1, "|u1"),
+    (ElementType::Uint16, TypeChar::Uint, 2, "<u2"),
+    (ElementType::Uint32, TypeChar::Uint, 4, "<u4"),
+    (ElementType::Uint64, TypeChar::Uint, 8, "<u8"),
+    (ElementType::Bool, TypeChar::Bool, 1, "|b1"),
+    (ElementType::Complex64, TypeChar::Complex, 8, "<c8"),
+    (ElementType::Complex128, TypeChar::Complex, 16, "<c16"),
+];
+
+fn from_npy(bytes: &[u8]) -> Result<TensorProto> {
+    let mut rest = bytes;
+    let header = NpyHeader::from_reader(&mut rest).map_err(|e| anyhow!("not a valid .npy file: {e}"))?;
+    let DType::Plain(dtype) = header.dtype() else { bail!("records are not tensors") };
+    let known = TYPES.iter().find(|t| t.1 == dtype.type_char() && t.2 == dtype.size_field());
+    let &(element, char, size, _) = known.with_context(|| format!("elements of type {dtype} have no ONNX type"))?;
+    let shape: Option<Vec<usize>> = header.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
+    let count = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
+    let (shape, count) = shape.zip(count).context("its shape is too large")?;
+    let size = usize::try_from(size)?;
+    ensure!(Some(rest.len()) == count.checked_mul(size), "{} bytes for shape {shape:?}", rest.len());
+    let mut raw = if header.order() == Order::Fortran { transposed(rest, &shape, size) } else { rest.to_vec() };
+    if dtype.endianness() == Endianness::Big {
+        let word = if char == TypeChar::Complex { size / 2 } else { size };
+        raw.chunks_exact_mut(word).for_each(<[u8]>::reverse);
+    }
+    let dims: Vec<i64> = shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
+    Ok(TensorProto::from_raw(element, &dims, raw))
+}
+
+/// Elements with the first dimension fastest, brought into the order with the last one fastest.
+fn transposed(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    let mut raw = Vec::with_capacity(bytes.len());
+    let strides: Vec<usize> = shape.iter().scan(1, |next, &d| Some(std::mem::replace(next, *next * d))).collect();
+    let mut index = vec![0; shape.len()];
+    let mut position = 0;
+    for _ in 0..bytes.len() / size {
+        raw.extend_from_slice(bytes.get(position * size..(position + 1) * size).unwrap_or_default());
+        for ((i, &d), &stride) in index.iter_mut().zip(shape).zip(&strides).rev() {
+            *i += 1;
+            position += stride;
+            if *i < d {
+                break;
+            }
+            position -= stride * d;
+            *i = 0;
+        }
+    }
+    raw
+}
+
+fn to_npy(tensor: &TensorProto) -> Result<Vec<u8>> {
+    let element = tensor.element_type();
+    let known = TYPES.iter().find(|t| t.0 == element);
+    let &(.., descr) = known.with_context(|| format!("NumPy has no elements of type {}", element.name()))?;
+    check_tensor(tensor)?;
+    let shape: String = tensor.dims.iter().map(|d| format!("{d}, ")).collect();
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({}), }}", shape.trim_end());
+    // The elements start at a multiple of 64; 10 bytes precede the header and a line feed ends it.
+    let padded = (10 + header.len() + 1).next_multiple_of(64) - 10;
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(u16::try_from(padded).context("too many dimensions")?.to_le_bytes());
+    bytes.extend(format!("{header:<0$}\n", padded - 1).bytes());
+    bytes.extend(raw(tensor)?);
+    Ok(bytes)
+}
+
+/// The elements as little-endian bytes, from whatever field holds them.
+fn raw(tensor: &TensorProto) -> Result<Vec<u8>> {
+    use ElementType as E;
+    ensure!(!tensor.is_external(), "its elements are in another file");
+    if let Some(raw) = &tensor.raw_data {
+        return Ok(raw.to_vec());
+    }
+    Ok(match tensor.element_type() {
+        E::Float | E::Complex64 => tensor.float_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        E::Double | E::Complex128 => tensor.double_data.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        E::Float16 => tensor.int32_data.iter().flat_map(|&v| (v as u16).to_le_bytes()).collect(),
+        element => {
+            let values = tensor.integers()?;
+            TensorProto::from_ints(element, &tensor.dims, &values).raw_data.unwrap_or_default().to_vec()
+        }
+    })
+}

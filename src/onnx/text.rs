@@ -1,1 +1,0 @@
-//! ONNX text syntax.

@@ -1,0 +1,69 @@
+//! What a call made, as a model's metadata keeps it: which tensor is the gradient of what.
+
+use crate::onnx::ModelProto;
+use crate::onnx::proto::StringStringEntryProto;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+/// One call of `grad`: enough to check its gradients later, from the model alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The scope of the call's names: `gradients`, `gradients_1`.
+    pub name: String,
+    /// The gradients, in the order of the xs.
+    pub gradients: Vec<Gradient>,
+    /// The seeds, in the order of the ys; a y that is named twice has two.
+    pub seeds: Vec<SeedOf>,
+    /// The tensors that no gradient passes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stops: Vec<String>,
+}
+
+/// The gradient with respect to one x.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gradient {
+    /// The tensor with respect to which is differentiated.
+    pub x: String,
+    /// The tensor that holds the gradient; `None` where no y depends on x.
+    pub gradient: Option<String>,
+}
+
+/// The gradient that a y starts with: a tensor, or else one number in every place.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SeedOf {
+    /// The tensor that is differentiated.
+    pub y: String,
+    /// The tensor of the model, maybe one of its inputs, that holds the seed.
+    #[serde(default)]
+    pub seed: Option<String>,
+    /// The number that stands in every place of the seed.
+    #[serde(default)]
+    pub fill: Option<f64>,
+}
+
+/// The metadata of a model hold one record a call, each under this prefix and the call's name.
+const KEY: &str = "onnx-gradients/";
+
+impl Record {
+    /// Adds the record to a model's metadata.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON: a seed is no finite number.
+    pub fn attach(&self, model: &mut ModelProto) -> Result<()> {
+        let entry = StringStringEntryProto {
+            key: Some(format!("{KEY}{}", self.name)),
+            value: Some(serde_json::to_string(self)?),
+        };
+        model.metadata_props.push(entry);
+        Ok(())
+    }
+
+    /// The records of a model, in the order of the calls.
+    ///
+    /// # Errors
+    /// An entry is not one that [`Record::attach`] has written.
+    pub fn all(model: &ModelProto) -> Result<Vec<Record>> {
+        let ours = model.metadata_props.iter().filter(|p| p.key().starts_with(KEY));
+        ours.map(|p| serde_json::from_str(p.value()).with_context(|| format!("metadata '{}' is not a record of ours", p.key()))).collect()
+    }
+}

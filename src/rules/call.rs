@@ -1,0 +1,252 @@
+//! One forward node as a rule sees it: its inputs, outputs and attributes, in their newest form, and the gradients of its outputs.
+
+use crate::backward::Pass;
+use crate::expr::{Builder, Expr, normalize_axis};
+use crate::graph::{Fact, Node, NodeId, ScopeId, ValueId};
+use crate::onnx::{ElementType, attribute};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::HashMap;
+
+/// A forward node and the gradients of its outputs.
+pub struct Call<'g> {
+    pass: &'g Pass<'g>,
+    id: NodeId,
+    node: Node,
+    dys: Vec<Option<Expr<'g>>>,
+    wanted: Vec<ValueId>,
+}
+
+impl<'g> Call<'g> {
+    /// The node, with the gradients of its outputs where they have any, for the gradients of the `wanted` inputs and captures.
+    pub(crate) fn new(pass: &'g Pass<'g>, id: NodeId, dys: Vec<Option<Expr<'g>>>, wanted: Vec<ValueId>) -> Self {
+        Call { pass, id, node: pass.builder().graph().node(id).clone(), dys, wanted }
+    }
+
+    /// Where the formulas write to.
+    pub fn builder(&self) -> &'g Builder {
+        self.pass.builder()
+    }
+
+    /// How many inputs the node has, those that are left out at the end not counted.
+    pub fn input_count(&self) -> usize {
+        self.node.inputs.len()
+    }
+
+    /// An input.
+    ///
+    /// # Errors
+    /// The node does not have it.
+    pub fn input(&self, i: usize) -> Result<Expr<'g>> {
+        self.opt(i).with_context(|| format!("input {i} is missing"))
+    }
+
+    /// An optional input.
+    pub fn opt(&self, i: usize) -> Option<Expr<'g>> {
+        Some(self.builder().expr((*self.node.inputs.get(i)?)?))
+    }
+
+    /// The first input.
+    ///
+    /// # Errors
+    /// The node has none.
+    pub fn x(&self) -> Result<Expr<'g>> {
+        self.input(0)
+    }
+
+    /// The inputs from a number on.
+    ///
+    /// # Errors
+    /// One of them is left out.
+    pub fn inputs_from(&self, first: usize) -> Result<Vec<Expr<'g>>> {
+        (first..self.input_count()).map(|i| self.input(i)).collect()
+    }
+
+    /// The first output.
+    ///
+    /// # Errors
+    /// The node leaves it out.
+    pub fn y(&self) -> Result<Expr<'g>> {
+        self.output(0).context("output 0 is left out")
+    }
+
+    /// An output, where the node has it.
+    pub fn output(&self, i: usize) -> Option<Expr<'g>> {
+        Some(self.builder().expr((*self.node.outputs.get(i)?)?))
+    }
+
+    /// How many outputs the node has.
+    pub fn output_count(&self) -> usize {
+        self.node.outputs.len()
+    }
+
+    /// An output that the forward node computes but may leave out: it is added to the node then, and the report says so.
+    pub fn demand_output(&self, i: usize, element: ElementType) -> Result<Expr<'g>> {
+        let fact = Fact::tensor(Some(element), self.y()?.fact().shape);
+        Ok(self.builder().expr(self.builder().graph_mut().demand_output(self.id, i, fact)))
+    }
+
+    /// The gradient of the first output; zeros where none arrives.
+    ///
+    /// # Errors
+    /// None arrives, and the output that its zeros would be like is left out.
+    pub fn dy(&self) -> Result<Expr<'g>> {
+        self.dy_of(0)
+    }
+
+    /// The gradient of an output; zeros where none arrives.
+    ///
+    /// # Errors
+    /// None arrives, and the output that its zeros would be like is left out.
+    pub fn dy_of(&self, i: usize) -> Result<Expr<'g>> {
+        match self.dys.get(i) {
+            Some(Some(dy)) => Ok(*dy),
+            _ => Ok(self.output(i).with_context(|| format!("output {i} is left out"))?.zeros_like()),
+        }
+    }
+
+    /// The gradient of an output, where one arrives.
+    pub fn opt_dy(&self, i: usize) -> Option<Expr<'g>> {
+        *self.dys.get(i)?
+    }
+
+    /// Whether a gradient arrives at an output.
+    pub fn has_dy(&self, i: usize) -> bool {
+        self.opt_dy(i).is_some()
+    }
+
+    /// Whether an input, or a value that a body captures, leads to an x.
+    pub fn wants(&self, value: ValueId) -> bool {
+        self.wanted.contains(&value)
+    }
+
+    // ---------------------------------------------------------------- attributes
+
+    /// An integer attribute.
+    pub fn int(&self, name: &str, default: i64) -> i64 {
+        self.opt_int(name).unwrap_or(default)
+    }
+
+    /// An integer attribute without default.
+    pub fn opt_int(&self, name: &str) -> Option<i64> {
+        attribute::get_int(&self.node.attributes, name)
+    }
+
+    /// An integer attribute that is a yes or a no.
+    pub fn flag(&self, name: &str, default: bool) -> bool {
+        self.int(name, default.into()) != 0
+    }
+
+    /// A number attribute.
+    pub fn float(&self, name: &str, default: f32) -> f64 {
+        attribute::get_float(&self.node.attributes, name).unwrap_or(default).into()
+    }
+
+    /// A number attribute without default.
+    pub fn opt_float(&self, name: &str) -> Option<f64> {
+        attribute::get_float(&self.node.attributes, name).map(f64::from)
+    }
+
+    /// A list of integers.
+    pub fn ints(&self, name: &str) -> Option<Vec<i64>> {
+        attribute::get_ints(&self.node.attributes, name).map(<[i64]>::to_vec)
+    }
+
+    /// A list of numbers.
+    pub fn floats(&self, name: &str) -> Option<Vec<f64>> {
+        let found = attribute::find(&self.node.attributes, name)?;
+        Some(found.floats.iter().map(|&f| f.into()).collect())
+    }
+
+    /// A list of strings.
+    pub fn strings(&self, name: &str) -> Option<Vec<String>> {
+        let found = attribute::find(&self.node.attributes, name)?;
+        Some(found.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect())
+    }
+
+    /// A string attribute.
+    pub fn string(&self, name: &str, default: &str) -> String {
+        attribute::get_string(&self.node.attributes, name).unwrap_or(default).to_owned()
+    }
+
+    /// The attribute `axis` as an axis of the first input, counted from the front.
+    ///
+    /// # Errors
+    /// The rank is not known, or has no such axis.
+    pub fn axis(&self, default: i64) -> Result<usize> {
+        self.x()?.axis(self.int("axis", default))
+    }
+
+    /// A list of integers that is an attribute in old opsets and an input in new ones; `None` where it is left out.
+    ///
+    /// # Errors
+    /// It is computed at run time, where the formula needs to know it.
+    pub fn ints_at(&self, input: usize, name: &str) -> Result<Option<Vec<i64>>> {
+        match (self.opt(input), self.ints(name)) {
+            (Some(e), _) => match e.ints() {
+                Some(values) => Ok(Some(values)),
+                None => bail!("{name}, input {input}, is computed at run time, where the gradient needs a constant"),
+            },
+            (None, attribute) => Ok(attribute),
+        }
+    }
+
+    /// A list of integers, known or computed, that is an attribute in old opsets and an input in new ones.
+    pub fn list_at(&self, input: usize, name: &str) -> Option<Expr<'g>> {
+        self.opt(input).or_else(|| self.ints(name).map(|values| self.builder().ints(&values)))
+    }
+
+    /// A number that is an attribute in old opsets and an input in new ones, in the element type of `like`.
+    pub fn number_at(&self, input: usize, name: &str, like: Expr<'g>) -> Option<Expr<'g>> {
+        self.opt(input).or_else(|| self.opt_float(name).map(|v| like.like(v)))
+    }
+
+    /// The axes of the first input that a reduction is over: all where none are named.
+    ///
+    /// # Errors
+    /// The rank is not known, the axes are computed at run time, or the rank has no such axis.
+    pub fn axes(&self) -> Result<Vec<usize>> {
+        let rank = self.x()?.rank()?;
+        match self.ints_at(1, "axes")? {
+            Some(axes) if !axes.is_empty() => {
+                let mut axes = axes.iter().map(|&a| normalize_axis(a, rank)).collect::<Result<Vec<_>>>()?;
+                axes.sort_unstable();
+                axes.dedup();
+                Ok(axes)
+            }
+            _ if self.flag("noop_with_empty_axes", false) => Ok(vec![]),
+            _ => Ok((0..rank).collect()),
+        }
+    }
+
+    // ---------------------------------------------------------------- structure
+
+    /// A body of a control-flow node.
+    ///
+    /// # Errors
+    /// The node has no such attribute.
+    pub fn body(&self, name: &str) -> Result<ScopeId> {
+        let found = self.node.bodies.iter().find(|(n, _)| &**n == name);
+        Ok(found.with_context(|| format!("attribute {name} is missing"))?.1)
+    }
+
+    /// The gradients of `xs`, with respect to which `ys` are computed by nodes that the rule has written: of each y the seed.
+    ///
+    /// # Errors
+    /// An operator between them without a gradient.
+    pub fn differentiate(
+        &self,
+        ys: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<HashMap<ValueId, Expr<'g>>> {
+        self.pass.differentiate_formula(ys, xs)
+    }
+
+    /// Ensures that an attribute has one of the values that the formula is right for.
+    ///
+    /// # Errors
+    /// It has another.
+    pub fn expect(&self, name: &str, value: &str, known: &[&str]) -> Result<()> {
+        ensure!(known.contains(&value), "{name} = '{value}' is not one of {}", known.join(", "));
+        Ok(())
+    }
+}

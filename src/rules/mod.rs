@@ -1,0 +1,146 @@
+//! The table of rules: for each operator what each of its inputs gets.
+//!
+//! A rule is a row. Its formula is text for the reader; its slots, one an input, are the same formula for the builder. All
+//! else that is said of operators (docs/operators.md, `onnx-gradients ops`, the tests over the table) derives from the rows.
+
+mod call;
+mod elementwise;
+mod linear;
+
+pub use call::Call;
+
+use crate::expr::Expr;
+use crate::graph::ValueId;
+use anyhow::Result;
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// `dx` of an operator with one input, from x, y and dy.
+pub type UnaryFormula = for<'g> fn(Expr<'g>, Expr<'g>, Expr<'g>) -> Expr<'g>;
+/// `da` or `db` of an operator with two, from a, b, y and dy.
+pub type BinaryFormula = for<'g> fn(Expr<'g>, Expr<'g>, Expr<'g>, Expr<'g>) -> Expr<'g>;
+/// The gradient of one input, from all that the call knows.
+pub type Formula = for<'g> fn(&Call<'g>) -> Result<Expr<'g>>;
+/// The gradient of the input with that number.
+pub type NumberedFormula = for<'g> fn(&Call<'g>, usize) -> Result<Expr<'g>>;
+/// The operator's outputs, built of other operators; the pass differentiates those.
+pub type Forward = for<'g> fn(&Call<'g>) -> Result<Vec<Option<Expr<'g>>>>;
+/// Gradients of inputs and captured values, by value.
+pub type Structure = for<'g> fn(&Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>>;
+
+/// What an input of an operator gets.
+#[derive(Clone, Copy)]
+pub enum Slot {
+    /// A value, of an operator with one input and one output.
+    Unary(UnaryFormula),
+    /// A value, of an operator with two inputs that broadcast: summed to the shape of its own one afterwards.
+    Binary(BinaryFormula),
+    /// A value.
+    Formula(Formula),
+    /// A value of the shape that the inputs broadcast to: summed to the shape of its own input afterwards.
+    Broadcast(Formula),
+    /// A value for this input and for each that follows.
+    Each(NumberedFormula),
+    /// As [`Slot::Each`], summed to the shape of its own input afterwards.
+    EachBroadcast(NumberedFormula),
+    /// Zero: the input matters, its derivative is zero almost everywhere.
+    Zero,
+    /// Nothing: no gradient passes here, for the reason given. It holds for the inputs that follow, too, if it is the last.
+    Stop(&'static str),
+    /// For all inputs: the gradients of the formula that computes the outputs.
+    Through(Forward),
+    /// For all inputs and captured values: what a rule that looks into bodies returns.
+    Structure(Structure),
+}
+
+/// What the inputs of an operator get, at the opsets from `since` to `until`.
+#[derive(Clone, Copy)]
+pub struct Rule {
+    /// The operator.
+    pub op: &'static str,
+    /// Its domain; empty for the standard's.
+    pub domain: &'static str,
+    /// The formula as text.
+    pub formula: &'static str,
+    /// What each input gets.
+    pub slots: &'static [Slot],
+    /// The attributes that the rule accounts for, separated by spaces.
+    pub attributes: &'static str,
+    /// The first version of the domain at which it holds.
+    pub since: i64,
+    /// The last version of the domain at which it holds.
+    pub until: i64,
+    /// Conventions and limits, for the reader.
+    pub note: &'static str,
+}
+
+impl std::fmt::Debug for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.op, self.formula)
+    }
+}
+
+/// A row for an operator of the standard without attributes.
+pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot]) -> Rule {
+    Rule { op, domain: "", formula, slots, attributes: "", since: 1, until: i64::MAX, note: "" }
+}
+
+impl Rule {
+    /// The attributes that the rule reads, or that do not change the formula. Any other on a node is an error.
+    pub const fn attributes(mut self, names: &'static str) -> Self {
+        self.attributes = names;
+        self
+    }
+
+    /// For an operator of another domain.
+    pub const fn domain(mut self, domain: &'static str) -> Self {
+        self.domain = domain;
+        self
+    }
+
+    /// Holds up to that version of the domain; a later meaning has a row of its own.
+    pub const fn until(mut self, version: i64) -> Self {
+        self.until = version;
+        self
+    }
+
+    /// Holds from that version of the domain on.
+    pub const fn since(mut self, version: i64) -> Self {
+        self.since = version;
+        self
+    }
+
+    /// A convention or a limit that users should know.
+    pub const fn note(mut self, note: &'static str) -> Self {
+        self.note = note;
+        self
+    }
+
+    /// What an input gets, by its number.
+    pub fn slot(&self, input: usize) -> Option<&Slot> {
+        let repeats = |s: &&Slot| !matches!(s, Slot::Unary(_) | Slot::Binary(_) | Slot::Formula(_) | Slot::Broadcast(_) | Slot::Zero);
+        self.slots.get(input).or_else(|| self.slots.last().filter(repeats))
+    }
+
+    /// Whether an attribute is accounted for.
+    pub fn knows(&self, attribute: &str) -> bool {
+        self.attributes.split(' ').any(|a| a == attribute)
+    }
+}
+
+/// Every row, family by family.
+pub fn all() -> impl Iterator<Item = &'static Rule> {
+    [elementwise::RULES, linear::RULES].into_iter().flatten()
+}
+
+/// The row for an operator at a version of its domain.
+pub fn find(domain: &str, op: &str, version: i64) -> Option<&'static Rule> {
+    static TABLE: LazyLock<HashMap<(&str, &str), Vec<&'static Rule>>> = LazyLock::new(|| {
+        let mut table: HashMap<_, Vec<_>> = HashMap::new();
+        for rule in all() {
+            table.entry((rule.domain, rule.op)).or_default().push(rule);
+        }
+        table
+    });
+    TABLE.get(&(domain, op))?.iter().find(|r| (r.since..=r.until).contains(&version)).copied()
+}

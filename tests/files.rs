@@ -1,0 +1,356 @@
+//! Model and tensor files: what is refused, and that what is written is what was read.
+
+use anyhow::Result;
+use onnx_gradients::onnx::file::{self, WriteOptions};
+use onnx_gradients::onnx::proto::{StringStringEntryProto, tensor_proto::DataLocation};
+use onnx_gradients::onnx::{ElementType, ModelProto, TensorProto, attribute, npy, text};
+use prost::Message;
+use std::fs;
+use std::path::Path;
+use tempfile::TempDir;
+
+fn model() -> ModelProto {
+    let mut model = text::parse(
+        r#"<ir_version: 8, opset_import: ["" : 17], metadata_props: ["k": "v"]>
+        g (float[2] x, bool b) => (float[2] y) <float[2] w = {1, 2}, int64[2] i = {3, 4}> {
+            c = Constant <value = float[2] {5, 6}> ()
+            [if] z = If (b) <then_branch = t () => (float[2] p) <float[2] v = {7, 8}> { p = Add (v, c) },
+                             else_branch = e () => (float[2] q) { q = Mul (x, w) }>
+            y = com.x.F (z)
+        }
+        <domain: "com.x", opset_import: ["" : 17]>
+        F (a) => (b) { k = Constant <value = float {9}> () b = Mul (a, k) }"#,
+    )
+    .unwrap();
+    let graph = model.graph.as_mut().unwrap();
+    graph.initializer.push(TensorProto {
+        name: Some("typed".into()),
+        dims: vec![3],
+        data_type: Some(ElementType::Float as i32),
+        float_data: vec![1.0, -2.0, f32::NAN],
+        ..Default::default()
+    });
+    graph.initializer.push(TensorProto {
+        name: Some("halves".into()),
+        dims: vec![1],
+        data_type: Some(ElementType::Float16 as i32),
+        int32_data: vec![0x3c00],
+        ..Default::default()
+    });
+    model
+}
+
+fn initializer(model: &mut ModelProto) -> &mut TensorProto {
+    &mut model.graph.as_mut().unwrap().initializer[0]
+}
+
+fn make_external(tensor: &mut TensorProto, entries: &[(&str, &str)]) {
+    tensor.raw_data = None;
+    tensor.data_location = Some(DataLocation::External as i32);
+    tensor.external_data = entries
+        .iter()
+        .map(|(k, v)| StringStringEntryProto { key: Some(k.to_string()), value: Some(v.to_string()) })
+        .collect();
+}
+
+fn error<T>(result: Result<T>) -> String {
+    let error = match result {
+        Ok(_) => panic!("no error"),
+        Err(error) => format!("{error:#}"),
+    };
+    assert!(!error.contains('\n'), "{error}");
+    error
+}
+
+#[track_caller]
+fn refused(model: &ModelProto, message: &str) {
+    let error = error(file::read_bytes(model.encode_to_vec().into()));
+    assert!(error.contains(message), "{error}");
+}
+
+fn entries(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Models with NaN in them are not equal to themselves; their bytes are.
+fn assert_same(a: &ModelProto, b: &ModelProto) {
+    assert_eq!(a.encode_to_vec(), b.encode_to_vec());
+}
+
+#[test]
+fn what_is_no_model_is_refused() -> Result<()> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("m.onnx");
+    assert!(error(file::read(&path)).contains("m.onnx: there is no such file"));
+    assert!(error(file::read(folder.path())).contains("it is a directory"));
+    fs::write(&path, "")?;
+    assert!(error(file::read(&path)).contains("it is empty"));
+    fs::write(&path, "hello, world")?;
+    assert!(error(file::read(&path)).contains("not an ONNX model"));
+    let bytes = model().encode_to_vec();
+    for length in 1..bytes.len() {
+        // Cut between fields, a model may lack its functions only.
+        if let Ok(part) = file::read_bytes(bytes::Bytes::copy_from_slice(&bytes[..length])) {
+            assert!(part.graph.is_some());
+        }
+    }
+    fs::write(&path, &bytes[..bytes.len() / 2])?;
+    assert!(error(file::read(&path)).contains("it is cut off"));
+    Ok(())
+}
+
+#[test]
+fn inconsistent_models_are_refused() {
+    let mut m = model();
+    m.graph = None;
+    refused(&m, "it has no graph");
+    let mut m = model();
+    m.opset_import.clear();
+    refused(&m, "opset_import");
+    m.ir_version = Some(2);
+    assert!(file::read_bytes(m.encode_to_vec().into()).is_ok());
+    for dims in [vec![3], vec![-2], vec![i64::MAX, i64::MAX], vec![i64::MAX], vec![1 << 62], vec![]] {
+        let mut m = model();
+        initializer(&mut m).dims = dims;
+        refused(&m, "tensor 'w'");
+    }
+    let mut m = model();
+    m.graph.as_mut().unwrap().initializer[2].float_data.pop();
+    refused(&m, "tensor 'typed': 2 elements for float of dimensions [3]");
+    let mut m = model();
+    initializer(&mut m).name = Some("i".into());
+    refused(&m, "two initializers 'i'");
+    let mut m = model();
+    m.functions[0].node[0].attribute[0].t.as_mut().unwrap().dims = vec![7];
+    refused(&m, "[7]");
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    let mut graph = onnx_gradients::onnx::GraphProto::default();
+    for _ in 0..200 {
+        let attribute = vec![attribute::graph("body", std::mem::take(&mut graph))];
+        graph.node = vec![onnx_gradients::onnx::NodeProto { attribute, ..Default::default() }];
+    }
+    let m = ModelProto { graph: Some(graph), ..model() };
+    refused(&m, "nest too deeply");
+}
+
+#[test]
+fn a_model_comes_back_and_shares_the_buffer() -> Result<()> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("m.onnx");
+    let model = model();
+    file::write(&model, &path, WriteOptions::default())?;
+    assert_same(&file::read(&path)?, &model);
+    let mut stream = Vec::new();
+    file::write_to(&model, &mut stream)?;
+    assert_eq!(stream, fs::read(&path)?);
+    let bytes = bytes::Bytes::from(stream);
+    let range = bytes.as_ptr_range();
+    let mut read = file::read_bytes(bytes.clone())?;
+    assert!(range.contains(&initializer(&mut read).raw_data.as_ref().unwrap().as_ptr()));
+    assert_eq!(entries(folder.path()), ["m.onnx"]);
+    Ok(())
+}
+
+#[test]
+fn existing_files_are_replaced_by_force_only() -> Result<()> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("m.onnx");
+    fs::write(&path, "old")?;
+    assert!(error(file::write(&model(), &path, WriteOptions::default())).contains("--force"));
+    assert_eq!(fs::read(&path)?, b"old");
+    file::write(&model(), &path, WriteOptions { force: true, ..Default::default() })?;
+    assert_same(&file::read(&path)?, &model());
+    let force = WriteOptions { force: true, ..Default::default() };
+    assert!(error(file::write(&model(), folder.path(), force)).contains("it is a directory"));
+    assert!(
+        error(file::write(&model(), &folder.path().join("no/m.onnx"), force)).contains("cannot write into the folder")
+    );
+    assert_eq!(entries(folder.path()), ["m.onnx"]);
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn permissions_are_those_of_any_new_file() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = TempDir::new()?;
+    let (path, ordinary) = (folder.path().join("m.onnx"), folder.path().join("ordinary"));
+    file::write(&model(), &path, WriteOptions::default())?;
+    fs::write(&ordinary, "")?;
+    assert_eq!(fs::metadata(&path)?.permissions().mode(), fs::metadata(&ordinary)?.permissions().mode());
+    file::write(&model(), Path::new("/dev/null"), WriteOptions::default())?;
+    assert!(!fs::metadata("/dev/null")?.is_file());
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn links_lead_to_the_same_file() -> Result<()> {
+    let folder = TempDir::new()?;
+    let [a, b, soft, hard] = ["a", "b", "soft", "hard"].map(|name| folder.path().join(name));
+    fs::write(&a, "")?;
+    fs::write(&b, "")?;
+    std::os::unix::fs::symlink(&a, &soft)?;
+    fs::hard_link(&a, &hard)?;
+    assert!(file::same_file(&a, &a) && file::same_file(&a, &soft) && file::same_file(&a, &hard));
+    assert!(!file::same_file(&a, &b) && !file::same_file(&a, &folder.path().join("none")));
+    Ok(())
+}
+
+#[test]
+fn large_models_put_their_initializers_beside_them() -> Result<()> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("m.onnx");
+    let mut model = model();
+    let values: Vec<f64> = (0..1000).map(f64::from).collect();
+    let graph = model.graph.as_mut().unwrap();
+    for name in ["u", "v"] {
+        let tensor = TensorProto::from_floats(ElementType::Float, &[1000], &values);
+        graph.initializer.push(TensorProto { name: Some(name.into()), ..tensor });
+    }
+    let float_data = values.iter().map(|&v| v as f32).collect();
+    let typed =
+        TensorProto { name: Some("t".into()), dims: vec![1000], data_type: Some(1), float_data, ..Default::default() };
+    graph.initializer.push(typed);
+    file::write(&model, &path, WriteOptions { limit: 4000, ..Default::default() })?;
+    assert_eq!(entries(folder.path()), ["m.onnx", "m.onnx.data"]);
+    assert!(fs::metadata(&path)?.len() < 4000);
+    assert_eq!(fs::metadata(folder.path().join("m.onnx.data"))?.len(), 2 * 4096 + 4000);
+
+    let mut read = file::read(&path)?;
+    assert!(read.graph.as_ref().unwrap().initializer[4].is_external());
+    assert!(error(file::write(&read, &path, WriteOptions { force: true, limit: 100 })).contains("choose another name"));
+    file::load_external(&mut read, folder.path())?;
+    for tensor in &read.graph.as_ref().unwrap().initializer[4..] {
+        assert_eq!(tensor.floats()?, values);
+    }
+    // A data file in the way, too, needs force, and nothing is left behind without.
+    fs::remove_file(&path)?;
+    assert!(
+        error(file::write(&model, &path, WriteOptions { limit: 4000, ..Default::default() })).contains("m.onnx.data")
+    );
+    assert_eq!(entries(folder.path()), ["m.onnx.data"]);
+    Ok(())
+}
+
+#[test]
+fn external_data_are_loaded_from_inside_the_folder_only() -> Result<()> {
+    let folder = TempDir::new()?;
+    let inside = folder.path().join("inside");
+    fs::create_dir(&inside)?;
+    fs::write(folder.path().join("secret"), [0; 64])?;
+    fs::write(inside.join("data"), [0, 0, 128, 63, 0, 0, 0, 64, 9, 9])?;
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(folder.path().join("secret"), inside.join("link"))?;
+    let load = |entries: &[(&str, &str)]| {
+        let mut m = model();
+        make_external(initializer(&mut m), entries);
+        let mut m = file::read_bytes(m.encode_to_vec().into())?;
+        file::load_external(&mut m, &inside)?;
+        initializer(&mut m).floats()
+    };
+    assert_eq!(load(&[("location", "data"), ("offset", "0"), ("length", "8")])?, [1.0, 2.0]);
+    assert_eq!(load(&[("location", "./data")])?, [1.0, 2.0]);
+    let secret = folder.path().join("secret");
+    for (entries, message) in [
+        (&[("location", secret.to_str().unwrap())][..], "outside the model's folder"),
+        (&[("location", "../secret")], "outside the model's folder"),
+        (&[("location", "..\\secret")], "outside the model's folder"),
+        (&[("location", "a/../../secret")], "outside the model's folder"),
+        #[cfg(unix)]
+        (&[("location", "link")], "leads out of the model's folder"),
+        (&[("location", "none")], "there is no such file"),
+        (&[("location", ".")], "it is not a file"),
+        (&[("offset", "0")], "without location"),
+        (&[("location", "data"), ("offset", "3")], "8 bytes at 3 are not in the file"),
+        (&[("location", "data"), ("offset", "18446744073709551615")], "are not in the file"),
+        (&[("location", "data"), ("offset", "-1")], "not a number"),
+        (&[("location", "data"), ("length", "4")], "4 bytes for float of dimensions [2]"),
+    ] {
+        let error = error(load(entries));
+        assert!(error.contains(message), "{entries:?}: {error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn references_to_external_data_move_with_the_model() -> Result<()> {
+    let folder = TempDir::new()?;
+    let [from, other] = ["models", "other"].map(|name| folder.path().join(name));
+    fs::create_dir_all(from.join("sub"))?;
+    fs::create_dir(&other)?;
+    fs::write(from.join("sub/data"), [0, 0, 128, 63, 0, 0, 0, 64])?;
+    let mut original = model();
+    make_external(initializer(&mut original), &[("location", "sub/data")]);
+    let rebase = |to: &Path, force| -> Result<(ModelProto, Vec<String>)> {
+        let mut m = original.clone();
+        let notes = file::rebase_external(&mut m, &from, to, force)?;
+        let mut loaded = m.clone();
+        file::load_external(&mut loaded, to)?;
+        assert_eq!(initializer(&mut loaded).floats()?, [1.0, 2.0]);
+        Ok((m, notes))
+    };
+    let (same, notes) = rebase(&from, false)?;
+    assert_same(&same, &original);
+    assert!(notes.is_empty());
+
+    let (mut above, notes) = rebase(folder.path(), false)?;
+    assert_eq!(initializer(&mut above).external_data[0].value(), "models/sub/data");
+    assert!(notes.is_empty());
+
+    let (mut copied, notes) = rebase(&other, false)?;
+    assert_eq!(initializer(&mut copied).external_data[0].value(), "sub/data");
+    assert!(notes.len() == 1 && notes[0].contains("sub/data"), "{notes:?}");
+    assert!(rebase(&other, false)?.1.is_empty(), "an equal copy is there");
+
+    fs::write(other.join("sub/data"), [1; 8])?;
+    assert!(error(rebase(&other, false)).contains("--force"));
+    assert_eq!(rebase(&other, true)?.1.len(), 1);
+    assert_eq!(entries(&other.join("sub")), ["data"]);
+    Ok(())
+}
+
+#[test]
+fn npy_and_pb_tensors() -> Result<()> {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("t.npy");
+    use ElementType as E;
+    let floats =
+        [E::Float, E::Double, E::Float16].map(|e| TensorProto::from_floats(e, &[2, 3], &[1., 2., 3., 4., 5., -6.5]));
+    let ints = [E::Int8, E::Int16, E::Int32, E::Int64, E::Uint8, E::Uint16, E::Uint32, E::Uint64, E::Bool]
+        .map(|e| TensorProto::from_ints(e, &[2], &[0, 1]));
+    let scalar = TensorProto::from_ints(E::Int64, &[], &[7]);
+    let empty = TensorProto::from_floats(E::Float, &[0, 2], &[]);
+    for tensor in floats.iter().chain(&ints).chain([&scalar, &empty]) {
+        npy::write_npy(tensor, &path, true)?;
+        assert_eq!(npy::read_tensor(&path)?, *tensor);
+        assert_eq!((fs::metadata(&path)?.len() as usize - tensor.raw_data.as_ref().unwrap().len()) % 64, 0);
+        fs::write(&path, tensor.encode_to_vec())?;
+        assert_eq!(npy::read_tensor(&path)?, *tensor);
+    }
+    assert!(error(npy::write_npy(&scalar, &path, false)).contains("--force"));
+    let bf16 = TensorProto::from_floats(E::Bfloat16, &[1], &[1.0]);
+    assert!(error(npy::write_npy(&bf16, &path, true)).contains("NumPy has no elements of type bfloat16"));
+
+    // Fortran order and big-endian, as NumPy writes np.asfortranarray([[1, 2, 3], [4, 5, 6]], dtype='>i2').
+    let mut bytes = b"\x93NUMPY\x01\x00\x36\x00".to_vec();
+    bytes.extend(format!("{:<53}\n", "{'descr': '>i2', 'fortran_order': True, 'shape': (2,3)}").bytes());
+    let header = bytes.len();
+    bytes[8] = (header - 10) as u8;
+    bytes.extend([1i16, 4, 2, 5, 3, 6].iter().flat_map(|v| v.to_be_bytes()));
+    fs::write(&path, &bytes)?;
+    let tensor = npy::read_tensor(&path)?;
+    assert_eq!((tensor.dims.as_slice(), tensor.integers()?), (&[2, 3][..], vec![1, 2, 3, 4, 5, 6]));
+    bytes.pop();
+    fs::write(&path, &bytes)?;
+    assert!(error(npy::read_tensor(&path)).contains("11 bytes for shape [2, 3]"));
+    fs::write(&path, "neither")?;
+    assert!(error(npy::read_tensor(&path)).contains("neither a .npy file nor a TensorProto"));
+    Ok(())
+}
