@@ -187,6 +187,19 @@ impl Dims {
         }
     }
 
+    /// Whether the size is certainly not negative: sizes of tensors never are, nor are their sums and products.
+    pub fn is_non_negative(&self, dim: Dim) -> bool {
+        match dim {
+            Dim::Known(n) => n >= 0,
+            Dim::Symbol(symbol) => {
+                let table = self.0.borrow();
+                table.polynomials[symbol.0 as usize].iter().all(|(monomial, c)| {
+                    *c >= 0 && monomial.iter().all(|&a| !matches!(table.atoms[a as usize], Atom::Operation(..)))
+                })
+            }
+        }
+    }
+
     /// `a / b` where it is a polynomial again: every term divides by the number, or by the product of symbols, that `b` is.
     fn exact_quotient(&self, a: Dim, b: Dim) -> Option<Dim> {
         let mut table = self.0.borrow_mut();

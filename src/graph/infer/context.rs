@@ -1,0 +1,246 @@
+//! A node as its rule sees it.
+
+use super::Op;
+use crate::graph::{Dim, Dims, Fact, Shape};
+use crate::onnx::{ElementType, attribute};
+use anyhow::{Result, bail, ensure};
+
+/// The facts of the outputs of one operator.
+pub type Rule = fn(&Context) -> Result<Vec<Fact>>;
+
+/// An operator and its rule.
+pub type Row = (&'static str, Rule);
+
+/// Lists of integers that are longer than this are not shapes: no tensor has so many dimensions.
+const MAX_RANK: i64 = 64;
+
+/// A node: its operator, and what is known of its inputs.
+pub struct Context<'a> {
+    pub op: &'a Op<'a>,
+    pub inputs: &'a [Option<&'a Fact>],
+}
+
+/// A list of integers that is an attribute in some versions of an operator and an input in others.
+pub enum Parameter<T> {
+    /// Neither is there.
+    Absent,
+    /// The values are not known, maybe their number.
+    Unknown(Option<usize>),
+    /// The values.
+    Known(Vec<T>),
+}
+
+impl<'a> Context<'a> {
+    /// The input, where it is there.
+    pub fn input(&self, i: usize) -> Option<&'a Fact> {
+        self.inputs.get(i).copied().flatten()
+    }
+
+    pub fn element(&self, i: usize) -> Option<ElementType> {
+        self.input(i)?.element
+    }
+
+    pub fn shape(&self, i: usize) -> Option<&'a [Dim]> {
+        self.input(i)?.shape.as_deref()
+    }
+
+    pub fn rank(&self, i: usize) -> Option<usize> {
+        self.input(i)?.rank()
+    }
+
+    pub fn dims(&self) -> &'a Dims {
+        self.op.dims
+    }
+
+    /// As many dimensions of unknown size.
+    pub fn fresh(&self, rank: usize) -> Vec<Dim> {
+        (0..rank).map(|_| self.dims().fresh()).collect()
+    }
+
+    pub fn int(&self, name: &str, default: i64) -> i64 {
+        attribute::get_int(self.op.attributes, name).unwrap_or(default)
+    }
+
+    pub fn flag(&self, name: &str) -> bool {
+        self.int(name, 0) != 0
+    }
+
+    pub fn ints(&self, name: &str) -> Option<&'a [i64]> {
+        attribute::get_ints(self.op.attributes, name)
+    }
+
+    pub fn string(&self, name: &str) -> Option<&'a str> {
+        attribute::get_string(self.op.attributes, name)
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        attribute::find(self.op.attributes, name).is_some()
+    }
+
+    /// The element type that an attribute names by number; absent and 0 alike say nothing.
+    pub fn type_attribute(&self, name: &str) -> Option<ElementType> {
+        let number = attribute::get_int(self.op.attributes, name)?;
+        let element = ElementType::from_number(i32::try_from(number).ok()?);
+        (element != ElementType::Undefined).then_some(element)
+    }
+
+    /// The attribute that names an axis, counted from the front.
+    pub fn axis(&self, name: &str, default: i64, rank: usize) -> Result<usize> {
+        axis(self.int(name, default), rank)
+    }
+
+    /// The integers, maybe symbolic, of the attribute, or else of the input.
+    pub fn sizes(&self, input: usize, name: &str) -> Parameter<Dim> {
+        if let Some(ints) = self.ints(name) {
+            return Parameter::Known(ints.iter().map(|&n| Dim::Known(n)).collect());
+        }
+        let Some(fact) = self.input(input) else { return Parameter::Absent };
+        match fact.dims() {
+            Some(dims) => Parameter::Known(dims),
+            None => match list_length(fact) {
+                Some(0) => Parameter::Known(Vec::new()),
+                length => Parameter::Unknown(length),
+            },
+        }
+    }
+
+    /// The integers of the attribute, or else of the input.
+    pub fn integers(&self, input: usize, name: &str) -> Parameter<i64> {
+        match self.sizes(input, name) {
+            Parameter::Absent => Parameter::Absent,
+            Parameter::Unknown(length) => Parameter::Unknown(length),
+            Parameter::Known(dims) => {
+                let length = dims.len();
+                match dims.into_iter().map(Dim::known).collect() {
+                    Some(ints) => Parameter::Known(ints),
+                    None => Parameter::Unknown(Some(length)),
+                }
+            }
+        }
+    }
+
+    /// The one integer that an input holds, maybe symbolic.
+    pub fn scalar(&self, input: usize) -> Option<Dim> {
+        match self.input(input)?.uniform()? {
+            crate::graph::Scalar::Int(dim) => Some(dim),
+            crate::graph::Scalar::Float(_) => None,
+        }
+    }
+
+    /// Each output is like the input: element type and shape, no value.
+    pub fn like(&self, i: usize) -> Fact {
+        let Some(input) = self.input(i) else { return Fact::default() };
+        Fact { value: None, ..input.clone() }
+    }
+}
+
+/// How many integers a list holds, where that many can be a shape.
+fn list_length(fact: &Fact) -> Option<usize> {
+    match fact.shape.as_deref()? {
+        [] => Some(1),
+        [Dim::Known(n)] if (0..=MAX_RANK).contains(n) => usize::try_from(*n).ok(),
+        _ => None,
+    }
+}
+
+/// A tensor of an element type and a shape.
+pub fn tensor(element: Option<ElementType>, shape: Option<Vec<Dim>>) -> Fact {
+    Fact::tensor(element, shape.map(Shape::from))
+}
+
+/// The axis counted from the front.
+pub fn axis(axis: i64, rank: usize) -> Result<usize> {
+    let positive = if axis < 0 { axis.saturating_add_unsigned(rank as u64) } else { axis };
+    match usize::try_from(positive) {
+        Ok(positive) if positive < rank => Ok(positive),
+        _ => bail!("axis {axis} is out of range for rank {rank}"),
+    }
+}
+
+/// As [`axis`], for a place between axes: the rank is one too.
+pub fn boundary(at: i64, rank: usize) -> Result<usize> {
+    let positive = if at < 0 { at.saturating_add_unsigned(rank as u64) } else { at };
+    match usize::try_from(positive) {
+        Ok(positive) if positive <= rank => Ok(positive),
+        _ => bail!("axis {at} is out of range for rank {rank}"),
+    }
+}
+
+/// The axes counted from the front.
+pub fn axes(axes: &[i64], rank: usize) -> Result<Vec<usize>> {
+    axes.iter().map(|&a| axis(a, rank)).collect()
+}
+
+/// For each axis whether it is listed.
+pub fn mask(listed: &[i64], rank: usize) -> Result<Vec<bool>> {
+    let mut mask = vec![false; rank];
+    for &a in listed {
+        if let Some(flag) = mask.get_mut(axis(a, rank)?) {
+            *flag = true;
+        }
+    }
+    Ok(mask)
+}
+
+/// Dimensions in a message: `[2, 3, ?]`, names where the model gave them.
+pub fn show(dims: &Dims, shape: &[Dim]) -> String {
+    let size = |&d: &Dim| match d {
+        Dim::Known(n) => n.to_string(),
+        Dim::Symbol(_) => dims.name(d).unwrap_or_else(|| "?".to_owned()),
+    };
+    format!("[{}]", shape.iter().map(size).collect::<Vec<_>>().join(", "))
+}
+
+/// What is certain of a size that two sources say: the number, where one is.
+///
+/// `None` where they contradict each other.
+pub fn unify(a: Dim, b: Dim) -> Option<Dim> {
+    match (a, b) {
+        (Dim::Known(a), Dim::Known(b)) => (a == b).then_some(Dim::Known(a)),
+        (Dim::Known(_), Dim::Symbol(_)) => Some(a),
+        (Dim::Symbol(_), Dim::Known(_)) => Some(b),
+        (Dim::Symbol(_), Dim::Symbol(_)) => Some(a),
+    }
+}
+
+/// The shape to which shapes broadcast (ONNX, "Broadcasting in ONNX", the multidirectional kind).
+pub fn broadcast(dims: &Dims, shapes: &[&[Dim]]) -> Result<Vec<Dim>> {
+    let rank = shapes.iter().map(|s| s.len()).max().unwrap_or(0);
+    let mut result: Vec<Dim> = Vec::with_capacity(rank);
+    for from_end in (1..=rank).rev() {
+        let (mut number, mut symbol, mut several) = (None, None, false);
+        for shape in shapes {
+            let Some(&dim) = shape.len().checked_sub(from_end).and_then(|at| shape.get(at)) else { continue };
+            match dim {
+                Dim::Known(1) => (),
+                Dim::Known(n) => {
+                    ensure!(
+                        number.is_none_or(|known| known == n),
+                        "dimensions {} do not broadcast",
+                        shapes.iter().map(|s| show(dims, s)).collect::<Vec<_>>().join(" and ")
+                    );
+                    number = Some(n);
+                }
+                Dim::Symbol(_) => {
+                    several |= symbol.is_some_and(|s| s != dim);
+                    symbol = Some(dim);
+                }
+            }
+        }
+        result.push(match (number, symbol) {
+            (Some(n), _) => Dim::Known(n),
+            (None, Some(_)) if several => dims.fresh(),
+            (None, Some(symbol)) => symbol,
+            (None, None) => Dim::Known(1),
+        });
+    }
+    Ok(result)
+}
+
+/// As [`broadcast`], where some shapes may not be known.
+pub fn broadcast_known(dims: &Dims, shapes: &[Option<&[Dim]>]) -> Result<Option<Vec<Dim>>> {
+    match shapes.iter().copied().collect::<Option<Vec<_>>>() {
+        Some(shapes) => broadcast(dims, &shapes).map(Some),
+        None => Ok(None),
+    }
+}

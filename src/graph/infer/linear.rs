@@ -1,0 +1,122 @@
+//! Products of matrices.
+
+use super::context::{Context, Row, broadcast, show, tensor};
+use super::shape::agree;
+use crate::graph::{Dim, Fact};
+use crate::onnx::ElementType;
+use anyhow::{Result, bail, ensure};
+use std::collections::BTreeMap;
+
+pub const ROWS: &[Row] = &[
+    ("Det", det),
+    ("Einsum", einsum),
+    ("Gemm", gemm),
+    ("MatMul", |c| matmul(c, 0, 1, c.element(0).or(c.element(1)))),
+    ("MatMulInteger", |c| matmul(c, 0, 1, Some(ElementType::Int32))),
+    ("QLinearMatMul", |c| matmul(c, 0, 3, c.element(7))),
+];
+
+/// As `numpy.matmul`: a vector is a row on the left and a column on the right, and its axis of size 1 goes again.
+pub fn matmul(c: &Context, a: usize, b: usize, element: Option<ElementType>) -> Result<Vec<Fact>> {
+    let shape = match (c.shape(a), c.shape(b)) {
+        (Some(a), Some(b)) => Some(product(c, a, b)?),
+        _ => None,
+    };
+    Ok(vec![tensor(element, shape)])
+}
+
+pub fn product(c: &Context, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
+    let (outer_a, m, k) = match a {
+        [] => bail!("a scalar has no matrix product"),
+        [k] => (&[][..], None, *k),
+        [outer @ .., m, k] => (outer, Some(*m), *k),
+    };
+    let (outer_b, l, n) = match b {
+        [] => bail!("a scalar has no matrix product"),
+        [l] => (&[][..], *l, None),
+        [outer @ .., l, n] => (outer, *l, Some(*n)),
+    };
+    let what = || format!("inner dimensions of {} and {}", show(c.dims(), a), show(c.dims(), b));
+    if k != l {
+        agree(&what(), k, l)?;
+    }
+    let mut shape = broadcast(c.dims(), &[outer_a, outer_b])?;
+    shape.extend(m.into_iter().chain(n));
+    Ok(shape)
+}
+
+/// Without shapes of the operands the product is still a matrix.
+pub fn gemm(c: &Context) -> Result<Vec<Fact>> {
+    let matrix = |i: usize, transposed: bool| -> Result<Option<(Dim, Dim)>> {
+        Ok(match c.shape(i) {
+            None => None,
+            Some(&[rows, columns]) => Some(if transposed { (columns, rows) } else { (rows, columns) }),
+            Some(other) => bail!("Gemm multiplies matrices, not a tensor of shape {}", show(c.dims(), other)),
+        })
+    };
+    let (a, b) = (matrix(0, c.flag("transA"))?, matrix(1, c.flag("transB"))?);
+    if let (Some((_, k)), Some((l, _))) = (a, b) {
+        agree("inner dimensions of the matrices", k, l)?;
+    }
+    let rows = a.map_or_else(|| c.dims().fresh(), |(rows, _)| rows);
+    let columns = b.map_or_else(|| c.dims().fresh(), |(_, columns)| columns);
+    Ok(vec![tensor(c.element(0).or(c.element(1)), Some(vec![rows, columns]))])
+}
+
+fn det(c: &Context) -> Result<Vec<Fact>> {
+    let shape = match c.shape(0) {
+        None => None,
+        Some([outer @ .., n, m]) => {
+            agree("rows and columns of a determinant", *n, *m)?;
+            Some(outer.to_vec())
+        }
+        Some(other) => bail!("a tensor of shape {} has no determinant", show(c.dims(), other)),
+    };
+    Ok(vec![tensor(c.element(0), shape)])
+}
+
+/// Letters name axes, `...` the axes that broadcast; without `->` the output has the letters that occur once, in order.
+fn einsum(c: &Context) -> Result<Vec<Fact>> {
+    let element = (0..c.inputs.len()).find_map(|i| c.element(i));
+    let equation: String = c.string("equation").unwrap_or_default().split_whitespace().collect();
+    let (terms, output) = match equation.split_once("->") {
+        Some((terms, output)) => (terms, Some(output)),
+        None => (equation.as_str(), None),
+    };
+    let mut sizes: BTreeMap<char, (Dim, usize)> = BTreeMap::new();
+    let mut ellipsis: Vec<Dim> = Vec::new();
+    for (i, term) in terms.split(',').enumerate() {
+        let Some(shape) = c.shape(i) else { return Ok(vec![tensor(element, None)]) };
+        let (head, tail) = term.split_once("...").unwrap_or((term, ""));
+        let (first, last) = (head.chars().count(), tail.chars().count());
+        let fits = if term.contains("...") { first + last <= shape.len() } else { first == shape.len() };
+        ensure!(fits, "term '{term}' of the equation does not fit shape {}", show(c.dims(), shape));
+        let (front, rest) = shape.split_at(first);
+        let (middle, back) = rest.split_at(rest.len() - last);
+        ellipsis = broadcast(c.dims(), &[&ellipsis, middle])?;
+        for (letter, &dim) in head.chars().zip(front).chain(tail.chars().zip(back)) {
+            let entry = sizes.entry(letter).or_insert((dim, 0));
+            let both = broadcast(c.dims(), &[&[entry.0], &[dim]])?;
+            *entry = (both.first().copied().unwrap_or(dim), entry.1 + 1);
+        }
+    }
+    let shape = match output {
+        Some(output) => {
+            let (head, tail) = output.split_once("...").unwrap_or((output, ""));
+            let find = |letters: &str| -> Result<Vec<Dim>> {
+                let size = |l: char| match sizes.get(&l) {
+                    Some((dim, _)) => Ok(*dim),
+                    None => bail!("output axis '{l}' of the equation is not in its inputs"),
+                };
+                letters.chars().map(size).collect()
+            };
+            let middle = if output.contains("...") { ellipsis } else { Vec::new() };
+            [find(head)?, middle, find(tail)?].concat()
+        }
+        None => {
+            let once = sizes.values().filter(|(_, count)| *count == 1).map(|&(dim, _)| dim);
+            ellipsis.into_iter().chain(once).collect()
+        }
+    };
+    Ok(vec![tensor(element, Some(shape))])
+}
