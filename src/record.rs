@@ -64,6 +64,9 @@ impl Record {
     /// An entry is not one that [`Record::attach`] has written.
     pub fn all(model: &ModelProto) -> Result<Vec<Record>> {
         let ours = model.metadata_props.iter().filter(|p| p.key().starts_with(KEY));
-        ours.map(|p| serde_json::from_str(p.value()).with_context(|| format!("metadata '{}' is not a record of ours", p.key()))).collect()
+        ours.map(|p| {
+            serde_json::from_str(p.value()).with_context(|| format!("metadata '{}' is not a record of ours", p.key()))
+        })
+        .collect()
     }
 }

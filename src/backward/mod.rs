@@ -8,7 +8,6 @@ mod accumulate;
 mod request;
 mod select;
 
-
 pub use accumulate::Aggregation;
 pub use request::{Gradients, Output, Seed, Unconnected};
 pub use select::{Selection, nearest};
@@ -104,7 +103,11 @@ impl<'g> Pass<'g> {
         let mut operators: Vec<(String, Vec<NodeId>)> = Vec::new();
         for &id in missing.iter() {
             let node = graph.node(id);
-            let op = if node.domain.is_empty() { node.op_type.to_string() } else { format!("{}.{}", node.domain, node.op_type) };
+            let op = if node.domain.is_empty() {
+                node.op_type.to_string()
+            } else {
+                format!("{}.{}", node.domain, node.op_type)
+            };
             match operators.iter_mut().find(|(o, _)| *o == op) {
                 Some((_, nodes)) => nodes.push(id),
                 None => operators.push((op, vec![id])),
@@ -276,7 +279,12 @@ impl<'g> Pass<'g> {
     }
 
     /// The gradients of a formula that computes the node's outputs from its inputs.
-    fn through(&'g self, c: &Call<'g>, forward: rules::Forward, wanted: &[ValueId]) -> Result<Vec<(ValueId, Flow<'g>)>> {
+    fn through(
+        &'g self,
+        c: &Call<'g>,
+        forward: rules::Forward,
+        wanted: &[ValueId],
+    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let outputs = forward(c)?;
         let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some((y?, c.opt_dy(i)?))).collect();
         let mut leaves: Vec<Expr<'g>> = (0..c.input_count()).filter_map(|i| c.opt(i)).collect();
@@ -304,8 +312,15 @@ impl<'g> Pass<'g> {
             if let Flow::Value(dx) = flow {
                 let (x, dx) = (graph.fact(value), graph.fact(dx.id()));
                 let same_type = x.element.zip(dx.element).is_none_or(|(a, b)| a == b);
-                ensure!(same_type, "its rule gives a gradient of type {:?} for {:?}; please report this", dx.element, x.element);
-                let contradict = |(a, b): (&crate::graph::Dim, &crate::graph::Dim)| a.known().zip(b.known()).is_some_and(|(a, b)| a != b);
+                ensure!(
+                    same_type,
+                    "its rule gives a gradient of type {:?} for {:?}; please report this",
+                    dx.element,
+                    x.element
+                );
+                let contradict = |(a, b): (&crate::graph::Dim, &crate::graph::Dim)| {
+                    a.known().zip(b.known()).is_some_and(|(a, b)| a != b)
+                };
                 if let (Some(a), Some(b)) = (&x.shape, &dx.shape) {
                     let same = a.len() == b.len() && !a.iter().zip(b.iter()).any(contradict);
                     let (a, b) = (graph.dims.display(a), graph.dims.display(b));
@@ -349,8 +364,10 @@ impl<'g> Pass<'g> {
         let bodies = node.bodies.iter().map(|(name, _)| &**name);
         let unknown = node.attributes.iter().map(|a| a.name()).chain(bodies).find(|name| !rule.knows(name));
         match unknown {
-            Some(name) => Err(anyhow!("attribute '{name}' is not known to the operator's gradient, which might be wrong with it"))
-                .with_context(|| self.builder.graph().describe(self.origin(id))),
+            Some(name) => {
+                Err(anyhow!("attribute '{name}' is not known to the operator's gradient, which might be wrong with it"))
+                    .with_context(|| self.builder.graph().describe(self.origin(id)))
+            }
             None => Ok(()),
         }
     }

@@ -175,7 +175,9 @@ impl Gradients {
             let seed = call.seed(y, &self.ys[i], given, seed_tensors.get(i).copied().flatten());
             match seed.with_context(|| format!("the seed of y '{}'", self.ys[i]))? {
                 Some(seed) => seeded.push((y, seed)),
-                None => warnings.push(format!("y '{}' is not of a floating-point type and has no gradient", self.ys[i])),
+                None => {
+                    warnings.push(format!("y '{}' is not of a floating-point type and has no gradient", self.ys[i]))
+                }
             }
         }
         let pass = Pass::new(&builder, self.aggregation, stops.into_iter().collect(), &self.rules);
@@ -203,7 +205,12 @@ impl Gradients {
             warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
         }
         let seeds = self.seeds_of(&builder, &ys, &seeded, &written.names);
-        let record = Record { name: scope.clone(), gradients: gradients.clone(), seeds: seeds.clone(), stops: self.stops.clone() };
+        let record = Record {
+            name: scope.clone(),
+            gradients: gradients.clone(),
+            seeds: seeds.clone(),
+            stops: self.stops.clone(),
+        };
         record.attach(&mut proto)?;
         if self.only_gradients {
             keep_only(&mut proto, gradients.iter().filter_map(|g| g.gradient.as_deref()))?;
@@ -262,11 +269,21 @@ struct Building<'g, 's> {
 
 impl<'g> Building<'g, '_> {
     /// The seed of a y; `None` where y has no gradient.
-    fn seed(&mut self, y: ValueId, name: &str, given: Option<&Seed>, tensor: Option<ValueId>) -> Result<Option<Expr<'g>>> {
+    fn seed(
+        &mut self,
+        y: ValueId,
+        name: &str,
+        given: Option<&Seed>,
+        tensor: Option<ValueId>,
+    ) -> Result<Option<Expr<'g>>> {
         let expr = self.builder.expr(y);
         let fact = expr.fact();
         if !fact.may_carry_gradient() {
-            ensure!(given.is_none(), "y is of type {}, which has no gradient", fact.element.map(ElementType::name).unwrap_or_default());
+            ensure!(
+                given.is_none(),
+                "y is of type {}, which has no gradient",
+                fact.element.map(ElementType::name).unwrap_or_default()
+            );
             return Ok(None);
         }
         let seed = match given.unwrap_or(&Seed::Ones) {
@@ -277,7 +294,12 @@ impl<'g> Building<'g, '_> {
                 let element = expr.element()?;
                 ensure!(value.element_type().is_float(), "the seed is of type {}", value.element_type().name());
                 let values = value.floats()?;
-                ensure!(value.element_type() == element, "the seed is of type {}, y of type {}", value.element_type().name(), element.name());
+                ensure!(
+                    value.element_type() == element,
+                    "the seed is of type {}, y of type {}",
+                    value.element_type().name(),
+                    element.name()
+                );
                 self.builder.numbers(&values, &value.dims, element)
             }
             Seed::Input(wanted) => {
@@ -304,7 +326,8 @@ impl<'g> Building<'g, '_> {
             ensure!(a == b, "the seed is of type {}, y of type {}", b.name(), a.name());
         }
         if let (Some(a), Some(b)) = (&y.shape, &seed.shape) {
-            let same = a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.known().zip(b.known()).is_none_or(|(a, b)| a == b));
+            let same = a.len() == b.len()
+                && a.iter().zip(b.iter()).all(|(a, b)| a.known().zip(b.known()).is_none_or(|(a, b)| a == b));
             let graph = self.builder.graph();
             ensure!(same, "the seed has shape {}, y has shape {}", graph.dims.display(b), graph.dims.display(a));
         }

@@ -100,7 +100,9 @@ impl<'a> Selection<'a> {
 
     fn unknown(&self, name: &str) -> String {
         if self.loaded.inner_names.contains(name) {
-            return format!("tensor '{name}' lies inside the body of a control-flow node, which cannot be addressed from outside");
+            return format!(
+                "tensor '{name}' lies inside the body of a control-flow node, which cannot be addressed from outside"
+            );
         }
         match nearest(name, self.loaded.names.keys().map(|n| &**n)) {
             Some(near) => format!("no tensor is called '{name}'; did you mean '{near}'?"),

@@ -19,7 +19,9 @@ enum Command {
     Grad(grad::Args),
     Ops(ops::Args),
     /// Print a shell's completions
-    #[command(after_help = "Example:\n  onnx-gradients completions bash > ~/.local/share/bash-completion/completions/onnx-gradients")]
+    #[command(
+        after_help = "Example:\n  onnx-gradients completions bash > ~/.local/share/bash-completion/completions/onnx-gradients"
+    )]
     Completions {
         /// The shell
         shell: clap_complete::Shell,

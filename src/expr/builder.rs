@@ -75,12 +75,12 @@ impl Builder {
         Expr { builder: self, id }
     }
 
-    pub(super) fn fact(&self, id: ValueId) -> Fact {
+    pub(in crate::expr) fn fact(&self, id: ValueId) -> Fact {
         self.graph().fact(id).clone()
     }
 
     /// The version of the standard's operators that the model is written in.
-    pub(super) fn opset(&self) -> i64 {
+    pub(in crate::expr) fn opset(&self) -> i64 {
         self.graph().opset("")
     }
 
@@ -106,7 +106,7 @@ impl Builder {
     }
 
     /// Takes the value of a question inside a formula; where it has none, records why.
-    pub(super) fn attempt<'g>(&'g self, formula: impl FnOnce() -> Result<Expr<'g>>) -> Expr<'g> {
+    pub(in crate::expr) fn attempt<'g>(&'g self, formula: impl FnOnce() -> Result<Expr<'g>>) -> Expr<'g> {
         formula().unwrap_or_else(|error| self.fail(error))
     }
 
@@ -190,7 +190,7 @@ impl Builder {
     }
 
     /// A tensor that is written into the graph.
-    pub(super) fn tensor(&self, tensor: TensorProto) -> Expr<'_> {
+    pub(in crate::expr) fn tensor(&self, tensor: TensorProto) -> Expr<'_> {
         self.emit("Constant", &[], vec![attribute::tensor("value", tensor)])
     }
 
@@ -222,12 +222,17 @@ impl Builder {
     }
 
     /// The node's only output.
-    pub(super) fn emit<'g>(&'g self, op: &'static str, inputs: &[Option<Expr<'g>>], attributes: Vec<AttributeProto>) -> Expr<'g> {
+    pub(in crate::expr) fn emit<'g>(
+        &'g self,
+        op: &'static str,
+        inputs: &[Option<Expr<'g>>],
+        attributes: Vec<AttributeProto>,
+    ) -> Expr<'g> {
         self.emit_many(op, inputs, attributes, Vec::new(), 1).into_iter().next().unwrap_or(self.expr(self.nothing))
     }
 
     /// The outputs of one node: of an earlier one that computes the same, of a constant where all is known, or of a new one.
-    pub(super) fn emit_many<'g>(
+    pub(in crate::expr) fn emit_many<'g>(
         &'g self,
         op: &'static str,
         inputs: &[Option<Expr<'g>>],
@@ -248,7 +253,12 @@ impl Builder {
             // Encoding into a vector, which grows, does not fail.
             let _ = attribute.encode_length_delimited(&mut encoded);
         }
-        let key = bodies.is_empty().then(|| Key { op_type: op_type.clone(), inputs: inputs.clone(), attributes: encoded, outputs });
+        let key = bodies.is_empty().then(|| Key {
+            op_type: op_type.clone(),
+            inputs: inputs.clone(),
+            attributes: encoded,
+            outputs,
+        });
         if let Some(known) = key.as_ref().and_then(|k| self.nodes.borrow().get(k).copied())
             && self.graph().is_visible(self.graph().node(known).scope, self.scope())
         {

@@ -57,7 +57,9 @@ impl<'g> Expr<'g> {
     /// # Errors
     /// It is not known, as with the outputs of operators that are not known.
     pub fn element(self) -> Result<ElementType> {
-        self.fact().element.with_context(|| format!("the element type of {self} is not known; add value_info to the model"))
+        self.fact()
+            .element
+            .with_context(|| format!("the element type of {self} is not known; add value_info to the model"))
     }
 
     /// The number of dimensions.

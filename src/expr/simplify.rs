@@ -25,7 +25,7 @@ impl<'g> Expr<'g> {
         Some(other.like(value))
     }
 
-    pub(super) fn simplify_sum(self, other: Expr<'g>) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn simplify_sum(self, other: Expr<'g>) -> Option<Expr<'g>> {
         match (self.constant(), other.constant()) {
             (_, Some(0.0)) => self.unless_broadcast(other),
             (Some(0.0), _) => other.unless_broadcast(self),
@@ -33,7 +33,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    pub(super) fn simplify_difference(self, other: Expr<'g>) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn simplify_difference(self, other: Expr<'g>) -> Option<Expr<'g>> {
         match (self.constant(), other.constant()) {
             (_, Some(0.0)) => self.unless_broadcast(other),
             (Some(0.0), _) => other.unless_broadcast(self).map(|e| -e),
@@ -41,7 +41,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    pub(super) fn simplify_product(self, other: Expr<'g>) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn simplify_product(self, other: Expr<'g>) -> Option<Expr<'g>> {
         match (self.constant(), other.constant()) {
             (_, Some(1.0)) if let Some(e) = self.unless_broadcast(other) => Some(e),
             (Some(1.0), _) if let Some(e) = other.unless_broadcast(self) => Some(e),
@@ -53,7 +53,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    pub(super) fn simplify_quotient(self, other: Expr<'g>) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn simplify_quotient(self, other: Expr<'g>) -> Option<Expr<'g>> {
         match (self.constant(), other.constant()) {
             (_, Some(1.0)) => self.unless_broadcast(other),
             (Some(1.0), _) if self.is_float() => other.unless_broadcast(self).map(Expr::reciprocal),
@@ -64,7 +64,7 @@ impl<'g> Expr<'g> {
     }
 
     /// `-(-x)` is `x`.
-    pub(super) fn simplify_negation(self) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn simplify_negation(self) -> Option<Expr<'g>> {
         self.operand_of("Neg")
     }
 
@@ -74,11 +74,12 @@ impl<'g> Expr<'g> {
         let (node, _) = graph.producer(self.id)?;
         let node = graph.node(node);
         let operand = *node.inputs.first()?.as_ref()?;
-        (&*node.op_type == op && node.domain.is_empty() && node.origin != Origin::Model).then(|| self.builder.expr(operand))
+        (&*node.op_type == op && node.domain.is_empty() && node.origin != Origin::Model)
+            .then(|| self.builder.expr(operand))
     }
 
     /// A sum over axes of size 1 is nothing or a reshape.
-    pub(super) fn simplify_reduce_sum(self, axes: &[usize], keep_dims: bool) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn simplify_reduce_sum(self, axes: &[usize], keep_dims: bool) -> Option<Expr<'g>> {
         if !axes.iter().all(|&a| self.known_dim(a) == Some(1)) {
             return None;
         }
@@ -86,18 +87,22 @@ impl<'g> Expr<'g> {
     }
 
     /// Nothing where the shape stays the same, one reshape in place of two.
-    pub(super) fn simplify_reshape(self, shape: Expr<'g>) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn simplify_reshape(self, shape: Expr<'g>) -> Option<Expr<'g>> {
         let target = shape.fact().dims()?;
         if self.fact().shape.as_deref() == Some(target.as_slice()) {
             return Some(self);
         }
         let known = target.iter().all(|d| matches!(d, Dim::Known(n) if *n > 0));
         let inner = self.operand_of("Reshape")?;
-        if known || inner.fact().shape.as_deref() == Some(target.as_slice()) { Some(inner.reshape(shape)) } else { None }
+        if known || inner.fact().shape.as_deref() == Some(target.as_slice()) {
+            Some(inner.reshape(shape))
+        } else {
+            None
+        }
     }
 
     /// A constant for a computed shape: 0 for a size that stays in its place, -1 for one that follows from the others.
-    pub(super) fn reshape_target(self, shape: Expr<'g>) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn reshape_target(self, shape: Expr<'g>) -> Option<Expr<'g>> {
         let target = shape.fact().dims()?;
         let own = self.fact().shape;
         let stays = |i: usize, d: Dim| own.as_ref().and_then(|s| s.get(i)) == Some(&d);

@@ -18,12 +18,20 @@ impl<'g> Expr<'g> {
             return Ok(self);
         }
         let (own, target) = (self.sizes()?, x.sizes()?);
-        ensure!(own.len() >= target.len(), "a gradient of rank {} cannot be summed to rank {}", own.len(), target.len());
+        ensure!(
+            own.len() >= target.len(),
+            "a gradient of rank {} cannot be summed to rank {}",
+            own.len(),
+            target.len()
+        );
         let extra = own.len() - target.len();
         let leading: Vec<usize> = (0..extra).collect();
-        let certain: Vec<usize> = (0..target.len()).filter(|&i| target[i] == Dim::Known(1) && own[extra + i] != Dim::Known(1)).collect();
+        let certain: Vec<usize> =
+            (0..target.len()).filter(|&i| target[i] == Dim::Known(1) && own[extra + i] != Dim::Known(1)).collect();
         let unclear: Vec<usize> = (0..target.len())
-            .filter(|&i| matches!(target[i], Dim::Symbol(_)) && own[extra + i] != target[i] && own[extra + i] != Dim::Known(1))
+            .filter(|&i| {
+                matches!(target[i], Dim::Symbol(_)) && own[extra + i] != target[i] && own[extra + i] != Dim::Known(1)
+            })
             .collect();
         let dy = self.sum_out(&leading);
         let dy = dy.sum(&certain);

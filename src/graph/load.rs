@@ -162,7 +162,8 @@ impl Loader {
         }
         let outputs = proto.output.iter().map(|name| (!name.is_empty()).then(|| Some(self.string(name)))).collect();
         let name = (!proto.name().is_empty()).then(|| self.string(proto.name()));
-        let stop = proto.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value().eq_ignore_ascii_case("true"));
+        let stop =
+            proto.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value().eq_ignore_ascii_case("true"));
         let new = NewNode { op_type, domain, inputs, outputs, attributes, bodies, name, origin: Origin::Model, stop };
         let facts = self.graph.infer(&new)?;
         let id = self.graph.push(scope, new, facts);

@@ -1,8 +1,8 @@
 //! Writes what the backward pass has appended to a [`Graph`] behind the nodes of the model that it was loaded from.
 
 use super::{Fact, Graph, NodeId, Origin, Producer, ScopeId, ValueId};
+use crate::onnx::proto::{NodeProto, tensor_shape_proto::dimension};
 use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto};
-use crate::onnx::proto::{tensor_shape_proto::dimension, NodeProto};
 use crate::onnx::{GraphProto, ModelProto, attribute};
 use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};
@@ -145,7 +145,8 @@ impl Writer<'_> {
         let place = forward.and_then(|f| self.position.get(&f));
         if let Some(model) = self.forward.as_ref().zip(place).and_then(|(nodes, &i)| nodes.get(i)) {
             proto.device_configurations = model.device_configurations.clone();
-            proto.metadata_props = model.metadata_props.iter().filter(|p| p.key() != "stop_gradient").cloned().collect();
+            proto.metadata_props =
+                model.metadata_props.iter().filter(|p| p.key() != "stop_gradient").cloned().collect();
         }
         proto
     }
@@ -219,7 +220,10 @@ pub fn value_info(graph: &Graph, name: &str, fact: &Fact) -> ValueInfoProto {
     };
     let shape = fact.shape.as_ref().map(|s| TensorShapeProto { dim: s.iter().map(dimension).collect() });
     let tensor = TypeProto {
-        value: Some(type_proto::Value::TensorType(type_proto::Tensor { elem_type: fact.element.map(|e| e as i32), shape })),
+        value: Some(type_proto::Value::TensorType(type_proto::Tensor {
+            elem_type: fact.element.map(|e| e as i32),
+            shape,
+        })),
         denotation: None,
     };
     let elem_type = Some(Box::new(tensor.clone()));
@@ -230,5 +234,9 @@ pub fn value_info(graph: &Graph, name: &str, fact: &Fact) -> ValueInfoProto {
         Container::Optional => wrap(type_proto::Value::OptionalType(Box::new(type_proto::Optional { elem_type }))),
         Container::Other => None,
     };
-    ValueInfoProto { name: Some(name.to_owned()), r#type: if fact.element.is_some() { r#type } else { None }, ..ValueInfoProto::default() }
+    ValueInfoProto {
+        name: Some(name.to_owned()),
+        r#type: if fact.element.is_some() { r#type } else { None },
+        ..ValueInfoProto::default()
+    }
 }

@@ -233,11 +233,7 @@ impl<'g> Call<'g> {
     ///
     /// # Errors
     /// An operator between them without a gradient.
-    pub fn differentiate(
-        &self,
-        ys: &[(Expr<'g>, Expr<'g>)],
-        xs: &[Expr<'g>],
-    ) -> Result<HashMap<ValueId, Expr<'g>>> {
+    pub fn differentiate(&self, ys: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<HashMap<ValueId, Expr<'g>>> {
         self.pass.differentiate_formula(ys, xs)
     }
 

@@ -6,8 +6,7 @@ use crate::expr::Expr;
 use anyhow::Result;
 
 /// The rows.
-pub const RULES: &[Rule] =
-    &[rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Broadcast(matmul_a), Broadcast(matmul_b)])];
+pub const RULES: &[Rule] = &[rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Broadcast(matmul_a), Broadcast(matmul_b)])];
 
 fn matmul_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (b, dy) = (c.input(1)?, c.dy()?);

@@ -3,9 +3,26 @@
 //! A rule is a row. Its formula is text for the reader; its slots, one an input, are the same formula for the builder. All
 //! else that is said of operators (docs/operators.md, `onnx-gradients ops`, the tests over the table) derives from the rows.
 
+mod attention;
 mod call;
+mod control;
+mod convolution;
+mod dropout;
 mod elementwise;
+mod indexing;
 mod linear;
+mod losses;
+mod normalization;
+mod opaque;
+mod pooling;
+mod quantization;
+mod recurrent;
+mod reduction;
+mod resampling;
+mod sequence;
+mod shape;
+mod signal;
+mod softmax;
 
 pub use call::Call;
 
@@ -118,7 +135,9 @@ impl Rule {
 
     /// What an input gets, by its number.
     pub fn slot(&self, input: usize) -> Option<&Slot> {
-        let repeats = |s: &&Slot| !matches!(s, Slot::Unary(_) | Slot::Binary(_) | Slot::Formula(_) | Slot::Broadcast(_) | Slot::Zero);
+        let repeats = |s: &&Slot| {
+            !matches!(s, Slot::Unary(_) | Slot::Binary(_) | Slot::Formula(_) | Slot::Broadcast(_) | Slot::Zero)
+        };
         self.slots.get(input).or_else(|| self.slots.last().filter(repeats))
     }
 
@@ -130,7 +149,28 @@ impl Rule {
 
 /// Every row, family by family.
 pub fn all() -> impl Iterator<Item = &'static Rule> {
-    [elementwise::RULES, linear::RULES].into_iter().flatten()
+    const FAMILIES: &[&[Rule]] = &[
+        attention::RULES,
+        control::RULES,
+        convolution::RULES,
+        dropout::RULES,
+        elementwise::RULES,
+        indexing::RULES,
+        linear::RULES,
+        losses::RULES,
+        normalization::RULES,
+        opaque::RULES,
+        pooling::RULES,
+        quantization::RULES,
+        recurrent::RULES,
+        reduction::RULES,
+        resampling::RULES,
+        sequence::RULES,
+        shape::RULES,
+        signal::RULES,
+        softmax::RULES,
+    ];
+    FAMILIES.iter().copied().flatten()
 }
 
 /// The row for an operator at a version of its domain.

@@ -1,0 +1,74 @@
+//! Tensors out of nothing, and control flow.
+
+use super::{Builder, Expr};
+use crate::graph::{Dim, ScopeId};
+use crate::onnx::{ElementType, TensorProto, attribute};
+
+impl Builder {
+    /// A tensor with `value` in every place, of a shape that is a list of integers, computed or not.
+    pub fn full<'g>(&'g self, shape: Expr<'g>, value: f64, element: ElementType) -> Expr<'g> {
+        let known = shape.ints();
+        if known.as_ref().is_some_and(Vec::is_empty) {
+            return self.scalar(value, element);
+        }
+        if self.opset() >= 9 {
+            let tensor = match element.is_float() {
+                true => TensorProto::from_floats(element, &[1], &[value]),
+                false if element.bits().is_some_and(|b| b >= 8 && !matches!(element, ElementType::Complex64)) => {
+                    TensorProto::from_ints(element, &[1], &[value as i64])
+                }
+                false => return self.fail(anyhow::anyhow!("a constant of type {} cannot be written", element.name())),
+            };
+            return self.emit("ConstantOfShape", &[Some(shape)], vec![attribute::tensor("value", tensor)]);
+        }
+        let scalar = self.scalar(value, element);
+        if self.opset() == 8 {
+            return self.emit("Expand", &[Some(scalar), Some(shape)], vec![]);
+        }
+        match shape.fact().shape.as_deref() {
+            Some(&[Dim::Known(rank)]) => scalar.reshape_to(&vec![1; rank as usize]).tile(shape),
+            _ => self.too_old("a tensor of computed rank", 8),
+        }
+    }
+
+    /// The integers from 0 up to a size.
+    pub fn range<'g>(&'g self, size: Expr<'g>) -> Expr<'g> {
+        if let Some([n]) = size.ints().as_deref()
+            && *n <= 1 << 16
+        {
+            return self.ints(&(0..*n).collect::<Vec<i64>>());
+        }
+        if self.opset() >= 11 {
+            return self.emit("Range", &[Some(self.int(0)), Some(size), Some(self.int(1))], vec![]);
+        }
+        // The places of the elements of a list of ones that are not zero.
+        let ones = self.full(size.reshape_to(&[1]), 1.0, ElementType::Float);
+        self.since(9, "a list of all places", || ones.non_zero().flattened())
+    }
+
+    /// One of two results, computed by the branches, which are scopes without inputs.
+    pub fn if_<'g>(&'g self, condition: Expr<'g>, then: ScopeId, otherwise: ScopeId) -> Vec<Expr<'g>> {
+        let outputs = self.graph().scope(then).outputs.len();
+        self.emit_many(
+            "If",
+            &[Some(condition)],
+            vec![],
+            vec![("then_branch", then), ("else_branch", otherwise)],
+            outputs,
+        )
+    }
+
+    /// A loop whose body takes the trip number, a condition and the states, and returns a condition, the states, and what is stacked.
+    pub fn loop_<'g>(
+        &'g self,
+        trips: Option<Expr<'g>>,
+        condition: Option<Expr<'g>>,
+        states: &[Expr<'g>],
+        body: ScopeId,
+    ) -> Vec<Expr<'g>> {
+        let mut inputs = vec![trips, condition];
+        inputs.extend(states.iter().copied().map(Some));
+        let outputs = self.graph().scope(body).outputs.len().saturating_sub(1);
+        self.emit_many("Loop", &inputs, vec![], vec![("body", body)], outputs)
+    }
+}

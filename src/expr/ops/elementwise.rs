@@ -1,0 +1,237 @@
+//! Elementwise operators: arithmetic, functions, comparisons, selections, casts.
+
+use super::Expr;
+use crate::onnx::ElementType;
+use crate::onnx::attribute::int;
+
+macro_rules! unary {
+    ($($(#[$doc:meta])* $name:ident = $op:literal since $since:literal;)*) => {
+        impl<'g> Expr<'g> {
+            $($(#[$doc])* pub fn $name(self) -> Expr<'g> {
+                self.since($since, $op, || self.builder.emit($op, &[Some(self)], vec![]))
+            })*
+        }
+    };
+}
+
+unary! {
+    /// `eˣ`
+    exp = "Exp" since 1;
+    /// `ln x`
+    log = "Log" since 1;
+    /// `√x`
+    sqrt = "Sqrt" since 1;
+    /// `1 / x`
+    reciprocal = "Reciprocal" since 1;
+    /// `|x|`
+    abs = "Abs" since 1;
+    /// -1, 0 or 1
+    sign = "Sign" since 9;
+    /// `⌊x⌋`
+    floor = "Floor" since 1;
+    /// `⌈x⌉`
+    ceil = "Ceil" since 1;
+    /// The nearest integer, halves to the even one.
+    round = "Round" since 11;
+    /// `sin x`
+    sin = "Sin" since 7;
+    /// `cos x`
+    cos = "Cos" since 7;
+    /// `tan x`
+    tan = "Tan" since 7;
+    /// `arctan x`
+    atan = "Atan" since 7;
+    /// `sinh x`
+    sinh = "Sinh" since 9;
+    /// `cosh x`
+    cosh = "Cosh" since 9;
+    /// `tanh x`
+    tanh = "Tanh" since 1;
+    /// `1 / (1 + e⁻ˣ)`
+    sigmoid = "Sigmoid" since 1;
+    /// `ln(1 + eˣ)`
+    softplus = "Softplus" since 1;
+    /// `max(x, 0)`
+    relu = "Relu" since 1;
+    /// `2/√π ∫₀ˣ e^(-t²) dt`
+    erf = "Erf" since 9;
+    /// Logical not.
+    not = "Not" since 1;
+    /// Whether each element is not a number.
+    is_nan = "IsNaN" since 9;
+    /// The indices of the elements that are not zero, of shape `[rank, count]`.
+    non_zero = "NonZero" since 9;
+    /// The determinants of the matrices in the last two dimensions.
+    det = "Det" since 11;
+}
+
+impl<'g> Expr<'g> {
+    pub(in crate::expr) fn binary(self, op: &'static str, other: Expr<'g>) -> Expr<'g> {
+        self.builder.emit(op, &[Some(self), Some(other)], vec![])
+    }
+
+    pub(in crate::expr) fn plus(self, other: Expr<'g>) -> Expr<'g> {
+        self.simplify_sum(other).unwrap_or_else(|| self.binary("Add", other))
+    }
+
+    /// The sum as a node, whatever is known of the terms.
+    pub(crate) fn plus_node(self, other: Expr<'g>) -> Expr<'g> {
+        self.binary("Add", other)
+    }
+
+    /// The sum of tensors of one shape, as one node.
+    ///
+    /// # Panics
+    /// Without terms.
+    pub(crate) fn add_n(terms: &[Expr<'g>]) -> Expr<'g> {
+        let [first, ..] = terms else { panic!("a sum without terms") };
+        let inputs: Vec<_> = terms.iter().copied().map(Some).collect();
+        first.builder.emit("Sum", &inputs, vec![])
+    }
+
+    pub(in crate::expr) fn minus(self, other: Expr<'g>) -> Expr<'g> {
+        self.simplify_difference(other).unwrap_or_else(|| self.binary("Sub", other))
+    }
+
+    pub(in crate::expr) fn times(self, other: Expr<'g>) -> Expr<'g> {
+        self.simplify_product(other).unwrap_or_else(|| self.binary("Mul", other))
+    }
+
+    pub(in crate::expr) fn over(self, other: Expr<'g>) -> Expr<'g> {
+        self.simplify_quotient(other).unwrap_or_else(|| self.binary("Div", other))
+    }
+
+    pub(in crate::expr) fn negated(self) -> Expr<'g> {
+        self.simplify_negation().unwrap_or_else(|| self.builder.emit("Neg", &[Some(self)], vec![]))
+    }
+
+    /// `selfᵉ`, broadcasting.
+    pub fn pow(self, exponent: Expr<'g>) -> Expr<'g> {
+        self.binary("Pow", exponent)
+    }
+
+    /// `x²`
+    pub fn square(self) -> Expr<'g> {
+        self * self
+    }
+
+    /// The same value as a node of its own: for what needs a name that is not taken yet.
+    pub fn identity(self) -> Expr<'g> {
+        self.builder.emit("Identity", &[Some(self)], vec![])
+    }
+
+    /// Whether each element equals the other's, broadcasting.
+    pub fn equal(self, other: Expr<'g>) -> Expr<'g> {
+        match self.is_float() && self.builder.opset() < 11 {
+            true => self.less(other).or(other.less(self)).not().and(self.is_number()).and(other.is_number()),
+            false => self.binary("Equal", other),
+        }
+    }
+
+    /// `self < other`, broadcasting.
+    pub fn less(self, other: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 9 && !self.is_float() {
+            // Before opset 9 only floating-point numbers are ordered.
+            true => self.cast(ElementType::Double).binary("Less", other.cast(ElementType::Double)),
+            false => self.binary("Less", other),
+        }
+    }
+
+    /// `self > other`, broadcasting.
+    pub fn greater(self, other: Expr<'g>) -> Expr<'g> {
+        other.less(self)
+    }
+
+    /// `self <= other`, broadcasting.
+    pub fn less_or_equal(self, other: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 12 {
+            true => self.less(other).or(self.equal(other)),
+            false => self.binary("LessOrEqual", other),
+        }
+    }
+
+    /// `self >= other`, broadcasting.
+    pub fn greater_or_equal(self, other: Expr<'g>) -> Expr<'g> {
+        other.less_or_equal(self)
+    }
+
+    /// Logical and, broadcasting.
+    pub fn and(self, other: Expr<'g>) -> Expr<'g> {
+        self.binary("And", other)
+    }
+
+    /// Logical or, broadcasting.
+    pub fn or(self, other: Expr<'g>) -> Expr<'g> {
+        self.binary("Or", other)
+    }
+
+    /// Whether each element is a number: not NaN.
+    fn is_number(self) -> Expr<'g> {
+        match self.builder.opset() < 9 {
+            true => self.less(self.like(0.0)).or(self.like(0.0).less(self + 1.0)),
+            false => self.is_nan().not(),
+        }
+    }
+
+    /// The larger of the two, broadcasting.
+    pub fn max(self, other: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 12 && !self.is_float() {
+            true => self.less(other).select(other, self),
+            false => self.binary("Max", other),
+        }
+    }
+
+    /// The smaller of the two, broadcasting.
+    pub fn min(self, other: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 12 && !self.is_float() {
+            true => self.less(other).select(self, other),
+            false => self.binary("Min", other),
+        }
+    }
+
+    /// `self` limited to `[low, high]`.
+    pub fn clamp(self, low: f64, high: f64) -> Expr<'g> {
+        self.max(self.like(low)).min(self.like(high))
+    }
+
+    /// The remainder of integer division, with the divisor's sign.
+    pub fn modulo(self, divisor: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 10 {
+            // For indices and sizes, which are not negative, division rounds as the remainder needs it.
+            true => self - (self / divisor) * divisor,
+            false => self.binary("Mod", divisor),
+        }
+    }
+
+    /// `then` where this condition holds, `otherwise` where not, broadcasting.
+    pub fn select(self, then: Expr<'g>, otherwise: Expr<'g>) -> Expr<'g> {
+        if then == otherwise && then.fact().rank() >= self.fact().rank() && then.same_shape(self) {
+            return then;
+        }
+        if self.builder.opset() >= 9 {
+            return self.builder.emit("Where", &[Some(self), Some(then), Some(otherwise)], vec![]);
+        }
+        self.builder.attempt(|| {
+            let element = then.element()?;
+            Ok(then * self.cast(element) + otherwise * self.not().cast(element))
+        })
+    }
+
+    /// This where the condition holds, zero where not.
+    pub fn where_(self, condition: Expr<'g>) -> Expr<'g> {
+        condition.select(self, self.like(0.0))
+    }
+
+    /// The elements in another type.
+    pub fn cast(self, element: ElementType) -> Expr<'g> {
+        if self.fact().element == Some(element) {
+            return self;
+        }
+        self.builder.emit("Cast", &[Some(self)], vec![int("to", element as i64)])
+    }
+
+    /// The elements in the type of another tensor.
+    pub fn cast_like(self, other: Expr<'g>) -> Expr<'g> {
+        self.builder.attempt(|| Ok(self.cast(other.element()?)))
+    }
+}

@@ -1,0 +1,151 @@
+//! Gathering, scattering, and the transposes of gathering.
+
+use super::{Expr, place};
+use crate::onnx::ElementType;
+use crate::onnx::attribute::{int, string};
+use anyhow::{Result, bail};
+
+impl<'g> Expr<'g> {
+    /// The slices at `indices` along an axis, in the place of that axis.
+    pub fn gather(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
+        self.builder.emit("Gather", &[Some(self), Some(indices)], vec![int("axis", axis as i64)])
+    }
+
+    /// For each place the element that `indices` names along an axis.
+    pub fn gather_elements(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
+        self.since(11, "GatherElements", || {
+            self.builder.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis as i64)])
+        })
+    }
+
+    /// The slices at index tuples, behind `batch_dims` common dimensions.
+    pub fn gather_nd(self, indices: Expr<'g>, batch_dims: usize) -> Expr<'g> {
+        let (since, attributes) = match batch_dims {
+            0 => (11, vec![]),
+            _ => (12, vec![int("batch_dims", batch_dims as i64)]),
+        };
+        self.since(since, "GatherND", || self.builder.emit("GatherND", &[Some(self), Some(indices)], attributes))
+    }
+
+    /// This tensor with `updates` in the places that `indices` names along an axis; no place may be named twice.
+    pub fn scatter_elements(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        let op = if self.builder.opset() < 11 { "Scatter" } else { "ScatterElements" };
+        self.since(9, op, || {
+            self.builder.emit(op, &[Some(self), Some(indices), Some(updates)], vec![int("axis", axis as i64)])
+        })
+    }
+
+    /// This tensor with `updates` added in the places that `indices` names along an axis, each as often as it is named.
+    ///
+    /// Before opset 16 no operator adds: then as a sum over a comparison of the indices with all places.
+    pub fn scatter_elements_add(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        let b = self.builder;
+        if b.opset() >= 16 {
+            let attributes = vec![int("axis", axis as i64), string("reduction", "add")];
+            return b.emit("ScatterElements", &[Some(self), Some(indices), Some(updates)], attributes);
+        }
+        b.attempt(|| {
+            let rank = self.rank()?;
+            let size = self.dim(axis);
+            let positive = indices.wrapped(size);
+            // [..., places, named, ...]: whether the index names the place.
+            let places = b.range(size).reshape_to(&place(rank + 1, axis));
+            let hit = places.equal(positive.unsqueeze(&[axis])).cast_like(updates);
+            let sums = (hit * updates.unsqueeze(&[axis])).sum_out(&[axis + 1]);
+            let sums = sums.pad_to(self, axis)?;
+            Ok(self + sums)
+        })
+    }
+
+    /// Zeros after the end of each axis but one, up to the size of another tensor.
+    fn pad_to(self, other: Expr<'g>, except: usize) -> Result<Expr<'g>> {
+        let rank = self.rank()?;
+        let (own, target) = (self.sizes()?, other.sizes()?);
+        if (0..rank).all(|a| a == except || own.get(a) == target.get(a)) {
+            return Ok(self);
+        }
+        let missing = other.shape() - self.shape();
+        let zeros = self.builder.ints(&vec![0; rank]);
+        Ok(self.pad(Expr::concat(&[zeros, missing], 0), None))
+    }
+
+    /// Indices that may count from the end, counted from the front.
+    pub fn wrapped(self, size: Expr<'g>) -> Expr<'g> {
+        let size = size.cast_like(self);
+        if self.ints().is_some_and(|i| i.iter().all(|&i| i >= 0)) {
+            return self;
+        }
+        self.less(self.like(0.0)).select(self + size, self)
+    }
+
+    /// This tensor with `updates` in the places of index tuples; no place may be named twice.
+    pub fn scatter_nd(self, indices: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
+        self.since(11, "ScatterND", || {
+            self.builder.emit("ScatterND", &[Some(self), Some(indices), Some(updates)], vec![])
+        })
+    }
+
+    /// This tensor with `updates` added in the places of index tuples, each as often as it is named.
+    ///
+    /// Before opset 16 no operator adds. Then each update is first replaced by the sum of all that name its place, so that it
+    /// does not matter which of them is written last: a product with the matrix that compares every tuple with every other.
+    pub fn scatter_nd_add(self, indices: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
+        let b = self.builder;
+        if b.opset() >= 16 {
+            let inputs = [Some(self), Some(indices), Some(updates)];
+            return b.emit("ScatterND", &inputs, vec![string("reduction", "add")]);
+        }
+        b.attempt(|| {
+            let Some(depth) = indices.known_dim(indices.rank()?.saturating_sub(1)) else {
+                bail!("scatter-add at index tuples of unknown length needs opset 16; the model is at {}", b.opset())
+            };
+            let sizes = self.dims(0..depth as usize);
+            let tuples = indices.wrapped(sizes).reshape_to(&[-1, depth]);
+            let names = tuples.unsqueeze(&[0]).equal(tuples.unsqueeze(&[1]));
+            let same = names.cast_like(updates).reduce("ReduceMin", Some(&[2]), false);
+            let rows = updates.reshape(Expr::concat(&[tuples.dims([0]), b.ints(&[-1])], 0));
+            let sums = same.matmul(rows).reshape_like(updates);
+            let old = self.gather_nd(indices, 0);
+            Ok(self.scatter_nd(indices, sums + old))
+        })
+    }
+
+    /// What [`Expr::gather`] along `axis` of a tensor like `self` is the transpose of: `updates`, which stand where the
+    /// gathered slices stood, added up in a tensor of zeros of this one's shape.
+    pub fn ungather(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        let b = self.builder;
+        b.attempt(|| {
+            let (rank, index_rank) = (self.rank()?, indices.rank()?);
+            // The axes of the indices to the front, those before the gathered one behind them.
+            let mut front: Vec<usize> = (axis..axis + index_rank).collect();
+            front.extend((0..axis).chain(axis + index_rank..index_rank + rank - 1));
+            let rows = updates.transpose(&front);
+            let mut order: Vec<usize> = vec![axis];
+            order.extend((0..rank).filter(|&a| a != axis));
+            let zeros = b.full(self.dims(order.iter().copied()), 0.0, updates.element()?);
+            let summed = match b.opset() >= 11 {
+                true => zeros.scatter_nd_add(indices.cast(ElementType::Int64).unsqueeze(&[index_rank]), rows),
+                false => {
+                    // One column for each slice: which place each index names.
+                    let size = self.dim(axis);
+                    let flat = indices.wrapped(size.cast_like(indices)).flattened();
+                    let hit = b.range(size).cast_like(flat).unsqueeze(&[1]).equal(flat.unsqueeze(&[0]));
+                    let rows = rows.reshape(Expr::concat(&[flat.shape(), b.ints(&[-1])], 0));
+                    hit.cast_like(rows).matmul(rows).reshape_like(zeros)
+                }
+            };
+            let mut back: Vec<usize> = (1..=axis).collect();
+            back.push(0);
+            back.extend(axis + 1..rank);
+            Ok(summed.transpose(&back))
+        })
+    }
+
+    /// `on` in the place that each index names along a new axis of size `depth`, zero elsewhere, in the type of `on`.
+    pub fn one_hot(self, depth: Expr<'g>, axis: i64, on: Expr<'g>) -> Expr<'g> {
+        self.since(9, "OneHot", || {
+            let values = Expr::concat(&[on.like(0.0).reshape_to(&[1]), on.reshape_to(&[1])], 0);
+            self.builder.emit("OneHot", &[Some(self), Some(depth), Some(values)], vec![int("axis", axis)])
+        })
+    }
+}

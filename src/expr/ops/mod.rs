@@ -1,0 +1,74 @@
+//! One method for each operator of ONNX that gradients are made of, in the form that the model's opset knows.
+//!
+//! This is the only place that knows how an operator was written at which opset. Shapes, axes and element types are as the
+//! ONNX operator specification says; where an operator is too new for the model and has no older equivalent, the builder
+//! records an error that names both opsets.
+
+mod construct;
+mod elementwise;
+mod indexing;
+mod parts;
+mod products;
+mod reductions;
+mod shapes;
+
+use super::{Builder, Expr};
+use crate::onnx::AttributeProto;
+use crate::onnx::attribute::{int, ints};
+
+/// Axes, shapes, pads or indices: numbers where they are known, a tensor where they are computed.
+pub type Pads = Vec<i64>;
+
+/// What Conv, ConvTranspose and im2col share: one entry a spatial axis, `pads` first all begins, then all ends.
+#[derive(Clone, Debug, Default)]
+pub struct ConvLike {
+    /// Sizes of the window.
+    pub kernel: Vec<i64>,
+    /// Steps of the window.
+    pub strides: Vec<i64>,
+    /// Distances of its taps.
+    pub dilations: Vec<i64>,
+    /// Zeros around the input.
+    pub pads: Pads,
+    /// Groups of channels.
+    pub group: i64,
+}
+
+impl<'g> Expr<'g> {
+    /// Builds with an operator that the model may be too old for.
+    pub(in crate::expr) fn since(self, opset: i64, op: &str, build: impl FnOnce() -> Expr<'g>) -> Expr<'g> {
+        self.builder.since(opset, op, build)
+    }
+}
+
+/// A shape of ones but for -1 at one place: what lays a list along an axis.
+pub(in crate::expr) fn place(rank: usize, axis: usize) -> Vec<i64> {
+    (0..rank).map(|a| if a == axis { -1 } else { 1 }).collect()
+}
+
+impl ConvLike {
+    pub(in crate::expr) fn attributes(&self) -> Vec<AttributeProto> {
+        let mut attributes = Vec::new();
+        if !self.kernel.is_empty() {
+            attributes.push(ints("kernel_shape", &self.kernel));
+        }
+        attributes.extend([
+            ints("strides", &self.strides),
+            ints("dilations", &self.dilations),
+            ints("pads", &self.pads),
+            int("group", self.group),
+        ]);
+        attributes
+    }
+}
+
+impl Builder {
+    pub(in crate::expr) fn too_old(&self, what: &str, needed: i64) -> Expr<'_> {
+        let remedy = "convert the model to a newer opset";
+        self.fail(anyhow::anyhow!("{what} needs opset {needed}; the model is at {}: {remedy}", self.opset()))
+    }
+
+    pub(in crate::expr) fn since<'g>(&'g self, opset: i64, op: &str, build: impl FnOnce() -> Expr<'g>) -> Expr<'g> {
+        if self.opset() < opset { self.too_old(op, opset) } else { build() }
+    }
+}

@@ -1,0 +1,87 @@
+//! Matrix products, convolutions, pooling, softmax.
+
+use super::{ConvLike, Expr};
+use crate::onnx::attribute::{int, ints, string};
+
+impl<'g> Expr<'g> {
+    /// The matrix product over the last two dimensions, as numpy's matmul.
+    pub fn matmul(self, other: Expr<'g>) -> Expr<'g> {
+        self.binary("MatMul", other)
+    }
+
+    /// The sum over products that an equation such as `bij,bjk->bik` describes.
+    pub fn einsum(equation: &str, operands: &[Expr<'g>]) -> Expr<'g> {
+        let [first, ..] = operands else { panic!("an equation without operands") };
+        let inputs: Vec<_> = operands.iter().copied().map(Some).collect();
+        first.since(12, "Einsum", || first.builder.emit("Einsum", &inputs, vec![string("equation", equation)]))
+    }
+
+    /// Convolution of `[N, C, ...]` with weights `[O, C/group, ...]`; the kernel's size is that of the weights.
+    pub fn conv(self, weights: Expr<'g>, p: &ConvLike) -> Expr<'g> {
+        self.builder.emit("Conv", &[Some(self), Some(weights)], p.attributes())
+    }
+
+    /// Transposed convolution of `[N, O, ...]` with weights `[O, C/group, ...]`: the adjoint of [`Expr::conv`].
+    pub fn conv_transpose(self, weights: Expr<'g>, p: &ConvLike, output_padding: &[i64]) -> Expr<'g> {
+        let mut attributes = p.attributes();
+        if output_padding.iter().any(|&o| o != 0) {
+            attributes.push(ints("output_padding", output_padding));
+        }
+        self.builder.emit("ConvTranspose", &[Some(self), Some(weights)], attributes)
+    }
+
+    /// The largest element of each window, with its index into the whole flattened input.
+    pub fn max_pool(self, p: &ConvLike, ceil_mode: bool) -> (Expr<'g>, Expr<'g>) {
+        let mut attributes = vec![ints("kernel_shape", &p.kernel), ints("strides", &p.strides), ints("pads", &p.pads)];
+        if p.dilations.iter().any(|&d| d != 1) {
+            attributes.push(ints("dilations", &p.dilations));
+        }
+        if ceil_mode {
+            attributes.push(int("ceil_mode", 1));
+        }
+        let outputs = self.since(8, "MaxPool with indices", || self);
+        match outputs.builder.emit_many("MaxPool", &[Some(self)], attributes, vec![], 2)[..] {
+            [y, indices] => (y, indices),
+            _ => (self, self),
+        }
+    }
+
+    /// The mean of each window, padding counted.
+    pub fn average_pool(self, p: &ConvLike) -> Expr<'g> {
+        let attributes = vec![
+            ints("kernel_shape", &p.kernel),
+            ints("strides", &p.strides),
+            ints("pads", &p.pads),
+            int("count_include_pad", 1),
+        ];
+        self.builder.emit("AveragePool", &[Some(self)], attributes)
+    }
+
+    /// `eˣ / Σ eˣ` along an axis.
+    pub fn softmax(self, axis: usize) -> Expr<'g> {
+        self.along_axis("Softmax", axis, |x| {
+            let e = (x - x.maximum(&[axis])).exp();
+            e / e.sum(&[axis])
+        })
+    }
+
+    /// `ln softmax(x)` along an axis.
+    pub fn log_softmax(self, axis: usize) -> Expr<'g> {
+        self.along_axis("LogSoftmax", axis, |x| {
+            let shifted = x - x.maximum(&[axis]);
+            shifted - shifted.exp().sum(&[axis]).log()
+        })
+    }
+
+    /// Before opset 13 the operator flattens all axes from the given one on: it means one axis where that is the last.
+    fn along_axis(self, op: &'static str, axis: usize, formula: impl FnOnce(Expr<'g>) -> Expr<'g>) -> Expr<'g> {
+        self.builder.attempt(|| {
+            let direct = self.builder.opset() >= 13 || axis + 1 == self.rank()?;
+            Ok(if direct {
+                self.builder.emit(op, &[Some(self)], vec![int("axis", axis as i64)])
+            } else {
+                formula(self)
+            })
+        })
+    }
+}

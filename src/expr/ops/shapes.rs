@@ -1,0 +1,171 @@
+//! Shapes as tensors, and tensors in other shapes.
+
+use super::Expr;
+use crate::onnx::attribute::{int, ints};
+use anyhow::ensure;
+
+impl<'g> Expr<'g> {
+    /// The shape: a constant where all of it is known.
+    pub fn shape(self) -> Expr<'g> {
+        match self.fact().known_shape() {
+            Some(shape) => self.builder.ints(&shape),
+            None => self.builder.emit("Shape", &[Some(self)], vec![]),
+        }
+    }
+
+    /// The size of a dimension, as an integer without dimensions.
+    pub fn dim(self, axis: usize) -> Expr<'g> {
+        match self.known_dim(axis) {
+            Some(n) => self.builder.int(n),
+            None => self.shape().gather(self.builder.int(axis as i64), 0),
+        }
+    }
+
+    /// The sizes of some dimensions, as a list.
+    pub fn dims(self, axes: impl IntoIterator<Item = usize>) -> Expr<'g> {
+        let axes: Vec<i64> = axes.into_iter().map(|a| a as i64).collect();
+        let known: Option<Vec<i64>> = axes.iter().map(|&a| self.known_dim(a as usize)).collect();
+        match known {
+            Some(sizes) => self.builder.ints(&sizes),
+            None => self.shape().gather(self.builder.ints(&axes), 0),
+        }
+    }
+
+    /// How many elements there are, as an integer without dimensions.
+    pub fn size(self) -> Expr<'g> {
+        match self.fact().element_count() {
+            Some(n) => self.builder.int(n),
+            None => self.builder.emit("Size", &[Some(self)], vec![]),
+        }
+    }
+
+    /// The product of some dimensions as a number of this tensor's element type: what a mean divides by.
+    pub fn count(self, axes: &[usize]) -> Expr<'g> {
+        let known: Option<i64> = axes.iter().map(|&a| self.known_dim(a)).product();
+        match known {
+            Some(n) => self.like(n as f64),
+            None => self.dims(axes.iter().copied()).cast_like(self).reduce("ReduceProd", Some(&[0]), false),
+        }
+    }
+
+    /// The elements in another shape, which is a list of integers. What of it is known at build time is written as a constant.
+    pub fn reshape(self, shape: Expr<'g>) -> Expr<'g> {
+        self.simplify_reshape(shape).unwrap_or_else(|| {
+            let target = self.reshape_target(shape);
+            // A size that turns out to be zero means zero, not "as the input".
+            let literal = target.is_none() && self.builder.opset() >= 14;
+            let attributes = if literal { vec![int("allowzero", 1)] } else { vec![] };
+            self.builder.emit("Reshape", &[Some(self), Some(target.unwrap_or(shape))], attributes)
+        })
+    }
+
+    /// The elements in another shape, with the meaning of 0 and -1 that Reshape gives them.
+    pub fn reshape_to(self, shape: &[i64]) -> Expr<'g> {
+        self.reshape(self.builder.ints(shape))
+    }
+
+    /// The elements in the shape of another tensor.
+    pub fn reshape_like(self, other: Expr<'g>) -> Expr<'g> {
+        match self.same_shape(other) {
+            true => self,
+            false => self.reshape(other.shape()),
+        }
+    }
+
+    /// Broadcast to a shape that is a list of integers.
+    pub fn expand(self, shape: Expr<'g>) -> Expr<'g> {
+        if let (Some(own), Some(target)) = (self.fact().shape, shape.fact().dims())
+            && *own == *target
+        {
+            return self;
+        }
+        if let Some(value) = self.constant()
+            && self.fact().rank() == Some(0)
+        {
+            return self.builder.attempt(|| Ok(self.builder.full(shape, value, self.element()?)));
+        }
+        if self.builder.opset() >= 8 {
+            return self.builder.emit("Expand", &[Some(self), Some(shape)], vec![]);
+        }
+        // A sum with zeros broadcasts; they are made without Expand, of what is there.
+        self.builder.attempt(|| Ok(self + self.builder.full(shape, 0.0, self.element()?)))
+    }
+
+    /// Broadcast to the shape of another tensor.
+    pub fn expand_like(self, other: Expr<'g>) -> Expr<'g> {
+        match self.same_shape(other) {
+            true => self,
+            false => self.expand(other.shape()),
+        }
+    }
+
+    /// A tensor of this one's element type and shape with `value` in every place.
+    pub fn full_like(self, value: f64) -> Expr<'g> {
+        self.builder.attempt(|| Ok(self.builder.full(self.shape(), value, self.element()?)))
+    }
+
+    /// Zeros of this tensor's element type and shape.
+    pub fn zeros_like(self) -> Expr<'g> {
+        self.full_like(0.0)
+    }
+
+    /// Ones of this tensor's element type and shape.
+    pub fn ones_like(self) -> Expr<'g> {
+        self.full_like(1.0)
+    }
+
+    /// The axes in another order: axis `i` of the result is axis `perm[i]`.
+    pub fn transpose(self, perm: &[usize]) -> Expr<'g> {
+        if perm.iter().enumerate().all(|(i, &p)| i == p) {
+            return self;
+        }
+        let perm: Vec<i64> = perm.iter().map(|&p| p as i64).collect();
+        self.builder.emit("Transpose", &[Some(self)], vec![ints("perm", &perm)])
+    }
+
+    /// The last two axes exchanged.
+    pub fn transposed(self) -> Expr<'g> {
+        self.builder.attempt(|| {
+            let rank = self.rank()?;
+            ensure!(rank >= 2, "{self} of rank {rank} has no last two axes");
+            let mut perm: Vec<usize> = (0..rank).collect();
+            perm.swap(rank - 1, rank - 2);
+            Ok(self.transpose(&perm))
+        })
+    }
+
+    /// An axis moved to another place; the others keep their order.
+    pub fn move_axis(self, from: usize, to: usize) -> Expr<'g> {
+        self.builder.attempt(|| {
+            let mut perm: Vec<usize> = (0..self.rank()?).filter(|&a| a != from).collect();
+            perm.insert(to.min(perm.len()), from);
+            Ok(self.transpose(&perm))
+        })
+    }
+
+    /// Without the given axes, whose sizes are 1.
+    pub fn squeeze(self, axes: &[usize]) -> Expr<'g> {
+        self.with_axes("Squeeze", axes, 13)
+    }
+
+    /// With new axes of size 1, which the result has at the given places.
+    pub fn unsqueeze(self, axes: &[usize]) -> Expr<'g> {
+        self.with_axes("Unsqueeze", axes, 13)
+    }
+
+    fn with_axes(self, op: &'static str, axes: &[usize], as_input: i64) -> Expr<'g> {
+        if axes.is_empty() {
+            return self;
+        }
+        let axes: Vec<i64> = axes.iter().map(|&a| a as i64).collect();
+        match self.builder.opset() >= as_input {
+            true => self.builder.emit(op, &[Some(self), Some(self.builder.ints(&axes))], vec![]),
+            false => self.builder.emit(op, &[Some(self)], vec![ints("axes", &axes)]),
+        }
+    }
+
+    /// The elements in one dimension.
+    pub fn flattened(self) -> Expr<'g> {
+        self.reshape_to(&[-1])
+    }
+}

@@ -1,0 +1,6 @@
+//! Attention and its relatives.
+
+use super::Rule;
+
+/// The rows.
+pub const RULES: &[Rule] = &[];

@@ -1,0 +1,6 @@
+//! Convolutions, forward and transposed.
+
+use super::Rule;
+
+/// The rows.
+pub const RULES: &[Rule] = &[];

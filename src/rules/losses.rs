@@ -1,0 +1,6 @@
+//! Losses of classification.
+
+use super::Rule;
+
+/// The rows.
+pub const RULES: &[Rule] = &[];

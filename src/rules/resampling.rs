@@ -1,0 +1,6 @@
+//! Resize, grids and other resampling.
+
+use super::Rule;
+
+/// The rows.
+pub const RULES: &[Rule] = &[];

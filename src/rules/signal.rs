@@ -1,0 +1,6 @@
+//! Fourier transforms.
+
+use super::Rule;
+
+/// The rows.
+pub const RULES: &[Rule] = &[];
