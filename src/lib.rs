@@ -5,3 +5,6 @@
 
 pub mod graph;
 pub mod onnx;
+pub mod record;
+#[cfg(feature = "validate")]
+pub mod validate;
