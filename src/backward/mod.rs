@@ -13,7 +13,7 @@ pub use request::{Gradients, Output, Seed, Unconnected};
 pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};
-use crate::graph::{Node, NodeId, Origin, ValueId};
+use crate::graph::{Graph, Node, NodeId, Origin, ValueId};
 use crate::rules::{self, Call, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
@@ -375,6 +375,17 @@ impl<'g> Pass<'g> {
     fn rule(&self, node: &Node) -> Option<&'g Rule> {
         let own = self.own_rules.iter().find(|r| r.op == &*node.op_type && r.domain == &*node.domain);
         own.or_else(|| rules::find(&node.domain, &node.op_type, self.builder.graph().opset(&node.domain)))
+    }
+}
+
+/// What is known of the gradient of a node's operator, in a few words: its formula, or that there is none.
+pub fn support(graph: &Graph, id: NodeId) -> String {
+    let node = graph.node(id);
+    let floats = node.outputs.iter().flatten().any(|&o| graph.fact(o).may_carry_gradient());
+    match rules::find(&node.domain, &node.op_type, graph.opset(&node.domain)) {
+        Some(rule) => rule.formula.to_owned(),
+        None if !floats => "none: it computes no floating-point numbers".to_owned(),
+        None => "not known".to_owned(),
     }
 }
 
