@@ -18,6 +18,7 @@ mod pooling;
 mod quantization;
 mod recurrent;
 mod reduction;
+pub mod reference;
 mod resampling;
 mod sequence;
 mod shape;

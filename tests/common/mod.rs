@@ -34,7 +34,8 @@ pub fn folder(name: &str) -> PathBuf {
 
 /// Every case, a file after the other.
 pub fn all() -> Vec<Case> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder("tests/cases")).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder("tests/cases")).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     files.iter().flat_map(|f| read(f)).collect()
 }
@@ -45,7 +46,8 @@ fn read(path: &Path) -> Vec<Case> {
     let mut cases = Vec::new();
     for block in content.split("\n## ").map(|b| b.trim_start_matches("## ")).filter(|b| b.contains("=>")) {
         let (header, graph) = block.split_once('\n').unwrap();
-        let (mut title, mut opsets, mut order, mut ranges, mut domains) = (vec![], vec![17], 2, BTreeMap::new(), vec![]);
+        let (mut title, mut opsets, mut order, mut ranges, mut domains) =
+            (vec![], vec![17], 2, BTreeMap::new(), vec![]);
         for part in header.split(", ").map(str::trim) {
             match part.split(' ').collect::<Vec<_>>()[..] {
                 ["opsets", ref list @ ..] => opsets = list.iter().map(|o| o.parse().unwrap()).collect(),
@@ -61,7 +63,9 @@ fn read(path: &Path) -> Vec<Case> {
             let ir = if opset < 10 { 4 } else { 8 };
             let text = format!("<ir_version: {ir}, opset_import: [\"\": {opset}]>\n{graph}");
             let mut model = text::parse(&text).unwrap_or_else(|e| panic!("{family}, {header}: {e:#}"));
-            model.opset_import.extend(domains.iter().map(|d| OperatorSetIdProto { domain: Some(d.clone()), version: Some(1) }));
+            model
+                .opset_import
+                .extend(domains.iter().map(|d| OperatorSetIdProto { domain: Some(d.clone()), version: Some(1) }));
             let (title, ranges) = (title.join(", "), ranges.clone());
             cases.push(Case { family: family.clone(), title, opset, order, ranges, model });
         }
@@ -127,7 +131,9 @@ fn element(value: &ValueInfoProto) -> Option<ElementType> {
 }
 
 fn dims(value: &ValueInfoProto) -> Vec<i64> {
-    let Some(type_proto::Value::TensorType(t)) = value.r#type.as_ref().and_then(|t| t.value.as_ref()) else { return vec![] };
+    let Some(type_proto::Value::TensorType(t)) = value.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
+        return vec![];
+    };
     let size = |d: &dimension::Value| match d {
         dimension::Value::DimValue(n) => *n,
         dimension::Value::DimParam(name) => SIZES.iter().find(|(n, _)| n == name).unwrap().1,
