@@ -8,7 +8,10 @@ mod float64;
 mod inputs;
 mod kernels;
 mod normalize;
+mod run;
 mod tract;
+
+pub use run::run;
 
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto};
 use crate::record::Record;
