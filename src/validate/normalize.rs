@@ -155,7 +155,7 @@ fn dense(sparse: &SparseTensorProto) -> Result<TensorProto> {
         scatter(&mut all, &places, &values.floats()?)?;
         TensorProto::from_floats(element, &sparse.dims, &all)
     } else {
-        ensure!(element.bits().is_some_and(|b| b >= 8 && b <= 64), "a sparse tensor of {}", element.name());
+        ensure!(element.bits().is_some_and(|b| (8..=64).contains(&b)), "a sparse tensor of {}", element.name());
         let mut all = vec![0; count];
         scatter(&mut all, &places, &values.integers()?)?;
         TensorProto::from_ints(element, &sparse.dims, &all)
