@@ -230,6 +230,14 @@ impl<'g> Expr<'g> {
         self.builder.emit("Cast", &[Some(self)], vec![int("to", element as i64)])
     }
 
+    /// Half precision as float32, other types as they are: what long sums are computed in.
+    pub fn widened(self) -> Expr<'g> {
+        match self.fact().element {
+            Some(ElementType::Float16 | ElementType::Bfloat16) => self.cast(ElementType::Float),
+            _ => self,
+        }
+    }
+
     /// The elements in the type of another tensor.
     pub fn cast_like(self, other: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| Ok(self.cast(other.element()?)))
