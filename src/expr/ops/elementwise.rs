@@ -25,8 +25,6 @@ unary! {
     reciprocal = "Reciprocal" since 1;
     /// `|x|`
     abs = "Abs" since 1;
-    /// -1, 0 or 1
-    sign = "Sign" since 9;
     /// `⌊x⌋`
     floor = "Floor" since 1;
     /// `⌈x⌉`
@@ -103,6 +101,15 @@ impl<'g> Expr<'g> {
 
     pub(in crate::expr) fn negated(self) -> Expr<'g> {
         self.simplify_negation().unwrap_or_else(|| self.builder.emit("Neg", &[Some(self)], vec![]))
+    }
+
+    /// -1, 0 or 1
+    pub fn sign(self) -> Expr<'g> {
+        let zero = self.like(0.0);
+        match self.builder.opset() < 9 {
+            true => self.greater(zero).cast_like(self) - self.less(zero).cast_like(self),
+            false => self.builder.emit("Sign", &[Some(self)], vec![]),
+        }
     }
 
     /// `selfᵉ`, broadcasting.
@@ -228,6 +235,14 @@ impl<'g> Expr<'g> {
             return self;
         }
         self.builder.emit("Cast", &[Some(self)], vec![int("to", element as i64)])
+    }
+
+    /// Half precision as float32, other types as they are: what long sums are computed in.
+    pub fn widened(self) -> Expr<'g> {
+        match self.fact().element {
+            Some(ElementType::Float16 | ElementType::Bfloat16) => self.cast(ElementType::Float),
+            _ => self,
+        }
     }
 
     /// The elements in the type of another tensor.
