@@ -175,7 +175,7 @@ impl<'g> Pass<'g> {
     }
 
     /// The tensors through which a gradient can reach an x: forward from xs through floating-point tensors, past no stop.
-    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
+    pub(crate) fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
         let graph = self.builder.graph();
         let mut live: HashSet<ValueId> = xs.iter().copied().filter(|&x| graph.fact(x).may_carry_gradient()).collect();
         for &id in nodes {

@@ -5,6 +5,7 @@
 //! whoever called for the formula asks for it. Questions about an expression ([`Expr::rank`], [`Expr::element`]) do fail.
 
 mod arithmetic;
+mod bodies;
 mod builder;
 mod ops;
 mod simplify;

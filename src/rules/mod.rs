@@ -25,7 +25,7 @@ mod shape;
 mod signal;
 mod softmax;
 
-pub use call::Call;
+pub use call::{Call, Replay};
 
 use crate::expr::Expr;
 use crate::graph::ValueId;
