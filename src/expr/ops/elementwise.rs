@@ -102,16 +102,6 @@ impl<'g> Expr<'g> {
     pub(in crate::expr) fn negated(self) -> Expr<'g> {
         self.simplify_negation().unwrap_or_else(|| self.builder.emit("Neg", &[Some(self)], vec![]))
     }
-
-    /// -1, 0 or 1
-    pub fn sign(self) -> Expr<'g> {
-        let zero = self.like(0.0);
-        match self.builder.opset() < 9 {
-            true => self.greater(zero).cast_like(self) - self.less(zero).cast_like(self),
-            false => self.builder.emit("Sign", &[Some(self)], vec![]),
-        }
-    }
-
     /// `selfᵉ`, broadcasting.
     pub fn pow(self, exponent: Expr<'g>) -> Expr<'g> {
         self.binary("Pow", exponent)
