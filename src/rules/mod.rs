@@ -24,6 +24,7 @@ mod sequence;
 mod shape;
 mod signal;
 mod softmax;
+mod window;
 
 pub use call::{Call, Replay};
 
