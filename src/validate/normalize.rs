@@ -273,6 +273,8 @@ fn wrong(node: &NodeProto) -> Option<&'static str> {
         }
         "BatchNormalization" if attribute::get_int(a, "training_mode") == Some(1) => Some("in training mode"),
         "Attention" if node.input.iter().skip(4).any(|i| !i.is_empty()) => Some("with past keys"),
+        "Attention" if a.iter().any(|a| a.name().contains("window") && a.i() >= 0) => Some("with a window"),
+        "SpaceToDepth" if attribute::get_string(a, "mode") == Some("CRD") => Some("in CRD order"),
         "Transpose" => {
             let perm = attribute::get_ints(a, "perm")?;
             let mut sorted = perm.to_vec();
