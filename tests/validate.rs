@@ -345,3 +345,35 @@ fn what_tract_has_in_float32_only_is_compared_within_its_rounding() {
     sketch.graph().node[3].input = vec!["yy".into(), "R0".into()];
     fails(&sketch.check(&record("y", &[("h", "g")])), "relative error");
 }
+
+#[test]
+fn a_crash_of_tract_is_a_failure() {
+    // An index beyond the depth: a row of zeros in the standard, a panic in tract.
+    let sketch = square(FLOAT)
+        .node("Add", &["x", "x"], "g")
+        .initializer("i", TensorProto::from_ints(ElementType::Int64, &[2], &[1, 7]))
+        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]))
+        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
+        .node("OneHot", &["i", "depth", "values"], "hot")
+        .output("hot", FLOAT, &["2", "3"]);
+    fails(&sketch.check(&record("y", &[("x", "g")])), "crashed");
+}
+
+#[test]
+fn losses_of_the_standard_run() {
+    let sketch = Sketch::new()
+        .input("x", FLOAT, &["4", "3"])
+        .input("labels", ElementType::Int64, &["4"])
+        .node("SoftmaxCrossEntropyLoss", &["x", "labels"], "loss")
+        .output("loss", FLOAT, &[])
+        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]))
+        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
+        .constant("n", 4.0)
+        .node("OneHot", &["labels", "depth", "values"], "hot")
+        .node("Softmax", &["x"], "p")
+        .node("Sub", &["p", "hot"], "d")
+        .node("Div", &["d", "n"], "g");
+    passes(&sketch.check(&record("loss", &[("x", "g")])));
+    let sum = sketch.node("Identity", &["d"], "h");
+    fails(&sum.check(&record("loss", &[("x", "h")])), "relative error");
+}

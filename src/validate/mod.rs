@@ -7,6 +7,7 @@ mod differences;
 mod float64;
 mod inputs;
 mod kernels;
+mod losses;
 mod normalize;
 mod run;
 mod tract;
