@@ -148,6 +148,67 @@ fn run_in_tract(args: &Args, output: &Output) -> Result<Value> {
     Ok(value)
 }
 
+/// The model of a file, or of stdin.
+fn load(path: &Path) -> Result<Model> {
+    if path != Path::new("-") {
+        return Model::load(path);
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes).context("stdin")?;
+    Ok(Model { proto: file::read_bytes(bytes.into()).context("stdin")?, folder: Some(PathBuf::from(".")) })
+}
+
+fn request(args: &Args, model: &Model) -> Result<Gradients> {
+    let loaded = graph::load(&model.proto)?;
+    let selection = Selection::new(&loaded);
+    let names = |ids: &[graph::ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<_>>();
+    let ys = match args.ys.is_empty() {
+        true => names(&selection.outputs()),
+        false => selection.expand(&args.ys),
+    };
+    let mut xs = selection.expand(&args.xs);
+    if args.params {
+        let ys = selection.find("ys", &ys)?;
+        xs.extend(names(&selection.reaching(&selection.parameters(), &ys)));
+    }
+    if args.inputs {
+        xs.extend(names(&selection.inputs()));
+    }
+    let seeds = args.grad_ys.iter().map(|spec| seed(spec)).collect::<Result<Vec<_>>>()?;
+    Ok(Gradients::new(ys, xs)
+        .seeds(seeds)
+        .stop(selection.expand(&args.stop_gradients))
+        .name(&args.name)
+        .aggregation(match args.aggregation_method {
+            Method::AddN => Aggregation::AddN,
+            Method::Tree => Aggregation::Tree,
+            Method::AccumulateN => Aggregation::AccumulateN,
+        })
+        .unconnected(match args.unconnected_gradients {
+            Missing::None => Unconnected::None,
+            Missing::Zero => Unconnected::Zero,
+        })
+        .colocate(args.colocate_gradients_with_ops)
+        .only_gradients(args.only_gradients))
+}
+
+/// A seed from its SPEC, which is split at its first colon.
+fn seed(spec: &str) -> Result<Seed> {
+    Ok(match (spec, spec.split_once(':')) {
+        ("ones", _) => Seed::Ones,
+        ("input", _) => Seed::Input(None),
+        (_, Some(("input", name))) => Seed::Input(Some(name.to_owned())),
+        (_, Some(("tensor", name))) => Seed::Tensor(name.to_owned()),
+        (_, Some(("file", path))) => Seed::Constant(npy::read_tensor(Path::new(path))?),
+        _ => match spec.parse() {
+            Ok(number) => Seed::Fill(number),
+            Err(_) => super::usage(format!(
+                "'{spec}' is no seed: it is ones, a number, input, input:NAME, tensor:NAME or file:PATH"
+            )),
+        },
+    })
+}
+
 fn as_json(output: &Output, validation: &Value, warnings: &[String]) -> String {
     let seeds = output.seeds.iter().map(|s| {
         let given = || s.fill.map(|v| if v == 1.0 { "ones".to_owned() } else { v.to_string() });
