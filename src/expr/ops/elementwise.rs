@@ -102,16 +102,6 @@ impl<'g> Expr<'g> {
     pub(in crate::expr) fn negated(self) -> Expr<'g> {
         self.simplify_negation().unwrap_or_else(|| self.builder.emit("Neg", &[Some(self)], vec![]))
     }
-
-    /// -1, 0 or 1
-    pub fn sign(self) -> Expr<'g> {
-        let zero = self.like(0.0);
-        match self.builder.opset() < 9 {
-            true => self.greater(zero).cast_like(self) - self.less(zero).cast_like(self),
-            false => self.builder.emit("Sign", &[Some(self)], vec![]),
-        }
-    }
-
     /// `selfᵉ`, broadcasting.
     pub fn pow(self, exponent: Expr<'g>) -> Expr<'g> {
         self.binary("Pow", exponent)
@@ -160,6 +150,29 @@ impl<'g> Expr<'g> {
     /// `self >= other`, broadcasting.
     pub fn greater_or_equal(self, other: Expr<'g>) -> Expr<'g> {
         other.less_or_equal(self)
+    }
+
+    /// `self > bound`
+    pub fn above(self, bound: f64) -> Expr<'g> {
+        self.greater(self.like(bound))
+    }
+
+    /// `self < bound`
+    pub fn below(self, bound: f64) -> Expr<'g> {
+        self.less(self.like(bound))
+    }
+
+    /// Whether each element is something else than zero; so are those that are not numbers.
+    pub fn is_nonzero(self) -> Expr<'g> {
+        self.cast(ElementType::Bool)
+    }
+
+    /// -1, 0 or 1
+    pub fn sign(self) -> Expr<'g> {
+        match self.builder.opset() < 9 {
+            true => self.above(0.0).cast_like(self) - self.below(0.0).cast_like(self),
+            false => self.builder.emit("Sign", &[Some(self)], vec![]),
+        }
     }
 
     /// Logical and, broadcasting.
@@ -227,6 +240,11 @@ impl<'g> Expr<'g> {
     /// This where the condition holds, zero where not.
     pub fn where_(self, condition: Expr<'g>) -> Expr<'g> {
         condition.select(self, self.like(0.0))
+    }
+
+    /// This where the condition does not hold, zero where it does.
+    pub fn unless(self, condition: Expr<'g>) -> Expr<'g> {
+        condition.select(self.like(0.0), self)
     }
 
     /// The elements in another type.

@@ -1,6 +1,6 @@
 //! Matrix products, convolutions, pooling, softmax.
 
-use super::{ConvLike, Expr};
+use super::{ConvLike, Expr, Pool};
 use crate::onnx::attribute::{float, int, ints, string};
 use anyhow::Result;
 
@@ -66,12 +66,14 @@ impl<'g> Expr<'g> {
     }
 
     /// The largest element of each window, with its index into the whole flattened input.
-    pub fn max_pool(self, p: &ConvLike, ceil_mode: bool) -> (Expr<'g>, Expr<'g>) {
-        let mut attributes = vec![ints("kernel_shape", &p.kernel), ints("strides", &p.strides), ints("pads", &p.pads)];
-        if p.dilations.iter().any(|&d| d != 1) {
-            attributes.push(ints("dilations", &p.dilations));
+    pub fn max_pool(self, p: &Pool) -> (Expr<'g>, Expr<'g>) {
+        let mut attributes = vec![ints("kernel_shape", &p.kernel)];
+        let lists = [("strides", &p.strides), ("dilations", &p.dilations), ("pads", &p.pads)];
+        attributes.extend(lists.into_iter().filter_map(|(name, list)| Some(ints(name, list.as_deref()?))));
+        if p.auto_pad != "NOTSET" {
+            attributes.push(string("auto_pad", &p.auto_pad));
         }
-        if ceil_mode {
+        if p.ceil_mode {
             attributes.push(int("ceil_mode", 1));
         }
         let outputs = self.since(8, "MaxPool with indices", || self);
@@ -79,17 +81,6 @@ impl<'g> Expr<'g> {
             [y, indices] => (y, indices),
             _ => (self, self),
         }
-    }
-
-    /// The mean of each window, padding counted.
-    pub fn average_pool(self, p: &ConvLike) -> Expr<'g> {
-        let attributes = vec![
-            ints("kernel_shape", &p.kernel),
-            ints("strides", &p.strides),
-            ints("pads", &p.pads),
-            int("count_include_pad", 1),
-        ];
-        self.builder.emit("AveragePool", &[Some(self)], attributes)
     }
 
     /// `eˣ / Σ eˣ` along an axis.
