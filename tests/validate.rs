@@ -317,3 +317,63 @@ fn a_result_is_json() {
     let back: Validation = serde_json::from_str(&json).unwrap();
     assert!(back.gradients[0].compared && back.status == validation.status);
 }
+
+/// The gradient with respect to the initial state of a recurrent layer of one step, which tract runs in float32 only.
+#[test]
+fn what_tract_has_in_float32_only_is_compared_within_its_rounding() {
+    let numbers = |dims: &[i64]| {
+        let values: Vec<f64> = (0..dims.iter().product()).map(|i| (i as f64 * 1.3).cos()).collect();
+        TensorProto::from_floats(FLOAT, dims, &values)
+    };
+    let mut sketch = Sketch::new()
+        .input("x", FLOAT, &["1", "2", "3"])
+        .initializer("W", numbers(&[1, 4, 3]))
+        .initializer("R", numbers(&[1, 4, 4]))
+        .initializer("R0", numbers(&[4, 4]))
+        .initializer("b", numbers(&[1, 8]))
+        .input("h", FLOAT, &["1", "2", "4"])
+        .node_with("RNN", &["x", "W", "R", "b", "", "h"], "unused", vec![attribute::int("hidden_size", 4)])
+        .node("Mul", &["y", "y"], "yy")
+        .constant("one", 1.0)
+        .node("Sub", &["one", "yy"], "d")
+        .node("MatMul", &["d", "R0"], "g")
+        .output("y", FLOAT, &["1", "2", "4"]);
+    sketch.graph().node[0].output = vec![String::new(), "y".into()];
+    let right = sketch.check(&record("y", &[("h", "g")]));
+    passes(&right);
+    assert!(right.gradients[0].bound > 1e-3);
+    sketch.graph().node[3].input = vec!["yy".into(), "R0".into()];
+    fails(&sketch.check(&record("y", &[("h", "g")])), "relative error");
+}
+
+#[test]
+fn a_crash_of_tract_is_a_failure() {
+    // An index beyond the depth: a row of zeros in the standard, a panic in tract.
+    let sketch = square(FLOAT)
+        .node("Add", &["x", "x"], "g")
+        .initializer("i", TensorProto::from_ints(ElementType::Int64, &[2], &[1, 7]))
+        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]))
+        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
+        .node("OneHot", &["i", "depth", "values"], "hot")
+        .output("hot", FLOAT, &["2", "3"]);
+    fails(&sketch.check(&record("y", &[("x", "g")])), "crashed");
+}
+
+#[test]
+fn losses_of_the_standard_run() {
+    let sketch = Sketch::new()
+        .input("x", FLOAT, &["4", "3"])
+        .input("labels", ElementType::Int64, &["4"])
+        .node("SoftmaxCrossEntropyLoss", &["x", "labels"], "loss")
+        .output("loss", FLOAT, &[])
+        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]))
+        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
+        .constant("n", 4.0)
+        .node("OneHot", &["labels", "depth", "values"], "hot")
+        .node("Softmax", &["x"], "p")
+        .node("Sub", &["p", "hot"], "d")
+        .node("Div", &["d", "n"], "g");
+    passes(&sketch.check(&record("loss", &[("x", "g")])));
+    let sum = sketch.node("Identity", &["d"], "h");
+    fails(&sum.check(&record("loss", &[("x", "h")])), "relative error");
+}

@@ -125,28 +125,27 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// What running the result in tract has shown.
 fn validation(args: &Args, output: &Output) -> Value {
-    let skipped = |reason: String| json!({ "status": "skipped", "reason": reason });
     if args.no_validate {
-        return skipped("--no-validate".to_owned());
+        return json!({ "status": "skipped", "reason": "--no-validate" });
     }
-    #[cfg(not(feature = "validate"))]
-    return skipped("this build is without tract".to_owned());
-    #[cfg(feature = "validate")]
-    {
-        let checked = match args.output == Path::new("-") {
-            true => super::check::temporary(&output.model)
-                .and_then(|file| super::check::after_grad(file.path(), &output.record.name)),
-            false => super::check::after_grad(&args.output, &output.record.name),
-        };
-        match checked {
-            Ok(validation) => {
-                let mut value = json!(validation);
-                value["summary"] = json!(super::check::summary(&validation));
-                value
-            }
-            Err(error) => json!({ "status": "failed", "reason": format!("{error:#}") }),
-        }
-    }
+    run_in_tract(args, output).unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
+}
+
+#[cfg(not(feature = "validate"))]
+fn run_in_tract(_: &Args, _: &Output) -> Result<Value> {
+    Ok(json!({ "status": "skipped", "reason": "this build is without tract" }))
+}
+
+#[cfg(feature = "validate")]
+fn run_in_tract(args: &Args, output: &Output) -> Result<Value> {
+    use super::check;
+    let validation = match args.output == Path::new("-") {
+        true => check::after_grad(check::temporary(&output.model)?.path(), &output.record.name)?,
+        false => check::after_grad(&args.output, &output.record.name)?,
+    };
+    let mut value = json!(validation);
+    value["summary"] = json!(check::summary(&validation));
+    Ok(value)
 }
 
 /// The model of a file, or of stdin.

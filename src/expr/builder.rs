@@ -106,7 +106,7 @@ impl Builder {
     }
 
     /// Takes the value of a question inside a formula; where it has none, records why.
-    pub(in crate::expr) fn attempt<'g>(&'g self, formula: impl FnOnce() -> Result<Expr<'g>>) -> Expr<'g> {
+    pub(crate) fn attempt<'g>(&'g self, formula: impl FnOnce() -> Result<Expr<'g>>) -> Expr<'g> {
         formula().unwrap_or_else(|error| self.fail(error))
     }
 

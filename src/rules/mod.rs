@@ -25,6 +25,7 @@ mod sequence;
 mod shape;
 mod signal;
 mod softmax;
+mod window;
 
 pub use call::{Call, Replay};
 

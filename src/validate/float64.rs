@@ -66,6 +66,10 @@ fn narrow(op: &str) -> Option<(&'static [usize], &'static [usize])> {
         "DynamicQuantizeLinear" => (&[0], &[1]),
         "QLinearMatMul" => (&[1, 4, 6], &[]),
         "QLinearConv" => (&[1, 4, 6], &[]),
+        // The mask of Attention is left alone: it may be one of booleans.
+        "Attention" => (&[0, 1, 2, 4, 5], &[0, 1, 2, 3]),
+        "LSTM" => (&[0, 1, 2, 3, 5, 6, 7], &[0, 1, 2]),
+        "GRU" | "RNN" => (&[0, 1, 2, 3, 5], &[0, 1]),
         "NonMaxSuppression" => (&[0, 1, 3, 4], &[]),
         _ => return None,
     })
@@ -109,7 +113,7 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
             element_attribute(&mut node, "output_datatype", Some(DOUBLE));
         }
         "LayerNormalization" => set_int(&mut node, "stash_type", DOUBLE),
-        "Attention" => element_attribute(&mut node, "softmax_precision", None),
+        "Attention" => node.attribute.retain(|a| a.name() != "softmax_precision"),
         "Gemm" => return gemm(node, nodes),
         _ => (),
     }

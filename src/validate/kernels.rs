@@ -153,6 +153,12 @@ fn build(op: impl ElementWiseMiniOp) -> Built {
     Ok((expand(ElementWiseOp(Box::new(op))), vec![]))
 }
 
+/// Puts kernels in the place of those of tract that are wrong: Celu in float16, the defaults of Selu.
+pub fn repair(operators: &mut OnnxOpRegister) {
+    operators.insert("Celu", function);
+    operators.insert("Selu", function);
+}
+
 /// Puts the kernels in the place of tract's own.
 pub fn register(operators: &mut OnnxOpRegister) {
     for row in ROWS {

@@ -7,9 +7,14 @@ mod differences;
 mod float64;
 mod inputs;
 mod kernels;
+mod losses;
 mod normalize;
+mod run;
 mod tract;
 
+pub use run::run;
+
+use crate::onnx::file::load_external;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto};
 use crate::record::Record;
 use differences::{BOUND, Function, Outcome, SINGLE_BOUND, Target};
@@ -162,8 +167,12 @@ fn failed(reason: impl ToString) -> Stop {
 }
 
 /// The model with its tensors in memory.
-fn prepare(model: &ModelProto, _base: Option<&Path>) -> anyhow::Result<ModelProto> {
-    Ok(model.clone())
+fn prepare(model: &ModelProto, base: Option<&Path>) -> anyhow::Result<ModelProto> {
+    let mut model = model.clone();
+    if let Some(base) = base {
+        load_external(&mut model, base)?;
+    }
+    Ok(model)
 }
 
 struct Check<'a> {
@@ -603,8 +612,19 @@ const RANDOM: &[&str] =
 /// Operators whose gradient lets through what their steps would not.
 const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear"];
 /// Operators that tract computes in float32.
-const SINGLE: &[&str] =
-    &["Resize", "GroupNormalization", "RMSNormalization", "DFT", "STFT", "GridSample", "DequantizeLinear"];
+const SINGLE: &[&str] = &[
+    "Attention",
+    "DequantizeLinear",
+    "DFT",
+    "GRU",
+    "GridSample",
+    "GroupNormalization",
+    "LSTM",
+    "RMSNormalization",
+    "RNN",
+    "Resize",
+    "STFT",
+];
 
 /// Which operators stand between an input and the ys.
 struct Paths {

@@ -1,6 +1,7 @@
 //! The copy of a model that is handed to tract: what tract cannot run, or runs wrongly, said in another way; and what
 //! cannot be said in another way, found before it runs.
 
+use super::losses;
 use super::tract::computed;
 use crate::onnx::proto::{SparseTensorProto, tensor_shape_proto, type_proto};
 use crate::onnx::{
@@ -77,6 +78,10 @@ fn normalize_graph(graph: &mut GraphProto, opset: i64) -> Result<()> {
             "ConstantOfShape" if attribute::find(&node.attribute, "value").is_none() => {
                 let zero = TensorProto::from_floats(ElementType::Float, &[1], &[0.0]);
                 node.attribute.push(attribute::tensor("value", zero));
+            }
+            "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss" if opset >= 13 => {
+                losses::expand(node, &mut nodes);
+                continue;
             }
             "Pad" => crop_first(&mut node, &integers, opset, &mut nodes),
             _ => (),
@@ -155,7 +160,7 @@ fn dense(sparse: &SparseTensorProto) -> Result<TensorProto> {
         scatter(&mut all, &places, &values.floats()?)?;
         TensorProto::from_floats(element, &sparse.dims, &all)
     } else {
-        ensure!(element.bits().is_some_and(|b| b >= 8 && b <= 64), "a sparse tensor of {}", element.name());
+        ensure!(element.bits().is_some_and(|b| (8..=64).contains(&b)), "a sparse tensor of {}", element.name());
         let mut all = vec![0; count];
         scatter(&mut all, &places, &values.integers()?)?;
         TensorProto::from_ints(element, &sparse.dims, &all)
@@ -273,6 +278,8 @@ fn wrong(node: &NodeProto) -> Option<&'static str> {
         }
         "BatchNormalization" if attribute::get_int(a, "training_mode") == Some(1) => Some("in training mode"),
         "Attention" if node.input.iter().skip(4).any(|i| !i.is_empty()) => Some("with past keys"),
+        "Attention" if a.iter().any(|a| a.name().contains("window") && a.i() >= 0) => Some("with a window"),
+        "SpaceToDepth" if attribute::get_string(a, "mode") == Some("CRD") => Some("in CRD order"),
         "Transpose" => {
             let perm = attribute::get_ints(a, "perm")?;
             let mut sorted = perm.to_vec();

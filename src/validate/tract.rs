@@ -83,8 +83,9 @@ impl Plan {
     pub fn new(model: &ModelProto, feeds: &Tensors, precision: Precision) -> Result<Plan, Trouble> {
         let copy = normalize::normalize(model)?;
         let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
-        if precision == Precision::Double {
-            kernels::register(&mut onnx.op_register);
+        match precision {
+            Precision::Own => kernels::repair(&mut onnx.op_register),
+            Precision::Double => kernels::register(&mut onnx.op_register),
         }
         let missing = normalize::unsupported(&copy, &|op| onnx.op_register.0.contains_key(op));
         if !missing.is_empty() {
