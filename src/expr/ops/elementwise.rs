@@ -102,7 +102,6 @@ impl<'g> Expr<'g> {
     pub(in crate::expr) fn negated(self) -> Expr<'g> {
         self.simplify_negation().unwrap_or_else(|| self.builder.emit("Neg", &[Some(self)], vec![]))
     }
-
     /// `selfᵉ`, broadcasting.
     pub fn pow(self, exponent: Expr<'g>) -> Expr<'g> {
         self.binary("Pow", exponent)
@@ -254,6 +253,14 @@ impl<'g> Expr<'g> {
             return self;
         }
         self.builder.emit("Cast", &[Some(self)], vec![int("to", element as i64)])
+    }
+
+    /// Half precision as float32, other types as they are: what long sums are computed in.
+    pub fn widened(self) -> Expr<'g> {
+        match self.fact().element {
+            Some(ElementType::Float16 | ElementType::Bfloat16) => self.cast(ElementType::Float),
+            _ => self,
+        }
     }
 
     /// The elements in the type of another tensor.

@@ -1,7 +1,14 @@
 //! Parts of tensors and tensors of parts: slices, splits, paddings, tiles.
 
-use super::Expr;
+use super::{Builder, Expr};
 use crate::onnx::attribute::{float, int, ints};
+
+impl Builder {
+    /// Whether slices can be in steps.
+    pub fn slices_in_steps(&self) -> bool {
+        self.opset() >= 10
+    }
+}
 
 impl<'g> Expr<'g> {
     /// Tensors joined along an axis.
