@@ -22,6 +22,8 @@ mod model;
 pub mod onnx;
 pub mod record;
 pub mod rules;
+#[cfg(feature = "validate")]
+pub mod validate;
 
 pub use backward::{Aggregation, Gradients, Output, Seed, Unconnected};
 pub use model::Model;

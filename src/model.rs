@@ -2,7 +2,9 @@
 
 use crate::onnx::ModelProto;
 use crate::onnx::file::{self, WriteOptions};
+use crate::onnx::text;
 use anyhow::Result;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// An ONNX model.
@@ -49,6 +51,14 @@ impl Model {
             }
         }
         Ok(notes)
+    }
+}
+
+impl Model {
+    /// The types of the graph outputs, as the text syntax writes them: `float[batch, 10]`.
+    pub fn output_types(&self) -> HashMap<String, String> {
+        let outputs = self.proto.graph.iter().flat_map(|g| &g.output);
+        outputs.filter_map(|o| Some((o.name().to_owned(), text::print_type(o.r#type.as_ref()?)))).collect()
     }
 }
 

@@ -13,11 +13,10 @@ pub use request::{Gradients, Output, Seed, Unconnected};
 pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};
-use crate::graph::{Node, NodeId, Origin, ValueId};
+use crate::graph::{Graph, Node, NodeId, Origin, ValueId};
 use crate::rules::{self, Call, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What arrives at a tensor. Absence of a flow is the third case: the tensor is not connected.
@@ -36,14 +35,12 @@ pub struct Pass<'g> {
     stops: HashSet<ValueId>,
     /// Rows that go before those of the table: the user's own.
     own_rules: &'g [Rule],
-    /// Operators on a path without a row, with their nodes: reported together.
-    missing: RefCell<Vec<NodeId>>,
 }
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
     pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: HashSet<ValueId>, own_rules: &'g [Rule]) -> Self {
-        Pass { builder, aggregation, stops, own_rules, missing: RefCell::default() }
+        Pass { builder, aggregation, stops, own_rules }
     }
 
     /// Where gradients are written to.
@@ -63,6 +60,7 @@ impl<'g> Pass<'g> {
         xs: &[ValueId],
     ) -> Result<Vec<Option<Flow<'g>>>> {
         let live = self.live(nodes, xs);
+        self.check_rules(nodes, seeds, &live)?;
         let mut arrived: HashMap<ValueId, Accumulator<'g>> = HashMap::new();
         for &(y, seed) in seeds {
             if live.contains(&y) {
@@ -90,31 +88,45 @@ impl<'g> Pass<'g> {
         }
     }
 
-    /// The operators on a path that have no rule, all at once.
+    /// Looks for a rule for every node on a path from a y to an x, before anything is built.
     ///
     /// # Errors
-    /// There are any.
-    pub fn check_missing(&self) -> Result<()> {
-        let missing = self.missing.borrow();
+    /// All operators that have none, with their nodes.
+    fn check_rules(&self, nodes: &[NodeId], seeds: &[(ValueId, Expr<'g>)], live: &HashSet<ValueId>) -> Result<()> {
+        let graph = self.builder.graph();
+        let mut reached: HashSet<ValueId> = seeds.iter().map(|&(y, _)| y).filter(|y| live.contains(y)).collect();
+        let mut missing: Vec<(String, Vec<NodeId>)> = Vec::new();
+        for &id in nodes.iter().rev() {
+            let node = graph.node(id);
+            let passes = |o: &ValueId| reached.contains(o) && !node.stop && !self.stops.contains(o);
+            if !node.outputs.iter().flatten().any(passes) {
+                continue;
+            }
+            let rule = self.rule(node);
+            let before = reached.len();
+            let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
+            let stopped = |i: usize| matches!(rule.and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
+            reached.extend(inputs.filter(|(i, v)| live.contains(v) && !stopped(*i)).map(|(_, v)| v));
+            if !node.bodies.is_empty() {
+                reached.extend(graph.captures(id).into_iter().filter(|v| live.contains(v)));
+            }
+            let leads_on = reached.len() > before || node.inputs.iter().flatten().any(|v| live.contains(v));
+            if rule.is_none() && leads_on {
+                let op = match &*node.domain {
+                    "" => node.op_type.to_string(),
+                    domain => format!("{domain}.{}", node.op_type),
+                };
+                match missing.iter_mut().find(|(o, _)| *o == op) {
+                    Some((_, nodes)) => nodes.push(self.origin(id)),
+                    None => missing.push((op, vec![self.origin(id)])),
+                }
+            }
+        }
         if missing.is_empty() {
             return Ok(());
         }
-        let graph = self.builder.graph();
-        let mut operators: Vec<(String, Vec<NodeId>)> = Vec::new();
-        for &id in missing.iter() {
-            let node = graph.node(id);
-            let op = if node.domain.is_empty() {
-                node.op_type.to_string()
-            } else {
-                format!("{}.{}", node.domain, node.op_type)
-            };
-            match operators.iter_mut().find(|(o, _)| *o == op) {
-                Some((_, nodes)) => nodes.push(id),
-                None => operators.push((op, vec![id])),
-            }
-        }
-        let list = operators.iter().map(|(op, nodes)| {
-            let first: Vec<String> = nodes.iter().take(3).map(|&n| graph.describe(n)).collect();
+        let list = missing.iter().rev().map(|(op, nodes)| {
+            let first: Vec<String> = nodes.iter().rev().take(3).map(|&n| graph.describe(n)).collect();
             let more = if nodes.len() > 3 { format!(" and {} more", nodes.len() - 3) } else { String::new() };
             format!("{op}: {}{more}", first.join(", "))
         });
@@ -163,7 +175,7 @@ impl<'g> Pass<'g> {
     }
 
     /// The tensors through which a gradient can reach an x: forward from xs through floating-point tensors, past no stop.
-    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
+    pub(crate) fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
         let graph = self.builder.graph();
         let mut live: HashSet<ValueId> = xs.iter().copied().filter(|&x| graph.fact(x).may_carry_gradient()).collect();
         for &id in nodes {
@@ -215,10 +227,7 @@ impl<'g> Pass<'g> {
         if wanted.is_empty() || flows.iter().all(Option::is_none) {
             return Ok(vec![]);
         }
-        let Some(rule) = self.rule(node) else {
-            self.missing.borrow_mut().push(id);
-            return Ok(vec![]);
-        };
+        let Some(rule) = self.rule(node) else { return Ok(vec![]) };
         self.check_attributes(id, node, rule)?;
         let only_zeros = flows.iter().flatten().all(|f| matches!(f, Flow::Zero));
         let dys = flows.iter().map(|f| match f {
@@ -375,6 +384,17 @@ impl<'g> Pass<'g> {
     fn rule(&self, node: &Node) -> Option<&'g Rule> {
         let own = self.own_rules.iter().find(|r| r.op == &*node.op_type && r.domain == &*node.domain);
         own.or_else(|| rules::find(&node.domain, &node.op_type, self.builder.graph().opset(&node.domain)))
+    }
+}
+
+/// What is known of the gradient of a node's operator, in a few words: its formula, or that there is none.
+pub fn support(graph: &Graph, id: NodeId) -> String {
+    let node = graph.node(id);
+    let floats = node.outputs.iter().flatten().any(|&o| graph.fact(o).may_carry_gradient());
+    match rules::find(&node.domain, &node.op_type, graph.opset(&node.domain)) {
+        Some(rule) => rule.formula.to_owned(),
+        None if !floats => "none: it computes no floating-point numbers".to_owned(),
+        None => "not known".to_owned(),
     }
 }
 

@@ -181,9 +181,7 @@ impl Gradients {
             }
         }
         let pass = Pass::new(&builder, self.aggregation, stops.into_iter().collect(), &self.rules);
-        let flows = pass.differentiate(&forward, &seeded, &xs);
-        pass.check_missing()?;
-        let flows = flows?;
+        let flows = pass.differentiate(&forward, &seeded, &xs)?;
         let outputs = call.outputs(&xs, &self.xs, &flows, self.unconnected)?;
         if let Some(error) = builder.take_error() {
             return Err(error);

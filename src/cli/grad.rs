@@ -1,10 +1,11 @@
 //! `grad`: tf.gradients for a file.
 
+use super::table::Table;
 use anyhow::{Context, Result, ensure};
 use onnx_gradients::backward::Selection;
 use onnx_gradients::onnx::{file, npy};
 use onnx_gradients::{Aggregation, Gradients, Model, Output, Seed, Unconnected, graph};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -106,8 +107,45 @@ pub fn run(args: &Args) -> Result<()> {
     for warning in &warnings {
         eprintln!("warning: {warning}");
     }
-    report(args, &output, &warnings, stdout);
+    let validation = validation(args, &output);
+    let text = if args.json { as_json(&output, &validation, &warnings) } else { as_text(&output, &validation) };
+    // The model itself is what goes to stdout where it is asked for there.
+    if stdout {
+        eprint!("{text}")
+    } else {
+        print!("{text}")
+    }
+    ensure!(
+        validation["status"] != "failed",
+        "the validation failed: {}",
+        validation["reason"].as_str().unwrap_or_default()
+    );
     Ok(())
+}
+
+/// What running the result in tract has shown.
+fn validation(args: &Args, output: &Output) -> Value {
+    if args.no_validate {
+        return json!({ "status": "skipped", "reason": "--no-validate" });
+    }
+    run_in_tract(args, output).unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
+}
+
+#[cfg(not(feature = "validate"))]
+fn run_in_tract(_: &Args, _: &Output) -> Result<Value> {
+    Ok(json!({ "status": "skipped", "reason": "this build is without tract" }))
+}
+
+#[cfg(feature = "validate")]
+fn run_in_tract(args: &Args, output: &Output) -> Result<Value> {
+    use super::check;
+    let validation = match args.output == Path::new("-") {
+        true => check::after_grad(check::temporary(&output.model)?.path(), &output.record.name)?,
+        false => check::after_grad(&args.output, &output.record.name)?,
+    };
+    let mut value = json!(validation);
+    value["summary"] = json!(check::summary(&validation));
+    Ok(value)
 }
 
 /// The model of a file, or of stdin.
@@ -171,28 +209,37 @@ fn seed(spec: &str) -> Result<Seed> {
     })
 }
 
-fn report(args: &Args, output: &Output, warnings: &[String], stdout: bool) {
-    let text = if args.json {
-        let seeds = output.seeds.iter().map(|s| {
-            let given = || s.fill.map(|v| if v == 1.0 { "ones".to_owned() } else { v.to_string() });
-            json!({ "y": s.y, "seed": s.seed.clone().or_else(given) })
-        });
-        let object = json!({
-            "gradients": output.gradients,
-            "seeds": seeds.collect::<Vec<_>>(),
-            "validation": { "status": "skipped", "reason": "--no-validate" },
-            "nodes_added": output.nodes_added,
-            "warnings": warnings,
-        });
-        object.to_string()
-    } else {
-        let width = output.gradients.iter().map(|g| g.x.len()).max().unwrap_or(0).max(1);
-        let mut lines = vec![format!("{:width$}  gradient", "x")];
-        for g in &output.gradients {
-            lines.push(format!("{:width$}  {}", g.x, g.gradient.as_deref().unwrap_or("none: no y depends on it")));
-        }
-        lines.push(format!("{} nodes added", output.nodes_added));
-        lines.join("\n")
+fn as_json(output: &Output, validation: &Value, warnings: &[String]) -> String {
+    let seeds = output.seeds.iter().map(|s| {
+        let given = || s.fill.map(|v| if v == 1.0 { "ones".to_owned() } else { v.to_string() });
+        json!({ "y": s.y, "seed": s.seed.clone().or_else(given) })
+    });
+    let object = json!({
+        "gradients": output.gradients,
+        "seeds": seeds.collect::<Vec<_>>(),
+        "validation": validation,
+        "nodes_added": output.nodes_added,
+        "warnings": warnings,
+    });
+    format!("{object}\n")
+}
+
+fn as_text(output: &Output, validation: &Value) -> String {
+    let mut table = Table::new(["x", "gradient", "shape", "error"]);
+    let types = output.model.output_types();
+    for (i, g) in output.gradients.iter().enumerate() {
+        let checked = &validation["gradients"][i];
+        let error = match (checked["compared"].as_bool(), checked["error"].as_f64()) {
+            (Some(true), Some(error)) => format!("{error:.1e}"),
+            _ => checked["note"].as_str().unwrap_or_default().to_owned(),
+        };
+        let name = g.gradient.clone().unwrap_or_else(|| "none: no y depends on it".to_owned());
+        let shape = g.gradient.as_ref().and_then(|g| types.get(g)).cloned().unwrap_or_default();
+        table.row([g.x.clone(), name, shape, error]);
+    }
+    let summary = match (validation["summary"].as_str(), validation["reason"].as_str()) {
+        (Some(summary), _) => summary.to_owned(),
+        (None, reason) => format!("not validated: {}", reason.unwrap_or_default()),
     };
-    if stdout { eprintln!("{text}") } else { println!("{text}") }
+    format!("{table}{} nodes added; {summary}\n", output.nodes_added)
 }

@@ -1,7 +1,11 @@
 //! The command line: one file a subcommand. Results go to stdout, everything else to stderr.
 
+#[cfg(feature = "validate")]
+mod check;
 mod grad;
+mod inspect;
 mod ops;
+mod table;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -17,6 +21,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Grad(grad::Args),
+    #[cfg(feature = "validate")]
+    Check(check::Args),
+    Inspect(inspect::Args),
     Ops(ops::Args),
     /// Print a shell's completions
     #[command(
@@ -34,6 +41,9 @@ enum Command {
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Grad(args) => grad::run(&args),
+        #[cfg(feature = "validate")]
+        Command::Check(args) => check::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Ops(args) => ops::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut std::io::stdout());

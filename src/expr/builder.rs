@@ -28,8 +28,8 @@ pub struct Builder {
     nodes: RefCell<HashMap<Key, NodeId>>,
     strings: RefCell<HashMap<&'static str, Rc<str>>>,
     error: RefCell<Option<Error>>,
-    scope: Cell<ScopeId>,
-    forward: Cell<Option<NodeId>>,
+    pub(super) scope: Cell<ScopeId>,
+    pub(super) forward: Cell<Option<NodeId>>,
     /// What operators return once an error is recorded.
     nothing: ValueId,
 }
@@ -106,87 +106,8 @@ impl Builder {
     }
 
     /// Takes the value of a question inside a formula; where it has none, records why.
-    pub(in crate::expr) fn attempt<'g>(&'g self, formula: impl FnOnce() -> Result<Expr<'g>>) -> Expr<'g> {
+    pub(crate) fn attempt<'g>(&'g self, formula: impl FnOnce() -> Result<Expr<'g>>) -> Expr<'g> {
         formula().unwrap_or_else(|error| self.fail(error))
-    }
-
-    /// Runs `body` with a new scope inside the current one, to which everything that it builds is appended. Its inputs are of
-    /// the given facts, its outputs what `body` returns.
-    pub fn in_scope<'g>(
-        &'g self,
-        inputs: Vec<Fact>,
-        body: impl FnOnce(&[Expr<'g>]) -> Result<Vec<Expr<'g>>>,
-    ) -> Result<ScopeId> {
-        let scope = self.graph_mut().open_scope(self.scope());
-        let inputs: Vec<_> =
-            inputs.into_iter().map(|f| self.graph_mut().push_input(scope, None, f)).map(|id| self.expr(id)).collect();
-        let outside = self.scope.replace(scope);
-        let outputs = body(&inputs);
-        // An output of a body is computed in it: an input or an outer value gets a node of its own.
-        let outputs = outputs.map(|outputs| {
-            let own = |e: Expr<'g>| {
-                let graph = self.graph();
-                let inside = graph.value(e.id).scope == scope && graph.producer(e.id).is_some();
-                drop(graph);
-                if inside { e } else { e.identity() }
-            };
-            outputs.into_iter().map(|e| own(e).id).collect()
-        });
-        self.scope.set(outside);
-        self.graph_mut().set_outputs(scope, outputs?);
-        Ok(scope)
-    }
-
-    /// Writes the nodes of a body into the current scope, its inputs replaced by `inputs`, and returns its outputs.
-    pub fn splice<'g>(&'g self, body: ScopeId, inputs: &[Expr<'g>]) -> Vec<Expr<'g>> {
-        let mut map: HashMap<ValueId, ValueId> = HashMap::new();
-        map.extend(self.graph().scope(body).inputs.iter().copied().zip(inputs.iter().map(|e| e.id)));
-        self.copy_nodes(body, &mut map);
-        let outputs = self.graph().scope(body).outputs.clone();
-        outputs.iter().map(|o| self.expr(*map.get(o).unwrap_or(o))).collect()
-    }
-
-    fn copy_nodes(&self, from: ScopeId, map: &mut HashMap<ValueId, ValueId>) {
-        let nodes = self.graph().scope(from).nodes.clone();
-        for id in nodes {
-            let node = self.graph().node(id).clone();
-            let inputs = node.inputs.iter().map(|i| i.map(|i| *map.get(&i).unwrap_or(&i))).collect();
-            let bodies = node.bodies.iter().map(|(name, scope)| (name.clone(), self.copy_scope(*scope, map))).collect();
-            let new = NewNode {
-                op_type: node.op_type,
-                domain: node.domain,
-                inputs,
-                outputs: node.outputs.iter().map(|o| o.map(|_| None)).collect(),
-                attributes: node.attributes,
-                bodies,
-                name: None,
-                origin: Origin::Backward(self.forward.get()),
-                stop: node.stop,
-            };
-            let copy = self.append(new);
-            let graph = self.graph();
-            for (old, new) in node.outputs.iter().zip(&graph.node(copy).outputs) {
-                if let (Some(old), Some(new)) = (old, new) {
-                    map.insert(*old, *new);
-                }
-            }
-        }
-    }
-
-    fn copy_scope(&self, from: ScopeId, map: &mut HashMap<ValueId, ValueId>) -> ScopeId {
-        let scope = self.graph_mut().open_scope(self.scope());
-        let inputs = self.graph().scope(from).inputs.clone();
-        for input in inputs {
-            let fact = self.fact(input);
-            let copy = self.graph_mut().push_input(scope, None, fact);
-            map.insert(input, copy);
-        }
-        let outside = self.scope.replace(scope);
-        self.copy_nodes(from, map);
-        self.scope.set(outside);
-        let outputs = self.graph().scope(from).outputs.iter().map(|o| *map.get(o).unwrap_or(o)).collect();
-        self.graph_mut().set_outputs(scope, outputs);
-        scope
     }
 
     /// A tensor that is written into the graph.
@@ -296,7 +217,8 @@ impl Builder {
         self.outputs(node)
     }
 
-    fn append(&self, new: NewNode) -> NodeId {
+    /// Appends a node of its own, whatever others compute.
+    pub(super) fn append(&self, new: NewNode) -> NodeId {
         let scope = self.scope();
         let facts = self.graph().infer(&new);
         let facts = facts.unwrap_or_else(|error| {
@@ -330,7 +252,7 @@ impl Builder {
         }
     }
 
-    fn string(&self, text: &'static str) -> Rc<str> {
+    pub(super) fn string(&self, text: &'static str) -> Rc<str> {
         self.strings.borrow_mut().entry(text).or_insert_with(|| text.into()).clone()
     }
 }

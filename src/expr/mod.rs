@@ -5,13 +5,14 @@
 //! whoever called for the formula asks for it. Questions about an expression ([`Expr::rank`], [`Expr::element`]) do fail.
 
 mod arithmetic;
+mod bodies;
 mod builder;
 mod ops;
 mod simplify;
 mod unbroadcast;
 
 pub use builder::Builder;
-pub use ops::{ConvLike, Pads};
+pub use ops::{ConvLike, Pads, Pool};
 
 use crate::graph::{Dim, Fact, Scalar, ValueId};
 use crate::onnx::ElementType;

@@ -2,6 +2,7 @@
 
 use super::Expr;
 use crate::graph::Dim;
+use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
 
 impl<'g> Expr<'g> {
@@ -12,10 +13,16 @@ impl<'g> Expr<'g> {
     /// and 1 where it was not repeated, of 1 and n where it was.
     ///
     /// # Errors
-    /// The rank of one of the two is not known.
+    /// The rank of one of the two is not known, and the model's opset has no reduction over computed axes.
     pub fn unbroadcast(self, x: Expr<'g>) -> Result<Expr<'g>> {
         if self.same_shape(x) {
             return Ok(self);
+        }
+        if x.fact().rank() == Some(0) {
+            return Ok(self.sum_all());
+        }
+        if (self.fact().rank().is_none() || x.fact().rank().is_none()) && self.builder().sums_over_computed_axes() {
+            return Ok(self.unbroadcast_of_any_rank(x));
         }
         let (own, target) = (self.sizes()?, x.sizes()?);
         ensure!(
@@ -51,5 +58,15 @@ impl<'g> Expr<'g> {
         }
         let parts = dy.reshape(Expr::concat(&split, 0));
         Ok(parts.sum_out(&summed).reshape_like(x))
+    }
+
+    /// The same where not even the ranks are known: the axes in which the shapes differ are found at run time.
+    fn unbroadcast_of_any_rank(self, x: Expr<'g>) -> Expr<'g> {
+        let b = self.builder();
+        let (own, size) = (self.shape(), x.shape());
+        let ones = b.full((own.size() - size.size()).reshape_to(&[1]), 1.0, ElementType::Int64);
+        let aligned = Expr::concat(&[ones, size], 0);
+        let repeated = aligned.equal(own).not().non_zero().flattened();
+        self.sum_at(repeated).reshape(size)
     }
 }

@@ -1,7 +1,7 @@
 //! Loads a model into a [`Graph`], with the bodies of its control flow.
 
-use super::fact::{Container, Fact, MAX_ELEMENTS, Scalar, Value};
-use super::{Dim, Dims, Graph, NewNode, Origin, ScopeId, ValueId, control};
+use super::fact::{Container, Fact};
+use super::{Dim, Dims, Graph, NewNode, Origin, ScopeId, ValueId, control, infer};
 use crate::onnx::attribute;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
 use crate::onnx::{
@@ -64,7 +64,7 @@ impl Loader {
         let inputs: HashSet<&str> = proto.input.iter().map(|i| i.name()).collect();
         let mut initializers: HashMap<&str, Fact> = HashMap::new();
         for tensor in &proto.initializer {
-            let mut fact = fact_of_tensor(tensor);
+            let mut fact = infer::constant(tensor);
             if self.overridable && inputs.contains(tensor.name()) {
                 fact.value = None;
             }
@@ -267,28 +267,6 @@ fn merge_declared(inferred: Fact, declared: &Fact) -> Fact {
         shape: inferred.shape.or_else(|| declared.shape.clone()),
         value: inferred.value,
     }
-}
-
-/// What an initializer is: its values too, where it is small.
-fn fact_of_tensor(tensor: &TensorProto) -> Fact {
-    let element = tensor.element_type();
-    let small = !tensor.is_external() && tensor.element_count().is_some_and(|n| n <= MAX_ELEMENTS);
-    let value = small.then(|| value_of_tensor(tensor)).flatten();
-    let shape = tensor.dims.iter().map(|&d| Dim::Known(d)).collect();
-    Fact { value, ..Fact::tensor(Some(element), Some(shape)) }
-}
-
-/// The elements of a small tensor of numbers or booleans.
-pub fn value_of_tensor(tensor: &TensorProto) -> Option<Value> {
-    let element = tensor.element_type();
-    let elements = if element.is_float() {
-        tensor.floats().ok()?.into_iter().map(Scalar::Float).collect()
-    } else if element.is_integer() || element == ElementType::Bool {
-        tensor.integers().ok()?.into_iter().map(|n| Scalar::Int(Dim::Known(n))).collect()
-    } else {
-        return None;
-    };
-    Some(Value::Elements(elements))
 }
 
 /// What a type says. A dimension that is negative, or zero as old exporters write what they do not know, is unknown.

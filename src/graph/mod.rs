@@ -19,7 +19,7 @@ pub use load::{Loaded, load};
 use crate::onnx::{AttributeProto, canonical_domain};
 use anyhow::Result;
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// A tensor, sequence or optional of a [`Graph`].
@@ -233,6 +233,30 @@ impl Graph {
         self.scopes[scope.0 as usize].outputs = outputs;
     }
 
+    /// Drops the nodes of a scope of which none of its outputs depends, and the inputs after the first `kept` that no node uses.
+    pub fn prune(&mut self, scope: ScopeId, kept: usize) {
+        let mut live: HashSet<ValueId> = self.scope(scope).outputs.iter().copied().collect();
+        let mut nodes = std::mem::take(&mut self.scopes[scope.0 as usize].nodes);
+        nodes.reverse();
+        nodes.retain(|&id| {
+            let node = self.node(id);
+            let needed = node.outputs.iter().flatten().any(|o| live.contains(o));
+            if needed {
+                live.extend(node.inputs.iter().flatten());
+                live.extend(self.captures(id));
+            }
+            needed
+        });
+        nodes.reverse();
+        let scope = &mut self.scopes[scope.0 as usize];
+        scope.nodes = nodes;
+        let mut place = 0;
+        scope.inputs.retain(|input| {
+            place += 1;
+            place <= kept || live.contains(input)
+        });
+    }
+
     /// The facts of the outputs that a node would have.
     ///
     /// # Errors
@@ -297,7 +321,7 @@ impl Graph {
     /// Every value that the bodies of a node use from outside, each once, in order of first use.
     pub fn captures(&self, node: NodeId) -> Vec<ValueId> {
         let mut found = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for &(_, body) in &self.node(node).bodies {
             self.collect_captures(body, body, &mut |v| {
                 if seen.insert(v) {

@@ -1,11 +1,36 @@
 //! One forward node as a rule sees it: its inputs, outputs and attributes, in their newest form, and the gradients of its outputs.
 
-use crate::backward::Pass;
+use crate::backward::{Flow, Pass};
 use crate::expr::{Builder, Expr, normalize_axis};
 use crate::graph::{Fact, Node, NodeId, ScopeId, ValueId};
 use crate::onnx::{ElementType, attribute};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+/// A body that is computed again.
+pub struct Replay<'g> {
+    pass: &'g Pass<'g>,
+    /// Its outputs.
+    pub outputs: Vec<Expr<'g>>,
+    nodes: Vec<NodeId>,
+}
+
+impl<'g> Replay<'g> {
+    /// What arrives at `xs` from the gradients of outputs, in the current scope; `None` where nothing does.
+    ///
+    /// # Errors
+    /// An operator between them has no gradient, or its rule cannot be applied.
+    pub fn gradients(&self, seeds: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<Vec<Option<Expr<'g>>>> {
+        let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
+        let ids: Vec<_> = xs.iter().map(|x| x.id()).collect();
+        let flows = self.pass.differentiate(&self.nodes, &seeds, &ids)?;
+        let value = |(flow, x): (Option<Flow<'g>>, &Expr<'g>)| match flow? {
+            Flow::Value(dx) => Some(dx),
+            Flow::Zero => Some(x.zeros_like()),
+        };
+        Ok(flows.into_iter().zip(xs).map(value).collect())
+    }
+}
 
 /// A forward node and the gradients of its outputs.
 pub struct Call<'g> {
@@ -227,6 +252,43 @@ impl<'g> Call<'g> {
     pub fn body(&self, name: &str) -> Result<ScopeId> {
         let found = self.node.bodies.iter().find(|(n, _)| &**n == name);
         Ok(found.with_context(|| format!("attribute {name} is missing"))?.1)
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The gradients of the outputs, where they have any, in their order.
+    pub fn dys(&self) -> &[Option<Expr<'g>>] {
+        &self.dys
+    }
+
+    /// The values that bodies capture and that lead to an x, each once.
+    pub fn wanted_captures(&self) -> Vec<Expr<'g>> {
+        let captures = self.builder().graph().captures(self.id);
+        captures.into_iter().filter(|&v| self.wants(v)).map(|v| self.builder().expr(v)).collect()
+    }
+
+    /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them.
+    pub fn carriers(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
+        self.pass.live(nodes, xs)
+    }
+
+    /// Computes a body again, in the current scope.
+    ///
+    /// # Errors
+    /// It has not as many inputs, or a sparse initializer.
+    pub fn replay(&self, body: ScopeId, inputs: &[Expr<'g>]) -> Result<Replay<'g>> {
+        let (count, sparse) = {
+            let graph = self.builder().graph();
+            let scope = graph.scope(body);
+            (scope.inputs.len(), !scope.initializers.is_empty())
+        };
+        ensure!(count == inputs.len(), "a body of {count} inputs gets {}", inputs.len());
+        ensure!(!sparse, "a sparse initializer in a body is not supported");
+        let (outputs, nodes) = self.builder().splice(body, inputs);
+        Ok(Replay { pass: self.pass, outputs, nodes })
     }
 
     /// The gradients of `xs`, with respect to which `ys` are computed by nodes that the rule has written: of each y the seed.

@@ -1,6 +1,72 @@
-//! Control flow: rules that enter the pass again for the nodes of a body.
+//! Choices: an If whose branches compute the branch again and differentiate it.
 
-use super::Rule;
+use super::Slot::*;
+use super::{Call, Rule, rule};
+use crate::expr::Expr;
+use crate::graph::{ScopeId, ValueId};
+use anyhow::{Result, ensure};
 
 /// The rows.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] = &[rule(
+    "If",
+    "d capture = if the condition then its gradient through one branch else through the other",
+    &[Structure(if_)],
+)
+.attributes("then_branch else_branch")
+.note("a branch that does not use a captured tensor contributes zeros; branches are computed again")];
+
+fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+    let b = c.builder();
+    let wanted = c.wanted_captures();
+    let mut branches = Vec::new();
+    for name in ["then_branch", "else_branch"] {
+        let body = c.body(name)?;
+        let (scope, _) = b.open(vec![]);
+        let dxs = b.within(scope, || {
+            let replay = c.replay(body, &[])?;
+            let seeds: Vec<_> = replay.outputs.iter().zip(c.dys()).filter_map(|(y, dy)| Some((*y, (*dy)?))).collect();
+            replay.gradients(&seeds, &wanted)
+        })?;
+        branches.push((scope, dxs));
+    }
+    let connected = |i: &usize| branches.iter().any(|(_, dxs)| dxs[*i].is_some());
+    let connected: Vec<usize> = (0..wanted.len()).filter(connected).collect();
+    if connected.is_empty() {
+        return Ok(vec![]);
+    }
+    for (scope, dxs) in &branches {
+        let dx = |&i: &usize| dxs[i].unwrap_or_else(|| wanted[i].zeros_like());
+        let outputs: Vec<_> = b.within(*scope, || connected.iter().map(dx).collect());
+        close(c, *scope, &outputs, 0)?;
+    }
+    let dxs = b.if_(c.input(0)?, branches[0].0, branches[1].0);
+    Ok(connected.into_iter().map(|i| wanted[i].id()).zip(dxs).collect())
+}
+
+/// Operators that draw random numbers: computed again they draw others.
+const RANDOM: &[&str] =
+    &["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
+
+/// Closes a scope in which a body has been computed again.
+///
+/// # Errors
+/// What is computed again is random.
+pub fn close<'g>(c: &Call<'g>, scope: ScopeId, outputs: &[Expr<'g>], inputs: usize) -> Result<()> {
+    let b = c.builder();
+    b.close(scope, outputs, inputs);
+    let graph = b.graph();
+    for &id in &graph.scope(scope).nodes {
+        let node = graph.node(id);
+        let training = |&v: &ValueId| graph.fact(v).uniform() != Some(crate::graph::Scalar::Int(0.into()));
+        let dropout =
+            &*node.op_type == "Dropout" && node.inputs.get(2).is_some_and(|i| i.as_ref().is_some_and(training));
+        let random = node.domain.is_empty() && (RANDOM.contains(&&*node.op_type) || dropout);
+        ensure!(
+            !random,
+            "its body holds {}, which draws other numbers when the body is computed again for the gradient; draw them \
+             outside and let the body capture them",
+            node.op_type
+        );
+    }
+    Ok(())
+}

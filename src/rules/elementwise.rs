@@ -3,27 +3,289 @@
 use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::ValueId;
 use anyhow::Result;
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
+
+const CONSTANT: &str = "piecewise constant, as in TensorFlow";
+const MICROSOFT: &str = "com.microsoft";
 
 /// The rows.
 pub const RULES: &[Rule] = &[
+    // Arithmetic.
     rule("Add", "da = dy, db = dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| dy)]),
     rule("Sub", "da = dy, db = -dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| -dy)]),
     rule("Mul", "da = dy b, db = dy a", &[Binary(|_a, b, _y, dy| dy * b), Binary(|a, _b, _y, dy| dy * a)]),
     rule("Div", "da = dy / b, db = -dy y / b", &[Binary(|_a, b, _y, dy| dy / b), Binary(|_a, b, y, dy| -(dy * y) / b)]),
+    rule("Mod", "da = dy, db = -dy (a - y) / b", &[Binary(|_a, _b, _y, dy| dy), Binary(modulo_b)]).attributes("fmod"),
+    rule("Pow", "da = dy b aᵇ⁻¹, db = dy y ln a", &[Broadcast(pow_a), Broadcast(pow_b)])
+        .note("0 where b = 0 (da) and where a <= 0 (db)"),
     rule("Neg", "dx = -dy", &[Unary(|_x, _y, dy| -dy)]),
+    rule("Reciprocal", "dx = -dy y²", &[Unary(|_x, y, dy| -(dy * y) * y)]),
+    rule("Sum", "dxᵢ = dy", &[EachBroadcast(|c, _| c.dy())]),
+    rule("Mean", "dxᵢ = dy / n", &[EachBroadcast(|c, _| Ok(c.dy()? / c.input_count() as i64))]),
+    // The same elements.
+    rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]),
+    rule("Cast", "dx = dy in the type of x", &[Formula(cast)]).attributes("to saturate round_mode"),
+    rule("CastLike", "dx = dy in the type of x", &[Formula(cast), Stop("only its type matters")])
+        .attributes("saturate round_mode"),
+    // Choices.
+    rule("Abs", "dx = dy sign x", &[Unary(|x, _y, dy| dy * x.sign())]).note("0 at 0"),
+    rule("Sign", "dx = 0", &[Zero]),
+    rule("Floor", "none", &[Stop(CONSTANT)]),
+    rule("Ceil", "none", &[Stop(CONSTANT)]),
+    rule("Round", "none", &[Stop(CONSTANT)]),
+    rule("Max", "dxᵢ = dy where xᵢ = y", &[Structure(|c| extremum(c, |best, x| best.less(x)))])
+        .note("in a tie the first operand gets all"),
+    rule("Min", "dxᵢ = dy where xᵢ = y", &[Structure(|c| extremum(c, |best, x| best.greater(x)))])
+        .note("in a tie the first operand gets all"),
+    rule(
+        "Where",
+        "da = dy where c, db = dy where not c",
+        &[
+            Stop("a condition"),
+            Broadcast(|c| Ok(c.dy()?.where_(c.input(0)?))),
+            Broadcast(|c| Ok(c.dy()?.unless(c.input(0)?))),
+        ],
+    ),
+    rule(
+        "Clip",
+        "dx = dy where min <= x <= max, dmin = Σ dy where x < min, dmax = Σ dy where x > max",
+        &[Formula(clip), Broadcast(clip_min), Broadcast(clip_max)],
+    )
+    .attributes("min max")
+    .note("dy at the bounds"),
+    // Exponentials and logarithms.
     rule("Exp", "dx = dy y", &[Unary(|_x, y, dy| dy * y)]),
     rule("Log", "dx = dy / x", &[Unary(|x, _y, dy| dy / x)]),
+    rule("Sqrt", "dx = dy / 2y", &[Unary(|_x, y, dy| (0.5 * dy / y).where_(dy.is_nonzero()))])
+        .note("infinite at 0, but 0 where dy is"),
+    rule("Erf", "dx = dy 2/√π e^(-x²)", &[Unary(|x, _y, dy| dy * (FRAC_2_SQRT_PI * (-(x * x)).exp()))]),
+    // Angles and hyperbolic functions.
+    rule("Sin", "dx = dy cos x", &[Unary(|x, _y, dy| dy * x.cos())]),
+    rule("Cos", "dx = -dy sin x", &[Unary(|x, _y, dy| -(dy * x.sin()))]),
+    rule("Tan", "dx = dy (1 + y²)", &[Unary(|_x, y, dy| dy * (1.0 + y * y))]),
+    rule("Asin", "dx = dy / √(1 - x²)", &[Unary(|x, _y, dy| dy / one_minus_square(x).sqrt())]),
+    rule("Acos", "dx = -dy / √(1 - x²)", &[Unary(|x, _y, dy| -dy / one_minus_square(x).sqrt())]),
+    rule("Atan", "dx = dy / (1 + x²)", &[Unary(|x, _y, dy| dy / (1.0 + x * x))]),
+    rule("Sinh", "dx = dy cosh x", &[Unary(|x, _y, dy| dy * x.cosh())]),
+    rule("Cosh", "dx = dy sinh x", &[Unary(|x, _y, dy| dy * x.sinh())]),
     rule("Tanh", "dx = dy (1 - y²)", &[Unary(|_x, y, dy| dy * (1.0 - y * y))]),
+    rule("Asinh", "dx = dy / cosh y", &[Unary(|_x, y, dy| dy / y.cosh())]),
+    rule("Acosh", "dx = dy / sinh y", &[Unary(|_x, y, dy| dy / y.sinh())]),
+    rule("Atanh", "dx = dy / (1 - x²)", &[Unary(|x, _y, dy| dy / one_minus_square(x))]),
+    // Activations.
+    rule("Relu", "dx = dy where y > 0", &[Unary(|_x, y, dy| dy.where_(y.above(0.0)))]).note("0 at 0"),
+    rule("LeakyRelu", "dx = dy where x > 0, else α dy", &[Formula(leaky_relu)]).attributes("alpha").note("α at 0"),
+    rule(
+        "PRelu",
+        "dx = dy where x > 0, else dy slope; dslope = Σ dy x where x <= 0",
+        &[
+            Binary(|x, slope, _y, dy| x.above(0.0).select(dy, dy * slope)),
+            Binary(|x, _slope, _y, dy| (dy * x).unless(x.above(0.0))),
+        ],
+    )
+    .note("slope at 0"),
+    rule(
+        "ThresholdedRelu",
+        "dx = dy where x > α",
+        &[Formula(|c| Ok(c.dy()?.where_(c.x()?.above(c.float("alpha", 1.0)))))],
+    )
+    .attributes("alpha"),
+    rule(
+        "Shrink",
+        "dx = dy where |x| > λ",
+        &[Formula(|c| Ok(c.dy()?.where_(c.x()?.abs().above(c.float("lambd", 0.5)))))],
+    )
+    .attributes("lambd bias"),
+    rule("Elu", "dx = dy where x >= 0, else dy (y + α)", &[Formula(elu)]).attributes("alpha").note("1 at 0"),
+    rule("Celu", "dx = dy where x >= 0, else dy (y/α + 1)", &[Formula(celu)]).attributes("alpha"),
+    rule("Selu", "dx = γ dy where x >= 0, else dy (y + γα)", &[Formula(selu)]).attributes("alpha gamma").note("γ at 0"),
     rule("Sigmoid", "dx = dy y (1 - y)", &[Unary(|_x, y, dy| dy * y * (1.0 - y))]),
-    rule("Relu", "dx = dy where y > 0", &[Unary(|_x, y, dy| dy.where_(y.greater(y.like(0.0))))]),
-    rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]),
-    rule("Sum", "dxᵢ = dy", &[EachBroadcast(|c, _| c.dy())]),
-    rule("Sign", "dx = 0", &[Zero]),
-    rule("Floor", "none", &[Stop("piecewise constant, as in TensorFlow")]),
-    rule("Cast", "dx = dy in the type of x", &[Formula(cast)]).attributes("to saturate round_mode"),
+    rule("HardSigmoid", "dx = α dy where 0 < y < 1", &[Formula(hard_sigmoid)]).attributes("alpha beta"),
+    rule("HardSwish", "dx = dy where x >= 3, dy (x/3 + 1/2) where -3 < x < 3, else 0", &[Unary(hard_swish)]),
+    rule("Softplus", "dx = dy σ(x)", &[Unary(|x, _y, dy| dy * x.sigmoid())]),
+    rule("Softsign", "dx = dy / (1 + |x|)²", &[Unary(|x, _y, dy| dy / (1.0 + x.abs()) / (1.0 + x.abs()))]),
+    rule("Mish", "dx = dy (t + x (1 - t²) σ(x)), t = tanh(softplus x)", &[Unary(mish)]),
+    rule("Swish", "dx = dy (s + α y (1 - s)), s = σ(αx)", &[Formula(|c| swish(c, 1.0))]).attributes("alpha"),
+    rule("SwiGLU", "da = dy b swish'(a), db = dy swish(a)", &[Formula(swiglu_a), Formula(swiglu_b)])
+        .attributes("alpha"),
+    rule("Gelu", "dx = dy (Φ(x) + x φ(x)), or that of the formula with tanh", &[Formula(gelu)])
+        .attributes("approximate"),
+    rule("Gelu", "dx = dy (Φ(x) + x φ(x))", &[Unary(|x, _y, dy| dy * gelu_slope(x))]).domain(MICROSOFT),
+    rule("BiasGelu", "da = db = dy gelu'(a + b)", &[Binary(bias_gelu), Binary(bias_gelu)]).domain(MICROSOFT),
+    rule(
+        "FastGelu",
+        "dx = db = dy gelu'(x + b), of the formula with tanh",
+        &[Broadcast(fast_gelu), Broadcast(fast_gelu)],
+    )
+    .domain(MICROSOFT),
+    rule("QuickGelu", "dx = dy (s + α y (1 - s)), s = σ(αx)", &[Formula(|c| swish(c, 1.702))])
+        .domain(MICROSOFT)
+        .attributes("alpha"),
 ];
 
 fn cast<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(c.dy()?.cast_like(c.x()?))
+}
+
+/// The quotient `(a - y) / b` is a whole number, which is constant; rounding says so.
+fn modulo_b<'g>(a: Expr<'g>, b: Expr<'g>, y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
+    -dy * ((a - y) / b + 0.5).floor()
+}
+
+fn pow_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (a, b, dy) = (c.x()?, c.input(1)?, c.dy()?);
+    // The exponent's value is no constant to those who differentiate by it.
+    let constant = b.constant().filter(|_| !c.wants(b.id()) && b.fact().rank() == Some(0));
+    let b = b.cast_like(a);
+    Ok(match constant {
+        Some(0.0) => a.zeros_like(),
+        Some(1.0) => dy,
+        Some(2.0) => dy * (2.0 * a),
+        Some(3.0) => dy * (3.0 * a * a),
+        Some(n) => dy * (n * a.pow(a.like(n - 1.0))),
+        None => {
+            let lower = b.is_nonzero().select(b - 1.0, b.like(0.0));
+            dy * (b * a.pow(lower))
+        }
+    })
+}
+
+fn pow_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (a, b, y, dy) = (c.x()?, c.input(1)?, c.y()?, c.dy()?);
+    let log = a.above(0.0).select(a, a.like(1.0)).log();
+    Ok((dy * y * log).cast_like(b))
+}
+
+/// Takes the operands in turn: one that beats the best of those before it keeps what it gets from the others.
+fn extremum<'g>(c: &Call<'g>, beaten: fn(Expr<'g>, Expr<'g>) -> Expr<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+    let mut best = c.x()?;
+    let mut rounds = Vec::new();
+    for x in c.inputs_from(1)? {
+        let beaten = beaten(best, x);
+        rounds.push((x, beaten));
+        best = beaten.select(x, best);
+    }
+    let mut gradients = Vec::new();
+    let mut dy = c.dy()?;
+    for (x, beaten) in rounds.into_iter().rev() {
+        if c.wants(x.id()) {
+            gradients.push((x.id(), dy.where_(beaten).unbroadcast(x)?));
+        }
+        dy = dy.unless(beaten);
+    }
+    if c.wants(c.x()?.id()) {
+        gradients.push((c.x()?.id(), dy.unbroadcast(c.x()?)?));
+    }
+    Ok(gradients)
+}
+
+fn clip<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    Ok(c.dy()?.where_(c.x()?.equal(c.y()?)))
+}
+
+fn clip_min<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, min, dy) = (c.x()?, c.input(1)?, c.dy()?);
+    let dy = dy.where_(x.less(min));
+    Ok(c.opt(2).map_or(dy, |max| dy.unless(max.less(min))))
+}
+
+/// Where the bounds are crossed, `max` is the result.
+fn clip_max<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, max, dy) = (c.x()?, c.input(2)?, c.dy()?);
+    Ok(dy.where_(c.opt(1).map_or(x, |min| x.max(min)).greater(max)))
+}
+
+/// `1 - x²`, exact near ±1.
+fn one_minus_square(x: Expr<'_>) -> Expr<'_> {
+    (1.0 - x) * (1.0 + x)
+}
+
+fn leaky_relu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy, alpha) = (c.x()?, c.dy()?, c.float("alpha", 0.01));
+    Ok(x.above(0.0).select(dy, alpha * dy))
+}
+
+fn elu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, dy, alpha) = (c.x()?, c.y()?, c.dy()?, c.float("alpha", 1.0));
+    Ok(x.below(0.0).select(dy * (y + alpha), dy))
+}
+
+fn celu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, dy, alpha) = (c.x()?, c.y()?, c.dy()?, c.float("alpha", 1.0));
+    Ok(x.below(0.0).select(dy * (y / alpha + 1.0), dy))
+}
+
+fn selu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, dy) = (c.x()?, c.y()?, c.dy()?);
+    let (alpha, gamma) = (c.float("alpha", 1.673_263_2), c.float("gamma", 1.050_701));
+    Ok(x.below(0.0).select(dy * (y + gamma * alpha), gamma * dy))
+}
+
+fn hard_sigmoid<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (y, dy) = (c.y()?, c.dy()?);
+    Ok((c.float("alpha", 0.2) * dy).where_(y.above(0.0).and(y.below(1.0))))
+}
+
+fn hard_swish<'g>(x: Expr<'g>, _y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
+    let middle = dy * (x / 3.0 + 0.5);
+    x.below(3.0).select(middle.where_(x.above(-3.0)), dy)
+}
+
+fn mish<'g>(x: Expr<'g>, _y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
+    let t = x.softplus().tanh();
+    dy * (t + x * (1.0 - t * t) * x.sigmoid())
+}
+
+fn swish<'g>(c: &Call<'g>, default: f32) -> Result<Expr<'g>> {
+    let (x, y, dy, alpha) = (c.x()?, c.y()?, c.dy()?, c.float("alpha", default));
+    Ok(dy * swish_slope(y, (alpha * x).sigmoid(), alpha))
+}
+
+/// The derivative of `y = x s` with `s = σ(αx)`.
+fn swish_slope<'g>(y: Expr<'g>, s: Expr<'g>, alpha: f64) -> Expr<'g> {
+    s + alpha * y * (1.0 - s)
+}
+
+fn swiglu_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (a, b, dy, alpha) = (c.x()?, c.input(1)?, c.dy()?, c.float("alpha", 1.0));
+    let s = (alpha * a).sigmoid();
+    Ok(dy * b * swish_slope(a * s, s, alpha))
+}
+
+fn swiglu_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (a, dy, alpha) = (c.x()?, c.dy()?, c.float("alpha", 1.0));
+    Ok(dy * (a * (alpha * a).sigmoid()))
+}
+
+fn gelu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy, approximate) = (c.x()?, c.dy()?, c.string("approximate", "none"));
+    c.expect("approximate", &approximate, &["none", "tanh"])?;
+    Ok(dy * if approximate == "tanh" { gelu_tanh_slope(x) } else { gelu_slope(x) })
+}
+
+fn bias_gelu<'g>(a: Expr<'g>, b: Expr<'g>, _y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
+    dy * gelu_slope(a + b)
+}
+
+fn fast_gelu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let x = c.x()?;
+    Ok(c.dy()? * gelu_tanh_slope(c.opt(1).map_or(x, |bias| x + bias)))
+}
+
+/// The derivative of `x Φ(x)`: `Φ(x) + x φ(x)`, the normal distribution and its density.
+fn gelu_slope(x: Expr<'_>) -> Expr<'_> {
+    let (distribution, density) = (0.5 * (x * FRAC_1_SQRT_2).erf() + 0.5, (-0.5 * (x * x)).exp());
+    distribution + x * density * (0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2)
+}
+
+/// The derivative of `x (1 + t) / 2` with `t = tanh(√(2/π) (x + 0.044715 x³))`. Squares of x are multiplied to what vanishes
+/// where they are large.
+fn gelu_tanh_slope(x: Expr<'_>) -> Expr<'_> {
+    const CUBIC: f64 = 0.044715;
+    const SCALE: f64 = 0.5 * FRAC_2_SQRT_PI * SQRT_2;
+    let t = (SCALE * (x * (1.0 + CUBIC * (x * x)))).tanh();
+    let u = x * (1.0 - t * t);
+    0.5 * t + 0.5 + 0.5 * SCALE * u + 1.5 * SCALE * CUBIC * (u * x * x)
 }

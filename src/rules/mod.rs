@@ -18,13 +18,15 @@ mod pooling;
 mod quantization;
 mod recurrent;
 mod reduction;
+pub mod reference;
 mod resampling;
 mod sequence;
 mod shape;
 mod signal;
 mod softmax;
+mod window;
 
-pub use call::Call;
+pub use call::{Call, Replay};
 
 use crate::expr::Expr;
 use crate::graph::ValueId;

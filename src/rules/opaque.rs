@@ -1,6 +1,64 @@
 //! Operators through which no gradient passes by nature.
 
-use super::Rule;
+use super::Slot::*;
+use super::{Rule, Slot, rule};
+
+/// An operator that passes nothing, for the reason given.
+const fn opaque(op: &'static str, slots: &'static [Slot]) -> Rule {
+    rule(op, "none", slots)
+}
+
+const JUMPS: &[Slot] = &[Stop("an index jumps")];
+const TRUTH: &[Slot] = &[Stop("a truth value")];
+const DISCRETE: &[Slot] = &[Stop("integers or truth values")];
+const SHAPE: &[Slot] = &[Stop("only its shape matters")];
+const SIZE: &[Slot] = &[Stop("a size")];
+const TEXT: &[Slot] = &[Stop("text, tokens or bytes")];
+const BITS: &[Slot] = &[Stop("the bits of a number, not its value")];
+const FLOORED: &[Slot] = &[Stop("frequencies are rounded to bins")];
 
 /// The rows.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] = &[
+    // Indices.
+    opaque("ArgMax", JUMPS),
+    opaque("ArgMin", JUMPS),
+    opaque("NonMaxSuppression", JUMPS),
+    opaque("NonZero", JUMPS),
+    // Comparisons and tests.
+    opaque("Equal", TRUTH),
+    opaque("Greater", TRUTH),
+    opaque("GreaterOrEqual", TRUTH),
+    opaque("IsInf", TRUTH),
+    opaque("IsNaN", TRUTH),
+    opaque("Less", TRUTH),
+    opaque("LessOrEqual", TRUTH),
+    // Truth values and bits.
+    opaque("And", DISCRETE),
+    opaque("BitCast", BITS),
+    opaque("BitShift", DISCRETE),
+    opaque("BitwiseAnd", DISCRETE),
+    opaque("BitwiseNot", DISCRETE),
+    opaque("BitwiseOr", DISCRETE),
+    opaque("BitwiseXor", DISCRETE),
+    opaque("Not", DISCRETE),
+    opaque("Or", DISCRETE),
+    opaque("Xor", DISCRETE),
+    // Only the shape matters.
+    opaque("EyeLike", SHAPE),
+    opaque("Shape", SHAPE),
+    opaque("Size", SHAPE),
+    // Values out of sizes and attributes.
+    opaque("BlackmanWindow", SIZE),
+    opaque("Constant", SIZE),
+    opaque("ConstantOfShape", SIZE),
+    opaque("HammingWindow", SIZE),
+    opaque("HannWindow", SIZE),
+    opaque("MelWeightMatrix", FLOORED),
+    // Text and encoded images.
+    opaque("ImageDecoder", TEXT),
+    opaque("RegexFullMatch", TEXT),
+    opaque("StringConcat", TEXT),
+    opaque("StringNormalizer", TEXT),
+    opaque("StringSplit", TEXT),
+    opaque("TfIdfVectorizer", TEXT),
+];

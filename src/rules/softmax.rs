@@ -1,6 +1,40 @@
 //! Softmax and its relatives.
 
-use super::Rule;
+use super::Slot::*;
+use super::{Call, Rule, rule};
+use crate::expr::{Expr, normalize_axis};
+use anyhow::Result;
 
 /// The rows.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] = &[
+    rule("Softmax", "dx = (dy - Σ dy y) y", &[Formula(|c| softmax(c, &[c.axis(-1)?]))]).attributes("axis").since(13),
+    rule("Softmax", "dx = (dy - Σ dy y) y", &[Formula(|c| softmax(c, &flattened(c)?))])
+        .attributes("axis")
+        .until(12)
+        .note("the sum is over all axes from the given one on"),
+    rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Formula(|c| log_softmax(c, &[c.axis(-1)?]))])
+        .attributes("axis")
+        .since(13),
+    rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Formula(|c| log_softmax(c, &flattened(c)?))])
+        .attributes("axis")
+        .until(12)
+        .note("the sum is over all axes from the given one on"),
+    rule("Hardmax", "none", &[Stop("piecewise constant, as in TensorFlow")]).attributes("axis"),
+];
+
+/// The axes that the operator flattens into one: from `axis` on, none where that is the rank.
+fn flattened(c: &Call<'_>) -> Result<Vec<usize>> {
+    let (rank, axis) = (c.x()?.rank()?, c.int("axis", 1));
+    let first = if axis == rank as i64 { rank } else { normalize_axis(axis, rank)? };
+    Ok((first..rank).collect())
+}
+
+fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
+    let (y, dy) = (c.y()?, c.dy()?);
+    Ok((dy - (dy * y).sum(axes)) * y)
+}
+
+fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
+    let (y, dy) = (c.y()?, c.dy()?);
+    Ok(dy - y.exp() * dy.sum(axes))
+}

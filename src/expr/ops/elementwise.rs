@@ -25,8 +25,6 @@ unary! {
     reciprocal = "Reciprocal" since 1;
     /// `|x|`
     abs = "Abs" since 1;
-    /// -1, 0 or 1
-    sign = "Sign" since 9;
     /// `⌊x⌋`
     floor = "Floor" since 1;
     /// `⌈x⌉`
@@ -104,7 +102,6 @@ impl<'g> Expr<'g> {
     pub(in crate::expr) fn negated(self) -> Expr<'g> {
         self.simplify_negation().unwrap_or_else(|| self.builder.emit("Neg", &[Some(self)], vec![]))
     }
-
     /// `selfᵉ`, broadcasting.
     pub fn pow(self, exponent: Expr<'g>) -> Expr<'g> {
         self.binary("Pow", exponent)
@@ -153,6 +150,29 @@ impl<'g> Expr<'g> {
     /// `self >= other`, broadcasting.
     pub fn greater_or_equal(self, other: Expr<'g>) -> Expr<'g> {
         other.less_or_equal(self)
+    }
+
+    /// `self > bound`
+    pub fn above(self, bound: f64) -> Expr<'g> {
+        self.greater(self.like(bound))
+    }
+
+    /// `self < bound`
+    pub fn below(self, bound: f64) -> Expr<'g> {
+        self.less(self.like(bound))
+    }
+
+    /// Whether each element is something else than zero; so are those that are not numbers.
+    pub fn is_nonzero(self) -> Expr<'g> {
+        self.cast(ElementType::Bool)
+    }
+
+    /// -1, 0 or 1
+    pub fn sign(self) -> Expr<'g> {
+        match self.builder.opset() < 9 {
+            true => self.above(0.0).cast_like(self) - self.below(0.0).cast_like(self),
+            false => self.builder.emit("Sign", &[Some(self)], vec![]),
+        }
     }
 
     /// Logical and, broadcasting.
@@ -222,12 +242,25 @@ impl<'g> Expr<'g> {
         condition.select(self, self.like(0.0))
     }
 
+    /// This where the condition does not hold, zero where it does.
+    pub fn unless(self, condition: Expr<'g>) -> Expr<'g> {
+        condition.select(self.like(0.0), self)
+    }
+
     /// The elements in another type.
     pub fn cast(self, element: ElementType) -> Expr<'g> {
         if self.fact().element == Some(element) {
             return self;
         }
         self.builder.emit("Cast", &[Some(self)], vec![int("to", element as i64)])
+    }
+
+    /// Half precision as float32, other types as they are: what long sums are computed in.
+    pub fn widened(self) -> Expr<'g> {
+        match self.fact().element {
+            Some(ElementType::Float16 | ElementType::Bfloat16) => self.cast(ElementType::Float),
+            _ => self,
+        }
     }
 
     /// The elements in the type of another tensor.

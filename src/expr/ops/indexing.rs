@@ -1,9 +1,16 @@
 //! Gathering, scattering, and the transposes of gathering.
 
-use super::{Expr, place};
+use super::{Builder, Expr, place};
 use crate::onnx::ElementType;
 use crate::onnx::attribute::{int, string};
 use anyhow::{Result, bail, ensure};
+
+impl Builder {
+    /// Whether scattering costs what it scatters: with sums where places may be named twice, as `twice` says.
+    pub fn scatters(&self, twice: bool) -> bool {
+        self.opset() >= if twice { 16 } else { 9 }
+    }
+}
 
 impl<'g> Expr<'g> {
     /// The slices at `indices` along an axis, in the place of that axis.

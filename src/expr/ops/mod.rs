@@ -34,6 +34,23 @@ pub struct ConvLike {
     pub group: i64,
 }
 
+/// What a pool is: one entry a spatial axis; what is left out is as the operator has it.
+#[derive(Clone, Debug, Default)]
+pub struct Pool {
+    /// Sizes of the window.
+    pub kernel: Vec<i64>,
+    /// Steps of the window.
+    pub strides: Option<Vec<i64>>,
+    /// Distances of its taps.
+    pub dilations: Option<Vec<i64>>,
+    /// Padding: first all begins, then all ends.
+    pub pads: Option<Vec<i64>>,
+    /// `NOTSET`, or a rule for the padding.
+    pub auto_pad: String,
+    /// Whether a last window may hang over.
+    pub ceil_mode: bool,
+}
+
 impl<'g> Expr<'g> {
     /// Builds with an operator that the model may be too old for.
     pub(in crate::expr) fn since(self, opset: i64, op: &str, build: impl FnOnce() -> Expr<'g>) -> Expr<'g> {

@@ -1,10 +1,17 @@
 //! Parts of tensors and tensors of parts: slices, splits, paddings, tiles.
 
-use super::Expr;
+use super::{Builder, Expr};
 use crate::expr::normalize_axis;
 use crate::onnx::ElementType;
 use crate::onnx::attribute::{float, int, ints, string};
 use anyhow::{Result, ensure};
+
+impl Builder {
+    /// Whether slices can be in steps.
+    pub fn slices_in_steps(&self) -> bool {
+        self.opset() >= 10
+    }
+}
 
 impl<'g> Expr<'g> {
     /// Tensors joined along an axis.

@@ -1,12 +1,47 @@
 //! Matrix products, convolutions, pooling, softmax.
 
-use super::{ConvLike, Expr};
-use crate::onnx::attribute::{int, ints, string};
+use super::{ConvLike, Expr, Pool};
+use crate::onnx::attribute::{float, int, ints, string};
+use anyhow::Result;
 
 impl<'g> Expr<'g> {
     /// The matrix product over the last two dimensions, as numpy's matmul.
     pub fn matmul(self, other: Expr<'g>) -> Expr<'g> {
         self.binary("MatMul", other)
+    }
+
+    /// `α AB`, either factor transposed in its last two dimensions first. Of two matrices it is one Gemm, which transposes
+    /// nothing in memory.
+    pub fn gemm(self, transposed: bool, other: Expr<'g>, other_transposed: bool, alpha: f64) -> Expr<'g> {
+        let b = self.builder;
+        let flat = self.fact().rank() == Some(2) && other.fact().rank() == Some(2);
+        if flat && b.opset() >= 11 && (transposed || other_transposed || alpha != 1.0) {
+            let mut attributes = vec![int("transA", transposed.into()), int("transB", other_transposed.into())];
+            if alpha != 1.0 {
+                attributes.push(float("alpha", alpha as f32));
+            }
+            return b.emit("Gemm", &[Some(self), Some(other)], attributes);
+        }
+        let left = if transposed { self.transposed() } else { self };
+        let right = if other_transposed { other.transposed() } else { other };
+        left.matmul(right) * alpha
+    }
+
+    /// The axes but for the last `kept` as one.
+    pub fn stacked_before(self, kept: usize) -> Result<Expr<'g>> {
+        let (b, rank) = (self.builder, self.rank()?);
+        let first = rank.saturating_sub(kept);
+        Ok(if first == 1 { self } else { self.reshape(Expr::concat(&[b.ints(&[-1]), self.dims(first..rank)], 0)) })
+    }
+
+    /// The axes behind the first `kept` as one.
+    pub fn stacked_after(self, kept: usize) -> Result<Expr<'g>> {
+        let (b, rank) = (self.builder, self.rank()?);
+        Ok(if rank == kept + 1 {
+            self
+        } else {
+            self.reshape(Expr::concat(&[self.dims(0..kept.min(rank)), b.ints(&[-1])], 0))
+        })
     }
 
     /// The sum over products that an equation such as `bij,bjk->bik` describes.
@@ -31,12 +66,14 @@ impl<'g> Expr<'g> {
     }
 
     /// The largest element of each window, with its index into the whole flattened input.
-    pub fn max_pool(self, p: &ConvLike, ceil_mode: bool) -> (Expr<'g>, Expr<'g>) {
-        let mut attributes = vec![ints("kernel_shape", &p.kernel), ints("strides", &p.strides), ints("pads", &p.pads)];
-        if p.dilations.iter().any(|&d| d != 1) {
-            attributes.push(ints("dilations", &p.dilations));
+    pub fn max_pool(self, p: &Pool) -> (Expr<'g>, Expr<'g>) {
+        let mut attributes = vec![ints("kernel_shape", &p.kernel)];
+        let lists = [("strides", &p.strides), ("dilations", &p.dilations), ("pads", &p.pads)];
+        attributes.extend(lists.into_iter().filter_map(|(name, list)| Some(ints(name, list.as_deref()?))));
+        if p.auto_pad != "NOTSET" {
+            attributes.push(string("auto_pad", &p.auto_pad));
         }
-        if ceil_mode {
+        if p.ceil_mode {
             attributes.push(int("ceil_mode", 1));
         }
         let outputs = self.since(8, "MaxPool with indices", || self);
@@ -44,17 +81,6 @@ impl<'g> Expr<'g> {
             [y, indices] => (y, indices),
             _ => (self, self),
         }
-    }
-
-    /// The mean of each window, padding counted.
-    pub fn average_pool(self, p: &ConvLike) -> Expr<'g> {
-        let attributes = vec![
-            ints("kernel_shape", &p.kernel),
-            ints("strides", &p.strides),
-            ints("pads", &p.pads),
-            int("count_include_pad", 1),
-        ];
-        self.builder.emit("AveragePool", &[Some(self)], attributes)
     }
 
     /// `eˣ / Σ eˣ` along an axis.

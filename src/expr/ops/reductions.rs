@@ -32,6 +32,17 @@ impl<'g> Expr<'g> {
         self.simplify_reduce_sum(axes, false).unwrap_or_else(|| self.reduce("ReduceSum", Some(axes), false))
     }
 
+    /// The sum over axes that a list of integers names at run time, none if it is empty; they stay with size 1.
+    pub fn sum_at(self, axes: Expr<'g>) -> Expr<'g> {
+        self.since(13, "ReduceSum over computed axes", || {
+            self.builder.emit(
+                "ReduceSum",
+                &[Some(self), Some(axes)],
+                vec![int("keepdims", 1), int("noop_with_empty_axes", 1)],
+            )
+        })
+    }
+
     /// The sum of all elements, without dimensions.
     pub fn sum_all(self) -> Expr<'g> {
         self.reduce("ReduceSum", None, false)
@@ -195,5 +206,12 @@ impl<'g> Expr<'g> {
             [values, indices] => (values, indices),
             _ => (self, self),
         }
+    }
+}
+
+impl super::Builder {
+    /// Whether the model's opset has [`Expr::sum_at`].
+    pub fn sums_over_computed_axes(&self) -> bool {
+        self.opset() >= 13
     }
 }

@@ -182,15 +182,6 @@ pub fn mask(listed: &[i64], rank: usize) -> Result<Vec<bool>> {
     Ok(mask)
 }
 
-/// Dimensions in a message: `[2, 3, ?]`, names where the model gave them.
-pub fn show(dims: &Dims, shape: &[Dim]) -> String {
-    let size = |&d: &Dim| match d {
-        Dim::Known(n) => n.to_string(),
-        Dim::Symbol(_) => dims.name(d).unwrap_or_else(|| "?".to_owned()),
-    };
-    format!("[{}]", shape.iter().map(size).collect::<Vec<_>>().join(", "))
-}
-
 /// What is certain of a size that two sources say: the number, where one is.
 ///
 /// `None` where they contradict each other.
@@ -217,7 +208,7 @@ pub fn broadcast(dims: &Dims, shapes: &[&[Dim]]) -> Result<Vec<Dim>> {
                     ensure!(
                         number.is_none_or(|known| known == n),
                         "dimensions {} do not broadcast",
-                        shapes.iter().map(|s| show(dims, s)).collect::<Vec<_>>().join(" and ")
+                        shapes.iter().map(|s| dims.display(s)).collect::<Vec<_>>().join(" and ")
                     );
                     number = Some(n);
                 }

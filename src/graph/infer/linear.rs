@@ -1,6 +1,6 @@
 //! Products of matrices.
 
-use super::context::{Context, Row, broadcast, show, tensor};
+use super::context::{Context, Row, broadcast, tensor};
 use super::shape::agree;
 use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
@@ -36,7 +36,7 @@ pub fn product(c: &Context, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
         [l] => (&[][..], *l, None),
         [outer @ .., l, n] => (outer, *l, Some(*n)),
     };
-    let what = || format!("inner dimensions of {} and {}", show(c.dims(), a), show(c.dims(), b));
+    let what = || format!("inner dimensions of {} and {}", c.dims().display(a), c.dims().display(b));
     if k != l {
         agree(&what(), k, l)?;
     }
@@ -51,7 +51,7 @@ pub fn gemm(c: &Context) -> Result<Vec<Fact>> {
         Ok(match c.shape(i) {
             None => None,
             Some(&[rows, columns]) => Some(if transposed { (columns, rows) } else { (rows, columns) }),
-            Some(other) => bail!("Gemm multiplies matrices, not a tensor of shape {}", show(c.dims(), other)),
+            Some(other) => bail!("Gemm multiplies matrices, not a tensor of shape {}", c.dims().display(other)),
         })
     };
     let (a, b) = (matrix(0, c.flag("transA"))?, matrix(1, c.flag("transB"))?);
@@ -70,7 +70,7 @@ fn det(c: &Context) -> Result<Vec<Fact>> {
             agree("rows and columns of a determinant", *n, *m)?;
             Some(outer.to_vec())
         }
-        Some(other) => bail!("a tensor of shape {} has no determinant", show(c.dims(), other)),
+        Some(other) => bail!("a tensor of shape {} has no determinant", c.dims().display(other)),
     };
     Ok(vec![tensor(c.element(0), shape)])
 }
@@ -90,7 +90,7 @@ fn einsum(c: &Context) -> Result<Vec<Fact>> {
         let (head, tail) = term.split_once("...").unwrap_or((term, ""));
         let (first, last) = (head.chars().count(), tail.chars().count());
         let fits = if term.contains("...") { first + last <= shape.len() } else { first == shape.len() };
-        ensure!(fits, "term '{term}' of the equation does not fit shape {}", show(c.dims(), shape));
+        ensure!(fits, "term '{term}' of the equation does not fit shape {}", c.dims().display(shape));
         let (front, rest) = shape.split_at(first);
         let (middle, back) = rest.split_at(rest.len() - last);
         ellipsis = broadcast(c.dims(), &[&ellipsis, middle])?;

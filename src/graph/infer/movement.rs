@@ -1,6 +1,6 @@
 //! Operators that add, cut off or interleave places.
 
-use super::context::{self, Context, Parameter, Row, show, tensor};
+use super::context::{self, Context, Parameter, Row, tensor};
 use crate::graph::{Dim, Fact, Value};
 use anyhow::{Result, bail, ensure};
 
@@ -28,7 +28,7 @@ fn pad(c: &Context) -> Result<Vec<Fact>> {
                 "{} pads do not fit {} axes of shape {}",
                 pads.len(),
                 axes.len(),
-                show(c.dims(), shape)
+                c.dims().display(shape)
             );
             let (before, after) = pads.split_at(axes.len());
             for (&axis, (&before, &after)) in axes.iter().zip(before.iter().zip(after)) {
@@ -83,7 +83,7 @@ fn blocks(c: &Context, to_space: bool) -> Result<Vec<Fact>> {
                 vec![batch, dims.mul(depth, square), down(height), down(width)]
             }
         }
-        Some(other) => bail!("an image has four dimensions, not shape {}", show(dims, other)),
+        Some(other) => bail!("an image has four dimensions, not shape {}", dims.display(other)),
     };
     Ok(vec![tensor(c.element(0), Some(shape))])
 }

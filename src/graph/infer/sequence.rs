@@ -17,10 +17,7 @@ pub const ROWS: &[Row] = &[
     ("SequenceEmpty", empty),
     ("SequenceErase", |c| Ok(vec![c.like(0)])),
     ("SequenceInsert", insert),
-    ("SequenceLength", |c| {
-        let _ = c;
-        Ok(vec![tensor(Some(ElementType::Int64), Some(vec![]))])
-    }),
+    ("SequenceLength", |_| Ok(vec![tensor(Some(ElementType::Int64), Some(vec![]))])),
     ("SplitToSequence", split),
 ];
 

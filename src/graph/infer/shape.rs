@@ -1,6 +1,6 @@
 //! Operators on shapes: those that read them, and those that give the same elements another one.
 
-use super::context::{self, Context, Parameter, Row, boundary, broadcast, mask, show, tensor};
+use super::context::{self, Context, Parameter, Row, boundary, broadcast, mask, tensor};
 use super::value;
 use crate::graph::fact::MAX_ELEMENTS;
 use crate::graph::{Dim, Fact, Scalar, Shape, Value};
@@ -65,7 +65,7 @@ fn reshaped(c: &Context, target: &[Dim]) -> Result<Vec<Dim>> {
     for (i, &size) in target.iter().enumerate() {
         shape.push(match (size, input) {
             (Dim::Known(-1), _) => {
-                ensure!(rest.replace(i).is_none(), "target shape {} has more than one -1", show(dims, target));
+                ensure!(rest.replace(i).is_none(), "target shape {} has more than one -1", dims.display(target));
                 Dim::Known(1)
             }
             (Dim::Known(0), _) if c.flag("allowzero") => size,
@@ -73,10 +73,10 @@ fn reshaped(c: &Context, target: &[Dim]) -> Result<Vec<Dim>> {
             (Dim::Known(0), Some(input)) => match input.get(i) {
                 Some(&dim) => dim,
                 None => {
-                    bail!("target shape {} copies a dimension that {} lacks", show(dims, target), show(dims, input))
+                    bail!("target shape {} copies a dimension that {} lacks", dims.display(target), dims.display(input))
                 }
             },
-            (Dim::Known(n), _) if n < 0 => bail!("target shape {} has a negative size", show(dims, target)),
+            (Dim::Known(n), _) if n < 0 => bail!("target shape {} has a negative size", dims.display(target)),
             _ => size,
         });
     }
@@ -88,7 +88,7 @@ fn reshaped(c: &Context, target: &[Dim]) -> Result<Vec<Dim>> {
         _ => false,
     };
     if contradiction && let Some(input) = input {
-        bail!("a tensor of shape {} cannot be reshaped to {}", show(dims, input), show(dims, target));
+        bail!("a tensor of shape {} cannot be reshaped to {}", dims.display(input), dims.display(target));
     }
     if let Some(slot) = rest.and_then(|rest| shape.get_mut(rest)) {
         *slot = match total {
@@ -120,7 +120,7 @@ fn squeeze(c: &Context) -> Result<Vec<Fact>> {
                 if !gone {
                     kept.push(dim);
                 } else if dim.known().is_some_and(|n| n != 1) {
-                    bail!("axes {list:?} of shape {} are not all of size 1", show(c.dims(), shape));
+                    bail!("axes {list:?} of shape {} are not all of size 1", c.dims().display(shape));
                 }
             }
             Some(kept)
@@ -216,7 +216,7 @@ fn tile(c: &Context) -> Result<Vec<Fact>> {
                 shape.len() == repeats.len(),
                 "{} repeats do not fit a tensor of shape {}",
                 repeats.len(),
-                show(c.dims(), shape)
+                c.dims().display(shape)
             );
             Some(shape.iter().zip(repeats).map(|(&d, &r)| c.dims().mul(d, r)).collect())
         }

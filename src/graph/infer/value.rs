@@ -149,7 +149,7 @@ pub fn abs(c: &Calculator, x: &[Scalar]) -> Option<Scalar> {
 pub fn sign(c: &Calculator, x: &[Scalar]) -> Option<Scalar> {
     match *x {
         [Scalar::Int(Dim::Known(a))] => c.int(a.signum()),
-        [Scalar::Float(a)] if a == 0.0 => c.float(0.0),
+        [Scalar::Float(0.0)] => c.float(0.0),
         [Scalar::Float(a)] if !a.is_nan() => c.float(a.signum()),
         _ => None,
     }

@@ -1,6 +1,6 @@
 //! Operators on images: convolutions, pools, and changes of size.
 
-use super::context::{Context, Parameter, Row, show, tensor};
+use super::context::{Context, Parameter, Row, tensor};
 use super::shape::{agree, with_axis};
 use crate::graph::{Dim, Dims, Fact};
 use crate::onnx::{ElementType, attribute};
@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 pub const ROWS: &[Row] = &[
     ("AffineGrid", affine_grid),
-    ("AveragePool", |c| pool(c)),
+    ("AveragePool", pool),
     ("Col2Im", col2im),
     ("Conv", |c| convolution(c, 0, 1, c.element(0).or(c.element(1)))),
     ("ConvInteger", |c| convolution(c, 0, 1, Some(ElementType::Int32))),
@@ -18,8 +18,8 @@ pub const ROWS: &[Row] = &[
     ("GlobalLpPool", global),
     ("GlobalMaxPool", global),
     ("GridSample", grid_sample),
-    ("LpPool", |c| pool(c)),
-    ("MaxPool", |c| pool(c)),
+    ("LpPool", pool),
+    ("MaxPool", pool),
     ("MaxRoiPool", max_roi_pool),
     ("MaxUnpool", max_unpool),
     ("NonMaxSuppression", |c| Ok(vec![tensor(Some(ElementType::Int64), Some(vec![c.dims().fresh(), Dim::Known(3)]))])),
@@ -64,6 +64,8 @@ impl Window {
             return dims.fresh();
         }
         let (before, after) = match auto_pad {
+            // Runtimes leave the dilation out of a pool's padding.
+            "SAME_UPPER" | "SAME_LOWER" if self.dilation != 1 && c.op.op_type.ends_with("Pool") => return dims.fresh(),
             "SAME_UPPER" | "SAME_LOWER" => return dims.ceil_div(size, stride),
             "VALID" => (0, 0),
             _ => (self.before, self.after),
@@ -101,7 +103,7 @@ fn image<'a>(c: &Context<'a>, i: usize) -> Result<Option<(Dim, Dim, &'a [Dim])>>
     let Some(shape) = c.shape(i) else { return Ok(None) };
     match shape {
         [batch, channels, sizes @ ..] => Ok(Some((*batch, *channels, sizes))),
-        _ => anyhow::bail!("an image needs batch and channels, its shape is {}", show(c.dims(), shape)),
+        _ => anyhow::bail!("an image needs batch and channels, its shape is {}", c.dims().display(shape)),
     }
 }
 
@@ -113,7 +115,7 @@ pub fn convolution(c: &Context, x: usize, w: usize, element: Option<ElementType>
             weight.len() == sizes.len() + 2,
             "an image with {} axes and a weight of shape {} do not fit",
             sizes.len(),
-            show(c.dims(), weight)
+            c.dims().display(weight)
         );
         if let Some(&Dim::Known(n)) = weight.get(1) {
             let needed = n.saturating_mul(c.int("group", 1));
@@ -189,8 +191,11 @@ fn transposed(c: &Context) -> Result<Vec<Fact>> {
         let window = Window::new(c, i, sizes.len(), kernel);
         let extra = c.ints("output_padding").and_then(|p| p.get(i).copied()).unwrap_or(0);
         let pads = match auto_pad {
-            "SAME_UPPER" | "SAME_LOWER" if extra == 0 => return dims.mul(size, window.stride.into()),
-            "SAME_UPPER" | "SAME_LOWER" => return dims.fresh(),
+            "SAME_UPPER" | "SAME_LOWER" => {
+                // Pads only take away: windows with gaps between them do not fill the whole.
+                let full = extra == 0 && window.extent(dims).known().is_some_and(|n| n >= window.stride);
+                return if full { dims.mul(size, window.stride.into()) } else { dims.fresh() };
+            }
             "VALID" => 0,
             _ => window.before.saturating_add(window.after),
         };

@@ -15,7 +15,7 @@ mod parse;
 mod print;
 
 pub use parse::parse;
-pub use print::{print, print_graph, print_nodes, print_whole};
+pub use print::{print, print_graph, print_nodes, print_type, print_whole};
 
 use super::ElementType;
 

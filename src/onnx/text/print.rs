@@ -29,6 +29,13 @@ pub fn print_whole(model: &ModelProto) -> String {
     Printer::default().model(model)
 }
 
+/// A type as text: `float[batch,10]`.
+pub fn print_type(r#type: &TypeProto) -> String {
+    let mut printer = Printer::default();
+    printer.r#type(r#type);
+    printer.text
+}
+
 /// A graph as text, abbreviated like [`print`].
 pub fn print_graph(graph: &GraphProto) -> String {
     let mut printer = Printer { limit: WHOLE, ..Printer::default() };

@@ -1,0 +1,196 @@
+//! `check`: runs a model with gradients in tract, and compares the gradients with finite differences.
+
+use super::table::Table;
+use anyhow::{Context, Result, bail, ensure};
+use onnx_gradients::Model;
+use onnx_gradients::onnx::npy;
+use onnx_gradients::record::Record;
+use onnx_gradients::validate::{Options, Status, Validation, validate};
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Run a model in tract and compare its gradients with finite differences
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  onnx-gradients check mlp-grad.onnx
+  onnx-gradients check mlp-grad.onnx --dim batch=4 --input image=images.npy --seed 7 --json")]
+pub struct Args {
+    /// A model that `grad` has written
+    model: PathBuf,
+    /// The value of a graph input; random where none is given
+    #[arg(long, value_name = "NAME=FILE", num_args = 1..)]
+    input: Vec<String>,
+    /// The size of a symbolic dimension
+    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1..)]
+    dim: Vec<String>,
+    /// Check one call of `grad` alone, by its --name [default: all]
+    #[arg(long, value_name = "NAME")]
+    call: Option<String>,
+    /// Random inputs and directions follow from it
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Along how many random directions each gradient is compared
+    #[arg(long, default_value_t = 1)]
+    directions: usize,
+    /// Seconds after which no more is compared
+    #[arg(long, default_value_t = 20)]
+    budget: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Validate in this process: what a crash of tract takes with it
+    #[arg(long, hide = true)]
+    in_process: bool,
+}
+
+/// An engine that has not answered by then does not.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Checks, prints, and fails where a gradient is wrong.
+pub fn run(args: &Args) -> Result<()> {
+    let checks = if args.in_process { checks(args)? } else { in_child(args)? };
+    if args.json || args.in_process {
+        println!("{}", serde_json::to_string(&checks)?);
+    } else {
+        for (name, validation) in &checks {
+            println!("{name}: {}", summary(validation));
+            print!("{}", table(validation));
+        }
+    }
+    let wrong = checks.iter().filter(|(_, v)| v.status == Status::Failed).count();
+    ensure!(args.in_process || wrong == 0, "{wrong} of {} calls are wrong", checks.len());
+    Ok(())
+}
+
+fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
+    let model = Model::load(&args.model)?;
+    let mut records = Record::all(&model.proto)?;
+    if let Some(name) = &args.call {
+        records.retain(|r| r.name == *name);
+    }
+    if records.is_empty() {
+        bail!("{}: no gradients of ours are in the model", args.model.display());
+    }
+    let inputs = pairs(&args.input)?.into_iter().map(|(name, path)| Ok((name, npy::read_tensor(Path::new(&path))?)));
+    let dims = pairs(&args.dim)?.into_iter().map(|(name, size)| {
+        let size: i64 = size.parse().with_context(|| format!("--dim {name}={size}"))?;
+        ensure!(size > 0, "--dim {name}={size}: a size is at least 1");
+        Ok((name, size))
+    });
+    let options = Options {
+        seed: args.seed,
+        dims: dims.collect::<Result<_>>()?,
+        inputs: inputs.collect::<Result<_>>()?,
+        directions: args.directions,
+        budget: Duration::from_secs(args.budget),
+    };
+    let folder = model.folder.as_deref();
+    Ok(records.into_iter().map(|r| (r.name.clone(), validate(&model.proto, folder, &r, &options))).collect())
+}
+
+fn pairs(given: &[String]) -> Result<Vec<(String, String)>> {
+    // Names may hold any character, files and numbers hardly ever an equals sign.
+    let pair = |text: &String| match text.rsplit_once('=') {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => bail!("'{text}' is not of the form NAME=VALUE"),
+    };
+    given.iter().map(pair).collect()
+}
+
+/// Validates a file that `grad` has just written: one call of it.
+pub fn after_grad(path: &Path, call: &str) -> Result<Validation> {
+    let args = Args {
+        model: path.to_owned(),
+        input: vec![],
+        dim: vec![],
+        call: Some(call.to_owned()),
+        seed: 0,
+        directions: 1,
+        budget: 20,
+        json: true,
+        in_process: false,
+    };
+    in_child(&args)?.remove(call).context("the validation has no result")
+}
+
+/// Runs the same command in a process of its own, which tract may take down: by an abort, an endless loop, all memory.
+fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("check").arg(&args.model).args(["--in-process", "--seed", &args.seed.to_string()]);
+    command.args(["--directions", &args.directions.to_string(), "--budget", &args.budget.to_string()]);
+    for (flag, values) in [("--input", &args.input), ("--dim", &args.dim)] {
+        command.args(values.iter().map(|value| format!("{flag}={value}")));
+    }
+    if let Some(call) = &args.call {
+        command.arg(format!("--call={call}"));
+    }
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let read = |mut pipe: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut text = String::new();
+            pipe.read_to_string(&mut text).map(|_| text)
+        })
+    };
+    let output = read(Box::new(child.stdout.take().context("no stdout")?));
+    let errors = read(Box::new(child.stderr.take().context("no stderr")?));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill()?;
+            child.wait()?;
+            bail!("tract has not answered within {} minutes", PATIENCE.as_secs() / 60);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let text =
+        |t: std::thread::JoinHandle<std::io::Result<String>>| t.join().ok().and_then(Result::ok).unwrap_or_default();
+    let (output, errors) = (text(output), text(errors));
+    match status.code() {
+        Some(0) => serde_json::from_str(&output).context("the validation's answer cannot be read"),
+        Some(1) => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
+        _ => bail!("tract crashed on the model ({status})"),
+    }
+}
+
+/// One line for people.
+pub fn summary(v: &Validation) -> String {
+    let compared = v.gradients.iter().filter(|g| g.compared).count();
+    let total = v.gradients.iter().filter(|g| g.gradient.is_some()).count();
+    match (v.status, &v.reason) {
+        (Status::Passed, _) => {
+            format!("validated in {}: {compared} of {total} gradients agree with finite differences", v.engine)
+        }
+        (Status::Failed, reason) => format!("VALIDATION FAILED: {}", reason.as_deref().unwrap_or("no reason is known")),
+        (Status::Skipped, reason) => format!("not validated: {}", reason.as_deref().unwrap_or("no reason is known")),
+    }
+}
+
+fn table(v: &Validation) -> Table {
+    let mut table = Table::new(["x", "gradient", "error", "bound", "note"]);
+    for g in &v.gradients {
+        let number = |n: f64| format!("{n:.1e}");
+        let error = if g.compared { g.error.map_or_else(String::new, number) } else { String::new() };
+        table.row([
+            g.x.clone(),
+            g.gradient.clone().unwrap_or_else(|| "none".to_owned()),
+            error,
+            number(g.bound),
+            g.note.clone().unwrap_or_default(),
+        ]);
+    }
+    table
+}
+
+/// A temporary copy of a model, for validation of what went to stdout.
+pub fn temporary(model: &Model) -> Result<tempfile::NamedTempFile> {
+    let mut file = tempfile::Builder::new().suffix(".onnx").tempfile()?;
+    onnx_gradients::onnx::file::write_to(&model.proto, file.as_file_mut())?;
+    file.flush()?;
+    Ok(file)
+}

@@ -1,0 +1,96 @@
+//! `inspect`: what a model holds, and what stands in the way of its gradients.
+
+use super::table::Table;
+use anyhow::Result;
+use onnx_gradients::backward::{Selection, support};
+use onnx_gradients::graph::{self, Fact, Graph, ValueId};
+use onnx_gradients::{Gradients, Model};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Show a model's inputs, outputs, parameters and operators, and what has a gradient
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  onnx-gradients inspect model.onnx\n  onnx-gradients inspect model.onnx --json")]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Loads, looks, prints.
+pub fn run(args: &Args) -> Result<()> {
+    let model = Model::load(&args.model)?;
+    let loaded = graph::load(&model.proto)?;
+    let selection = Selection::new(&loaded);
+    let scope = loaded.graph.scope(Graph::MAIN);
+    let kind = |id: &ValueId| display(&loaded.graph, loaded.graph.fact(*id));
+    let named = |ids: &[ValueId]| ids.iter().map(|id| (selection.name(*id), kind(id))).collect::<Vec<_>>();
+    let (inputs, outputs) = (named(&scope.inputs), named(&scope.outputs));
+    let parameters = named(&selection.parameters());
+    let mut operators: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for &id in &scope.nodes {
+        let node = loaded.graph.node(id);
+        let op =
+            if node.domain.is_empty() { node.op_type.to_string() } else { format!("{}.{}", node.domain, node.op_type) };
+        let entry = operators.entry(op).or_insert_with(|| (0, support(&loaded.graph, id)));
+        entry.0 += 1;
+    }
+    // Which xs each y reaches, and what is missing on the way, is what the pass itself finds.
+    let xs: Vec<ValueId> = selection.inputs().into_iter().chain(selection.parameters()).collect();
+    let mut reach = Vec::new();
+    for y in selection.outputs() {
+        let reaching = selection.reaching(&xs, &[y]);
+        let names: Vec<String> = reaching.iter().map(|&x| selection.name(x)).collect();
+        let (connected, obstacle) = match Gradients::new([selection.name(y)], names).build(&model) {
+            Ok(output) => (output.gradients.into_iter().filter(|g| g.gradient.is_some()).map(|g| g.x).collect(), None),
+            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+        };
+        reach.push((selection.name(y), connected, obstacle));
+    }
+    if args.json {
+        let tensors = |list: &[(String, String)]| {
+            list.iter().map(|(name, kind)| json!({ "name": name, "type": kind })).collect::<Vec<_>>()
+        };
+        let reach = reach.iter().map(|(y, xs, obstacle)| json!({ "y": y, "xs": xs, "obstacle": obstacle }));
+        let operators = operators.iter().map(|(op, (n, what))| json!({ "operator": op, "nodes": n, "gradient": what }));
+        let object = json!({
+            "opset": model.proto.opset(""),
+            "inputs": tensors(&inputs),
+            "outputs": tensors(&outputs),
+            "parameters": tensors(&parameters),
+            "operators": operators.collect::<Vec<_>>(),
+            "reach": reach.collect::<Vec<_>>(),
+            "warnings": loaded.warnings,
+        });
+        println!("{object}");
+        return Ok(());
+    }
+    println!("opset {}, {} nodes", model.proto.opset("").unwrap_or(1), scope.nodes.len());
+    for (what, tensors) in [("inputs", &inputs), ("outputs", &outputs), ("parameters", &parameters)] {
+        println!("\n{what}");
+        tensors.iter().for_each(|(name, kind)| println!("  {name}  {kind}"));
+    }
+    let mut table = Table::new(["operator", "nodes", "gradient"]);
+    operators.into_iter().for_each(|(op, (count, what))| table.row([op, count.to_string(), what]));
+    print!("\n{table}");
+    for (y, connected, obstacle) in reach {
+        match obstacle {
+            Some(obstacle) => println!("\n{y}: {obstacle}"),
+            None => println!(
+                "\n{y} depends on {}",
+                if connected.is_empty() { "nothing".to_owned() } else { connected.join(", ") }
+            ),
+        }
+    }
+    loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    Ok(())
+}
+
+fn display(graph: &Graph, fact: &Fact) -> String {
+    let element = fact.element.map_or_else(|| "?".to_owned(), |e| e.name());
+    let shape = fact.shape.as_ref().map_or_else(|| "[...]".to_owned(), |s| graph.dims.display(s));
+    format!("{element}{shape}")
+}

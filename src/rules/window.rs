@@ -1,0 +1,372 @@
+//! How windows lie on an image: what convolutions and pools share.
+//!
+//! There is an image side, of sizes S, and a side of windows, of counts O: one window a place, of K taps at distances d, each
+//! window s further than the one before, the first one `begin` before the image. Sizes and pads are lists that fold to
+//! constants where they are known and are computed where not; kernel, strides and dilations are numbers.
+
+use super::Call;
+use crate::expr::{ConvLike, Expr};
+use anyhow::{Context, Result, ensure};
+
+/// More taps than this are not sliced one by one.
+const MAX_TAPS: usize = 64;
+
+/// Windows on an image.
+pub struct Window<'g> {
+    /// How many axes it has.
+    rank: usize,
+    /// K, where it is known.
+    kernel: Option<Vec<i64>>,
+    strides: Vec<i64>,
+    dilations: Vec<i64>,
+    /// S
+    image: Expr<'g>,
+    /// O
+    count: Expr<'g>,
+    /// From the first tap of the first window to the last tap of the last one.
+    reach: Expr<'g>,
+    /// Zeros before the image.
+    begin: Expr<'g>,
+    /// Zeros behind it that windows reach into. May be more than they reach, or negative, by less than s.
+    end: Expr<'g>,
+}
+
+/// The attribute: one number at least `least` for each axis, `default` where it is left out.
+fn numbers(c: &Call<'_>, name: &str, length: usize, default: i64, least: i64) -> Result<Vec<i64>> {
+    let values = c.ints(name).filter(|v| !v.is_empty()).unwrap_or_else(|| vec![default; length]);
+    ensure!(values.len() == length, "{name} has {} entries, where {length} are needed", values.len());
+    let limit = i64::from(i32::MAX);
+    ensure!(values.iter().all(|v| (least..=limit).contains(v)), "{name} = {values:?} is out of range");
+    Ok(values)
+}
+
+impl<'g> Window<'g> {
+    /// The windows of a convolution or a pool from `image` to `windows`; of a transposed convolution the other way round.
+    /// `weights` tell the kernel's sizes where no attribute does.
+    ///
+    /// # Errors
+    /// The rank is not known, or an attribute has a wrong length or is out of range.
+    pub fn of(c: &Call<'g>, image: Expr<'g>, windows: Expr<'g>, weights: Option<Expr<'g>>) -> Result<Self> {
+        let b = c.builder();
+        let full = image.rank().or_else(|e| windows.rank().map_err(|_| e))?;
+        let rank = full.checked_sub(2).filter(|&r| r > 0).context("an image needs batch, channels, and axes")?;
+        let strides = numbers(c, "strides", rank, 1, 1)?;
+        let dilations = numbers(c, "dilations", rank, 1, 1)?;
+        let by_weights = || weights.and_then(|w| (2..full).map(|a| w.known_dim(a)).collect::<Option<Vec<_>>>());
+        let kernel = match c.ints("kernel_shape").filter(|k| !k.is_empty()) {
+            Some(_) => Some(numbers(c, "kernel_shape", rank, 1, 1)?),
+            None => by_weights(),
+        };
+        let sizes = match (&kernel, weights) {
+            (Some(kernel), _) => b.ints(kernel),
+            (None, Some(weights)) => weights.dims(2..full),
+            (None, None) => return Err(anyhow::anyhow!("attribute kernel_shape is missing")),
+        };
+        let (s, count, image) = (b.ints(&strides), windows.dims(2..full), image.dims(2..full));
+        let reach = (count - 1) * s + (sizes - 1) * b.ints(&dilations) + 1;
+        let extra = numbers(c, "output_padding", rank, 0, 0)?;
+        let auto_pad = c.string("auto_pad", "NOTSET");
+        c.expect("auto_pad", &auto_pad, &["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])?;
+        let shaped = c.ints("output_shape").is_some_and(|s| !s.is_empty());
+        let (begin, end) = if auto_pad.starts_with("SAME") || shaped {
+            let total = (reach + b.ints(&extra) - image).max(b.ints(&vec![0; rank]));
+            let half = total / 2;
+            let begin = if auto_pad == "SAME_UPPER" { half } else { total - half };
+            (begin, reach - image - begin)
+        } else {
+            let pads = match auto_pad.as_str() {
+                "VALID" => vec![0; 2 * rank],
+                _ => numbers(c, "pads", 2 * rank, 0, 0)?,
+            };
+            let (begin, end) = pads.split_at(rank);
+            let begin = b.ints(begin);
+            // Windows that may hang over reach as far as they reach; others by the pads, known whatever the sizes are.
+            let end = match c.flag("ceil_mode", false) {
+                true => reach - image - begin,
+                false => b.ints(&end.iter().zip(&extra).map(|(e, x)| e - x).collect::<Vec<_>>()),
+            };
+            (begin, end)
+        };
+        Ok(Window { rank, kernel, strides, dilations, image, count, reach, begin, end })
+    }
+
+    fn axes(&self) -> Vec<usize> {
+        (2..self.rank + 2).collect()
+    }
+
+    fn like(&self, pads: Vec<i64>, group: i64) -> ConvLike {
+        ConvLike {
+            kernel: self.kernel.clone().unwrap_or_default(),
+            strides: self.strides.clone(),
+            dilations: self.dilations.clone(),
+            pads,
+            group,
+        }
+    }
+
+    /// The kernel's sizes.
+    ///
+    /// # Errors
+    /// They are not known.
+    pub fn kernel(&self) -> Result<&[i64]> {
+        self.kernel.as_deref().context("the kernel's sizes are not known")
+    }
+
+    /// K, the taps of a window, where it is known and does not overflow.
+    fn taps(&self) -> Option<usize> {
+        self.kernel.as_ref()?.iter().try_fold(1usize, |n, &k| n.checked_mul(usize::try_from(k).ok()?))
+    }
+
+    /// Whether there is one tap in each place, and a place for each window.
+    pub fn is_pointwise(&self) -> bool {
+        self.taps() == Some(1) && self.strides.iter().all(|&s| s == 1) && !self.is_padded()
+    }
+
+    /// Whether any window may lie partly outside of the image.
+    pub fn is_padded(&self) -> bool {
+        let some = |e: Expr<'g>| e.ints().is_none_or(|p| p.iter().any(|&p| p > 0));
+        some(self.begin) || some(self.end)
+    }
+
+    /// Whether two windows may share an element.
+    pub fn overlaps(&self) -> bool {
+        let Some(kernel) = &self.kernel else { return true };
+        let within = |((k, d), s): ((&i64, &i64), &i64)| (k - 1).saturating_mul(*d) < *s;
+        !kernel.iter().zip(&self.dilations).zip(&self.strides).all(within)
+    }
+
+    /// The adjoint of [`Window::correlate`]: each window's number, times the weights, added up where its taps lie.
+    pub fn spread(&self, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
+        let b = windows.builder();
+        let end = self.reach - self.begin - self.image;
+        let largest: Vec<i64> = self.strides.iter().map(|s| s - 1).collect();
+        let slice = |whole: Expr<'g>, from: Expr<'g>| {
+            let axes: Vec<i64> = self.axes().iter().map(|&a| a as i64).collect();
+            whole.slice_at(b.ints(&axes), from, from + self.image, b.ints(&vec![1; self.rank]))
+        };
+        let zeros = vec![0; self.rank];
+        match (self.begin.ints(), end.ints(), self.end.ints()) {
+            (Some(begin), Some(end), _) => {
+                let pads = begin.into_iter().chain(end.iter().map(|&e| e.max(0))).collect();
+                let rest: Vec<i64> = end.iter().map(|&e| (-e).max(0)).collect();
+                windows.conv_transpose(weights, &self.like(pads, group), &rest)
+            }
+            // What no window covers is known at run time only: up to a stride less one.
+            (Some(begin), None, Some(end)) => {
+                let pads = begin.into_iter().chain(end.iter().map(|&e| e.max(0))).collect();
+                slice(windows.conv_transpose(weights, &self.like(pads, group), &largest), b.ints(&zeros))
+            }
+            _ => {
+                let pads = vec![0; 2 * self.rank];
+                slice(windows.conv_transpose(weights, &self.like(pads, group), &largest), self.begin)
+            }
+        }
+    }
+
+    /// The convolution: for each window the sum of the products of its elements and the weights.
+    pub fn correlate(&self, image: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
+        let b = image.builder();
+        let none = vec![0; 2 * self.rank];
+        let windows = match (self.begin.ints(), self.end.ints()) {
+            (Some(begin), Some(end)) => {
+                let pads = begin.into_iter().chain(end.into_iter().map(|e| e.max(0))).collect();
+                image.conv(weights, &self.like(pads, group))
+            }
+            _ => self.padded(image, None).conv(weights, &self.like(none, group)),
+        };
+        if windows.dims(self.axes()).fact().dims() == self.count.fact().dims() && self.count.fact().dims().is_some() {
+            return windows;
+        }
+        let axes: Vec<i64> = self.axes().iter().map(|&a| a as i64).collect();
+        let ones = b.ints(&vec![1; self.rank]);
+        windows.slice_at(b.ints(&axes), b.ints(&vec![0; self.rank]), self.count, ones)
+    }
+
+    /// The image with what windows reach into around it: zeros, or a value. Its last axes are those of the image.
+    fn padded(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Expr<'g> {
+        let b = image.builder();
+        b.attempt(|| {
+            let lead = b.ints(&vec![0; image.rank()?.saturating_sub(self.rank)]);
+            let end = self.end.max(b.ints(&vec![0; self.rank]));
+            Ok(image.pad(Expr::concat(&[lead, self.begin, lead, end], 0), value))
+        })
+    }
+
+    /// For each tap the elements that it meets, window by window; the last axes are those of the image.
+    fn slices(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Result<Vec<Expr<'g>>> {
+        let kernel = self.kernel()?;
+        let lead = image.rank()?.saturating_sub(self.rank);
+        let axes: Vec<usize> = (lead..lead + self.rank).collect();
+        let mut padded = self.padded(image, value);
+        if let Some(end) = self.end.ints()
+            && end.iter().zip(&self.strides).any(|(e, s)| e + s <= 0)
+        {
+            // A transposed convolution's output padding that is as much as a window more.
+            let ends: Vec<i64> = end.iter().map(|&e| if e < 0 { e } else { i64::MAX }).collect();
+            padded = padded.slice(&axes, &vec![0; self.rank], &ends, &vec![1; self.rank]);
+        }
+        if self.taps() == Some(1) && self.strides.iter().all(|&s| s == 1) {
+            return Ok(vec![padded]);
+        }
+        // Ends count from the back: they are the same for every size.
+        let slice = |tap: Vec<i64>| {
+            let starts: Vec<i64> = tap.iter().zip(&self.dilations).map(|(t, d)| t * d).collect();
+            let rest = tap.iter().zip(kernel).zip(&self.dilations).map(|((t, k), d)| (k - 1 - t) * d);
+            let ends: Vec<i64> = rest.map(|r| if r == 0 { i64::MAX } else { -r }).collect();
+            padded.slice(&axes, &starts, &ends, &self.strides)
+        };
+        Ok(places(kernel).into_iter().map(slice).collect())
+    }
+
+    /// For each window its elements, of an image with one channel: `[N, taps, O...]`.
+    ///
+    /// # Errors
+    /// The kernel's sizes are not known.
+    pub fn patches(&self, image: Expr<'g>, value: f64) -> Result<Expr<'g>> {
+        let b = image.builder();
+        let value = (value != 0.0).then(|| image.like(value));
+        if b.slices_in_steps() || self.strides.iter().all(|&s| s == 1) {
+            return Ok(Expr::concat(&self.slices(image, value)?, 1));
+        }
+        let one_hot = self.one_hot(image)?;
+        Ok(self.padded(image, value).conv(one_hot, &self.like(vec![0; 2 * self.rank], 1)))
+    }
+
+    /// The adjoint of [`Window::patches`].
+    ///
+    /// # Errors
+    /// The kernel's sizes are not known.
+    pub fn unpatch(&self, patches: Expr<'g>) -> Result<Expr<'g>> {
+        Ok(self.spread(patches, self.one_hot(patches)?, 1))
+    }
+
+    /// Weights of which each looks at one tap: `[taps, 1, K...]`.
+    fn one_hot(&self, like: Expr<'g>) -> Result<Expr<'g>> {
+        let taps =
+            self.taps().filter(|&t| t <= 1024).context("a window of more than 1024 elements needs a newer opset")?;
+        let identity: Vec<f64> = (0..taps * taps).map(|i| if i % (taps + 1) == 0 { 1.0 } else { 0.0 }).collect();
+        let dims = [&[taps as i64, 1], self.kernel()?].concat();
+        Ok(like.builder().numbers(&identity, &dims, like.element()?))
+    }
+
+    /// The gradient of the weights of the convolution from `image` to `windows`, in the weights' shape.
+    ///
+    /// # Errors
+    /// A rank is not known.
+    pub fn weights(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Result<Expr<'g>> {
+        let b = image.builder();
+        let few = self.taps().filter(|&t| t <= MAX_TAPS);
+        let sliced = b.slices_in_steps() || self.strides.iter().all(|&s| s == 1);
+        match few.filter(|_| sliced) {
+            Some(taps) => self.weights_by_taps(image, windows, weights, group, taps as i64),
+            None => Ok(self.weights_by_convolution(image, windows, weights, group)),
+        }
+    }
+
+    /// One product of matrices for each group: what the taps meet, `[taps C, N O]`, and the windows, `[N O, M]`.
+    fn weights_by_taps(
+        &self,
+        image: Expr<'g>,
+        windows: Expr<'g>,
+        weights: Expr<'g>,
+        group: i64,
+        taps: i64,
+    ) -> Result<Expr<'g>> {
+        let b = image.builder();
+        let (groups, rest) = (b.ints(&[group]), b.ints(&[-1]));
+        let channels = weights.dims([1]);
+        let outputs = weights.dims([0]) / group;
+        let swapped = image.move_axis(1, 0);
+        let grouped = match group {
+            1 => swapped.unsqueeze(&[0]),
+            _ => swapped.reshape(Expr::concat(&[groups, channels, image.dims([0]), self.image], 0)),
+        };
+        let met = Expr::concat(&self.slices(grouped, None)?, 1);
+        let met = met.reshape(Expr::concat(&[groups, channels * taps, rest], 0));
+        let windows = windows.reshape(Expr::concat(&[windows.dims([0]), groups, outputs, rest], 0));
+        let windows = windows.transpose(&[1, 0, 3, 2]).reshape(Expr::concat(&[groups, rest, outputs], 0));
+        let product = met.matmul(windows).reshape(Expr::concat(&[groups, b.ints(&[taps]), channels, outputs], 0));
+        Ok(product.transpose(&[0, 3, 2, 1]).reshape_like(weights))
+    }
+
+    /// A convolution in which batch and channels, strides and dilations have changed places.
+    fn weights_by_convolution(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
+        let b = image.builder();
+        let (pads, image) = match (self.begin.ints(), self.end.ints()) {
+            (Some(begin), Some(end)) => (begin.into_iter().chain(end.into_iter().map(|e| e.max(0))).collect(), image),
+            _ => (vec![0; 2 * self.rank], self.padded(image, None)),
+        };
+        let sizes = image.dims(self.axes());
+        let swapped = match group {
+            1 => image.move_axis(1, 0),
+            _ => {
+                let (groups, channels, batch) = (b.ints(&[group]), weights.dims([1]), image.dims([0]));
+                let grouped = image.reshape(Expr::concat(&[batch, groups, channels, sizes], 0));
+                let order: Vec<usize> = [2, 1, 0].into_iter().chain(3..self.rank + 3).collect();
+                grouped.transpose(&order).reshape(Expr::concat(&[channels, groups * batch, sizes], 0))
+            }
+        };
+        let exchanged =
+            ConvLike { kernel: vec![], strides: self.dilations.clone(), dilations: self.strides.clone(), pads, group };
+        let whole = swapped.conv(windows.move_axis(1, 0), &exchanged);
+        let axes: Vec<i64> = self.axes().iter().map(|&a| a as i64).collect();
+        let kernel = weights.dims(self.axes());
+        let part = match whole.dims(self.axes()).fact().dims().is_some_and(|d| Some(d) == kernel.fact().dims()) {
+            true => whole,
+            false => {
+                let ones = b.ints(&vec![1; self.rank]);
+                whole.slice_at(b.ints(&axes), b.ints(&vec![0; self.rank]), kernel, ones)
+            }
+        };
+        part.move_axis(1, 0)
+    }
+
+    /// How many elements each window has, as numbers like `like`, of a shape that broadcasts over the windows. Padding counts
+    /// where `pads` are given: those in front, those behind.
+    ///
+    /// # Errors
+    /// The kernel's sizes are not known.
+    pub fn counts(&self, like: Expr<'g>, pads: Option<(&[i64], &[i64])>) -> Result<Expr<'g>> {
+        let b = like.builder();
+        let mut product = like.like(1.0);
+        for (i, &k) in self.kernel()?.iter().enumerate() {
+            let at = |list: Expr<'g>| list.gather(b.int(i as i64), 0);
+            let (s, d) = (b.int(self.strides[i]), self.dilations[i]);
+            let (before, behind) = pads.map_or((0, 0), |(p, q)| (p[i], q[i]));
+            let start = b.range(at(self.count)) * s - at(self.begin);
+            // How many taps lie before a place.
+            let taps = |place: Expr<'g>| {
+                let reached = (place - start + (d - 1)).max(b.int(0)) / d;
+                reached.min(b.int(k))
+            };
+            let inside = taps(at(self.image) + behind) - taps(b.int(-before));
+            let mut place = vec![1; self.rank];
+            place[i] = -1;
+            product = product * inside.cast_like(like).reshape_to(&place);
+        }
+        Ok(product)
+    }
+
+    /// The image as one of one channel, `[N C, 1, S...]`.
+    pub fn one_channel(&self, image: Expr<'g>) -> Expr<'g> {
+        image.reshape(Expr::concat(&[image.builder().ints(&[-1, 1]), image.dims(self.axes())], 0))
+    }
+
+    /// For each window its number in the places of all its taps, added up, `[N, C, S...]`.
+    ///
+    /// # Errors
+    /// The kernel's sizes are not known.
+    pub fn spread_evenly(&self, windows: Expr<'g>, image: Expr<'g>) -> Result<Expr<'g>> {
+        let b = windows.builder();
+        let kernel = [&[1, 1], self.kernel()?].concat();
+        let ones = b.full(b.ints(&kernel), 1.0, windows.element()?);
+        Ok(self.spread(self.one_channel(windows), ones, 1).reshape_like(image))
+    }
+}
+
+/// All index tuples of a tensor of these sizes, in order.
+fn places(sizes: &[i64]) -> Vec<Vec<i64>> {
+    sizes.iter().fold(vec![vec![]], |places, &n| {
+        places.iter().flat_map(|p| (0..n).map(move |i| p.iter().copied().chain([i]).collect())).collect()
+    })
+}

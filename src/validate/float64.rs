@@ -1,0 +1,202 @@
+//! The same model in float64: differences of float32 numbers say little about a slope.
+//!
+//! Every floating-point tensor becomes float64. Where an operator takes float32 only, a Cast stands before and after it.
+
+use super::normalize::{bodies_mut, node};
+use crate::onnx::proto::type_proto;
+use crate::onnx::{
+    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
+};
+use anyhow::Result;
+
+const DOUBLE: i64 = ElementType::Double as i64;
+
+/// Rewrites a model to float64, in place.
+///
+/// # Errors
+/// Tensors whose elements cannot be read.
+pub fn to_double(model: &mut ModelProto) -> Result<()> {
+    model.graph.as_mut().map_or(Ok(()), graph)
+}
+
+fn graph(graph: &mut GraphProto) -> Result<()> {
+    graph.value_info.clear();
+    graph.initializer.iter_mut().try_for_each(widen)?;
+    for sparse in &mut graph.sparse_initializer {
+        sparse.values.iter_mut().try_for_each(widen)?;
+    }
+    let values = graph.input.iter_mut().chain(&mut graph.output);
+    values.filter_map(|v| v.r#type.as_mut()).for_each(retype);
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    for mut node in std::mem::take(&mut graph.node) {
+        for body in bodies_mut(&mut node) {
+            self::graph(body)?;
+        }
+        rewrite(node, &mut nodes)?;
+    }
+    graph.node = nodes;
+    Ok(())
+}
+
+fn retype(r#type: &mut TypeProto) {
+    match &mut r#type.value {
+        Some(type_proto::Value::TensorType(t)) if ElementType::from_number(t.elem_type()).is_float() => {
+            t.elem_type = Some(ElementType::Double as i32);
+        }
+        Some(type_proto::Value::SequenceType(s)) => s.elem_type.as_deref_mut().into_iter().for_each(retype),
+        Some(type_proto::Value::OptionalType(o)) => o.elem_type.as_deref_mut().into_iter().for_each(retype),
+        _ => (),
+    }
+}
+
+fn widen(tensor: &mut TensorProto) -> Result<()> {
+    if tensor.element_type().is_float() && tensor.element_type() != ElementType::Double {
+        let wide = TensorProto::from_floats(ElementType::Double, &tensor.dims, &tensor.floats()?);
+        *tensor = TensorProto { name: tensor.name.take(), ..wide };
+    }
+    Ok(())
+}
+
+/// The inputs and outputs that an operator has in float32 only, in the standard or in tract.
+fn narrow(op: &str) -> Option<(&'static [usize], &'static [usize])> {
+    Some(match op {
+        "Resize" => (&[1, 2], &[]),
+        "QuantizeLinear" => (&[0, 1], &[]),
+        "DequantizeLinear" => (&[1], &[0]),
+        "DynamicQuantizeLinear" => (&[0], &[1]),
+        "QLinearMatMul" => (&[1, 4, 6], &[]),
+        "QLinearConv" => (&[1, 4, 6], &[]),
+        // The mask of Attention is left alone: it may be one of booleans.
+        "Attention" => (&[0, 1, 2, 4, 5], &[0, 1, 2, 3]),
+        "LSTM" => (&[0, 1, 2, 3, 5, 6, 7], &[0, 1, 2]),
+        "GRU" | "RNN" => (&[0, 1, 2, 3, 5], &[0, 1]),
+        "NonMaxSuppression" => (&[0, 1, 3, 4], &[]),
+        _ => return None,
+    })
+}
+
+fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
+    if !canonical_domain(node.domain()).is_empty() {
+        nodes.push(node);
+        return Ok(());
+    }
+    match node.op_type() {
+        "Constant" => {
+            let value = match node.attribute.first() {
+                Some(a) if a.name() == "value_float" => Some((vec![], vec![f64::from(a.f())])),
+                Some(a) if a.name() == "value_floats" => {
+                    Some((vec![a.floats.len() as i64], a.floats.iter().map(|&v| v.into()).collect()))
+                }
+                _ => None,
+            };
+            if let Some((dims, values)) = value {
+                node.attribute =
+                    vec![attribute::tensor("value", TensorProto::from_floats(ElementType::Double, &dims, &values))];
+            }
+            node.attribute.iter_mut().filter_map(|a| a.t.as_mut()).try_for_each(widen)?;
+            let sparse = node.attribute.iter_mut().filter_map(|a| a.sparse_tensor.as_mut());
+            sparse.filter_map(|s| s.values.as_mut()).try_for_each(widen)?;
+        }
+        "ConstantOfShape" => match node.attribute.iter_mut().find(|a| a.name() == "value").and_then(|a| a.t.as_mut()) {
+            Some(value) => widen(value)?,
+            None => {
+                let zero = TensorProto::from_floats(ElementType::Double, &[1], &[0.0]);
+                node.attribute.push(attribute::tensor("value", zero));
+            }
+        },
+        "Cast" => element_attribute(&mut node, "to", None),
+        "EyeLike" | "Bernoulli" | "RandomNormalLike" | "RandomUniformLike" => {
+            element_attribute(&mut node, "dtype", None)
+        }
+        "RandomNormal" | "RandomUniform" | "SequenceEmpty" => element_attribute(&mut node, "dtype", Some(DOUBLE)),
+        "HannWindow" | "HammingWindow" | "BlackmanWindow" | "MelWeightMatrix" => {
+            element_attribute(&mut node, "output_datatype", Some(DOUBLE));
+        }
+        "LayerNormalization" => set_int(&mut node, "stash_type", DOUBLE),
+        "Attention" => node.attribute.retain(|a| a.name() != "softmax_precision"),
+        "Gemm" => return gemm(node, nodes),
+        _ => (),
+    }
+    let Some((inputs, outputs)) = narrow(node.op_type()) else {
+        nodes.push(node);
+        return Ok(());
+    };
+    let prefix = node.output.first().cloned().unwrap_or_default();
+    let float = |to: ElementType| vec![attribute::int("to", to as i64)];
+    for &i in inputs {
+        if let Some(input) = node.input.get_mut(i).filter(|i| !i.is_empty()) {
+            let cast = format!("{prefix}/float{i}");
+            nodes.push(self::node("Cast", &[input], &cast, float(ElementType::Float)));
+            *input = cast;
+        }
+    }
+    let mut after = Vec::new();
+    for &i in outputs {
+        if let Some(output) = node.output.get_mut(i).filter(|o| !o.is_empty()) {
+            let narrow = format!("{output}/float");
+            after.push(self::node("Cast", &[&narrow], output, float(ElementType::Double)));
+            *output = narrow;
+        }
+    }
+    nodes.push(node);
+    nodes.extend(after);
+    Ok(())
+}
+
+fn set_int(node: &mut NodeProto, name: &str, value: i64) {
+    node.attribute.retain(|a| a.name() != name);
+    node.attribute.push(attribute::int(name, value));
+}
+
+/// An attribute that names an element type names float64 where it named a narrower floating-point type.
+fn element_attribute(node: &mut NodeProto, name: &str, default: Option<i64>) {
+    let named = attribute::get_int(&node.attribute, name).and_then(|n| i32::try_from(n).ok());
+    match named.map(ElementType::from_number) {
+        Some(element) if element.is_float() => set_int(node, name, DOUBLE),
+        None => default.into_iter().for_each(|d| set_int(node, name, d)),
+        Some(_) => (),
+    }
+}
+
+/// `alpha A B + beta C`, of which tract has the product alone in float64.
+fn gemm(gemm: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
+    let (Some(y), [a, b, rest @ ..]) = (gemm.output.first(), gemm.input.as_slice()) else {
+        nodes.push(gemm);
+        return Ok(());
+    };
+    let attributes: &[AttributeProto] = &gemm.attribute;
+    let mut emit = |op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>| {
+        nodes.push(node(op, inputs, output, attributes));
+    };
+    let mut operand = |name: &str, flag: &str| {
+        if attribute::get_int(attributes, flag).unwrap_or(0) == 0 {
+            return name.to_owned();
+        }
+        let transposed = format!("{y}/{flag}");
+        emit("Transpose", &[name], &transposed, vec![attribute::ints("perm", &[1, 0])]);
+        transposed
+    };
+    let (a, b) = (operand(a, "transA"), operand(b, "transB"));
+    let product = format!("{y}/product");
+    emit("MatMul", &[&a, &b], &product, vec![]);
+    let mut scaled = |name: String, by: &str| {
+        let by_value = attribute::get_float(attributes, by).unwrap_or(1.0);
+        if by_value == 1.0 {
+            return name;
+        }
+        let (factor, result) = (format!("{y}/{by}"), format!("{y}/{by}_scaled"));
+        let value = TensorProto::from_floats(ElementType::Double, &[], &[by_value.into()]);
+        emit("Constant", &[], &factor, vec![attribute::tensor("value", value)]);
+        emit("Mul", &[&name, &factor], &result, vec![]);
+        result
+    };
+    let product = scaled(product, "alpha");
+    match rest.first().filter(|c| !c.is_empty()) {
+        Some(c) => {
+            let c = scaled(c.clone(), "beta");
+            emit("Add", &[&product, &c], y, vec![]);
+        }
+        None => emit("Identity", &[&product], y, vec![]),
+    }
+    Ok(())
+}

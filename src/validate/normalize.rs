@@ -1,0 +1,381 @@
+//! The copy of a model that is handed to tract: what tract cannot run, or runs wrongly, said in another way; and what
+//! cannot be said in another way, found before it runs.
+
+use super::losses;
+use super::tract::computed;
+use crate::onnx::proto::{SparseTensorProto, tensor_shape_proto, type_proto};
+use crate::onnx::{
+    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
+};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::{HashMap, HashSet};
+
+/// Tensors of more elements than this are not made from a few bytes of a file.
+const MAX_ELEMENTS: usize = 1 << 28;
+
+/// The graphs in a node's attributes.
+pub fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+}
+
+/// The graphs in a node's attributes, to be changed.
+pub fn bodies_mut(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
+    node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs))
+}
+
+/// A node of the standard's.
+pub fn node(op_type: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> NodeProto {
+    NodeProto {
+        op_type: Some(op_type.to_owned()),
+        name: Some(output.to_owned()),
+        input: inputs.iter().map(|&i| i.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        attribute: attributes,
+        ..Default::default()
+    }
+}
+
+/// The same model, for tract. The graph's outputs have the same order, not always the same names.
+///
+/// # Errors
+/// Sparse tensors whose parts contradict each other.
+pub fn normalize(model: &ModelProto) -> Result<ModelProto> {
+    let mut copy = model.clone();
+    copy.metadata_props.clear();
+    copy.training_info.clear();
+    let opset = copy.opset("").unwrap_or(1);
+    if let Some(graph) = &mut copy.graph {
+        normalize_graph(graph, opset)?;
+    }
+    Ok(copy)
+}
+
+fn normalize_graph(graph: &mut GraphProto, opset: i64) -> Result<()> {
+    graph.value_info.clear();
+    for sparse in std::mem::take(&mut graph.sparse_initializer) {
+        graph.initializer.push(dense(&sparse)?);
+    }
+    // An initializer that is an input too is a default, and what is fed is no initializer any more.
+    let initialized: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+    graph.input.retain(|i| !initialized.contains(i.name()));
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        if let Some(r#type) = &mut value.r#type {
+            forget_symbols(r#type);
+        }
+    }
+    let integers = constant_integers(graph);
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    for mut node in std::mem::take(&mut graph.node) {
+        for body in bodies_mut(&mut node) {
+            normalize_graph(body, opset)?;
+        }
+        if !canonical_domain(node.domain()).is_empty() {
+            nodes.push(node);
+            continue;
+        }
+        match node.op_type() {
+            "Constant" => constant(&mut node)?,
+            "ConstantOfShape" if attribute::find(&node.attribute, "value").is_none() => {
+                let zero = TensorProto::from_floats(ElementType::Float, &[1], &[0.0]);
+                node.attribute.push(attribute::tensor("value", zero));
+            }
+            "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss" if opset >= 13 => {
+                losses::expand(node, &mut nodes);
+                continue;
+            }
+            "Pad" => crop_first(&mut node, &integers, opset, &mut nodes),
+            _ => (),
+        }
+        nodes.push(node);
+    }
+    graph.node = nodes;
+    // What a graph gives out has to come from a node: tract forgets the types of inputs and constants that are outputs.
+    let copied: Vec<(usize, String)> = {
+        let outputs: HashSet<&str> = graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+        let output = graph.output.iter().enumerate().filter(|(_, o)| !outputs.contains(o.name()));
+        output.map(|(i, o)| (i, o.name().to_owned())).collect()
+    };
+    for (i, name) in copied {
+        let output = format!("{name}/output{i}");
+        graph.node.push(self::node("Identity", &[&name], &output, vec![]));
+        graph.output[i].name = Some(output);
+    }
+    Ok(())
+}
+
+/// Symbolic sizes become unknown: tract would read `batch-size` as a difference.
+fn forget_symbols(r#type: &mut TypeProto) {
+    let Some(type_proto::Value::TensorType(tensor)) = &mut r#type.value else { return };
+    for dim in tensor.shape.iter_mut().flat_map(|s| &mut s.dim) {
+        if let Some(tensor_shape_proto::dimension::Value::DimParam(_)) = dim.value {
+            dim.value = None;
+        }
+    }
+}
+
+/// Every Constant holds its tensor in `value`.
+fn constant(node: &mut NodeProto) -> Result<()> {
+    let Some(a) = node.attribute.iter().find(|a| a.name().starts_with("value_") || a.name() == "sparse_value") else {
+        return Ok(());
+    };
+    let tensor = match a.name() {
+        "value_float" => TensorProto::from_floats(ElementType::Float, &[], &[a.f().into()]),
+        "value_floats" => {
+            let values: Vec<f64> = a.floats.iter().map(|&v| v.into()).collect();
+            TensorProto::from_floats(ElementType::Float, &[values.len() as i64], &values)
+        }
+        "value_int" => TensorProto::from_ints(ElementType::Int64, &[], &[a.i()]),
+        "value_ints" => TensorProto::from_ints(ElementType::Int64, &[a.ints.len() as i64], &a.ints),
+        "sparse_value" => dense(a.sparse_tensor.as_ref().context("sparse_value holds no tensor")?)?,
+        _ => return Ok(()),
+    };
+    node.attribute = vec![attribute::tensor("value", tensor)];
+    Ok(())
+}
+
+/// The dense form of a sparse tensor: indices are numbers of places, or a row of coordinates for each element.
+fn dense(sparse: &SparseTensorProto) -> Result<TensorProto> {
+    let (Some(values), Some(indices)) = (&sparse.values, &sparse.indices) else {
+        bail!("a sparse tensor lacks a part")
+    };
+    let mut tensor = TensorProto { dims: sparse.dims.clone(), ..Default::default() };
+    let count = tensor.element_count().filter(|&n| n <= MAX_ELEMENTS);
+    let count = count.with_context(|| format!("sparse tensor '{}' is too large", values.name()))?;
+    let coordinates = indices.integers()?;
+    let places: Vec<usize> = if indices.dims.len() <= 1 {
+        coordinates.iter().map(|&i| usize::try_from(i)).collect::<Result<_, _>>()?
+    } else {
+        ensure!(!sparse.dims.is_empty(), "sparse tensor '{}' has no dimensions", values.name());
+        let place = |row: &[i64]| {
+            row.iter().zip(&sparse.dims).try_fold(0i64, |place, (&i, &d)| {
+                (0..d).contains(&i).then(|| place.checked_mul(d)?.checked_add(i)).flatten()
+            })
+        };
+        let rows = coordinates.chunks_exact(sparse.dims.len()).map(|row| Some(place(row)? as usize));
+        rows.collect::<Option<_>>().context("an index of a sparse tensor is out of range")?
+    };
+    let element = values.element_type();
+    tensor = if element.is_float() {
+        let mut all = vec![0.0; count];
+        scatter(&mut all, &places, &values.floats()?)?;
+        TensorProto::from_floats(element, &sparse.dims, &all)
+    } else {
+        ensure!(element.bits().is_some_and(|b| (8..=64).contains(&b)), "a sparse tensor of {}", element.name());
+        let mut all = vec![0; count];
+        scatter(&mut all, &places, &values.integers()?)?;
+        TensorProto::from_ints(element, &sparse.dims, &all)
+    };
+    tensor.name = values.name.clone();
+    Ok(tensor)
+}
+
+fn scatter<T: Copy>(all: &mut [T], places: &[usize], values: &[T]) -> Result<()> {
+    for (&place, &value) in places.iter().zip(values) {
+        *all.get_mut(place).context("an index of a sparse tensor is out of range")? = value;
+    }
+    Ok(())
+}
+
+/// The integers of the small constants of a graph.
+fn constant_integers(graph: &GraphProto) -> HashMap<String, Vec<i64>> {
+    let read = |t: &TensorProto| {
+        (t.element_type() == ElementType::Int64 && t.element_count()? <= 64).then(|| t.integers().ok())?
+    };
+    let initializers = graph.initializer.iter().filter_map(|t| Some((t.name().to_owned(), read(t)?)));
+    let nodes = graph.node.iter().filter(|n| n.op_type() == "Constant").filter_map(|n| {
+        let a = n.attribute.first()?;
+        let values = match a.name() {
+            "value" => read(a.t.as_ref()?)?,
+            "value_ints" => a.ints.clone(),
+            _ => return None,
+        };
+        Some((n.output.first()?.clone(), values))
+    });
+    initializers.chain(nodes).collect()
+}
+
+/// Negative pads crop: a Slice in front does that, and the Pad keeps the others.
+fn crop_first(node: &mut NodeProto, integers: &HashMap<String, Vec<i64>>, opset: i64, nodes: &mut Vec<NodeProto>) {
+    let pads = match node.input.get(1) {
+        Some(name) if opset >= 11 => integers.get(name).cloned(),
+        _ => attribute::get_ints(&node.attribute, "pads").map(<[i64]>::to_vec),
+    };
+    let Some(pads) = pads.filter(|p| p.iter().any(|&p| p < 0) && opset >= 11 && node.output.len() == 1) else { return };
+    let rank = pads.len() / 2;
+    let axes = match node.input.get(3).filter(|a| !a.is_empty()) {
+        Some(name) => match integers.get(name) {
+            Some(axes) if axes.len() == rank => axes.clone(),
+            _ => return,
+        },
+        None => (0..rank as i64).collect(),
+    };
+    let starts: Vec<i64> = pads[..rank].iter().map(|&p| p.min(0).saturating_neg()).collect();
+    let ends: Vec<i64> = pads[rank..].iter().map(|&p| if p < 0 { p } else { i64::MAX }).collect();
+    let rest: Vec<i64> = pads.iter().map(|&p| p.max(0)).collect();
+    let prefix = node.output[0].clone();
+    let mut ints = |what: &str, values: &[i64]| {
+        let name = format!("{prefix}/{what}");
+        let tensor = TensorProto::from_ints(ElementType::Int64, &[values.len() as i64], values);
+        nodes.push(self::node("Constant", &[], &name, vec![attribute::tensor("value", tensor)]));
+        name
+    };
+    let (starts, ends, axes, rest) =
+        (ints("starts", &starts), ints("ends", &ends), ints("axes", &axes), ints("pads", &rest));
+    let cropped = format!("{prefix}/cropped");
+    nodes.push(self::node("Slice", &[&node.input[0], &starts, &ends, &axes], &cropped, vec![]));
+    node.input[0] = cropped;
+    node.input[1] = rest;
+}
+
+/// Contributed operators that tract computes as ONNX Runtime does.
+const CONTRIBUTED: &[&str] = &["BiasGelu", "FastGelu", "QuickGelu", "SkipLayerNormalization"];
+const MAX_KERNEL: i64 = 1 << 20;
+
+/// The operators of a model, of its bodies too, that tract has not (`known` says which it has), computes wrongly, or
+/// does not survive. Each once, sorted.
+pub fn unsupported(model: &ModelProto, known: &dyn Fn(&str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    let functions: HashSet<(&str, &str)> =
+        model.functions.iter().map(|f| (canonical_domain(f.domain()), f.name())).collect();
+    if let Some(graph) = &model.graph {
+        look(graph, known, &functions, &mut found);
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn look(graph: &GraphProto, known: &dyn Fn(&str) -> bool, functions: &HashSet<(&str, &str)>, found: &mut Vec<String>) {
+    for node in &graph.node {
+        let (domain, op) = (canonical_domain(node.domain()), node.op_type());
+        let ours = match domain {
+            "" | "ai.onnx.ml" => true,
+            "com.microsoft" => CONTRIBUTED.contains(&op),
+            _ => false,
+        };
+        if !ours || !known(op) || functions.contains(&(domain, op)) {
+            found.push(if domain.is_empty() { op.to_owned() } else { format!("{domain}.{op}") });
+        } else if let Some(what) = wrong(node) {
+            found.push(format!("{op} {what}"));
+        }
+        for body in bodies(node) {
+            look(body, known, functions, found);
+        }
+    }
+}
+
+/// What about this node tract computes wrongly or does not survive.
+fn wrong(node: &NodeProto) -> Option<&'static str> {
+    let a = node.attribute.as_slice();
+    let inputs = node.input.iter().filter(|i| !i.is_empty()).count();
+    match node.op_type() {
+        "LSTM" | "GRU" | "RNN" if attribute::get_string(a, "direction") == Some("reverse") => Some("in reverse"),
+        "ConvTranspose" if attribute::find(a, "output_shape").is_some() => Some("with output_shape"),
+        "Einsum" => {
+            let equation = attribute::get_string(a, "equation")?;
+            (equation.contains("...") || equation.trim_end().ends_with("->"))
+                .then_some("with an ellipsis or a scalar result")
+        }
+        "BatchNormalization" if attribute::get_int(a, "training_mode") == Some(1) => Some("in training mode"),
+        "Attention" if node.input.iter().skip(4).any(|i| !i.is_empty()) => Some("with past keys"),
+        "Attention" if a.iter().any(|a| a.name().contains("window") && a.i() >= 0) => Some("with a window"),
+        "SpaceToDepth" if attribute::get_string(a, "mode") == Some("CRD") => Some("in CRD order"),
+        "Transpose" => {
+            let perm = attribute::get_ints(a, "perm")?;
+            let mut sorted = perm.to_vec();
+            sorted.sort_unstable();
+            (!sorted.iter().copied().eq(0..perm.len() as i64)).then_some("with a perm that is no permutation")
+        }
+        "Scan" => {
+            let scanned = attribute::get_int(a, "num_scan_inputs").unwrap_or(0);
+            (!(0..=inputs as i64).contains(&scanned)).then_some("with more scan inputs than inputs")
+        }
+        "MaxPool" | "AveragePool" | "Conv" | "ConvTranspose" => {
+            let kernel = attribute::get_ints(a, "kernel_shape")?;
+            let size = kernel.iter().try_fold(1i64, |n, &k| n.checked_mul(k));
+            (kernel.iter().any(|&k| k < 0) || size.is_none_or(|n| n > MAX_KERNEL)).then_some("with a huge kernel")
+        }
+        _ => None,
+    }
+}
+
+/// Removes what the chosen tensors do not depend on, and makes these the outputs.
+pub fn prune(model: &mut ModelProto, outputs: &[String]) {
+    let Some(graph) = &mut model.graph else { return };
+    let mut needed: HashSet<String> = outputs.iter().cloned().collect();
+    let mut kept = Vec::new();
+    for node in std::mem::take(&mut graph.node).into_iter().rev() {
+        if node.output.iter().any(|o| needed.contains(o)) {
+            uses(&node, &mut |name| {
+                needed.insert(name.to_owned());
+            });
+            kept.push(node);
+        }
+    }
+    kept.reverse();
+    graph.node = kept;
+    graph.input.retain(|i| needed.contains(i.name()));
+    graph.initializer.retain(|i| needed.contains(i.name()));
+    graph.sparse_initializer.retain(|s| s.values.as_ref().is_some_and(|v| needed.contains(v.name())));
+    let types: HashMap<String, _> = (graph.output.drain(..)).map(|o| (o.name().to_owned(), o)).collect();
+    let output = |name: &String| types.get(name).cloned().unwrap_or_else(|| named(name));
+    graph.output = outputs.iter().map(output).collect();
+}
+
+fn named(name: &str) -> crate::onnx::ValueInfoProto {
+    crate::onnx::ValueInfoProto { name: Some(name.to_owned()), ..Default::default() }
+}
+
+/// Calls `found` for every name that a node uses, those of its bodies included; names that only a body knows too.
+pub fn uses(node: &NodeProto, found: &mut impl FnMut(&str)) {
+    fn inside(graph: &GraphProto, found: &mut dyn FnMut(&str)) {
+        for node in &graph.node {
+            node.input.iter().filter(|i| !i.is_empty()).for_each(|i| found(i));
+            bodies(node).for_each(|body| inside(body, found));
+        }
+        graph.output.iter().for_each(|o| found(o.name()));
+    }
+    node.input.iter().filter(|i| !i.is_empty()).for_each(|i| found(i));
+    bodies(node).for_each(|body| inside(body, found));
+}
+
+/// Gives the tensors of `names` that nodes compute another name, `<name>/before`, and makes what is left of the name an
+/// input (`cut`), or the sum of the tensor and an input `<name>/delta`.
+pub fn open(model: &mut ModelProto, names: &HashSet<String>, cut: &HashSet<String>) {
+    let present: HashSet<String> = computed(model).into_iter().map(str::to_owned).collect();
+    let Some(graph) = &mut model.graph else { return };
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    for mut node in std::mem::take(&mut graph.node) {
+        let mut added = Vec::new();
+        for output in &mut node.output {
+            if cut.contains(output) {
+                *output = format!("{output}/before");
+            } else if names.contains(output) {
+                let before = format!("{output}/before");
+                added.push(self::node("Add", &[&before, &delta(output)], output, vec![]));
+                *output = before;
+            }
+        }
+        nodes.push(node);
+        nodes.extend(added);
+    }
+    graph.node = nodes;
+    let mut inputs: Vec<String> = cut.iter().filter(|n| present.contains(*n)).cloned().collect();
+    inputs.extend(names.iter().filter(|n| present.contains(*n) && !cut.contains(*n)).map(|n| delta(n)));
+    inputs.sort();
+    graph.input.extend(inputs.iter().map(|name| double_input(name)));
+}
+
+/// The input that is added to a tensor.
+pub fn delta(name: &str) -> String {
+    format!("{name}/delta")
+}
+
+/// A graph input of float64 elements and any shape.
+pub fn double_input(name: &str) -> crate::onnx::ValueInfoProto {
+    let tensor = type_proto::Tensor { elem_type: Some(ElementType::Double as i32), shape: None };
+    crate::onnx::ValueInfoProto {
+        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }),
+        ..named(name)
+    }
+}

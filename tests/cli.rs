@@ -1,0 +1,200 @@
+//! The command line as users meet it: what it prints, where, and with which exit code.
+
+use onnx_gradients::Model;
+use onnx_gradients::onnx::text;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+fn tool(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_onnx-gradients")).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The one line that a failure prints.
+fn error(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(stdout(output).is_empty());
+    text.trim().to_owned()
+}
+
+/// A folder with `model.onnx`.
+fn folder(graph: &str) -> (TempDir, String) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.onnx");
+    let proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
+    Model::from(proto).save(&path).unwrap();
+    (folder, path.display().to_string())
+}
+
+fn out(folder: &TempDir) -> String {
+    folder.path().join("out.onnx").display().to_string()
+}
+
+const SQUARE: &str = "g (float[N,2] x, float[2] w) => (float[N,2] y) { z = Mul(x, w) y = Mul(z, z) }";
+
+#[test]
+fn grad_prints_a_table() {
+    let (folder, model) = folder(SQUARE);
+    let output = tool(&["grad", &model, "-o", &out(&folder), "--ys", "y", "--xs", "x", "w", "--no-validate"]);
+    assert!(output.status.success(), "{output:?}");
+    let text = stdout(&output);
+    assert!(text.contains("gradients/x") && text.contains("float[N,2]") && text.contains("not validated"), "{text}");
+}
+
+#[test]
+#[cfg(feature = "validate")]
+fn grad_validates() {
+    let (folder, model) = folder(SQUARE);
+    let output = tool(&["grad", &model, "-o", &out(&folder), "--inputs", "--json"]);
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["validation"]["status"], "passed", "{report}");
+    let check = tool(&["check", &out(&folder), "--dim", "N=3", "--seed", "5"]);
+    assert!(check.status.success() && stdout(&check).contains("2 of 2 gradients agree"), "{check:?}");
+}
+
+#[test]
+fn json_is_in_the_order_of_xs_and_ys() {
+    let (folder, model) =
+        folder("g (float a, float b) => (float y, float z) { y = Mul(a, b) z = Exp(a) unused = Exp(b) }");
+    let arguments = ["grad", &model, "-o", &out(&folder), "--ys", "z", "y", "--xs", "b", "a", "unused"];
+    let output = tool(&[&arguments[..], &["--grad-ys", "input:seed", "-3", "--json", "--no-validate"]].concat());
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let list = |what: &str, key: &str| {
+        report[what].as_array().unwrap().iter().map(|e| e[key].as_str().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let named = |names: &[&str]| names.iter().map(|n| Some((*n).to_owned())).collect::<Vec<_>>();
+    assert_eq!(list("gradients", "x"), named(&["b", "a", "unused"]));
+    assert_eq!(list("gradients", "gradient")[2], None);
+    assert_eq!(list("seeds", "y"), named(&["z", "y"]));
+    assert_eq!(list("seeds", "seed")[0].as_deref(), Some("seed"));
+    assert_eq!(report["validation"]["status"], "skipped");
+    assert!(report["nodes_added"].as_u64().unwrap() > 0);
+    assert!(report["warnings"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn wildcards_and_names_with_colons_and_spaces() {
+    let graph = "g (float \"layer 1:w\", float \"layer 2:w\", float x) => (float y) { p = Mul(\"layer 1:w\", x) y = Mul(p, \"layer 2:w\") }";
+    let (folder, model) = folder(graph);
+    let run = |xs: &str, seed: &str| {
+        let output = tool(&["grad", &model, "-o", "-", "--xs", xs, "--grad-ys", seed, "--no-validate", "--json"]);
+        let report: Value = serde_json::from_slice(&output.stderr).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        report["gradients"].as_array().unwrap().len()
+    };
+    assert_eq!(run("layer ?:w", "ones"), 2);
+    assert_eq!(run("layer 1:w", "tensor:layer 2:w"), 1);
+    assert_eq!(run("*", "input:a seed: of mine"), 5);
+    drop(folder);
+}
+
+#[test]
+fn through_pipes() {
+    let (folder, model) = folder(SQUARE);
+    let script = format!(
+        "{tool} grad - -o - --ys y --xs x --no-validate < {model} > {out}",
+        tool = env!("CARGO_BIN_EXE_onnx-gradients"),
+        out = out(&folder)
+    );
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    let written = Model::load(out(&folder)).unwrap();
+    assert_eq!(written.proto.graph.unwrap().output[1].name(), "gradients/x");
+}
+
+#[test]
+fn files_are_safe() {
+    let (folder, model) = folder(SQUARE);
+    let grad =
+        |out: &str, more: &[&str]| tool(&[&["grad", &model, "-o", out, "--xs", "x", "--no-validate"], more].concat());
+    let before = std::fs::read(&model).unwrap();
+    assert!(error(&grad(&model, &["--force"])).contains("never overwritten"));
+    assert_eq!(std::fs::read(&model).unwrap(), before);
+    assert!(grad(&out(&folder), &[]).status.success());
+    assert!(error(&grad(&out(&folder), &[])).contains("--force"));
+    assert!(grad(&out(&folder), &["--force"]).status.success());
+    assert!(error(&grad("/nowhere/out.onnx", &[])).contains("/nowhere"));
+    let failed = grad(&folder.path().join("other.onnx").display().to_string(), &["--ys", "nothing"]);
+    assert!(error(&failed).contains("no tensor is called 'nothing'"));
+    let left: Vec<PathBuf> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(left.len(), 2, "nothing half-written stays: {left:?}");
+}
+
+#[test]
+fn bad_files_are_answered_in_one_line() {
+    let (folder, model) = folder(SQUARE);
+    let bytes = std::fs::read(&model).unwrap();
+    let grad = |path: &Path| tool(&["grad", path.to_str().unwrap(), "-o", &out(&folder), "--xs", "x", "--no-validate"]);
+    assert!(error(&grad(Path::new("no/such.onnx"))).contains("no/such.onnx"));
+    assert!(error(&grad(folder.path())).contains("directory"));
+    for (name, content) in [("empty", &b""[..]), ("text", b"hello world"), ("truncated", &bytes[..bytes.len() / 2])] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        assert!(error(&grad(&path)).contains("not an ONNX model"), "{name}");
+    }
+}
+
+#[test]
+fn graphs_that_cannot_be() {
+    for (graph, expected) in [
+        ("g (float x) => (float y) { y = Add(x, z) z = Exp(y) }", "cyclic"),
+        ("g (float x) => (float y) { y = Exp(x) y = Tanh(x) }", "'y' is the name of two tensors"),
+        ("g (float x) => (float y) { z = Exp(x) }", "graph output 'y' is computed by no node"),
+        ("g (float[2,3] x) => (float y) { y = MatMul(x, x) }", "MatMul"),
+        ("g (float[2,3] x) => (float y) { [sum] y = Add(x, w) }", "sum"),
+    ] {
+        let (folder, model) =
+            folder(&graph.replace("Add(x, w)", "Add(x, v) ").replace("{ [sum]", "{ v = Transpose(x) [sum]"));
+        let output = tool(&["grad", &model, "-o", &out(&folder), "--xs", "x", "--no-validate"]);
+        assert!(error(&output).contains(expected), "{graph}: {output:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let (folder, model) = folder(SQUARE);
+    for arguments in [
+        vec!["grad", &model, "-o", &out(&folder)],
+        vec!["grad", &model, "-o", &out(&folder), "--xs", "x", "--grad-ys", "two"],
+        vec!["grad", &model, "--xs", "x"],
+        vec!["grad", &model, "-o", "o", "--xs", "x", "--unconnected-gradients", "nan"],
+        vec!["gradient"],
+        vec![],
+    ] {
+        assert_eq!(tool(&arguments).status.code(), Some(2), "{arguments:?}");
+    }
+    let output = tool(&["grad", &model, "-o", "o", "--xs", "x", "--unconnected-gradients", "nan"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("none, zero"));
+}
+
+#[test]
+fn every_subcommand_has_examples() {
+    for command in ["grad", "inspect", "ops", "completions"] {
+        let help = stdout(&tool(&[command, "--help"]));
+        assert!(help.contains("Example"), "{command}: {help}");
+    }
+}
+
+#[test]
+fn ops_lists_the_table() {
+    let rows: Value = serde_json::from_str(&stdout(&tool(&["ops", "--json"]))).unwrap();
+    let tanh = rows.as_array().unwrap().iter().find(|r| r["operator"] == "Tanh").unwrap();
+    assert_eq!(tanh["formula"], "dx = dy (1 - y²)");
+    assert!(stdout(&tool(&["ops"])).contains("dx = dy (1 - y²)"));
+}
+
+#[test]
+fn inspect_says_what_stands_in_the_way() {
+    let (_folder, model) =
+        folder("g (float x, float w) => (float y, float z) { y = Mul(x, w) f = Floor(x) z = Exp(f) }");
+    let report: Value = serde_json::from_str(&stdout(&tool(&["inspect", &model, "--json"]))).unwrap();
+    assert_eq!(report["reach"][0]["xs"], serde_json::json!(["x", "w"]));
+    assert_eq!(report["reach"][1]["xs"], serde_json::json!([]));
+    assert_eq!(report["opset"], 17);
+    assert!(stdout(&tool(&["inspect", &model])).contains("y depends on x, w"));
+}

@@ -1,0 +1,91 @@
+//! Files that are damaged on purpose: the reader and the pass answer each with a model or with an error.
+
+mod common;
+
+use onnx_gradients::backward::Selection;
+use onnx_gradients::onnx::file::read_bytes;
+use onnx_gradients::{Gradients, Model, graph};
+use prost::Message;
+
+/// splitmix64
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
+    }
+}
+
+/// Reads a model and differentiates all that it can be asked for.
+fn process(bytes: Vec<u8>) -> anyhow::Result<()> {
+    let model = Model::from(read_bytes(bytes.into())?);
+    let loaded = graph::load(&model.proto)?;
+    let selection = Selection::new(&loaded);
+    let names = |ids: Vec<graph::ValueId>| ids.into_iter().map(|id| selection.name(id)).collect::<Vec<_>>();
+    let xs = names([selection.inputs(), selection.parameters()].concat());
+    Gradients::new(names(selection.outputs()), xs).build(&model)?;
+    Ok(())
+}
+
+#[test]
+fn damaged_models_are_answered() {
+    let mut random = Random(2026);
+    let mut read = 0;
+    for case in common::all() {
+        let bytes = case.model.encode_to_vec();
+        for _ in 0..40 {
+            let mut damaged = bytes.clone();
+            for _ in 0..1 + random.below(3) {
+                let at = random.below(damaged.len());
+                match random.below(4) {
+                    0 => damaged.truncate(at),
+                    1 => damaged[at] ^= 1 << random.below(8),
+                    2 => damaged[at] = [0, 1, 0x7f, 0x80, 0xff][random.below(5)],
+                    _ => drop(damaged.drain(at..(at + 1 + random.below(8)).min(bytes.len()).min(damaged.len()))),
+                }
+                if damaged.is_empty() {
+                    break;
+                }
+            }
+            read += usize::from(process(damaged).is_ok());
+        }
+    }
+    assert!(read > 0, "some damage is harmless");
+}
+
+#[test]
+fn damaged_attributes_are_answered() {
+    // Numbers that a file may hold and no exporter writes.
+    let numbers = [i64::MIN, i64::MIN + 1, -1 << 40, -3, -1, 0, 1, 2, 5, 1 << 31, 1 << 40, i64::MAX];
+    let mut random = Random(7);
+    for case in common::all() {
+        for _ in 0..25 {
+            let mut model = case.model.clone();
+            for node in model.graph.iter_mut().flat_map(|g| &mut g.node) {
+                for attribute in &mut node.attribute {
+                    if attribute.i.is_some() && random.below(2) == 0 {
+                        attribute.i = Some(numbers[random.below(numbers.len())]);
+                    }
+                    for value in &mut attribute.ints {
+                        if random.below(3) == 0 {
+                            *value = numbers[random.below(numbers.len())];
+                        }
+                    }
+                    match random.below(4) {
+                        0 => drop(attribute.ints.pop()),
+                        1 if !attribute.ints.is_empty() => attribute.ints.push(numbers[random.below(numbers.len())]),
+                        _ => (),
+                    }
+                }
+                if random.below(4) == 0 {
+                    node.input.pop();
+                }
+            }
+            let _ = process(model.encode_to_vec());
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Tests over the table of rules itself, and over what its rules emit for the cases of `tests/cases`.
+
+mod common;
+
+use onnx_gradients::onnx::{GraphProto, text};
+use onnx_gradients::rules::{self, Rule, Slot};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Whether a row gives a gradient to any input.
+fn differentiates(rule: &Rule) -> bool {
+    rule.slots.iter().any(|s| !matches!(s, Slot::Stop(_) | Slot::Zero))
+}
+
+#[test]
+fn no_two_rows_hold_for_one_version() {
+    let rows: Vec<&Rule> = rules::all().collect();
+    for (i, a) in rows.iter().enumerate() {
+        for b in &rows[i + 1..] {
+            let overlap = a.since <= b.until && b.since <= a.until;
+            assert!(!(a.op == b.op && a.domain == b.domain && overlap), "{} has two rows", a.name());
+        }
+    }
+}
+
+#[test]
+fn every_row_with_a_gradient_has_a_case() {
+    let mut covered: BTreeSet<(String, String, i64)> = BTreeSet::new();
+    for case in common::all() {
+        for (domain, op) in case.operators() {
+            if let Some(rule) = rules::find(&domain, &op, case.model.opset(&domain).unwrap_or(1)) {
+                covered.insert((domain, op, rule.since));
+            }
+        }
+    }
+    let missing =
+        rules::all().filter(|r| differentiates(r) && !covered.contains(&(r.domain.into(), r.op.into(), r.since)));
+    let missing: Vec<String> = missing.map(|r| format!("{} ({})", r.name(), r.versions())).collect();
+    assert!(missing.is_empty(), "rows without a case in tests/cases: {}", missing.join(", "));
+}
+
+#[test]
+fn what_rules_emit_has_rules() {
+    let mut missing: BTreeMap<String, String> = BTreeMap::new();
+    for case in common::all() {
+        let output = case.differentiate().unwrap_or_else(|e| panic!("{}, opset {}: {e:#}", case.title, case.opset));
+        let graph = output.model.proto.graph.as_ref().unwrap();
+        for op in emitted(graph, case.model.graph.as_ref().unwrap().node.len()) {
+            if rules::find("", &op, case.opset).is_none() {
+                missing.insert(op, format!("{} at opset {}", case.title, case.opset));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "emitted, but without a row: {missing:?}");
+}
+
+/// The operators of the nodes from a place on, and of those in their bodies.
+fn emitted(graph: &GraphProto, from: usize) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for node in &graph.node[from..] {
+        assert_eq!(node.domain(), "", "{} is no operator of the standard", node.op_type());
+        found.insert(node.op_type().to_owned());
+        node.attribute.iter().filter_map(|a| a.g.as_ref()).for_each(|body| found.extend(emitted(body, 0)));
+    }
+    found
+}
+
+#[test]
+fn the_reference_is_up_to_date() {
+    let path = common::folder("docs/operators.md");
+    let now = rules::reference::markdown();
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, &now).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == now, "docs/operators.md is out of date: run this test with UPDATE=1");
+}
+
+/// What the first case of each operator makes of it, in ONNX's text syntax, for readers: `tests/snapshots/<operator>.txt`.
+#[test]
+fn snapshots_are_up_to_date() {
+    let mut snapshots: BTreeMap<String, String> = BTreeMap::new();
+    for case in common::all() {
+        let nodes = &case.model.graph.as_ref().unwrap().node;
+        let [node] = nodes.as_slice() else { continue };
+        let name = if node.domain().is_empty() {
+            node.op_type().to_owned()
+        } else {
+            format!("{}.{}", node.domain(), node.op_type())
+        };
+        if snapshots.contains_key(&name) || case.order == 0 {
+            continue;
+        }
+        let output = case.differentiate().unwrap_or_else(|e| panic!("{}, opset {}: {e:#}", case.title, case.opset));
+        let all = &output.model.proto.graph.as_ref().unwrap().node;
+        let (forward, backward) = all.split_at(1);
+        let list: Vec<String> = output
+            .gradients
+            .iter()
+            .map(|g| format!("# d{} = {}\n", g.x, g.gradient.as_deref().unwrap_or("none")))
+            .collect();
+        let header = format!("# {}: {} at opset {}\n", name, case.title, case.opset);
+        snapshots.insert(
+            name,
+            format!("{header}{}\n{}\n{}", list.concat(), text::print_nodes(forward), text::print_nodes(backward)),
+        );
+    }
+    let folder = common::folder("tests/snapshots");
+    if std::env::var_os("UPDATE").is_some() {
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        snapshots.iter().for_each(|(name, text)| std::fs::write(folder.join(format!("{name}.txt")), text).unwrap());
+    }
+    let changed: Vec<&String> = snapshots
+        .iter()
+        .filter(|(name, text)| {
+            std::fs::read_to_string(folder.join(format!("{name}.txt"))).is_ok_and(|t| t == **text).eq(&false)
+        })
+        .map(|(name, _)| name)
+        .collect();
+    assert!(
+        changed.is_empty(),
+        "snapshots that have changed: {changed:?}; look at them, then run this test with UPDATE=1"
+    );
+}

@@ -1,0 +1,379 @@
+//! Validation says which gradients are right, which are wrong, and of which nothing is known.
+#![cfg(feature = "validate")]
+
+use onnx_gradients::onnx::proto::{
+    OperatorSetIdProto, StringStringEntryProto, TensorShapeProto, tensor_shape_proto::Dimension,
+    tensor_shape_proto::dimension, type_proto,
+};
+use onnx_gradients::onnx::{
+    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, attribute,
+};
+use onnx_gradients::record::{Gradient, Record, SeedOf};
+use onnx_gradients::validate::{Options, Status, Validation, validate};
+
+const FLOAT: ElementType = ElementType::Float;
+
+/// A model that is put together line by line.
+#[derive(Clone)]
+struct Sketch(ModelProto);
+
+impl Sketch {
+    fn new() -> Self {
+        let opset = OperatorSetIdProto { domain: Some(String::new()), version: Some(20) };
+        Sketch(ModelProto {
+            ir_version: Some(9),
+            opset_import: vec![opset],
+            graph: Some(GraphProto { name: Some("g".into()), ..Default::default() }),
+            ..Default::default()
+        })
+    }
+
+    fn graph(&mut self) -> &mut GraphProto {
+        self.0.graph.as_mut().unwrap()
+    }
+
+    fn value(name: &str, element: ElementType, dims: &[&str]) -> ValueInfoProto {
+        let dim = |d: &&str| Dimension {
+            value: Some(match d.parse() {
+                Ok(n) => dimension::Value::DimValue(n),
+                Err(_) => dimension::Value::DimParam(d.to_string()),
+            }),
+            ..Default::default()
+        };
+        let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
+        let tensor = type_proto::Tensor { elem_type: Some(element as i32), shape: Some(shape) };
+        let r#type = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+        ValueInfoProto { name: Some(name.into()), r#type: Some(r#type), ..Default::default() }
+    }
+
+    fn input(mut self, name: &str, element: ElementType, dims: &[&str]) -> Self {
+        self.graph().input.push(Self::value(name, element, dims));
+        self
+    }
+
+    fn output(mut self, name: &str, element: ElementType, dims: &[&str]) -> Self {
+        self.graph().output.push(Self::value(name, element, dims));
+        self
+    }
+
+    fn initializer(mut self, name: &str, tensor: TensorProto) -> Self {
+        self.graph().initializer.push(TensorProto { name: Some(name.into()), ..tensor });
+        self
+    }
+
+    fn constant(self, name: &str, value: f64) -> Self {
+        self.initializer(name, TensorProto::from_floats(FLOAT, &[], &[value]))
+    }
+
+    fn node(self, op: &str, inputs: &[&str], output: &str) -> Self {
+        self.node_with(op, inputs, output, vec![])
+    }
+
+    fn node_with(mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> Self {
+        self.graph().node.push(NodeProto {
+            op_type: Some(op.into()),
+            input: inputs.iter().map(|&i| i.into()).collect(),
+            output: vec![output.into()],
+            attribute,
+            ..Default::default()
+        });
+        self
+    }
+
+    fn check(&self, record: &Record) -> Validation {
+        validate(&self.0, None, record, &Options::default())
+    }
+}
+
+fn record(y: &str, gradients: &[(&str, &str)]) -> Record {
+    Record {
+        name: "gradients".into(),
+        gradients: (gradients.iter())
+            .map(|&(x, g)| Gradient { x: x.into(), gradient: (!g.is_empty()).then(|| g.into()) })
+            .collect(),
+        seeds: vec![SeedOf { y: y.into(), seed: None, fill: Some(1.0) }],
+        stops: vec![],
+    }
+}
+
+#[track_caller]
+fn passes(validation: &Validation) {
+    assert_eq!(validation.status, Status::Passed, "{validation:#?}");
+    for gradient in &validation.gradients {
+        assert!(gradient.compared && gradient.finite && gradient.shape, "{validation:#?}");
+        assert!(gradient.error.unwrap() <= gradient.bound, "{validation:#?}");
+    }
+}
+
+#[track_caller]
+fn fails(validation: &Validation, reason: &str) {
+    assert_eq!(validation.status, Status::Failed, "{validation:#?}");
+    assert!(validation.reason.as_ref().unwrap().contains(reason), "{validation:#?}");
+}
+
+/// y = x², with the nodes that compute g left open.
+fn square(element: ElementType) -> Sketch {
+    Sketch::new()
+        .input("x", element, &["batch-size", "3"])
+        .node("Mul", &["x", "x"], "y")
+        .output("y", element, &["batch-size", "3"])
+        .output("g", element, &["batch-size", "3"])
+}
+
+#[test]
+fn a_right_gradient_passes() {
+    let validation = square(FLOAT).node("Add", &["x", "x"], "g").check(&record("y", &[("x", "g")]));
+    passes(&validation);
+    assert_eq!(validation.outputs[0].max_difference, Some(0.0));
+    assert_eq!(validation.dims["batch-size"], 2);
+}
+
+#[test]
+fn wrong_gradients_fail() {
+    let r = record("y", &[("x", "g")]);
+    fails(&square(FLOAT).node("Identity", &["x"], "g").check(&r), "relative error");
+    fails(&square(FLOAT).node("Sum", &["x", "x", "x"], "g").check(&r), "relative error");
+    let nearly = square(FLOAT).constant("c", 2.0002).node("Mul", &["x", "c"], "g");
+    fails(&nearly.check(&r), "relative error");
+    let nan = square(FLOAT).constant("c", f64::NAN).node("Mul", &["x", "c"], "g");
+    fails(&nan.check(&r), "not finite");
+    let transposed = square(FLOAT).node("Add", &["x", "x"], "t").node("Transpose", &["t"], "g");
+    fails(&transposed.check(&r), "shape");
+    let zero = square(FLOAT).node("Sub", &["x", "x"], "g");
+    fails(&zero.check(&r), "relative error");
+}
+
+#[test]
+fn a_gradient_that_is_wrong_in_one_place_fails() {
+    let mask = TensorProto::from_floats(FLOAT, &[3], &[2.0, 2.0, 2.01]);
+    let sketch = square(FLOAT).initializer("c", mask).node("Mul", &["x", "c"], "g");
+    fails(&sketch.check(&record("y", &[("x", "g")])), "relative error");
+}
+
+#[test]
+fn each_wrong_gradient_is_named() {
+    // y = a b c: the gradient of b lacks a factor.
+    let sketch = ["a", "b", "c"].iter().fold(Sketch::new(), |s, &x| s.input(x, FLOAT, &["4"]));
+    let sketch = (sketch.node("Mul", &["a", "b"], "ab").node("Mul", &["ab", "c"], "y").output("y", FLOAT, &["4"]))
+        .node("Mul", &["b", "c"], "ga")
+        .node("Identity", &["a"], "gb")
+        .node("Identity", &["ab"], "gc");
+    let validation = sketch.check(&record("y", &[("a", "ga"), ("b", "gb"), ("c", "gc")]));
+    fails(&validation, "'gb' with respect to 'b'");
+    let error = |i: usize| validation.gradients[i].error.unwrap();
+    assert!(error(0) < 1e-6 && error(1) > 1e-2 && error(2) < 1e-6, "{validation:#?}");
+}
+
+#[test]
+fn half_precision_and_double_models_pass() {
+    for element in [ElementType::Float16, ElementType::Bfloat16, ElementType::Double] {
+        passes(&square(element).node("Add", &["x", "x"], "g").check(&record("y", &[("x", "g")])));
+        let wrong = square(element).node("Identity", &["x"], "g").check(&record("y", &[("x", "g")]));
+        fails(&wrong, "relative error");
+    }
+}
+
+/// a = 2 x; y = x a: the gradient at x is 4 x, at the tensor a it is x.
+fn chain() -> Sketch {
+    Sketch::new()
+        .input("x", FLOAT, &["5"])
+        .constant("two", 2.0)
+        .node("Mul", &["x", "two"], "a")
+        .node("Mul", &["x", "a"], "y")
+        .output("y", FLOAT, &["5"])
+}
+
+#[test]
+fn a_tensor_inside_is_an_x_and_does_not_cut() {
+    let sketch = chain().node("Add", &["a", "a"], "gx").node("Identity", &["x"], "ga");
+    passes(&sketch.check(&record("y", &[("x", "gx"), ("a", "ga")])));
+    let cut = chain().node("Identity", &["a"], "gx").node("Identity", &["x"], "ga");
+    fails(&cut.check(&record("y", &[("x", "gx"), ("a", "ga")])), "'gx'");
+}
+
+#[test]
+fn a_stop_cuts() {
+    let sketch = chain().node("Identity", &["a"], "gx").node("Identity", &["x"], "ga");
+    let stopped = Record { stops: vec!["a".into()], ..record("y", &[("x", "gx"), ("a", "ga")]) };
+    passes(&sketch.check(&stopped));
+    let mut marked = sketch.clone();
+    let property = StringStringEntryProto { key: Some("stop_gradient".into()), value: Some("true".into()) };
+    marked.graph().node[0].metadata_props.push(property);
+    passes(&marked.check(&record("y", &[("x", "gx"), ("a", "ga")])));
+}
+
+#[test]
+fn seeds_weigh_the_ys() {
+    // The seed depends on x, and is held constant.
+    let sketch = chain().node("Exp", &["x"], "seed").node("Add", &["a", "a"], "j").node("Mul", &["j", "seed"], "g");
+    let mut r = record("y", &[("x", "g")]);
+    r.seeds = vec![SeedOf { y: "y".into(), seed: Some("seed".into()), fill: None }];
+    passes(&sketch.check(&r));
+    let sketch = chain().constant("c", -12.0).node("Mul", &["x", "c"], "g");
+    r.seeds = vec![SeedOf { y: "y".into(), seed: None, fill: Some(-3.0) }];
+    passes(&sketch.check(&r));
+    r.seeds[0].fill = Some(3.0);
+    fails(&sketch.check(&r), "relative error");
+}
+
+#[test]
+fn initializers_are_xs_and_large_ones_are_inputs() {
+    let count = 300;
+    let w: Vec<f64> = (0..count).map(|i| (f64::from(i) * 0.7).sin()).collect();
+    let sketch = Sketch::new()
+        .input("x", FLOAT, &["N", "10"])
+        .initializer("W", TensorProto::from_floats(FLOAT, &[10, 30], &w))
+        .initializer("b", TensorProto::from_floats(FLOAT, &[30], &w[..30]))
+        .node("Gemm", &["x", "W", "b"], "h")
+        .node("Sigmoid", &["h"], "y")
+        .output("y", FLOAT, &["N", "30"])
+        .constant("one", 1.0)
+        .node("Sub", &["one", "y"], "n")
+        .node("Mul", &["n", "y"], "dh")
+        .node("Transpose", &["x"], "xt")
+        .node("MatMul", &["xt", "dh"], "gW")
+        .initializer("axes", TensorProto::from_ints(ElementType::Int64, &[1], &[0]))
+        .node_with("ReduceSum", &["dh", "axes"], "gb", vec![attribute::int("keepdims", 0)])
+        .node("Transpose", &["W"], "Wt")
+        .node("MatMul", &["dh", "Wt"], "gx");
+    passes(&sketch.check(&record("y", &[("W", "gW"), ("b", "gb"), ("x", "gx")])));
+}
+
+#[test]
+fn what_tract_lacks_is_skipped_by_name() {
+    let sketch = square(FLOAT).node("Add", &["x", "x"], "g").node("Det", &["x"], "d").output("d", FLOAT, &[]);
+    let validation = sketch.check(&record("y", &[("x", "g")]));
+    assert_eq!(validation.status, Status::Skipped);
+    assert_eq!(validation.reason.as_deref(), Some("tract has no Det"));
+    let mut custom = square(FLOAT).node("Add", &["x", "x"], "g");
+    custom.graph().node[0].domain = Some("my.dom".into());
+    let validation = custom.check(&record("y", &[("x", "g")]));
+    assert_eq!(validation.reason.as_deref(), Some("tract has no my.dom.Mul"));
+}
+
+#[test]
+fn what_would_kill_the_process_is_skipped() {
+    let sketch = square(FLOAT).node_with("Transpose", &["x"], "g", vec![attribute::ints("perm", &[0, 0])]);
+    assert_eq!(sketch.check(&record("y", &[("x", "g")])).status, Status::Skipped);
+}
+
+#[test]
+fn nonsense_is_reported() {
+    let empty = validate(&ModelProto::default(), None, &record("y", &[("x", "g")]), &Options::default());
+    assert_eq!(empty.status, Status::Skipped);
+    for (op, inputs) in [("Concat", &["x"][..]), ("Gather", &["x"]), ("Softmax", &[]), ("Split", &["x", "x"])] {
+        let validation = square(FLOAT).node(op, inputs, "g").check(&record("y", &[("x", "g")]));
+        assert_eq!(validation.status, Status::Failed, "{op}: {validation:?}");
+    }
+}
+
+#[test]
+fn kinks_and_conventions_are_no_errors() {
+    // Every x is at the kink of |x|.
+    let sketch = Sketch::new()
+        .input("x", FLOAT, &["3"])
+        .node("Sub", &["x", "x"], "zero")
+        .node("Add", &["zero", "b"], "h")
+        .initializer("b", TensorProto::from_floats(FLOAT, &[3], &[0.0; 3]))
+        .node("Abs", &["h"], "y")
+        .output("y", FLOAT, &["3"])
+        .constant("one", 1.0)
+        .node("Expand", &["one", "shape"], "g")
+        .initializer("shape", TensorProto::from_ints(ElementType::Int64, &[1], &[3]));
+    let validation = sketch.check(&record("y", &[("b", "g")]));
+    assert_eq!(validation.status, Status::Passed, "{validation:#?}");
+    assert!(!validation.gradients[0].compared);
+    assert!(validation.gradients[0].note.as_ref().unwrap().contains("not smooth"), "{validation:#?}");
+}
+
+#[test]
+fn domains_of_functions_are_found() {
+    // Of log and sqrt the random numbers are positive ones.
+    let sketch = Sketch::new().input("x", FLOAT, &["7"]).node("Log", &["x"], "y").output("y", FLOAT, &["7"]);
+    passes(&sketch.node("Reciprocal", &["x"], "g").check(&record("y", &[("x", "g")])));
+}
+
+#[test]
+fn negative_pads_crop() {
+    let pads = TensorProto::from_ints(ElementType::Int64, &[2], &[-1, 2]);
+    let back = TensorProto::from_ints(ElementType::Int64, &[2], &[1, -2]);
+    let sketch = Sketch::new()
+        .input("x", FLOAT, &["5"])
+        .initializer("pads", pads)
+        .initializer("back", back)
+        .node("Pad", &["x", "pads"], "p")
+        .node("Mul", &["p", "p"], "y")
+        .output("y", FLOAT, &["6"])
+        .node("Add", &["p", "p"], "dp")
+        .node("Pad", &["dp", "back"], "g");
+    passes(&sketch.check(&record("y", &[("x", "g")])));
+}
+
+#[test]
+fn a_result_is_json() {
+    let validation = square(FLOAT).node("Add", &["x", "x"], "g").check(&record("y", &[("x", "g")]));
+    let json = serde_json::to_string(&validation).unwrap();
+    assert!(json.contains(r#""status":"passed""#), "{json}");
+    let back: Validation = serde_json::from_str(&json).unwrap();
+    assert!(back.gradients[0].compared && back.status == validation.status);
+}
+
+/// The gradient with respect to the initial state of a recurrent layer of one step, which tract runs in float32 only.
+#[test]
+fn what_tract_has_in_float32_only_is_compared_within_its_rounding() {
+    let numbers = |dims: &[i64]| {
+        let values: Vec<f64> = (0..dims.iter().product()).map(|i| (i as f64 * 1.3).cos()).collect();
+        TensorProto::from_floats(FLOAT, dims, &values)
+    };
+    let mut sketch = Sketch::new()
+        .input("x", FLOAT, &["1", "2", "3"])
+        .initializer("W", numbers(&[1, 4, 3]))
+        .initializer("R", numbers(&[1, 4, 4]))
+        .initializer("R0", numbers(&[4, 4]))
+        .initializer("b", numbers(&[1, 8]))
+        .input("h", FLOAT, &["1", "2", "4"])
+        .node_with("RNN", &["x", "W", "R", "b", "", "h"], "unused", vec![attribute::int("hidden_size", 4)])
+        .node("Mul", &["y", "y"], "yy")
+        .constant("one", 1.0)
+        .node("Sub", &["one", "yy"], "d")
+        .node("MatMul", &["d", "R0"], "g")
+        .output("y", FLOAT, &["1", "2", "4"]);
+    sketch.graph().node[0].output = vec![String::new(), "y".into()];
+    let right = sketch.check(&record("y", &[("h", "g")]));
+    passes(&right);
+    assert!(right.gradients[0].bound > 1e-3);
+    sketch.graph().node[3].input = vec!["yy".into(), "R0".into()];
+    fails(&sketch.check(&record("y", &[("h", "g")])), "relative error");
+}
+
+#[test]
+fn a_crash_of_tract_is_a_failure() {
+    // An index beyond the depth: a row of zeros in the standard, a panic in tract.
+    let sketch = square(FLOAT)
+        .node("Add", &["x", "x"], "g")
+        .initializer("i", TensorProto::from_ints(ElementType::Int64, &[2], &[1, 7]))
+        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]))
+        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
+        .node("OneHot", &["i", "depth", "values"], "hot")
+        .output("hot", FLOAT, &["2", "3"]);
+    fails(&sketch.check(&record("y", &[("x", "g")])), "crashed");
+}
+
+#[test]
+fn losses_of_the_standard_run() {
+    let sketch = Sketch::new()
+        .input("x", FLOAT, &["4", "3"])
+        .input("labels", ElementType::Int64, &["4"])
+        .node("SoftmaxCrossEntropyLoss", &["x", "labels"], "loss")
+        .output("loss", FLOAT, &[])
+        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]))
+        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
+        .constant("n", 4.0)
+        .node("OneHot", &["labels", "depth", "values"], "hot")
+        .node("Softmax", &["x"], "p")
+        .node("Sub", &["p", "hot"], "d")
+        .node("Div", &["d", "n"], "g");
+    passes(&sketch.check(&record("loss", &[("x", "g")])));
+    let sum = sketch.node("Identity", &["d"], "h");
+    fails(&sum.check(&record("loss", &[("x", "h")])), "relative error");
+}
