@@ -1,6 +1,186 @@
-//! Reductions, cumulative sums and products, orderings.
+//! Operators that reduce along axes, that accumulate along one, and that order elements.
 
-use super::Rule;
+use super::Slot::*;
+use super::{Call, Rule, rule};
+use crate::expr::Expr;
+use crate::onnx::ElementType;
+use anyhow::Result;
+
+const AXES: &str = "axes keepdims noop_with_empty_axes";
 
 /// The rows.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] = &[
+    rule("ReduceSum", "dx = dy, copied along the axes", &[Formula(sum), Stop("axes")]).attributes(AXES),
+    rule("ReduceMean", "dx = dy / n, copied along the axes", &[Formula(mean), Stop("axes")]).attributes(AXES),
+    rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
+        .attributes(AXES)
+        .note("ties share equally"),
+    rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
+        .attributes(AXES)
+        .note("ties share equally"),
+    rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Formula(product), Stop("axes")])
+        .attributes(AXES)
+        .note("exact with zeros"),
+    rule("ReduceSumSquare", "dx = 2 dy x", &[Formula(sum_square), Stop("axes")]).attributes(AXES),
+    rule("ReduceL1", "dx = dy sign x", &[Formula(l1), Stop("axes")]).attributes(AXES),
+    rule("ReduceL2", "dx = dy x / y", &[Formula(l2), Stop("axes")]).attributes(AXES).note("0 where the norm is 0"),
+    rule("ReduceLogSum", "dx = dy e⁻ʸ", &[Formula(log_sum), Stop("axes")]).attributes(AXES),
+    rule("ReduceLogSumExp", "dx = dy e^(x - y)", &[Formula(log_sum_exp), Stop("axes")]).attributes(AXES),
+    rule("CumSum", "dx = the sums of dy from the other end", &[Formula(cum_sum), Stop("axis")])
+        .attributes("exclusive reverse"),
+    rule("CumProd", "dxᵢ = Σₖ dyₖ Π xⱼ, j ≠ i, j ≤ k", &[Formula(cum_prod), Stop("axis")])
+        .attributes("exclusive reverse")
+        .note("exact with zeros"),
+    rule("TopK", "dx = dy in the places of the indices", &[Formula(top_k), Stop("k")])
+        .attributes("axis k largest sorted")
+        .note("of equal elements the one that the operator has chosen"),
+];
+
+/// What a node reduces over.
+enum Over<'g> {
+    All,
+    Axes(Vec<usize>),
+    /// Axes that the run computes, as the node's input.
+    Computed(Expr<'g>),
+}
+
+impl<'g> Over<'g> {
+    fn of(c: &Call<'g>) -> Result<Self> {
+        let noop = c.flag("noop_with_empty_axes", false);
+        match c.list_at(1, "axes") {
+            Some(axes) if axes.ints().is_none() && axes.known_dim(0) != Some(0) => Ok(Over::Computed(axes)),
+            Some(axes) if axes.known_dim(0) != Some(0) => Ok(Over::Axes(c.axes()?)),
+            _ if noop => Ok(Over::Axes(vec![])),
+            _ => Ok(Over::All),
+        }
+    }
+}
+
+/// An output, or its gradient, with the reduced axes in place, so that it broadcasts with the input.
+fn kept<'g>(c: &Call<'g>, e: Expr<'g>) -> Result<Expr<'g>> {
+    if c.flag("keepdims", true) {
+        return Ok(e);
+    }
+    Ok(match Over::of(c)? {
+        Over::All => e,
+        Over::Axes(axes) => e.unsqueeze(&axes),
+        Over::Computed(axes) => e.reshape(c.x()?.shape_kept(axes, c.flag("noop_with_empty_axes", false))),
+    })
+}
+
+/// The sums over the axes that the node reduces, which stay with size 1.
+fn sums<'g>(c: &Call<'g>, e: Expr<'g>) -> Result<Expr<'g>> {
+    Ok(match Over::of(c)? {
+        Over::All => e.sum_all_kept(),
+        Over::Axes(axes) => e.sum(&axes),
+        Over::Computed(axes) => e.sum_over(axes, c.flag("noop_with_empty_axes", false)),
+    })
+}
+
+fn sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    Ok(kept(c, c.dy()?)?.expand_like(c.x()?))
+}
+
+fn mean<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, dy) = (c.x()?, c.y()?, c.dy()?);
+    let n = match Over::of(c)? {
+        Over::Axes(axes) => x.count(&axes),
+        Over::All => x.size().cast_like(x),
+        Over::Computed(_) => (x.size() / y.size().max(c.builder().int(1))).cast_like(x),
+    };
+    Ok(kept(c, dy / n)?.expand_like(x))
+}
+
+fn extreme<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
+    let chosen = x.equal(y);
+    let ties = sums(c, chosen.cast_like(x))?;
+    Ok((dy / ties).where_(chosen))
+}
+
+fn product<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy) = (c.x()?, kept(c, c.dy()?)?);
+    let rank = x.rank()?;
+    let (mut others, mut rest) = (dy, x);
+    match Over::of(c)? {
+        Over::Computed(axes) => {
+            // Which axes count is known at run time only: of the others the factor is 1.
+            let reduced = axes.is_axis(c.builder().int(rank as i64), c.flag("noop_with_empty_axes", false));
+            for axis in 0..rank {
+                let yes = reduced.gather(c.builder().int(axis as i64), 0);
+                others = others * yes.select(product_of_others(rest, axis), rest.like(1.0));
+                rest = yes.select(rest.product(&[axis]), rest);
+            }
+        }
+        over => {
+            let axes = if let Over::Axes(axes) = over { axes } else { (0..rank).collect() };
+            for axis in axes {
+                others = others * product_of_others(rest, axis);
+                rest = rest.product(&[axis]);
+            }
+        }
+    }
+    Ok(others.expand_like(x))
+}
+
+/// Of each element along an axis the product of all others.
+fn product_of_others(x: Expr<'_>, axis: usize) -> Expr<'_> {
+    match x.known_dim(axis) {
+        Some(1) => x.ones_like(),
+        _ => x.cum_prod(axis, true, false) * x.cum_prod(axis, true, true),
+    }
+}
+
+fn sum_square<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    Ok(kept(c, c.dy()?)? * 2.0 * c.x()?)
+}
+
+fn l1<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    Ok(kept(c, c.dy()?)? * c.x()?.sign())
+}
+
+fn l2<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
+    let norm = y.equal(y.like(0.0)).select(y.like(1.0), y);
+    Ok(dy / norm * x)
+}
+
+fn log_sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, dy) = (c.x()?, c.y()?, c.dy()?);
+    Ok(kept(c, dy * (-y).exp())?.expand_like(x))
+}
+
+fn log_sum_exp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
+    // Where all elements are -∞, so is y, and none gets anything.
+    let y = y.equal(y.like(f64::NEG_INFINITY)).select(y.like(0.0), y);
+    Ok(dy * (x - y).exp())
+}
+
+fn cum_sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    Ok(c.dy()?.cum_sum_at(c.input(1)?, c.flag("exclusive", false), !c.flag("reverse", false)))
+}
+
+fn cum_prod<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy) = (c.x()?, c.dy()?);
+    let (exclusive, reverse) = (c.flag("exclusive", false), c.flag("reverse", false));
+    let axis = c.input(1)?.reshape_to(&[1]);
+    if let Some(&[axis]) = axis.ints().as_deref() {
+        return Ok(x.cum_prod_gradient(x.axis(axis)?, dy, exclusive, reverse));
+    }
+    // Only the run knows the axis: of all, the one that it is.
+    let rank = x.rank()?;
+    let chosen = axis.cast(ElementType::Int64).wrapped(c.builder().int(rank as i64));
+    Ok((0..rank).fold(dy, |dx, axis| {
+        let along = x.cum_prod_gradient(axis, dy, exclusive, reverse);
+        chosen.equal(c.builder().int(axis as i64)).select(along, dx)
+    }))
+}
+
+fn top_k<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let indices = match c.output(1) {
+        Some(indices) => indices,
+        None => c.demand_output(1, ElementType::Int64)?,
+    };
+    Ok(c.x()?.zeros_like().scatter_elements(indices, c.dy()?, c.axis(-1)?))
+}

@@ -3,7 +3,7 @@
 use super::{Builder, Expr, place};
 use crate::onnx::ElementType;
 use crate::onnx::attribute::{int, string};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 impl Builder {
     /// Whether scattering costs what it scatters: with sums where places may be named twice, as `twice` says.
@@ -20,8 +20,20 @@ impl<'g> Expr<'g> {
 
     /// For each place the element that `indices` names along an axis.
     pub fn gather_elements(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
-        self.since(11, "GatherElements", || {
-            self.builder.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis as i64)])
+        let b = self.builder;
+        if b.opset() >= 11 {
+            return b.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis as i64)]);
+        }
+        b.attempt(|| {
+            // The places of the elements in the flattened tensor.
+            let rank = self.rank()?;
+            let places = (0..rank).map(|a| match a == axis {
+                true => indices.cast(ElementType::Int64).wrapped(self.dim(a)),
+                false => b.range(indices.dim(a)).reshape_to(&place(rank, a)),
+            });
+            let flat = places.enumerate().reduce(|(_, sum), (a, next)| (a, sum * self.dim(a) + next));
+            let (_, flat) = flat.context("a tensor without dimensions has no axis")?;
+            Ok(self.flattened().gather(flat, 0))
         })
     }
 
@@ -36,6 +48,9 @@ impl<'g> Expr<'g> {
 
     /// This tensor with `updates` in the places that `indices` names along an axis; no place may be named twice.
     pub fn scatter_elements(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        if self.builder.opset() < 9 && self.constant() == Some(0.0) {
+            return self.scatter_elements_add(indices, updates, axis);
+        }
         let op = if self.builder.opset() < 11 { "Scatter" } else { "ScatterElements" };
         self.since(9, op, || {
             self.builder.emit(op, &[Some(self), Some(indices), Some(updates)], vec![int("axis", axis as i64)])
@@ -92,6 +107,30 @@ impl<'g> Expr<'g> {
         })
     }
 
+    /// This tensor multiplied by `updates` in the places that `indices` names along an axis.
+    pub fn scatter_elements_mul(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        self.since(16, "ScatterElements with a product", || {
+            let attributes = vec![int("axis", axis as i64), string("reduction", "mul")];
+            self.builder.emit("ScatterElements", &[Some(self), Some(indices), Some(updates)], attributes)
+        })
+    }
+
+    /// This tensor multiplied by `updates` in the places of index tuples.
+    pub fn scatter_nd_mul(self, indices: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
+        self.since(16, "ScatterND with a product", || {
+            let inputs = [Some(self), Some(indices), Some(updates)];
+            self.builder.emit("ScatterND", &inputs, vec![string("reduction", "mul")])
+        })
+    }
+
+    /// This cache of shape `[batch, ...]` with `update` along an axis, from the index on that `starts` gives for each batch.
+    pub fn tensor_scatter(self, update: Expr<'g>, starts: Option<Expr<'g>>, axis: i64, mode: &str) -> Expr<'g> {
+        self.since(24, "TensorScatter", || {
+            let attributes = vec![int("axis", axis), string("mode", mode)];
+            self.builder.emit("TensorScatter", &[Some(self), Some(update), starts], attributes)
+        })
+    }
+
     /// This tensor with `updates` added in the places of index tuples, each as often as it is named.
     ///
     /// Before opset 16 no operator adds. Then each update is first replaced by the sum of all that name its place, so that it
@@ -112,40 +151,68 @@ impl<'g> Expr<'g> {
             let same = names.cast_like(updates).reduce("ReduceMin", Some(&[2]), false);
             let rows = updates.reshape(Expr::concat(&[tuples.dims([0]), b.ints(&[-1])], 0));
             let sums = same.matmul(rows).reshape_like(updates);
-            let old = self.gather_nd(indices, 0);
-            Ok(self.scatter_nd(indices, sums + old))
+            let sums = if self.constant() == Some(0.0) { sums } else { sums + self.gather_nd(indices, 0) };
+            Ok(self.scatter_nd(indices, sums))
         })
     }
 
     /// What [`Expr::gather`] along `axis` of a tensor like `self` is the transpose of: `updates`, which stand where the
     /// gathered slices stood, added up in a tensor of zeros of this one's shape.
     pub fn ungather(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
-        let b = self.builder;
-        b.attempt(|| {
-            let (rank, index_rank) = (self.rank()?, indices.rank()?);
-            // The axes of the indices to the front, those before the gathered one behind them.
-            let mut front: Vec<usize> = (axis..axis + index_rank).collect();
-            front.extend((0..axis).chain(axis + index_rank..index_rank + rank - 1));
-            let rows = updates.transpose(&front);
+        self.builder.attempt(|| {
             let mut order: Vec<usize> = vec![axis];
-            order.extend((0..rank).filter(|&a| a != axis));
-            let zeros = b.full(self.dims(order.iter().copied()), 0.0, updates.element()?);
-            let summed = match b.opset() >= 11 {
-                true => zeros.scatter_nd_add(indices.cast(ElementType::Int64).unsqueeze(&[index_rank]), rows),
-                false => {
-                    // One column for each slice: which place each index names.
-                    let size = self.dim(axis);
-                    let flat = indices.wrapped(size.cast_like(indices)).flattened();
-                    let hit = b.range(size).cast_like(flat).unsqueeze(&[1]).equal(flat.unsqueeze(&[0]));
-                    let rows = rows.reshape(Expr::concat(&[flat.shape(), b.ints(&[-1])], 0));
-                    hit.cast_like(rows).matmul(rows).reshape_like(zeros)
-                }
-            };
-            let mut back: Vec<usize> = (1..=axis).collect();
-            back.push(0);
-            back.extend(axis + 1..rank);
-            Ok(summed.transpose(&back))
+            order.extend((0..self.rank()?).filter(|&a| a != axis));
+            updates.laid_by(indices, axis, self.dims(order), true)
         })
+    }
+
+    /// The slices along an axis, each laid in the place that its entry in the list `places` names, in an axis of that size, a
+    /// list of one; `twice`: a place may be named more than once, its slices are added up.
+    pub fn to_places(self, places: Expr<'g>, axis: usize, size: Expr<'g>, twice: bool) -> Expr<'g> {
+        self.builder.attempt(|| {
+            let others: Vec<usize> = (0..self.rank()?).filter(|&a| a != axis).collect();
+            let sizes = if others.is_empty() { size } else { Expr::concat(&[size, self.dims(others)], 0) };
+            self.laid_by(places, axis, sizes, twice)
+        })
+    }
+
+    /// The slices at the axes of `indices`, which begin at `axis`, laid where the indices say; `sizes` are those of the
+    /// result, first the indexed axis, then the others.
+    fn laid_by(self, indices: Expr<'g>, axis: usize, sizes: Expr<'g>, twice: bool) -> Result<Expr<'g>> {
+        let b = self.builder;
+        let (rank, index_rank) = (self.rank()?, indices.rank()?);
+        ensure!(axis + index_rank <= rank, "indices of rank {index_rank} at axis {axis} of a tensor of rank {rank}");
+        // The axes of the indices to the front, those before the gathered one behind them.
+        let mut front: Vec<usize> = (axis..axis + index_rank).collect();
+        front.extend((0..axis).chain(axis + index_rank..rank));
+        let rows = self.transpose(&front);
+        let indices = indices.cast(ElementType::Int64);
+        let summed = if b.opset() >= 11 {
+            let (zeros, tuples) = (b.full(sizes, 0.0, self.element()?), indices.unsqueeze(&[index_rank]));
+            if twice { zeros.scatter_nd_add(tuples, rows) } else { zeros.scatter_nd(tuples, rows) }
+        } else {
+            // A matrix that says which place each index names, times one row for each slice.
+            let size = sizes.item(0);
+            let flat = indices.wrapped(size).flattened();
+            let hit = b.range(size.reshape_to(&[])).unsqueeze(&[1]).equal(flat.unsqueeze(&[0]));
+            let width = self.dims((0..axis).chain(axis + index_rank..rank)).product_of_list();
+            let rows = rows.reshape(Expr::concat(&[flat.shape(), width], 0));
+            hit.cast_like(rows).matmul(rows).reshape(sizes)
+        };
+        let mut back: Vec<usize> = (1..=axis).collect();
+        back.push(0);
+        back.extend(axis + 1..rank + 1 - index_rank);
+        Ok(summed.transpose(&back))
+    }
+
+    /// The product of a list of sizes, as a list of one.
+    pub fn product_of_list(self) -> Expr<'g> {
+        match self.ints() {
+            Some(sizes) if sizes.iter().try_fold(1i64, |p, &n| p.checked_mul(n)).is_some() => {
+                self.builder.ints(&[sizes.iter().product()])
+            }
+            _ => self.reduce("ReduceProd", Some(&[0]), true),
+        }
     }
 
     /// `on` in the place that each index names along a new axis of size `depth`, zero elsewhere, in the type of `on`.

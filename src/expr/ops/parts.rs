@@ -1,7 +1,10 @@
 //! Parts of tensors and tensors of parts: slices, splits, paddings, tiles.
 
 use super::{Builder, Expr};
-use crate::onnx::attribute::{float, int, ints};
+use crate::expr::normalize_axis;
+use crate::onnx::ElementType;
+use crate::onnx::attribute::{float, int, ints, string};
+use anyhow::{Result, ensure};
 
 impl Builder {
     /// Whether slices can be in steps.
@@ -87,13 +90,323 @@ impl<'g> Expr<'g> {
             (Some(pads), Some(Some(v))) => {
                 b.emit("Pad", &[Some(self)], vec![ints("pads", &pads), float("value", v as f32)])
             }
+            (None, None) => b.attempt(|| {
+                let (begins, ends) = pads.halves();
+                let mut padded = self;
+                for axis in 0..self.rank()? {
+                    let zeros = |amounts: Expr<'g>| {
+                        let amount = amounts.item(axis);
+                        let none = amount.ints().is_some_and(|a| a == [0]);
+                        let shape = padded.shape_with(axis, amount);
+                        if none { Ok(None) } else { Ok(Some(b.full(shape, 0.0, self.element()?))) }
+                    };
+                    let parts: Result<Vec<_>> =
+                        vec![zeros(begins), Ok(Some(padded)), zeros(ends)].into_iter().collect();
+                    let parts: Vec<_> = parts?.into_iter().flatten().collect();
+                    padded = Expr::concat(&parts, axis);
+                }
+                Ok(padded)
+            }),
             _ => b.too_old("Pad by computed amounts", 11),
         }
+    }
+
+    /// The tensor continued around its borders: `mode` is reflect, edge or wrap.
+    pub fn pad_mode(self, pads: Expr<'g>, mode: &str) -> Expr<'g> {
+        let b = self.builder;
+        let since = if mode == "wrap" { 19 } else { 2 };
+        b.since(since, "Pad of that mode", || {
+            if b.opset() >= 11 {
+                return b.emit("Pad", &[Some(self), Some(pads)], vec![string("mode", mode)]);
+            }
+            match pads.ints() {
+                Some(pads) => b.emit("Pad", &[Some(self)], vec![string("mode", mode), ints("pads", &pads)]),
+                None => b.too_old("Pad by computed amounts", 11),
+            }
+        })
+    }
+
+    /// Zeros before and after along one axis, in amounts that are lists of one.
+    pub fn pad_axis(self, axis: usize, before: Expr<'g>, after: Expr<'g>) -> Expr<'g> {
+        let b = self.builder;
+        let zero = b.ints(&[0]);
+        b.attempt(|| {
+            let rank = self.rank()?;
+            let at = |amount: Expr<'g>| (0..rank).map(move |a| if a == axis { amount } else { zero });
+            Ok(self.pad(Expr::concat(&at(before).chain(at(after)).collect::<Vec<_>>(), 0), None))
+        })
+    }
+
+    /// Without `begins` and `ends`, full lists of amounts, of which the negative ones add zeros instead: what a constant Pad
+    /// is the transpose of.
+    pub fn crop(self, begins: Expr<'g>, ends: Expr<'g>) -> Expr<'g> {
+        let b = self.builder;
+        let zero = b.ints(&[0]);
+        let inside = match (begins.ints(), ends.ints()) {
+            (Some(begins), Some(ends)) => {
+                let cut = begins.iter().zip(&ends).enumerate().filter(|(_, (b, e))| **b > 0 || **e > 0);
+                let (axes, cut): (Vec<usize>, Vec<_>) = cut.unzip();
+                let starts: Vec<i64> = cut.iter().map(|(b, _)| (**b).max(0)).collect();
+                let ends: Vec<i64> = cut.iter().map(|(_, e)| if **e > 0 { -**e } else { i64::MAX }).collect();
+                if axes.is_empty() { self } else { self.slice(&axes, &starts, &ends, &vec![1; axes.len()]) }
+            }
+            _ => b.attempt(|| {
+                let rank = self.rank()?;
+                let axes: Vec<i64> = (0..rank as i64).collect();
+                let ends = self.shape() - ends.max(zero);
+                Ok(self.slice_at(b.ints(&axes), begins.max(zero), ends, b.ints(&vec![1; rank])))
+            }),
+        };
+        inside.pad(Expr::concat(&[(-begins).max(zero), (-ends).max(zero)], 0), None)
+    }
+
+    /// What Pad of this tensor in a mode other than constant is the transpose of: each element of `dy` goes where its value
+    /// came from.
+    ///
+    /// # Errors
+    /// The rank is not known.
+    pub fn unpad(self, begins: Expr<'g>, ends: Expr<'g>, mode: &str, dy: Expr<'g>) -> Result<Expr<'g>> {
+        let b = self.builder;
+        let mut dx = dy;
+        for axis in 0..self.rank()? {
+            let amounts = Expr::concat(&[begins.item(axis), ends.item(axis)], 0);
+            if amounts.ints().is_some_and(|a| a == [0, 0]) {
+                continue;
+            }
+            let places = b.range(self.dim(axis));
+            // Before opset 11 Pad knows floating-point numbers only.
+            let from = match b.opset() >= 11 {
+                true => places.pad_mode(amounts, mode),
+                false => places.cast(ElementType::Float).pad_mode(amounts, mode).cast(ElementType::Int64),
+            };
+            dx = dx.to_places(from, axis, self.dims([axis]), true);
+        }
+        Ok(dx)
+    }
+
+    /// What Slice of this tensor is the transpose of: `dy` in its place, zeros around and between. `starts` and `steps` are
+    /// lists with an entry for every axis.
+    ///
+    /// # Errors
+    /// The rank is not known.
+    pub fn unslice(self, starts: Expr<'g>, steps: Expr<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+        let b = self.builder;
+        let rank = self.rank()?;
+        let (zero, one) = (b.ints(&[0]), b.ints(&[1]));
+        let (own, part) = (self.sizes()?, dy.sizes()?);
+        ensure!(own.len() == part.len(), "a slice of rank {} of a tensor of rank {rank}", part.len());
+        let (mut turned, mut spread, mut dx) = (Vec::new(), Vec::new(), dy);
+        let (mut begins, mut ends) = (Vec::new(), Vec::new());
+        for axis in 0..rank {
+            let (start, step, size, count) = (starts.item(axis), steps.item(axis), self.dims([axis]), dy.dims([axis]));
+            let known = step.ints().and_then(|s| s.first().copied());
+            if own.get(axis) == part.get(axis) && known == Some(1) {
+                begins.push(zero);
+                ends.push(zero);
+                continue;
+            }
+            let first = start.wrapped(size);
+            if known.is_none() && b.opset() < 14 {
+                // Before opset 14 no Reshape to computed sizes makes a tensor without elements.
+                let first = step.less(zero).select(first.min(size - one), first.max(zero));
+                dx = dx.to_places(b.range(dy.dim(axis)) * step + first, axis, size, false);
+                begins.push(zero);
+                ends.push(zero);
+                continue;
+            }
+            let (begin, length) = if known == Some(1) {
+                (first.max(zero).min(size), count)
+            } else {
+                let back = step.less(zero);
+                let stride = step.max(-step);
+                let length = ((count - one) * stride + one).max(zero);
+                let last = first.max(zero - one).min(size - one) - (count - one) * stride;
+                let begin = back.select(last, first.max(zero)).min(size - length).max(zero);
+                if known.is_none_or(|s| s < 0) {
+                    let end = back.select(b.ints(&[i64::MIN]), b.ints(&[i64::MAX]));
+                    turned.push((axis, back.select(-one, zero), end, back.select(-one, one)));
+                }
+                if known != Some(-1) {
+                    spread.push((axis, stride, length));
+                }
+                (begin, length)
+            };
+            begins.push(begin);
+            ends.push(size - begin - length);
+        }
+        if !turned.is_empty() {
+            let axes: Vec<i64> = turned.iter().map(|t| t.0 as i64).collect();
+            let list = |f: fn(&(usize, Expr<'g>, Expr<'g>, Expr<'g>)) -> Expr<'g>| {
+                Expr::concat(&turned.iter().map(f).collect::<Vec<_>>(), 0)
+            };
+            dx = dx.slice_at(b.ints(&axes), list(|t| t.1), list(|t| t.2), list(|t| t.3));
+        }
+        if !spread.is_empty() {
+            dx = dx.spread(&spread)?;
+        }
+        if rank == 0 { Ok(dx) } else { Ok(dx.pad(Expr::concat(&[begins, ends].concat(), 0), None)) }
+    }
+
+    /// The elements `stride` apart along each of some axes, with zeros between them, and the length that it comes to.
+    fn spread(self, along: &[(usize, Expr<'g>, Expr<'g>)]) -> Result<Expr<'g>> {
+        let b = self.builder;
+        let (zero, one) = (b.ints(&[0]), b.ints(&[1]));
+        let find = |axis: usize| along.iter().find(|a| a.0 == axis).map(|a| a.1);
+        // Behind each such axis one of size 1, padded to the stride, then the two made one.
+        let (mut inner, mut gaps, mut joined) = (Vec::new(), Vec::new(), Vec::new());
+        for axis in 0..self.rank()? {
+            let size = self.dims([axis]);
+            inner.push(size);
+            gaps.push(zero);
+            match find(axis) {
+                Some(stride) => {
+                    inner.push(one);
+                    gaps.push(stride - one);
+                    joined.push(size * stride);
+                }
+                None => joined.push(size),
+            }
+        }
+        let amounts: Vec<_> = vec![zero; gaps.len()].into_iter().chain(gaps).collect();
+        let padded = self.reshape(Expr::concat(&inner, 0)).pad(Expr::concat(&amounts, 0), None);
+        let joined = padded.reshape(Expr::concat(&joined, 0));
+        let axes: Vec<i64> = along.iter().map(|a| a.0 as i64).collect();
+        let ends: Vec<_> = along.iter().map(|a| a.2).collect();
+        let n = axes.len();
+        Ok(joined.slice_at(b.ints(&axes), b.ints(&vec![0; n]), Expr::concat(&ends, 0), b.ints(&vec![1; n])))
+    }
+
+    /// The part of a concatenation along `axis` that is `parts[i]`. Places are counted from the end where only that is known.
+    pub fn part(self, axis: usize, parts: &[Expr<'g>], i: usize) -> Expr<'g> {
+        let b = self.builder;
+        let known = |parts: &[Expr<'g>]| parts.iter().map(|p| p.known_dim(axis)).sum::<Option<i64>>();
+        let total = |parts: &[Expr<'g>]| parts.iter().fold(b.ints(&[0]), |sum, p| sum + p.dims([axis]));
+        let (before, own, after) = (&parts[..i], &parts[i..=i], &parts[i + 1..]);
+        let start = match (known(before), known(&parts[i..])) {
+            (Some(n), _) => b.ints(&[n]),
+            (None, Some(n)) if n > 0 => b.ints(&[-n]),
+            _ => total(before),
+        };
+        let end = match (known(after), known(&parts[..=i])) {
+            (Some(0), _) => b.ints(&[i64::MAX]),
+            (_, Some(n)) => b.ints(&[n]),
+            (Some(n), _) if n > 0 => b.ints(&[-n]),
+            _ => total(before) + total(own),
+        };
+        self.slice_at(b.ints(&[axis as i64]), start, end, b.ints(&[1]))
+    }
+
+    /// Moved along an axis of at least that size, to the back where `by` is positive; `value` comes in, as much falls out.
+    pub fn shifted(self, axis: usize, by: i64, value: f64) -> Expr<'g> {
+        self.builder.attempt(|| {
+            let rank = self.rank()?;
+            let mut pads = vec![0; 2 * rank];
+            let (start, end, padded) = if by > 0 { (0, -by, axis) } else { (-by, i64::MAX, rank + axis) };
+            if let Some(pad) = pads.get_mut(padded) {
+                *pad = by.abs();
+            }
+            let fill = (value != 0.0).then(|| self.like(value));
+            Ok(self.narrow(axis, start, end).pad(self.builder.ints(&pads), fill))
+        })
+    }
+
+    /// The two halves of a list.
+    pub fn halves(self) -> (Expr<'g>, Expr<'g>) {
+        let b = self.builder;
+        if let Some(values) = self.ints() {
+            let (first, second) = values.split_at(values.len() / 2);
+            return (b.ints(first), b.ints(second));
+        }
+        let half = match self.known_dim(0) {
+            Some(n) => b.ints(&[n / 2]),
+            None => (self.size() / 2).reshape_to(&[1]),
+        };
+        let (axis, step) = (b.ints(&[0]), b.ints(&[1]));
+        let end = b.ints(&[i64::MAX]);
+        (self.slice_at(axis, axis, half, step), self.slice_at(axis, half, end, step))
+    }
+
+    /// One entry of a list, as a list.
+    pub fn item(self, i: usize) -> Expr<'g> {
+        match self.ints().as_ref().and_then(|values| values.get(i)) {
+            Some(&value) => self.builder.ints(&[value]),
+            None => self.gather(self.builder.ints(&[i as i64]), 0),
+        }
+    }
+
+    /// A list with an entry for each of some axes as one with an entry for each of all axes, `default` for the others.
+    ///
+    /// # Errors
+    /// An axis is out of range.
+    pub fn over_axes(self, axes: Expr<'g>, rank: usize, default: i64) -> Result<Expr<'g>> {
+        let b = self.builder;
+        let list = self.cast(ElementType::Int64);
+        let Some(axes) = axes.ints() else {
+            let axes = axes.cast(ElementType::Int64).wrapped(b.int(rank as i64));
+            return Ok(b.ints(&vec![default; rank]).scatter_elements(axes, list, 0));
+        };
+        let mut entries = vec![b.ints(&[default]); rank];
+        for (i, &axis) in axes.iter().enumerate() {
+            if let Some(entry) = entries.get_mut(normalize_axis(axis, rank)?) {
+                *entry = list.item(i);
+            }
+        }
+        if rank == 0 { Ok(b.ints(&[])) } else { Ok(Expr::concat(&entries, 0)) }
     }
 
     /// Copies side by side, as often along each axis as the list says.
     pub fn tile(self, repeats: Expr<'g>) -> Expr<'g> {
         self.builder.emit("Tile", &[Some(self), Some(repeats)], vec![])
+    }
+
+    /// Squares of pixels as channels, those of one square side by side (`DCR`) or those of one channel (`CRD`).
+    pub fn space_to_depth(self, block: i64, mode: &str) -> Expr<'g> {
+        let b = self.builder;
+        if mode == "DCR" {
+            return b.emit("SpaceToDepth", &[Some(self)], vec![int("blocksize", block)]);
+        }
+        if b.opset() >= 28 {
+            return b.emit("SpaceToDepth", &[Some(self)], vec![int("blocksize", block), string("mode", mode)]);
+        }
+        let side = b.ints(&[block]);
+        let [n, c, h, w] = [0, 1, 2, 3].map(|a| self.dims([a]));
+        let (h, w) = (h / block, w / block);
+        let squares = self.reshape(Expr::concat(&[n, c, h, side, w, side], 0)).transpose(&[0, 1, 3, 5, 2, 4]);
+        squares.reshape(Expr::concat(&[n, c * side * side, h, w], 0))
+    }
+
+    /// Channels as squares of pixels: the inverse of [`Expr::space_to_depth`].
+    pub fn depth_to_space(self, block: i64, mode: &str) -> Expr<'g> {
+        let mut attributes = vec![int("blocksize", block)];
+        if mode != "DCR" {
+            attributes.push(string("mode", mode));
+        }
+        self.builder.emit("DepthToSpace", &[Some(self)], attributes)
+    }
+
+    /// The first `lengths[i]` elements along the time axis of each sequence in reverse order.
+    pub fn reverse_sequence(self, lengths: Expr<'g>, batch_axis: i64, time_axis: i64) -> Expr<'g> {
+        self.since(10, "ReverseSequence", || {
+            let attributes = vec![int("batch_axis", batch_axis), int("time_axis", time_axis)];
+            self.builder.emit("ReverseSequence", &[Some(self), Some(lengths)], attributes)
+        })
+    }
+
+    /// The discrete Fourier transform of `[..., 1]` or `[..., 2]`, real or complex numbers, along an axis, a list of one; the
+    /// inverse divides by the length.
+    pub fn dft(self, axis: Expr<'g>, inverse: bool, onesided: bool) -> Expr<'g> {
+        let b = self.builder;
+        let mut attributes = vec![int("inverse", inverse.into()), int("onesided", onesided.into())];
+        if b.opset() >= 20 {
+            return b.emit("DFT", &[Some(self), None, Some(axis.reshape_to(&[]))], attributes);
+        }
+        b.since(17, "DFT", || match axis.ints().as_deref() {
+            Some(&[axis]) => {
+                attributes.push(int("axis", axis));
+                b.emit("DFT", &[Some(self)], attributes)
+            }
+            _ => b.too_old("DFT along a computed axis", 20),
+        })
     }
 
     /// The upper (or lower) triangles of matrices, from diagonal `k` on.

@@ -1,6 +1,7 @@
 //! Reductions along axes, cumulative sums, orderings.
 
-use super::Expr;
+use super::{Expr, place};
+use crate::onnx::ElementType;
 use crate::onnx::attribute::{int, ints};
 
 impl<'g> Expr<'g> {
@@ -31,20 +32,59 @@ impl<'g> Expr<'g> {
         self.simplify_reduce_sum(axes, false).unwrap_or_else(|| self.reduce("ReduceSum", Some(axes), false))
     }
 
-    /// The sum over axes that a list of integers names at run time, none if it is empty; they stay with size 1.
-    pub fn sum_at(self, axes: Expr<'g>) -> Expr<'g> {
-        self.since(13, "ReduceSum over computed axes", || {
-            self.builder.emit(
-                "ReduceSum",
-                &[Some(self), Some(axes)],
-                vec![int("keepdims", 1), int("noop_with_empty_axes", 1)],
-            )
-        })
-    }
-
     /// The sum of all elements, without dimensions.
     pub fn sum_all(self) -> Expr<'g> {
         self.reduce("ReduceSum", None, false)
+    }
+
+    /// The sums of blocks of `size` elements along an axis, of which there are `count`; the last may be shorter.
+    pub fn block_sums(self, axis: usize, size: i64, count: Expr<'g>) -> Expr<'g> {
+        let b = self.builder;
+        b.attempt(|| {
+            let rank = self.rank()?;
+            let missing = count * b.int(size) - self.dim(axis);
+            let none = b.ints(&[0]);
+            let ends = (0..rank).map(|a| if a == axis { missing.reshape_to(&[1]) } else { none });
+            let pads: Vec<_> = std::iter::repeat_n(none, rank).chain(ends).collect();
+            let mut sizes: Vec<_> = (0..rank).map(|a| self.dims([a])).collect();
+            if let Some(own) = sizes.get_mut(axis) {
+                *own = Expr::concat(&[count.reshape_to(&[1]), b.ints(&[size])], 0);
+            }
+            Ok(self.pad(Expr::concat(&pads, 0), None).reshape(Expr::concat(&sizes, 0)).sum_out(&[axis + 1]))
+        })
+    }
+
+    /// The sum of all elements, of size 1 in every dimension.
+    pub fn sum_all_kept(self) -> Expr<'g> {
+        self.reduce("ReduceSum", None, true)
+    }
+
+    /// The sum over axes that the run computes, which stay with size 1. Without axes all are summed, or none if `noop`.
+    pub fn sum_over(self, axes: Expr<'g>, noop: bool) -> Expr<'g> {
+        self.since(13, "ReduceSum over computed axes", || {
+            let mut attributes = vec![int("keepdims", 1)];
+            if noop {
+                attributes.push(int("noop_with_empty_axes", 1));
+            }
+            self.builder.emit("ReduceSum", &[Some(self), Some(axes)], attributes)
+        })
+    }
+
+    /// Of a list of axes, for each of `rank` axes whether it is named; with an empty list all are, or none if `noop`.
+    pub fn is_axis(self, rank: Expr<'g>, noop: bool) -> Expr<'g> {
+        let axes = self.cast(ElementType::Int64).wrapped(rank);
+        let hits = self.builder.range(rank).reshape_to(&[-1, 1]).equal(axes.reshape_to(&[1, -1]));
+        let named = hits.cast(ElementType::Int64).sum_out(&[1]).greater(self.builder.int(0));
+        match noop || self.known_dim(0).is_some() {
+            true => named,
+            false => named.or(self.size().equal(self.builder.int(0))),
+        }
+    }
+
+    /// The shape of this tensor with size 1 at the axes that the run computes.
+    pub fn shape_kept(self, axes: Expr<'g>, noop: bool) -> Expr<'g> {
+        let shape = self.shape();
+        axes.is_axis(shape.size(), noop).select(self.builder.int(1), shape)
     }
 
     /// The mean over axes, which stay with size 1.
@@ -79,10 +119,77 @@ impl<'g> Expr<'g> {
 
     /// The sums of all elements up to each along an axis; `exclusive`: without the element itself; `reverse`: from the end.
     pub fn cum_sum(self, axis: usize, exclusive: bool, reverse: bool) -> Expr<'g> {
+        self.cum_sum_at(self.builder.int(axis as i64), exclusive, reverse)
+    }
+
+    /// As [`Expr::cum_sum`], along an axis that may be computed.
+    pub fn cum_sum_at(self, axis: Expr<'g>, exclusive: bool, reverse: bool) -> Expr<'g> {
         self.since(11, "CumSum", || {
             let attributes = vec![int("exclusive", exclusive.into()), int("reverse", reverse.into())];
-            self.builder.emit("CumSum", &[Some(self), Some(self.builder.int(axis as i64))], attributes)
+            self.builder.emit("CumSum", &[Some(self), Some(axis)], attributes)
         })
+    }
+
+    /// The products of all elements up to each along an axis; `exclusive`: without the element itself; `reverse`: from the end.
+    ///
+    /// CumProd is new in opset 26. Where the size is known, products over 1, 2, 4, ... neighbours do as well; where it is
+    /// not, before that, each product is taken on its own.
+    pub fn cum_prod(self, axis: usize, exclusive: bool, reverse: bool) -> Expr<'g> {
+        let b = self.builder;
+        let Some(size) = self.known_dim(axis) else {
+            if b.opset() >= 26 {
+                let attributes = vec![int("exclusive", exclusive.into()), int("reverse", reverse.into())];
+                return b.emit("CumProd", &[Some(self), Some(b.int(axis as i64))], attributes);
+            }
+            return b.attempt(|| {
+                let (rank, places) = (self.rank()?, b.range(self.dim(axis)));
+                let (to, from) =
+                    (places.reshape_to(&place(rank + 1, axis)), places.reshape_to(&place(rank + 1, axis + 1)));
+                let (low, high) = if reverse { (to, from) } else { (from, to) };
+                let counts = if exclusive { low.less(high) } else { low.less_or_equal(high) };
+                let factors = counts.select(self.unsqueeze(&[axis]), self.like(1.0));
+                Ok(factors.reduce("ReduceProd", Some(&[axis + 1]), false))
+            });
+        };
+        let along = |distance: i64| if reverse { -distance } else { distance };
+        let mut products = if exclusive { self.shifted(axis, along(1), 1.0) } else { self };
+        let mut distance = 1;
+        while distance < size {
+            products = products * products.shifted(axis, along(distance), 1.0);
+            distance *= 2;
+        }
+        products
+    }
+
+    /// The gradient of [`Expr::cum_prod`] of this tensor along an axis, without a division.
+    ///
+    /// It is Π xⱼ, j < i, times sᵢ = dyᵢ + xᵢ₊₁ sᵢ₊₁, which is found over 1, 2, 4, ... neighbours.
+    pub fn cum_prod_gradient(self, axis: usize, dy: Expr<'g>, exclusive: bool, reverse: bool) -> Expr<'g> {
+        if reverse {
+            let turned = self.reversed(axis).cum_prod_gradient(axis, dy.reversed(axis), exclusive, false);
+            return turned.reversed(axis);
+        }
+        let b = self.builder;
+        let dy = if exclusive { dy.shifted(axis, -1, 0.0) } else { dy };
+        let Some(size) = self.known_dim(axis) else {
+            return b.attempt(|| {
+                // The gradient of each product by each factor: the product with a 1 in its place.
+                let (rank, places) = (self.rank()?, b.range(self.dim(axis)));
+                let (by, of) =
+                    (places.reshape_to(&place(rank + 1, axis)), places.reshape_to(&place(rank + 1, axis + 1)));
+                let others = by.equal(of).select(self.like(1.0), self.unsqueeze(&[axis]));
+                let terms = dy.unsqueeze(&[axis]) * others.cum_prod(axis + 1, false, false);
+                Ok(terms.where_(by.less_or_equal(of)).sum_out(&[axis + 1]))
+            });
+        };
+        let (mut sums, mut factors) = (dy, self.shifted(axis, -1, 0.0));
+        let mut distance = 1;
+        while distance < size {
+            sums = sums + factors * sums.shifted(axis, -distance, 0.0);
+            factors = factors * factors.shifted(axis, -distance, 0.0);
+            distance *= 2;
+        }
+        sums * self.cum_prod(axis, true, false)
     }
 
     /// The `k` largest (or smallest) elements along an axis, in order, with their indices.

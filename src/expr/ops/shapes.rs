@@ -31,6 +31,14 @@ impl<'g> Expr<'g> {
         }
     }
 
+    /// The shape with another size, a list of one, along an axis.
+    pub fn shape_with(self, axis: usize, size: Expr<'g>) -> Expr<'g> {
+        self.builder.attempt(|| {
+            let sizes = (0..self.rank()?).map(|a| if a == axis { size } else { self.dims([a]) });
+            Ok(Expr::concat(&sizes.collect::<Vec<_>>(), 0))
+        })
+    }
+
     /// How many elements there are, as an integer without dimensions.
     pub fn size(self) -> Expr<'g> {
         match self.fact().element_count() {
