@@ -2,7 +2,7 @@
 
 use crate::backward::{Flow, Pass};
 use crate::expr::{Builder, Expr, normalize_axis};
-use crate::graph::{Fact, Node, NodeId, ScopeId, ValueId};
+use crate::graph::{Fact, NewNode, Node, NodeId, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
@@ -105,8 +105,25 @@ impl<'g> Call<'g> {
     }
 
     /// An output that the forward node computes but may leave out: it is added to the node then, and the report says so.
+    ///
+    /// # Errors
+    /// The node's inputs are not what the operator takes.
     pub fn demand_output(&self, i: usize, element: ElementType) -> Result<Expr<'g>> {
-        let fact = Fact::tensor(Some(element), self.y()?.fact().shape);
+        let node = self.node.clone();
+        let mut outputs: smallvec::SmallVec<_> = node.outputs.iter().map(|o| o.map(|_| None)).collect();
+        outputs.resize(outputs.len().max(i + 1), None);
+        outputs[i] = Some(None);
+        let whole = NewNode {
+            op_type: node.op_type,
+            domain: node.domain,
+            inputs: node.inputs,
+            outputs,
+            attributes: node.attributes,
+            bodies: node.bodies,
+            ..NewNode::default()
+        };
+        let facts = self.builder().graph().infer(&whole)?;
+        let fact = Fact { element: Some(element), ..facts.into_iter().nth(i).unwrap_or_default() };
         Ok(self.builder().expr(self.builder().graph_mut().demand_output(self.id, i, fact)))
     }
 

@@ -1,6 +1,241 @@
-//! Operators that pick and place elements by index.
+//! Operators that pick elements out by indices, and that put elements into places.
 
-use super::Rule;
+use super::Slot::*;
+use super::{Call, Rule, Slot, rule};
+use crate::expr::Expr;
+use crate::onnx::ElementType;
+use anyhow::{Result, ensure};
 
 /// The rows.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] = &[
+    rule("Gather", "dx = dy, added up in the places of the indices", &[Formula(gather), Stop("indices")])
+        .attributes("axis"),
+    rule(
+        "GatherElements",
+        "dx = dy, added up in the places of the indices",
+        &[Formula(gather_elements), Stop("indices")],
+    )
+    .attributes("axis"),
+    rule("GatherND", "dx = dy, added up in the places of the indices", &[Formula(gather_nd), Stop("indices")])
+        .attributes("batch_dims"),
+    rule("Scatter", "dx = dy, zero in the places; dupdates = dy in the places", ALONG_AXIS).attributes("axis"),
+    rule("ScatterElements", SCATTERED, ALONG_AXIS).attributes("axis reduction").note(TIES),
+    rule("ScatterND", SCATTERED, BY_TUPLES).attributes("reduction").note(TIES),
+    rule(
+        "TensorScatter",
+        "dx = dy, zero in the places; dupdates = dy in the places",
+        &[Formula(tensor_scatter_cache), Formula(tensor_scatter_update), Stop("indices")],
+    )
+    .attributes("axis mode"),
+    rule("OneHot", "doff = Σ dy [not hit], don = Σ dy [hit]", &[Stop("indices"), Stop("a size"), Formula(one_hot)])
+        .attributes("axis"),
+    rule(
+        "Range",
+        "dstart = Σ dyᵢ, ddelta = Σ i dyᵢ",
+        &[
+            Formula(|c| Ok(c.dy()?.sum_all().reshape_like(c.x()?))),
+            Stop("it sets the length alone"),
+            Formula(range_delta),
+        ],
+    )
+    .attributes("stash_type"),
+    rule(
+        "ArrayFeatureExtractor",
+        "dx = dy, added up in the places of the indices",
+        &[Formula(array_feature_extractor), Stop("indices")],
+    )
+    .domain("ai.onnx.ml"),
+];
+
+const SCATTERED: &str = "none: dx = dy, zero in the places, dupdates = dy in the places; add: dx = dy; \
+                         mul: dx = dy y / x; max, min: dx = dy [x = y] / Σ [x = y]";
+const ALONG_AXIS: &[Slot] = &[
+    Formula(|c| scatter_data(c, Places::along_axis(c)?)),
+    Stop("indices"),
+    Formula(|c| scatter_updates(c, Places::along_axis(c)?)),
+];
+const BY_TUPLES: &[Slot] = &[
+    Formula(|c| scatter_data(c, Places::by_tuples(c)?)),
+    Stop("indices"),
+    Formula(|c| scatter_updates(c, Places::by_tuples(c)?)),
+];
+const TIES: &str = "ties of max and min share equally, as in TensorFlow; mul is exact with zeros";
+
+fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, indices, dy, axis) = (c.x()?, c.input(1)?, c.dy()?, c.axis(0)?);
+    let Some(known) = indices.ints() else { return Ok(x.ungather(indices, dy, axis)) };
+    // Constant indices that follow one another cut out a part: its gradient is that part with zeros around.
+    let rank = indices.rank()?;
+    let follows = |pair: &[i64]| matches!(pair, [a, b] if a.checked_add(1) == Some(*b) && *b != 0);
+    match known.first() {
+        Some(&first) if rank <= 1 && known.windows(2).all(follows) => {
+            let part = if rank == 0 { dy.unsqueeze(&[axis]) } else { dy };
+            let b = c.builder();
+            let count = known.len() as i64;
+            let (before, after) = match first.checked_add(count) {
+                Some(end) if first >= 0 => (b.ints(&[first]), x.dims([axis]) - end),
+                Some(end) => (x.dims([axis]) + first, b.ints(&[-end])),
+                None => return Ok(x.ungather(indices, dy, axis)),
+            };
+            Ok(part.pad_axis(axis, before, after))
+        }
+        _ => Ok(x.ungather(indices, dy, axis)),
+    }
+}
+
+fn gather_elements<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    Ok(c.x()?.zeros_like().scatter_elements_add(c.input(1)?, c.dy()?, c.axis(0)?))
+}
+
+fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, indices, dy) = (c.x()?, c.input(1)?, c.dy()?);
+    let batch = usize::try_from(c.int("batch_dims", 0)).unwrap_or(usize::MAX);
+    if batch == 0 {
+        return Ok(x.zeros_like().scatter_nd_add(indices, dy));
+    }
+    let (rank, index_rank) = (x.rank()?, indices.rank()?);
+    ensure!(batch < rank.min(index_rank), "batch_dims {batch} for ranks {rank} and {index_rank}");
+    // The common dimensions as part of the indices.
+    let b = c.builder();
+    let column = indices.slice(&[index_rank - 1], &[0], &[1], &[1]).shape();
+    let mut tuples = Vec::new();
+    for axis in 0..batch {
+        let mut place = vec![1; index_rank];
+        place[axis] = -1;
+        tuples.push(b.range(x.dim(axis)).reshape_to(&place).expand(column));
+    }
+    tuples.push(indices);
+    Ok(x.zeros_like().scatter_nd_add(Expr::concat(&tuples, index_rank - 1), dy))
+}
+
+/// The places that a ScatterElements or ScatterND names.
+struct Places<'g> {
+    indices: Expr<'g>,
+    /// Along an axis, or by tuples.
+    axis: Option<usize>,
+}
+
+impl<'g> Places<'g> {
+    fn along_axis(c: &Call<'g>) -> Result<Self> {
+        Ok(Places { indices: c.input(1)?, axis: Some(c.axis(0)?) })
+    }
+
+    fn by_tuples(c: &Call<'g>) -> Result<Self> {
+        Ok(Places { indices: c.input(1)?, axis: None })
+    }
+
+    /// What stands in the places.
+    fn read(&self, from: Expr<'g>) -> Expr<'g> {
+        match self.axis {
+            Some(axis) => from.gather_elements(self.indices, axis),
+            None => from.gather_nd(self.indices, 0),
+        }
+    }
+
+    /// The tensor with other elements in the places.
+    fn write(&self, to: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
+        match self.axis {
+            Some(axis) => to.scatter_elements(self.indices, updates, axis),
+            None => to.scatter_nd(self.indices, updates),
+        }
+    }
+
+    fn add(&self, to: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
+        match self.axis {
+            Some(axis) => to.scatter_elements_add(self.indices, updates, axis),
+            None => to.scatter_nd_add(self.indices, updates),
+        }
+    }
+
+    fn multiply(&self, to: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
+        match self.axis {
+            Some(axis) => to.scatter_elements_mul(self.indices, updates, axis),
+            None => to.scatter_nd_mul(self.indices, updates),
+        }
+    }
+}
+
+fn reduction(c: &Call<'_>) -> Result<String> {
+    let reduction = c.string("reduction", "none");
+    c.expect("reduction", &reduction, &["none", "add", "mul", "max", "min"])?;
+    Ok(reduction)
+}
+
+fn scatter_data<'g>(c: &Call<'g>, places: Places<'g>) -> Result<Expr<'g>> {
+    let (x, updates, y, dy) = (c.x()?, c.input(2)?, c.y()?, c.dy()?);
+    Ok(match &*reduction(c)? {
+        "none" => places.write(dy, updates.zeros_like()),
+        "add" => dy,
+        "mul" => places.multiply(dy, updates),
+        _ => {
+            let chosen = x.equal(y);
+            (dy / ties(&places, x, updates, y)).where_(chosen)
+        }
+    })
+}
+
+fn scatter_updates<'g>(c: &Call<'g>, places: Places<'g>) -> Result<Expr<'g>> {
+    let (x, updates, y, dy) = (c.x()?, c.input(2)?, c.y()?, c.dy()?);
+    Ok(match &*reduction(c)? {
+        "none" | "add" => places.read(dy),
+        "mul" => {
+            // The product of the element and all updates but this one: without the zeros among the updates it divides.
+            let zero = updates.equal(updates.like(0.0));
+            let factors = zero.select(updates.like(1.0), updates);
+            let products = places.read(places.multiply(x, factors)) / factors;
+            let zeros = zero.cast_like(updates);
+            let other_zeros = places.read(places.add(x.zeros_like(), zeros)) - zeros;
+            places.read(dy) * products.where_(other_zeros.less(updates.like(0.5)))
+        }
+        _ => {
+            let chosen = updates.equal(places.read(y));
+            (places.read(dy) / places.read(ties(&places, x, updates, y))).where_(chosen)
+        }
+    })
+}
+
+/// How many elements, of x and of the updates, are the one that was chosen.
+fn ties<'g>(places: &Places<'g>, x: Expr<'g>, updates: Expr<'g>, y: Expr<'g>) -> Expr<'g> {
+    places.add(x.equal(y).cast_like(x), updates.equal(places.read(y)).cast_like(x))
+}
+
+fn tensor_scatter_cache<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (update, dy) = (c.input(1)?, c.dy()?);
+    let mode = c.string("mode", "linear");
+    Ok(dy.tensor_scatter(update.zeros_like(), c.opt(2), c.int("axis", -2), &mode))
+}
+
+fn tensor_scatter_update<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, update, dy, axis, b) = (c.x()?, c.input(1)?, c.dy()?, c.axis(-2)?, c.builder());
+    ensure!(axis > 0, "axis 0 is the batch");
+    let mode = c.string("mode", "linear");
+    c.expect("mode", &mode, &["linear", "circular"])?;
+    // [batch, sequence]: where each slice of the update went.
+    let steps = b.range(update.dim(axis)).unsqueeze(&[0]);
+    let starts = match c.opt(2) {
+        Some(starts) => starts.cast(ElementType::Int64).unsqueeze(&[1]),
+        None => b.full(Expr::concat(&[update.dims([0]), b.ints(&[1])], 0), 0.0, ElementType::Int64),
+    };
+    let places = if mode == "circular" { (starts + steps).modulo(x.dim(axis)) } else { starts + steps };
+    Ok(dy.move_axis(axis, 1).gather_nd(places.unsqueeze(&[2]), 1).move_axis(1, axis))
+}
+
+fn one_hot<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (indices, depth, values, dy) = (c.x()?, c.input(1)?, c.input(2)?, c.dy()?);
+    let hit = indices.one_hot(depth, c.int("axis", -1), values.like(1.0));
+    let sums = [(dy * (1.0 - hit)).sum_all(), (dy * hit).sum_all()];
+    Ok(Expr::concat(&sums.map(|s| s.reshape_to(&[1])), 0))
+}
+
+fn range_delta<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (delta, dy) = (c.input(2)?, c.dy()?);
+    let steps = c.builder().range(dy.dim(0)).cast_like(dy);
+    Ok((dy * steps).sum_all().reshape_like(delta))
+}
+
+fn array_feature_extractor<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, indices, dy) = (c.x()?, c.input(1)?.flattened(), c.dy()?);
+    let last = x.rank()?.saturating_sub(1);
+    let picked = dy.reshape(x.shape_with(last, indices.shape()));
+    Ok(x.ungather(indices, picked, last))
+}

@@ -73,7 +73,7 @@ fn sums<'g>(c: &Call<'g>, e: Expr<'g>) -> Result<Expr<'g>> {
     Ok(match Over::of(c)? {
         Over::All => e.sum_all_kept(),
         Over::Axes(axes) => e.sum(&axes),
-        Over::Computed(axes) => e.sum_at(axes, c.flag("noop_with_empty_axes", false)),
+        Over::Computed(axes) => e.sum_over(axes, c.flag("noop_with_empty_axes", false)),
     })
 }
 

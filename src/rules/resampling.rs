@@ -4,6 +4,7 @@ use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, Resized};
 use crate::onnx::ElementType;
+use crate::onnx::attribute::ints;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The rows.
@@ -48,6 +49,8 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
         None => (0..rank).collect(),
     };
     let policy = c.string("keep_aspect_ratio_policy", "stretch");
+    let common =
+        sizes.filter(|_| policy != "stretch").map(|sizes| common_scale(x, &axes, sizes, &policy)).transpose()?;
     let crop = c.string("coordinate_transformation_mode", "") == "tf_crop_and_resize";
     let mut dx = c.dy()?;
     for (i, &axis) in axes.iter().enumerate() {
@@ -58,41 +61,53 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
             (None, None) => bail!("neither scales nor sizes are given"),
         };
         let (from, to) = (x.known_dim(axis), y.known_dim(axis));
+        let known = common.and_then(|(to, from)| Some((*to.ints()?.first()?, *from.ints()?.first()?)));
         let same = match &along {
+            Along::Size(_) if policy != "stretch" => known.is_some_and(|(to, from)| to == from),
             Along::Size(_) => x.dims([axis]).fact().dims().is_some_and(|d| y.dims([axis]).fact().dims() == Some(d)),
             Along::Scale(scale) => scale.constant() == Some(1.0),
         };
         if same && !crop {
             continue;
         }
+        let whole = |to: i64, from: i64| (from > 0 && to % from == 0).then(|| to / from);
         let factor = match &along {
             Along::Scale(scale) => {
                 scale.constant().filter(|s| s.fract() == 0.0 && (1.0..1e6).contains(s)).map(|s| s as i64)
             }
-            Along::Size(_) => from.zip(to).filter(|&(from, to)| from > 0 && to % from == 0).map(|(from, to)| to / from),
+            Along::Size(_) if policy != "stretch" => known.and_then(|(to, from)| whole(to, from)),
+            Along::Size(_) => from.zip(to).and_then(|(from, to)| whole(to, from)),
         };
         if let Some(factor) = factor.filter(|_| repeats(c, newest)) {
             dx = sum_of_runs(dx, x, axis, factor);
             continue;
         }
-        ensure!(
-            policy == "stretch" || sizes.is_none(),
-            "keep_aspect_ratio_policy = '{policy}' has no gradient but where the sizes are multiples; give scales"
-        );
         let (zero, one) = (|e: Expr<'g>| e.like(0.0).reshape_to(&[1]), |e: Expr<'g>| e.like(1.0).reshape_to(&[1]));
         let size = x.dim(axis);
         let places = b.range(size);
-        let unit = places.unsqueeze(&[0]).equal(places.unsqueeze(&[1])).cast_like(x).unsqueeze(&[0, 1]);
+        let unit = places.unsqueeze(&[0]).equal(places.unsqueeze(&[1])).cast_like(x);
         let ones = |e: Expr<'g>| [one(e), one(e), one(e)];
+        let mut attributes = c.attributes(&[
+            "antialias",
+            "coordinate_transformation_mode",
+            "cubic_coeff_a",
+            "exclude_outside",
+            "keep_aspect_ratio_policy",
+            "mode",
+            "nearest_mode",
+        ]);
+        if let (Some((to, from)), Some(sizes)) = (common, sizes) {
+            // An axis beside it keeps the scale that all axes share.
+            let shape = Expr::concat(&[b.ints(&[1]), x.dims([axis]), from, x.dims([axis])], 0);
+            attributes.push(ints("axes", &[2, 3]));
+            let sizes = Some(Expr::concat(&[to, at(sizes, i)], 0));
+            let p = Resized { attributes, roi: None, scales: None, sizes };
+            let matrix = unit.unsqueeze(&[0, 2]).expand(shape).resize(&p).narrow(2, 0, 1).squeeze(&[0, 2]);
+            dx = transposed_product(matrix, dx, axis)?;
+            continue;
+        }
         let p = Resized {
-            attributes: c.attributes(&[
-                "antialias",
-                "coordinate_transformation_mode",
-                "cubic_coeff_a",
-                "exclude_outside",
-                "mode",
-                "nearest_mode",
-            ]),
+            attributes,
             roi: roi.filter(|_| crop).map(|roi| {
                 let (start, end) = (at(roi, i), at(roi, axes.len() + i));
                 let zeros = [zero(roi), zero(roi), zero(roi)];
@@ -108,14 +123,43 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
             },
         };
         // [in, out]
-        let matrix = unit.resize(&p).squeeze(&[0, 1]);
-        dx = match rank - axis {
-            1 => dx.matmul(matrix.transposed()),
-            2 => matrix.matmul(dx),
-            _ => dx.move_axis(axis, rank - 1).matmul(matrix.transposed()).move_axis(rank - 1, axis),
-        };
+        dx = transposed_product(unit.unsqueeze(&[0, 1]).resize(&p).squeeze(&[0, 1]), dx, axis)?;
     }
     Ok(dx)
+}
+
+/// The scale of all axes, the smallest or the largest of theirs: sizes to and from, in lowest terms where they are known.
+fn common_scale<'g>(x: Expr<'g>, axes: &[usize], sizes: Expr<'g>, policy: &str) -> Result<(Expr<'g>, Expr<'g>)> {
+    let b = x.builder();
+    let from = x.dims(axes.iter().copied());
+    let scales = sizes.cast(ElementType::Double) / from.cast(ElementType::Double);
+    let first = if policy == "not_larger" { scales.arg_min(0) } else { scales.arg_max(0) };
+    let at = first.ints().or_else(|| {
+        let scales: Vec<f64> =
+            sizes.ints()?.iter().zip(from.ints()?).map(|(&to, from)| to as f64 / from as f64).collect();
+        let better = |a: f64, b: f64| if policy == "not_larger" { a < b } else { a > b };
+        let best = scales.iter().enumerate().reduce(|a, b| if better(*b.1, *a.1) { b } else { a })?;
+        Some(vec![best.0 as i64])
+    });
+    let first = at.map_or(first, |at| b.ints(&at));
+    let (to, from) = (sizes.gather(first, 0), from.gather(first, 0));
+    let (Some([t]), Some([f])) = (to.ints().as_deref(), from.ints().as_deref()) else { return Ok((to, from)) };
+    ensure!(*t > 0 && *f > 0, "a size of {f} becomes one of {t}");
+    let (mut divisor, mut rest) = (*t, *f);
+    while rest != 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    Ok((b.ints(&[t / divisor]), b.ints(&[f / divisor])))
+}
+
+/// `matrix · dy` along an axis, of the matrix `[in, out]`.
+fn transposed_product<'g>(matrix: Expr<'g>, dy: Expr<'g>, axis: usize) -> Result<Expr<'g>> {
+    let rank = dy.rank()?;
+    Ok(match rank - axis {
+        1 => dy.matmul(matrix.transposed()),
+        2 => matrix.matmul(dy),
+        _ => dy.move_axis(axis, rank - 1).matmul(matrix.transposed()).move_axis(rank - 1, axis),
+    })
 }
 
 /// Whether a nearest neighbour is, at whole scales, each element so often.

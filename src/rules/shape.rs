@@ -3,6 +3,7 @@
 use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, normalize_axis};
+use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
 
 /// The rows.
@@ -24,6 +25,16 @@ pub const RULES: &[Rule] = &[
         &[Formula(pad), Stop("amounts"), Formula(pad_value), Stop("axes")],
     )
     .attributes("mode pads paddings value"),
+    rule("Tile", "dx = dy, summed over the copies", &[Formula(tile), Stop("repeats")]),
+    rule("DepthToSpace", "dx = dy, its squares as channels", &[Formula(depth_to_space)]).attributes("blocksize mode"),
+    rule("SpaceToDepth", "dx = dy, its channels as squares", &[Formula(space_to_depth)]).attributes("blocksize mode"),
+    rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")]).attributes("upper"),
+    rule("Compress", "dx = dy in the chosen places", &[Formula(compress), Stop("truth values")]).attributes("axis"),
+    rule("ReverseSequence", "dx = dy, put back", &[Formula(reverse_sequence), Stop("lengths")])
+        .attributes("batch_axis time_axis"),
+    rule("CenterCropPad", "dx = dy, cropped where x was padded", &[Formula(center_crop_pad), Stop("shape")])
+        .attributes("axes"),
+    rule("Unique", "dx = dy in the place of the first of its kind", &[Formula(unique)]).attributes("axis sorted"),
 ];
 
 fn squeeze<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -154,4 +165,78 @@ fn pad_value<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let amounts = Expr::concat(&[begins.max(zero), ends.max(zero)], 0);
     let around = inside.pad(amounts, Some(x.like(1.0)));
     Ok((dy * around).sum_all().reshape_like(value))
+}
+
+fn tile<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy, repeats) = (c.x()?, c.dy()?, c.input(1)?);
+    // Each axis as copies and places, of which the copies are summed.
+    let (mut split, mut copies) = (Vec::new(), Vec::new());
+    for axis in 0..x.rank()? {
+        let count = repeats.item(axis);
+        if count.ints().is_none_or(|n| n != [1]) {
+            copies.push(split.len());
+            split.push(count);
+        }
+        split.push(x.dims([axis]));
+    }
+    if copies.is_empty() { Ok(dy) } else { Ok(dy.reshape(Expr::concat(&split, 0)).sum_out(&copies)) }
+}
+
+fn blocks(c: &Call<'_>) -> Result<(i64, String)> {
+    let (block, mode) = (c.int("blocksize", 1), c.string("mode", "DCR"));
+    c.expect("mode", &mode, &["DCR", "CRD"])?;
+    ensure!(block > 0, "blocksize is {block}");
+    Ok((block, mode))
+}
+
+fn depth_to_space<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (block, mode) = blocks(c)?;
+    Ok(c.dy()?.space_to_depth(block, &mode))
+}
+
+fn space_to_depth<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (block, mode) = blocks(c)?;
+    Ok(c.dy()?.depth_to_space(block, &mode))
+}
+
+fn trilu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    Ok(c.dy()?.trilu(c.opt(1).unwrap_or(c.builder().int(0)), c.flag("upper", true)))
+}
+
+fn compress<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy, places) = (c.x()?, c.dy()?, c.input(1)?.non_zero().flattened());
+    match c.opt_int("axis") {
+        Some(axis) => {
+            let axis = x.axis(axis)?;
+            Ok(dy.to_places(places, axis, x.dims([axis]), false))
+        }
+        None => Ok(dy.to_places(places, 0, x.size().reshape_to(&[1]), false).reshape_like(x)),
+    }
+}
+
+fn reverse_sequence<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    Ok(c.dy()?.reverse_sequence(c.input(1)?, c.int("batch_axis", 1), c.int("time_axis", 0)))
+}
+
+fn center_crop_pad<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy, zero) = (c.x()?, c.dy()?, c.builder().ints(&[0]));
+    let added = dy.shape() - x.shape();
+    // Half of what is added or cut off comes before, rounded towards nothing.
+    let before = added.max(zero) / 2 - (-added).max(zero) / 2;
+    Ok(dy.crop(before, added - before))
+}
+
+fn unique<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy) = (c.x()?, c.dy()?);
+    let places = match c.output(1) {
+        Some(places) => places,
+        None => c.demand_output(1, ElementType::Int64)?,
+    };
+    match c.opt_int("axis") {
+        Some(axis) => {
+            let axis = x.axis(axis)?;
+            Ok(dy.to_places(places, axis, x.dims([axis]), false))
+        }
+        None => Ok(dy.to_places(places, 0, x.size().reshape_to(&[1]), false).reshape_like(x)),
+    }
 }

@@ -3,7 +3,7 @@
 use super::{Builder, Expr, place};
 use crate::onnx::ElementType;
 use crate::onnx::attribute::{int, string};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 impl Builder {
     /// Whether scattering costs what it scatters: with sums where places may be named twice, as `twice` says.
@@ -20,8 +20,20 @@ impl<'g> Expr<'g> {
 
     /// For each place the element that `indices` names along an axis.
     pub fn gather_elements(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
-        self.since(11, "GatherElements", || {
-            self.builder.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis as i64)])
+        let b = self.builder;
+        if b.opset() >= 11 {
+            return b.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis as i64)]);
+        }
+        b.attempt(|| {
+            // The places of the elements in the flattened tensor.
+            let rank = self.rank()?;
+            let places = (0..rank).map(|a| match a == axis {
+                true => indices.cast(ElementType::Int64).wrapped(self.dim(a)),
+                false => b.range(indices.dim(a)).reshape_to(&place(rank, a)),
+            });
+            let flat = places.enumerate().reduce(|(_, sum), (a, next)| (a, sum * self.dim(a) + next));
+            let (_, flat) = flat.context("a tensor without dimensions has no axis")?;
+            Ok(self.flattened().gather(flat, 0))
         })
     }
 
@@ -36,6 +48,9 @@ impl<'g> Expr<'g> {
 
     /// This tensor with `updates` in the places that `indices` names along an axis; no place may be named twice.
     pub fn scatter_elements(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        if self.builder.opset() < 9 && self.constant() == Some(0.0) {
+            return self.scatter_elements_add(indices, updates, axis);
+        }
         let op = if self.builder.opset() < 11 { "Scatter" } else { "ScatterElements" };
         self.since(9, op, || {
             self.builder.emit(op, &[Some(self), Some(indices), Some(updates)], vec![int("axis", axis as i64)])
@@ -92,6 +107,30 @@ impl<'g> Expr<'g> {
         })
     }
 
+    /// This tensor multiplied by `updates` in the places that `indices` names along an axis.
+    pub fn scatter_elements_mul(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        self.since(16, "ScatterElements with a product", || {
+            let attributes = vec![int("axis", axis as i64), string("reduction", "mul")];
+            self.builder.emit("ScatterElements", &[Some(self), Some(indices), Some(updates)], attributes)
+        })
+    }
+
+    /// This tensor multiplied by `updates` in the places of index tuples.
+    pub fn scatter_nd_mul(self, indices: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
+        self.since(16, "ScatterND with a product", || {
+            let inputs = [Some(self), Some(indices), Some(updates)];
+            self.builder.emit("ScatterND", &inputs, vec![string("reduction", "mul")])
+        })
+    }
+
+    /// This cache of shape `[batch, ...]` with `update` along an axis, from the index on that `starts` gives for each batch.
+    pub fn tensor_scatter(self, update: Expr<'g>, starts: Option<Expr<'g>>, axis: i64, mode: &str) -> Expr<'g> {
+        self.since(24, "TensorScatter", || {
+            let attributes = vec![int("axis", axis), string("mode", mode)];
+            self.builder.emit("TensorScatter", &[Some(self), Some(update), starts], attributes)
+        })
+    }
+
     /// This tensor with `updates` added in the places of index tuples, each as often as it is named.
     ///
     /// Before opset 16 no operator adds. Then each update is first replaced by the sum of all that name its place, so that it
@@ -123,23 +162,23 @@ impl<'g> Expr<'g> {
         self.builder.attempt(|| {
             let mut order: Vec<usize> = vec![axis];
             order.extend((0..self.rank()?).filter(|&a| a != axis));
-            updates.summed_by(indices, axis, self.dims(order))
+            updates.laid_by(indices, axis, self.dims(order), true)
         })
     }
 
-    /// The slices along an axis, each added up in the place that its entry in the list `places` names, in an axis of that
-    /// size, a list of one.
-    pub fn sum_to_places(self, places: Expr<'g>, axis: usize, size: Expr<'g>) -> Expr<'g> {
+    /// The slices along an axis, each laid in the place that its entry in the list `places` names, in an axis of that size, a
+    /// list of one; `twice`: a place may be named more than once, its slices are added up.
+    pub fn to_places(self, places: Expr<'g>, axis: usize, size: Expr<'g>, twice: bool) -> Expr<'g> {
         self.builder.attempt(|| {
             let others: Vec<usize> = (0..self.rank()?).filter(|&a| a != axis).collect();
             let sizes = if others.is_empty() { size } else { Expr::concat(&[size, self.dims(others)], 0) };
-            self.summed_by(places, axis, sizes)
+            self.laid_by(places, axis, sizes, twice)
         })
     }
 
-    /// The slices at the axes of `indices`, which begin at `axis`, added up where the indices say; `sizes` are those of the
+    /// The slices at the axes of `indices`, which begin at `axis`, laid where the indices say; `sizes` are those of the
     /// result, first the indexed axis, then the others.
-    fn summed_by(self, indices: Expr<'g>, axis: usize, sizes: Expr<'g>) -> Result<Expr<'g>> {
+    fn laid_by(self, indices: Expr<'g>, axis: usize, sizes: Expr<'g>, twice: bool) -> Result<Expr<'g>> {
         let b = self.builder;
         let (rank, index_rank) = (self.rank()?, indices.rank()?);
         ensure!(axis + index_rank <= rank, "indices of rank {index_rank} at axis {axis} of a tensor of rank {rank}");
@@ -149,7 +188,8 @@ impl<'g> Expr<'g> {
         let rows = self.transpose(&front);
         let indices = indices.cast(ElementType::Int64);
         let summed = if b.opset() >= 11 {
-            b.full(sizes, 0.0, self.element()?).scatter_nd_add(indices.unsqueeze(&[index_rank]), rows)
+            let (zeros, tuples) = (b.full(sizes, 0.0, self.element()?), indices.unsqueeze(&[index_rank]));
+            if twice { zeros.scatter_nd_add(tuples, rows) } else { zeros.scatter_nd(tuples, rows) }
         } else {
             // A matrix that says which place each index names, times one row for each slice.
             let size = sizes.item(0);

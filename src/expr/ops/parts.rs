@@ -179,7 +179,7 @@ impl<'g> Expr<'g> {
                 true => places.pad_mode(amounts, mode),
                 false => places.cast(ElementType::Float).pad_mode(amounts, mode).cast(ElementType::Int64),
             };
-            dx = dx.sum_to_places(from, axis, self.dims([axis]));
+            dx = dx.to_places(from, axis, self.dims([axis]), true);
         }
         Ok(dx)
     }
@@ -195,7 +195,7 @@ impl<'g> Expr<'g> {
         let (zero, one) = (b.ints(&[0]), b.ints(&[1]));
         let (own, part) = (self.sizes()?, dy.sizes()?);
         ensure!(own.len() == part.len(), "a slice of rank {} of a tensor of rank {rank}", part.len());
-        let (mut turned, mut spread) = (Vec::new(), Vec::new());
+        let (mut turned, mut spread, mut dx) = (Vec::new(), Vec::new(), dy);
         let (mut begins, mut ends) = (Vec::new(), Vec::new());
         for axis in 0..rank {
             let (start, step, size, count) = (starts.item(axis), steps.item(axis), self.dims([axis]), dy.dims([axis]));
@@ -206,6 +206,14 @@ impl<'g> Expr<'g> {
                 continue;
             }
             let first = start.wrapped(size);
+            if known.is_none() && b.opset() < 14 {
+                // Before opset 14 no Reshape to computed sizes makes a tensor without elements.
+                let first = step.less(zero).select(first.min(size - one), first.max(zero));
+                dx = dx.to_places(b.range(dy.dim(axis)) * step + first, axis, size, false);
+                begins.push(zero);
+                ends.push(zero);
+                continue;
+            }
             let (begin, length) = if known == Some(1) {
                 (first.max(zero).min(size), count)
             } else {
@@ -226,7 +234,6 @@ impl<'g> Expr<'g> {
             begins.push(begin);
             ends.push(size - begin - length);
         }
-        let mut dx = dy;
         if !turned.is_empty() {
             let axes: Vec<i64> = turned.iter().map(|t| t.0 as i64).collect();
             let list = |f: fn(&(usize, Expr<'g>, Expr<'g>, Expr<'g>)) -> Expr<'g>| {
@@ -350,6 +357,56 @@ impl<'g> Expr<'g> {
     /// Copies side by side, as often along each axis as the list says.
     pub fn tile(self, repeats: Expr<'g>) -> Expr<'g> {
         self.builder.emit("Tile", &[Some(self), Some(repeats)], vec![])
+    }
+
+    /// Squares of pixels as channels, those of one square side by side (`DCR`) or those of one channel (`CRD`).
+    pub fn space_to_depth(self, block: i64, mode: &str) -> Expr<'g> {
+        let b = self.builder;
+        if mode == "DCR" {
+            return b.emit("SpaceToDepth", &[Some(self)], vec![int("blocksize", block)]);
+        }
+        if b.opset() >= 28 {
+            return b.emit("SpaceToDepth", &[Some(self)], vec![int("blocksize", block), string("mode", mode)]);
+        }
+        let side = b.ints(&[block]);
+        let [n, c, h, w] = [0, 1, 2, 3].map(|a| self.dims([a]));
+        let (h, w) = (h / block, w / block);
+        let squares = self.reshape(Expr::concat(&[n, c, h, side, w, side], 0)).transpose(&[0, 1, 3, 5, 2, 4]);
+        squares.reshape(Expr::concat(&[n, c * side * side, h, w], 0))
+    }
+
+    /// Channels as squares of pixels: the inverse of [`Expr::space_to_depth`].
+    pub fn depth_to_space(self, block: i64, mode: &str) -> Expr<'g> {
+        let mut attributes = vec![int("blocksize", block)];
+        if mode != "DCR" {
+            attributes.push(string("mode", mode));
+        }
+        self.builder.emit("DepthToSpace", &[Some(self)], attributes)
+    }
+
+    /// The first `lengths[i]` elements along the time axis of each sequence in reverse order.
+    pub fn reverse_sequence(self, lengths: Expr<'g>, batch_axis: i64, time_axis: i64) -> Expr<'g> {
+        self.since(10, "ReverseSequence", || {
+            let attributes = vec![int("batch_axis", batch_axis), int("time_axis", time_axis)];
+            self.builder.emit("ReverseSequence", &[Some(self), Some(lengths)], attributes)
+        })
+    }
+
+    /// The discrete Fourier transform of `[..., 1]` or `[..., 2]`, real or complex numbers, along an axis, a list of one; the
+    /// inverse divides by the length.
+    pub fn dft(self, axis: Expr<'g>, inverse: bool, onesided: bool) -> Expr<'g> {
+        let b = self.builder;
+        let mut attributes = vec![int("inverse", inverse.into()), int("onesided", onesided.into())];
+        if b.opset() >= 20 {
+            return b.emit("DFT", &[Some(self), None, Some(axis.reshape_to(&[]))], attributes);
+        }
+        b.since(17, "DFT", || match axis.ints().as_deref() {
+            Some(&[axis]) => {
+                attributes.push(int("axis", axis));
+                b.emit("DFT", &[Some(self)], attributes)
+            }
+            _ => b.too_old("DFT along a computed axis", 20),
+        })
     }
 
     /// The upper (or lower) triangles of matrices, from diagonal `k` on.

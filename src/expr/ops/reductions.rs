@@ -60,7 +60,7 @@ impl<'g> Expr<'g> {
     }
 
     /// The sum over axes that the run computes, which stay with size 1. Without axes all are summed, or none if `noop`.
-    pub fn sum_at(self, axes: Expr<'g>, noop: bool) -> Expr<'g> {
+    pub fn sum_over(self, axes: Expr<'g>, noop: bool) -> Expr<'g> {
         self.since(13, "ReduceSum over computed axes", || {
             let mut attributes = vec![int("keepdims", 1)];
             if noop {
