@@ -18,7 +18,9 @@ pub const RULES: &[Rule] = &[
     rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
         .attributes(AXES)
         .note("ties share equally"),
-    rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Formula(product), Stop("axes")]).attributes(AXES).note("exact with zeros"),
+    rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Formula(product), Stop("axes")])
+        .attributes(AXES)
+        .note("exact with zeros"),
     rule("ReduceSumSquare", "dx = 2 dy x", &[Formula(sum_square), Stop("axes")]).attributes(AXES),
     rule("ReduceL1", "dx = dy sign x", &[Formula(l1), Stop("axes")]).attributes(AXES),
     rule("ReduceL2", "dx = dy x / y", &[Formula(l2), Stop("axes")]).attributes(AXES).note("0 where the norm is 0"),

@@ -19,12 +19,11 @@ pub const RULES: &[Rule] = &[
     rule("Slice", "dx = dy in its place, zeros around", &[Formula(slice), Stop("bounds")])
         .attributes("axes starts ends"),
     rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")]),
-    rule("Pad", "dx = the part of dy in the place of x; dvalue = Σ dy around it", &[
-        Formula(pad),
-        Stop("amounts"),
-        Formula(pad_value),
-        Stop("axes"),
-    ])
+    rule(
+        "Pad",
+        "dx = the part of dy in the place of x; dvalue = Σ dy around it",
+        &[Formula(pad), Stop("amounts"), Formula(pad_value), Stop("axes")],
+    )
     .attributes("mode pads paddings value"),
     rule("Tile", "dx = dy, summed over the copies", &[Formula(tile), Stop("repeats")]),
     rule("DepthToSpace", "dx = dy, its squares as channels", &[Formula(depth_to_space)]).attributes("blocksize mode"),

@@ -137,7 +137,8 @@ impl<'g> Expr<'g> {
             }
             return b.attempt(|| {
                 let (rank, places) = (self.rank()?, b.range(self.dim(axis)));
-                let (to, from) = (places.reshape_to(&place(rank + 1, axis)), places.reshape_to(&place(rank + 1, axis + 1)));
+                let (to, from) =
+                    (places.reshape_to(&place(rank + 1, axis)), places.reshape_to(&place(rank + 1, axis + 1)));
                 let (low, high) = if reverse { (to, from) } else { (from, to) };
                 let counts = if exclusive { low.less(high) } else { low.less_or_equal(high) };
                 let factors = counts.select(self.unsqueeze(&[axis]), self.like(1.0));
@@ -168,7 +169,8 @@ impl<'g> Expr<'g> {
             return b.attempt(|| {
                 // The gradient of each product by each factor: the product with a 1 in its place.
                 let (rank, places) = (self.rank()?, b.range(self.dim(axis)));
-                let (by, of) = (places.reshape_to(&place(rank + 1, axis)), places.reshape_to(&place(rank + 1, axis + 1)));
+                let (by, of) =
+                    (places.reshape_to(&place(rank + 1, axis)), places.reshape_to(&place(rank + 1, axis + 1)));
                 let others = by.equal(of).select(self.like(1.0), self.unsqueeze(&[axis]));
                 let terms = dy.unsqueeze(&[axis]) * others.cum_prod(axis + 1, false, false);
                 Ok(terms.where_(by.less_or_equal(of)).sum_out(&[axis + 1]))
