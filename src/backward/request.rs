@@ -11,6 +11,7 @@ use crate::record::{Gradient, Record, SeedOf};
 use crate::rules::Rule;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// The gradient that a y starts with.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -149,7 +150,14 @@ impl Gradients {
     /// Names of no tensor, seeds that do not fit their ys, operators on a path from a y to an x without a gradient, and
     /// models that contradict themselves.
     pub fn build(&self, model: &Model) -> Result<Output> {
-        let loaded = load(&model.proto)?;
+        self.build_loaded(model.clone(), load(&model.proto)?)
+    }
+
+    /// Appends the gradients to a model that has been loaded already, without copying it.
+    ///
+    /// # Errors
+    /// Those of [`Gradients::build`].
+    pub fn build_loaded(&self, mut model: Model, loaded: Loaded) -> Result<Output> {
         let selection = Selection::new(&loaded);
         let found = [("ys", &self.ys), ("xs", &self.xs), ("stop_gradients", &self.stops)]
             .map(|(what, names)| selection.find(what, names));
@@ -160,7 +168,7 @@ impl Gradients {
             self.seeds.len(),
             ys.len()
         );
-        let names: HashSet<String> = names_of(&loaded, &model.proto);
+        let names = names_of(&loaded, &model.proto);
         let scope = free_scope(&self.name, names.iter());
         let seed_tensors = self.seed_tensors(&selection)?;
         let mut warnings = loaded.warnings.clone();
@@ -197,8 +205,8 @@ impl Gradients {
         let mut seen = HashSet::new();
         distinct.extend(outputs.into_iter().flatten().filter(|(_, name)| seen.insert(name.clone())));
         let request = Request { name: scope.clone(), inputs, outputs: distinct, colocate: self.colocate };
-        let mut proto = model.proto.clone();
-        let written = write::write(&builder.graph(), &mut proto, &request, taken)?;
+        let proto = &mut model.proto;
+        let written = write::write(&builder.graph(), proto, &request, taken)?;
         for (node, output) in &written.demanded {
             warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
         }
@@ -209,11 +217,10 @@ impl Gradients {
             seeds: seeds.clone(),
             stops: self.stops.clone(),
         };
-        record.attach(&mut proto)?;
+        record.attach(proto)?;
         if self.only_gradients {
-            keep_only(&mut proto, gradients.iter().filter_map(|g| g.gradient.as_deref()))?;
+            keep_only(proto, gradients.iter().filter_map(|g| g.gradient.as_deref()))?;
         }
-        let model = Model { proto, folder: model.folder.clone() };
         Ok(Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record })
     }
 
@@ -261,7 +268,7 @@ impl Gradients {
 struct Building<'g, 's> {
     builder: &'g Builder,
     scope: &'s str,
-    taken: HashSet<String>,
+    taken: HashSet<Rc<str>>,
     inputs: Vec<(ValueId, String)>,
 }
 
@@ -303,7 +310,7 @@ impl<'g> Building<'g, '_> {
             Seed::Input(wanted) => {
                 let base = wanted.clone().unwrap_or_else(|| format!("{}/grad_ys/{name}", self.scope));
                 if wanted.is_some() {
-                    ensure!(!self.taken.contains(&base), "the model has a tensor called '{base}' already");
+                    ensure!(!self.taken.contains(&*base), "the model has a tensor called '{base}' already");
                 }
                 let unique = self.unique(&base);
                 let input = Fact { value: None, ..fact.clone() };
@@ -403,7 +410,7 @@ impl<'g> Building<'g, '_> {
     fn unique(&mut self, base: &str) -> String {
         let mut name = base.to_owned();
         for i in 1.. {
-            if self.taken.insert(name.clone()) {
+            if self.taken.insert(name.as_str().into()) {
                 break;
             }
             name = format!("{base}_{i}");
@@ -422,11 +429,11 @@ fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) ->
 }
 
 /// Every name of a tensor or a node, in bodies too: what new names must differ from.
-fn names_of(loaded: &Loaded, model: &ModelProto) -> HashSet<String> {
-    let mut names: HashSet<String> = loaded.names.keys().chain(&loaded.inner_names).map(|n| n.to_string()).collect();
+fn names_of(loaded: &Loaded, model: &ModelProto) -> HashSet<Rc<str>> {
+    let mut names: HashSet<Rc<str>> = loaded.names.keys().chain(&loaded.inner_names).cloned().collect();
     if let Some(graph) = &model.graph {
-        names.extend(graph.node.iter().map(|n| n.name().to_owned()));
-        names.extend(graph.value_info.iter().map(|v| v.name().to_owned()));
+        let nodes = graph.node.iter().map(|n| n.name());
+        names.extend(nodes.chain(graph.value_info.iter().map(|v| v.name())).map(Rc::from));
     }
     names
 }

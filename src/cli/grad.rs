@@ -97,7 +97,8 @@ pub fn run(args: &Args) -> Result<()> {
         ensure!(args.force || !args.output.exists(), "{} exists already; --force replaces it", args.output.display());
     }
     let model = load(&args.model)?;
-    let output = request(args, &model)?.build(&model)?;
+    let loaded = graph::load(&model.proto)?;
+    let output = request(args, &loaded)?.build_loaded(model, loaded)?;
     let mut warnings = output.warnings.clone();
     if stdout {
         file::write_to(&output.model.proto, std::io::stdout().lock())?;
@@ -158,9 +159,8 @@ fn load(path: &Path) -> Result<Model> {
     Ok(Model { proto: file::read_bytes(bytes.into()).context("stdin")?, folder: Some(PathBuf::from(".")) })
 }
 
-fn request(args: &Args, model: &Model) -> Result<Gradients> {
-    let loaded = graph::load(&model.proto)?;
-    let selection = Selection::new(&loaded);
+fn request(args: &Args, loaded: &graph::Loaded) -> Result<Gradients> {
+    let selection = Selection::new(loaded);
     let names = |ids: &[graph::ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<_>>();
     let ys = match args.ys.is_empty() {
         true => names(&selection.outputs()),

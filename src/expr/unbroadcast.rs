@@ -67,6 +67,6 @@ impl<'g> Expr<'g> {
         let ones = b.full((own.size() - size.size()).reshape_to(&[1]), 1.0, ElementType::Int64);
         let aligned = Expr::concat(&[ones, size], 0);
         let repeated = aligned.equal(own).not().non_zero().flattened();
-        self.sum_at(repeated).reshape(size)
+        self.sum_over(repeated, true).reshape(size)
     }
 }

@@ -233,6 +233,11 @@ impl Graph {
         self.scopes[scope.0 as usize].outputs = outputs;
     }
 
+    /// Says which of a scope's inputs remain, and in which order.
+    pub fn set_inputs(&mut self, scope: ScopeId, inputs: Vec<ValueId>) {
+        self.scopes[scope.0 as usize].inputs = inputs;
+    }
+
     /// Drops the nodes of a scope of which none of its outputs depends, and the inputs after the first `kept` that no node uses.
     pub fn prune(&mut self, scope: ScopeId, kept: usize) {
         let mut live: HashSet<ValueId> = self.scope(scope).outputs.iter().copied().collect();

@@ -6,6 +6,7 @@ use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_sha
 use crate::onnx::{GraphProto, ModelProto, attribute};
 use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// What to write.
 #[derive(Debug, Default)]
@@ -35,7 +36,7 @@ pub struct Written {
 ///
 /// # Errors
 /// `graph` is not that of `model`.
-pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: HashSet<String>) -> Result<Written> {
+pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: HashSet<Rc<str>>) -> Result<Written> {
     let proto = model.graph.as_mut().context("the model holds no graph")?;
     let live = live_nodes(graph, request.outputs.iter().map(|&(v, _)| v));
     let forward_metadata = request.colocate.then(|| proto.node.clone());
@@ -48,7 +49,7 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Ha
         position: graph.scope(Graph::MAIN).nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect(),
         forward: forward_metadata,
     };
-    writer.taken.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.clone()));
+    writer.taken.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.as_str().into()));
     let mut written = Written::default();
     for (k, &id) in graph.scope(Graph::MAIN).nodes.iter().enumerate().take(proto.node.len()) {
         for (i, output) in graph.node(id).outputs.iter().enumerate() {
@@ -98,7 +99,7 @@ struct Writer<'a> {
     graph: &'a Graph,
     scope: &'a str,
     names: HashMap<ValueId, String>,
-    taken: HashSet<String>,
+    taken: HashSet<Rc<str>>,
     /// How often a name has been asked for, so that finding a free one takes no search.
     counters: HashMap<String, usize>,
     /// The places of the main graph's nodes.
@@ -201,7 +202,7 @@ impl Writer<'_> {
         loop {
             let name = if *count == 0 { base.to_owned() } else { format!("{base}_{count}") };
             *count += 1;
-            if self.taken.insert(name.clone()) {
+            if self.taken.insert(name.as_str().into()) {
                 return name;
             }
         }

@@ -3,6 +3,7 @@
 pub mod attribute;
 mod element;
 pub mod file;
+pub mod inline;
 pub mod npy;
 mod tensor;
 pub mod text;

@@ -3,7 +3,8 @@
 use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
-use anyhow::Result;
+use crate::onnx::ElementType;
+use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -15,6 +16,35 @@ pub const RULES: &[Rule] = &[
     )
     .attributes("alpha beta transA transB")
     .since(7),
+    rule(
+        "Einsum",
+        "dxᵢ = the Einsum of dy and the other operands to the indices of xᵢ, on the diagonal where one is repeated",
+        &[Each(einsum)],
+    )
+    .attributes("equation"),
+    rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Formula(det)])
+        .note("singular matrices have their true gradient"),
+    rule(
+        "FusedMatMul",
+        "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes",
+        &[Broadcast(fused_a), Broadcast(fused_b)],
+    )
+    .attributes("alpha transA transB transBatchA transBatchB")
+    .domain("com.microsoft"),
+    rule(
+        "MatMulNBits",
+        "with W = (q - zero point) scale, unpacked: dA = dY W, dscale = Σ (q - zero point) dYᵀ A, dbias = Σ dY",
+        &[
+            Formula(n_bits_a),
+            Stop("quantized weights"),
+            Formula(n_bits_scales),
+            Stop("quantization zero points"),
+            Stop("indices of groups"),
+            Broadcast(|c| c.dy()),
+        ],
+    )
+    .attributes("K N bits block_size accuracy_level")
+    .domain("com.microsoft"),
 ];
 
 // ---------------------------------------------------------------- MatMul
@@ -79,4 +109,219 @@ fn gemm_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn gemm_c<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(c.dy()? * c.float("beta", 1.0))
+}
+
+fn fused_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    check_batches(c)?;
+    gemm_a(c)
+}
+
+fn fused_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    check_batches(c)?;
+    gemm_b(c)
+}
+
+fn check_batches(c: &Call<'_>) -> Result<()> {
+    let moved = c.flag("transBatchA", false) || c.flag("transBatchB", false);
+    ensure!(!moved, "transBatchA and transBatchB have no gradient yet; write a Transpose before the product");
+    Ok(())
+}
+
+// ---------------------------------------------------------------- Einsum
+
+/// The indices of operands and output, a letter each; those of an ellipsis are letters that the equation does not use.
+struct Equation {
+    terms: Vec<Vec<char>>,
+    output: Vec<char>,
+}
+
+impl Equation {
+    fn new(c: &Call<'_>) -> Result<Self> {
+        let text: String = c.string("equation", "").chars().filter(|c| *c != ' ').collect();
+        let (left, right) = match text.split_once("->") {
+            Some((left, right)) => (left, Some(right)),
+            None => (text.as_str(), None),
+        };
+        let terms: Vec<&str> = left.split(',').collect();
+        ensure!(terms.len() == c.input_count(), "'{text}' is not about {} operands", c.input_count());
+        let fresh: Vec<char> = ('a'..='z').chain('A'..='Z').filter(|l| !text.contains(*l)).collect();
+        let mut longest = 0;
+        let mut expanded = Vec::new();
+        for (i, term) in terms.iter().enumerate() {
+            let rank = c.input(i)?.rank()?;
+            let own = letters(term)?;
+            let hidden = if term.contains("...") { rank.checked_sub(own) } else { (rank == own).then_some(0) };
+            let hidden = hidden.with_context(|| format!("'{term}' does not describe a tensor of rank {rank}"))?;
+            ensure!(hidden <= fresh.len(), "'{text}' has more than 52 indices");
+            longest = longest.max(hidden);
+            expanded.push(expand(term, &fresh, hidden));
+        }
+        let output = match right {
+            Some(right) => {
+                letters(right)?;
+                expand(right, &fresh, longest)
+            }
+            None => {
+                let once = |l: &char| left.matches(*l).count() == 1;
+                let mut once: Vec<char> = left.chars().filter(char::is_ascii_alphabetic).filter(once).collect();
+                once.sort_unstable();
+                expand("...", &fresh, longest).into_iter().chain(once).collect()
+            }
+        };
+        Ok(Equation { terms: expanded, output })
+    }
+}
+
+/// How many letters a term has besides an ellipsis.
+fn letters(term: &str) -> Result<usize> {
+    let rest = term.replacen("...", "", 1);
+    ensure!(rest.chars().all(|l| l.is_ascii_alphabetic()), "'{term}' is not a term of an equation");
+    Ok(rest.len())
+}
+
+/// A term with letters in place of an ellipsis: the last of them for the last axis, as in broadcasting.
+fn expand(term: &str, fresh: &[char], hidden: usize) -> Vec<char> {
+    let stand_in: String = fresh.iter().take(hidden).rev().collect();
+    term.replacen("...", &stand_in, 1).chars().collect()
+}
+
+fn einsum<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
+    let Equation { terms, output } = Equation::new(c)?;
+    let x = c.input(i)?;
+    let own = terms.get(i).context("more operands than terms")?;
+    let mut operands = vec![(output, c.dy()?)];
+    for (j, term) in terms.iter().enumerate().filter(|&(j, _)| j != i) {
+        operands.push((term.clone(), c.input(j)?));
+    }
+    let first = |p: usize| own.iter().position(|l| Some(l) == own.get(p)).unwrap_or(p);
+    let occurs = |p: usize| operands.iter().any(|(term, _)| own.get(p).is_some_and(|l| term.contains(l)));
+    // Axes that only x has were summed, repeated ones are diagonals: here both have size 1.
+    let (found, absent): (Vec<usize>, Vec<usize>) = (0..own.len()).partition(|&p| first(p) == p && occurs(p));
+    let target: Vec<char> = found.iter().filter_map(|&p| own.get(p).copied()).collect();
+    let dx = contract(&operands, &target)?.unsqueeze(&absent);
+    let repeated: Vec<usize> = (0..own.len()).filter(|&p| first(p) != p).collect();
+    if repeated.is_empty() {
+        return Ok(dx.unbroadcast(x)?.expand_like(x));
+    }
+    // A sum over what x repeats is one over the diagonal only.
+    let along = |p: usize| {
+        let others: Vec<usize> = (0..own.len()).filter(|&a| a != p).collect();
+        c.builder().range(x.dim(p)).unsqueeze(&others)
+    };
+    let diagonal = repeated.iter().map(|&p| along(p).equal(along(first(p)))).reduce(|a, b| a.and(b));
+    Ok(diagonal.map_or(dx, |d| dx.where_(d)).expand_like(x))
+}
+
+/// The sum of products of tensors with the given indices over those that are not in `target`.
+fn contract<'g>(operands: &[(Vec<char>, Expr<'g>)], target: &[char]) -> Result<Expr<'g>> {
+    let (scalars, tensors): (Vec<_>, Vec<_>) = operands.iter().partition(|(term, _)| term.is_empty());
+    let scale = scalars.into_iter().map(|(_, e)| *e).reduce(|a, b| a * b);
+    let scaled = |e: Expr<'g>| scale.map_or(e, |s| e * s);
+    match tensors.as_slice() {
+        [] => scale.context("an equation without operands"),
+        [(term, e)] if (1..term.len()).all(|i| !term[..i].contains(&term[i])) => {
+            let summed: Vec<usize> = (0..term.len()).filter(|&a| !target.contains(&term[a])).collect();
+            let left: Vec<char> = term.iter().filter(|l| target.contains(l)).copied().collect();
+            let order = target.iter().filter_map(|l| left.iter().position(|k| k == l)).collect::<Vec<_>>();
+            Ok(scaled(e.sum_out(&summed)).transpose(&order))
+        }
+        [(first, _), ..] => {
+            let terms: Vec<String> = tensors.iter().map(|(term, _)| term.iter().collect()).collect();
+            // Not all is summed at once: to no index at all, engines differ.
+            let kept: Vec<char> =
+                if target.is_empty() { first.iter().take(1).copied().collect() } else { target.into() };
+            let equation = format!("{}->{}", terms.join(","), kept.iter().collect::<String>());
+            let product = Expr::einsum(&equation, &tensors.iter().map(|(_, e)| *e).collect::<Vec<_>>());
+            Ok(scaled(if target.is_empty() { product.sum_out(&[0]) } else { product }))
+        }
+    }
+}
+
+// ---------------------------------------------------------------- Det
+
+/// The matrix without one row and one column, for each of both; no division, so that singular matrices are like all others.
+fn det<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let rank = x.rank()?;
+    ensure!(rank >= 2, "an input of rank {rank} is no matrix");
+    let (row, column) = (rank - 2, rank - 1);
+    let dy = dy.unsqueeze(&[row, column]);
+    if x.known_dim(column) == Some(1) {
+        return Ok(dy);
+    }
+    let n = x.dim(column);
+    let (all, rest) = (b.range(n).unsqueeze(&[1]), b.range(n - 1));
+    // [left out, kept]: those from the one that is left out on are one further.
+    let kept = rest + rest.greater_or_equal(all).cast_like(rest);
+    // [.., row left out, row, column left out, column]
+    let minors = x.gather(kept, column).gather(kept, row);
+    let mut order: Vec<usize> = (0..row).collect();
+    order.extend([row, row + 2, row + 1, row + 3]);
+    let odd = (all + b.range(n)).modulo(b.int(2)).cast_like(x);
+    Ok(dy * (1.0 - 2.0 * odd) * minors.transpose(&order).det())
+}
+
+// ---------------------------------------------------------------- quantized weights
+
+/// The sizes of packed weights: N rows of blocks, each block of `size` numbers of some bits.
+struct Packed {
+    rows: i64,
+    columns: i64,
+    blocks: i64,
+    size: i64,
+    bits: i64,
+}
+
+impl Packed {
+    fn new(c: &Call<'_>) -> Result<Self> {
+        let (rows, columns, size) = (c.int("N", 0), c.int("K", 0), c.int("block_size", 0));
+        let bits = c.int("bits", 4);
+        ensure!(matches!(bits, 2 | 4 | 8), "weights of {bits} bits are not known here: 2, 4 and 8 are");
+        ensure!(
+            rows > 0 && columns > 0 && size > 0,
+            "N = {rows}, K = {columns}, block_size = {size}: not all positive"
+        );
+        ensure!(columns.checked_add(size).is_some(), "block_size = {size} is out of range");
+        ensure!(c.opt(4).is_none(), "weights in groups (g_idx) have no gradient yet");
+        Ok(Packed { rows, columns, blocks: (columns + size - 1) / size, size, bits })
+    }
+
+    /// Bytes as the numbers that they are made of, the lowest bits first, along a new last axis.
+    fn unpack<'g>(&self, bytes: Expr<'g>) -> Result<Expr<'g>> {
+        let b = bytes.builder();
+        let bytes = bytes.cast(ElementType::Int32);
+        let numbers = |values: &[f64]| b.numbers(values, &[values.len() as i64], ElementType::Int32);
+        let shifts: Vec<f64> = (0..8 / self.bits).map(|i| f64::from(1 << (i * self.bits))).collect();
+        let shifted = bytes.unsqueeze(&[bytes.rank()?]) / numbers(&shifts);
+        Ok(shifted.modulo(numbers(&[f64::from(1 << self.bits)])))
+    }
+
+    /// q - zero point, `[N, blocks, block_size]`.
+    fn steps<'g>(&self, c: &Call<'g>) -> Result<Expr<'g>> {
+        let a = c.x()?;
+        let q = self.unpack(c.input(1)?)?.reshape_to(&[self.rows, self.blocks, -1]).cast_like(a);
+        let q = q.narrow(2, 0, self.size);
+        Ok(match c.opt(3) {
+            None => q - f64::from(1 << (self.bits - 1)),
+            Some(zero) if zero.is_float() => q - zero.reshape_to(&[self.rows, self.blocks, 1]).cast_like(a),
+            Some(zero) => {
+                let zero = self.unpack(zero)?.reshape_to(&[self.rows, -1]).narrow(1, 0, self.blocks);
+                q - zero.unsqueeze(&[2]).cast_like(a)
+            }
+        })
+    }
+}
+
+fn n_bits_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (a, p) = (c.x()?, Packed::new(c)?);
+    let weights = p.steps(c)? * c.input(2)?.cast_like(a).reshape_to(&[p.rows, p.blocks, 1]);
+    Ok(c.dy()?.matmul(weights.reshape_to(&[p.rows, -1]).narrow(1, 0, p.columns)))
+}
+
+fn n_bits_scales<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (a, dy, scales, p) = (c.x()?, c.dy()?, c.input(2)?, Packed::new(c)?);
+    let dw = dy.stacked_before(1)?.gemm(true, a.stacked_before(1)?, false, 1.0);
+    let missing = p.blocks.checked_mul(p.size).context("block_size is out of range")? - p.columns;
+    let dw = dw.pad(c.builder().ints(&[0, 0, 0, missing]), None).reshape_to(&[p.rows, p.blocks, p.size]);
+    Ok((dw * p.steps(c)?).sum_out(&[2]).cast_like(scales).reshape_like(scales))
 }

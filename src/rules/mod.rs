@@ -10,6 +10,7 @@ mod convolution;
 mod dropout;
 mod elementwise;
 mod indexing;
+mod iteration;
 mod linear;
 mod losses;
 mod normalization;
@@ -158,6 +159,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         dropout::RULES,
         elementwise::RULES,
         indexing::RULES,
+        iteration::RULES,
         linear::RULES,
         losses::RULES,
         normalization::RULES,

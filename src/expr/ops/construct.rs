@@ -71,4 +71,41 @@ impl Builder {
         let outputs = self.graph().scope(body).outputs.len().saturating_sub(1);
         self.emit_many("Loop", &inputs, vec![], vec![("body", body)], outputs)
     }
+
+    /// A Scan whose body takes the states and a slice of each tensor `along` which it runs, and returns the states and what is
+    /// stacked: of each of `stacked` the axis, and whether the first step comes last.
+    pub fn scan<'g>(
+        &'g self,
+        states: &[Expr<'g>],
+        along: &[Along<'g>],
+        stacked: &[(i64, bool)],
+        body: ScopeId,
+    ) -> Vec<Expr<'g>> {
+        let outputs = states.len() + stacked.len();
+        if self.opset() < 9 {
+            return vec![self.too_old("Scan without a batch axis", 9); outputs];
+        }
+        let inputs: Vec<_> = states.iter().copied().chain(along.iter().map(|a| a.tensor)).map(Some).collect();
+        let mut attributes = vec![attribute::int("num_scan_inputs", along.len() as i64)];
+        let lists = [
+            ("scan_input_axes", along.iter().map(|a| a.axis).collect::<Vec<i64>>()),
+            ("scan_input_directions", along.iter().map(|a| a.reverse.into()).collect()),
+            ("scan_output_axes", stacked.iter().map(|&(axis, _)| axis).collect()),
+            ("scan_output_directions", stacked.iter().map(|&(_, reverse)| reverse.into()).collect()),
+        ];
+        let given = lists.into_iter().filter(|(_, list)| list.iter().any(|&n| n != 0));
+        attributes.extend(given.map(|(name, list)| attribute::ints(name, &list)));
+        self.emit_many("Scan", &inputs, attributes, vec![("body", body)], outputs)
+    }
+}
+
+/// A tensor that a Scan runs along, slice by slice.
+#[derive(Clone, Copy, Debug)]
+pub struct Along<'g> {
+    /// The tensor.
+    pub tensor: Expr<'g>,
+    /// The axis.
+    pub axis: i64,
+    /// Whether the last slice comes first.
+    pub reverse: bool,
 }

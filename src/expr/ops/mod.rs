@@ -12,6 +12,8 @@ mod products;
 mod reductions;
 mod shapes;
 
+pub use construct::Along;
+
 use super::{Builder, Expr};
 use crate::onnx::AttributeProto;
 use crate::onnx::attribute::{int, ints};

@@ -1,0 +1,624 @@
+//! Model-local functions: replaces calls of them by their bodies.
+//!
+//! A function is an operator that the model defines itself, out of nodes ([ONNX IR, Functions][spec]). Its body sees its own
+//! inputs and attributes only; in the place of a call, its names get the call's name in front.
+//!
+//! [spec]: https://onnx.ai/onnx/repo-docs/IR.html#functions
+
+use super::proto::{
+    NodeDeviceConfigurationProto, OperatorSetIdProto, TypeProto, tensor_shape_proto::dimension::Value as Dimension,
+    type_proto::Value as Type,
+};
+use super::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, canonical_domain};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::{HashMap, HashSet};
+
+/// Calls in bodies, and graphs in nodes, nest no deeper.
+const DEEPEST: usize = 64;
+/// What inlining may add, counted in bytes of names and a flat rate a node: bodies that call others twice double each time.
+const LARGEST: usize = if cfg!(test) { 1 << 20 } else { 1 << 28 };
+const NODE: usize = 64;
+/// Names get no longer prefix.
+const LONGEST_PREFIX: usize = 256;
+
+/// Replaces the wanted calls of model-local functions by the functions' bodies, in the main graph, in its subgraphs, and in
+/// the bodies themselves.
+///
+/// Nodes and values of a body are called `<call>/<name>`, made unique. Nodes without metadata or device configurations get
+/// those of the call. The model imports the domains that the bodies use; its functions stay.
+///
+/// # Errors
+/// A function that calls itself; calls with more inputs or outputs than the function has; a body that does not compute its
+/// outputs, uses names that it does not define, or operators of a version that the model does not use; more nodes than fit.
+pub fn inline_functions(model: &ModelProto, wanted: &dyn Fn(&NodeProto) -> bool) -> Result<ModelProto> {
+    let mut result = model.clone();
+    let Some(graph) = result.graph.as_mut() else { return Ok(result) };
+    let mut functions = HashMap::new();
+    for function in &model.functions {
+        functions
+            .entry((canonical_domain(function.domain()), function.name(), function.overload()))
+            .or_insert(function);
+    }
+    let mut inliner = Inliner { functions, wanted, calls: Vec::new(), ..Inliner::new(&model.opset_import) };
+    if !inliner.has_calls(graph) {
+        return Ok(result);
+    }
+    inliner.take_names(graph);
+    graph.node = inliner.nodes(std::mem::take(&mut graph.node), 0)?;
+    result.opset_import = inliner.opsets;
+    Ok(result)
+}
+
+type Key<'a> = (&'a str, &'a str, &'a str);
+
+struct Inliner<'a> {
+    functions: HashMap<Key<'a>, &'a FunctionProto>,
+    wanted: &'a dyn Fn(&NodeProto) -> bool,
+    opsets: Vec<OperatorSetIdProto>,
+    values: Names,
+    nodes: Names,
+    /// The functions whose bodies are being inlined, the innermost last.
+    calls: Vec<Key<'a>>,
+    size: usize,
+}
+
+/// Names that are taken.
+#[derive(Default)]
+struct Names {
+    taken: HashSet<String>,
+    /// How often a name was asked for that was taken: no number is tried twice.
+    asked: HashMap<String, usize>,
+}
+
+impl Names {
+    fn fresh(&mut self, name: String) -> String {
+        if self.taken.insert(name.clone()) {
+            return name;
+        }
+        let number = self.asked.entry(name.clone()).or_default();
+        loop {
+            *number += 1;
+            let numbered = format!("{name}_{number}");
+            if self.taken.insert(numbered.clone()) {
+                return numbered;
+            }
+        }
+    }
+}
+
+fn key(node: &NodeProto) -> Key<'_> {
+    (canonical_domain(node.domain()), node.op_type(), node.overload())
+}
+
+fn graphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+}
+
+fn describe((domain, name, _): Key) -> String {
+    if domain.is_empty() { name.to_owned() } else { format!("{domain}.{name}") }
+}
+
+impl<'a> Inliner<'a> {
+    fn new(opsets: &[OperatorSetIdProto]) -> Self {
+        Inliner {
+            functions: HashMap::new(),
+            wanted: &|_| false,
+            opsets: opsets.to_vec(),
+            values: Names::default(),
+            nodes: Names::default(),
+            calls: Vec::new(),
+            size: 0,
+        }
+    }
+
+    /// The function that the node calls, if the call is to be inlined.
+    fn called(&self, node: &NodeProto) -> Option<(Key<'a>, &'a FunctionProto)> {
+        let function: &'a FunctionProto = self.functions.get(&key(node)).copied()?;
+        let key = (canonical_domain(function.domain()), function.name(), function.overload());
+        (self.wanted)(node).then_some((key, function))
+    }
+
+    fn has_calls(&self, graph: &GraphProto) -> bool {
+        graph.node.iter().any(|node| self.called(node).is_some() || graphs(node).any(|g| self.has_calls(g)))
+    }
+
+    fn take_names(&mut self, graph: &GraphProto) {
+        let infos = graph.input.iter().chain(&graph.output).chain(&graph.value_info).map(|v| v.name());
+        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
+        let initializers = graph.initializer.iter().chain(sparse).map(|t| t.name());
+        let outputs = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
+        self.values.taken.extend(infos.chain(initializers).chain(outputs).map(str::to_owned));
+        self.nodes.taken.extend(graph.node.iter().map(|n| n.name().to_owned()));
+        graph.node.iter().flat_map(graphs).for_each(|g| self.take_names(g));
+    }
+
+    /// The nodes with the wanted calls among and inside them replaced.
+    fn nodes(&mut self, nodes: Vec<NodeProto>, depth: usize) -> Result<Vec<NodeProto>> {
+        ensure!(depth <= DEEPEST, "calls of functions and graphs nest deeper than {DEEPEST}");
+        let mut result = Vec::with_capacity(nodes.len());
+        for mut node in nodes {
+            if let Some((key, function)) = self.called(&node) {
+                if self.calls.contains(&key) {
+                    let calls: Vec<String> = self.calls.iter().chain([&key]).map(|&k| describe(k)).collect();
+                    bail!("function '{}' calls itself: {}", describe(key), calls.join(" -> "));
+                }
+                let body = self.body(&node, function);
+                let body =
+                    body.with_context(|| format!("node '{}' ({}), a call of a function", label(&node), describe(key)))?;
+                self.calls.push(key);
+                result.extend(self.nodes(body, depth + 1)?);
+                self.calls.pop();
+                continue;
+            }
+            for graph in node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)) {
+                graph.node = self.nodes(std::mem::take(&mut graph.node), depth + 1)?;
+            }
+            result.push(node);
+        }
+        Ok(result)
+    }
+
+    /// What stands in the place of a call.
+    fn body(&mut self, call: &NodeProto, function: &FunctionProto) -> Result<Vec<NodeProto>> {
+        for (kind, given, known) in
+            [("inputs", &call.input, &function.input), ("outputs", &call.output, &function.output)]
+        {
+            ensure!(given.len() <= known.len(), "{} {kind} for a function of {}", given.len(), known.len());
+        }
+        self.import(function, &function.node)?;
+        let defaults = function.attribute_proto.iter();
+        let mut body = Body {
+            prefix: label(call).chars().take(LONGEST_PREFIX).collect(),
+            call,
+            attributes: defaults.chain(&call.attribute).map(|a| (a.name(), a)).collect(),
+            outputs: HashMap::new(),
+            scopes: vec![HashMap::new()],
+            inliner: self,
+        };
+        let given = |names: &[String], i: usize| names.get(i).cloned().unwrap_or_default();
+        for (i, input) in function.input.iter().enumerate() {
+            body.define(input, given(&call.input, i));
+        }
+        // An output that is an input too, or another output, is computed by no node of the body but by an Identity.
+        let mut copies = Vec::new();
+        for (i, output) in function.output.iter().enumerate() {
+            let name = given(&call.output, i);
+            if body.resolve(output).is_ok() || body.outputs.contains_key(output.as_str()) {
+                copies.extend(Some((output, name)).filter(|c| !c.1.is_empty()));
+            } else {
+                body.outputs.insert(output, name);
+            }
+        }
+        let mut nodes = function.node.iter().map(|node| body.node(node)).collect::<Result<Vec<_>>>()?;
+        for output in &function.output {
+            body.resolve(output).context("the function does not compute its output")?;
+        }
+        for (output, name) in copies {
+            let source = body.resolve(output)?;
+            ensure!(!source.is_empty(), "output '{name}' is the input '{output}', which is left out");
+            nodes.push(NodeProto {
+                op_type: Some("Identity".to_owned()),
+                name: Some(body.inliner.nodes.fresh(format!("{}/Identity", body.prefix))),
+                input: vec![source],
+                output: vec![name],
+                metadata_props: call.metadata_props.clone(),
+                ..Default::default()
+            });
+        }
+        Ok(nodes)
+    }
+
+    /// Makes the model import what the nodes of a function need.
+    fn import(&mut self, function: &FunctionProto, nodes: &[NodeProto]) -> Result<()> {
+        for node in nodes {
+            let domain = canonical_domain(node.domain());
+            let same = |o: &&OperatorSetIdProto| canonical_domain(o.domain()) == domain;
+            if let Some(needed) = function.opset_import.iter().find(same) {
+                match self.opsets.iter().find(same) {
+                    None => self.opsets.push(needed.clone()),
+                    Some(found) => ensure!(
+                        found.version() == needed.version() || self.functions.contains_key(&key(node)),
+                        "the function uses version {} of domain '{domain}' ({}), the model uses version {}; convert one of them",
+                        needed.version(),
+                        node.op_type(),
+                        found.version()
+                    ),
+                }
+            }
+            graphs(node).try_for_each(|g| self.import(function, &g.node))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a call is called: by its name, or its first output.
+fn label(call: &NodeProto) -> &str {
+    let names = [call.name()].into_iter().chain(call.output.iter().map(String::as_str));
+    names.into_iter().find(|n| !n.is_empty()).unwrap_or(call.op_type())
+}
+
+/// The body of a function in the place of a call.
+struct Body<'b, 'a> {
+    inliner: &'b mut Inliner<'a>,
+    call: &'b NodeProto,
+    prefix: String,
+    attributes: HashMap<&'b str, &'b AttributeProto>,
+    /// The function's outputs that its nodes are to compute, with their names outside.
+    outputs: HashMap<&'b str, String>,
+    /// New names by old ones, of the body and of the subgraphs around the place that is being copied.
+    scopes: Vec<HashMap<String, String>>,
+}
+
+impl Body<'_, '_> {
+    fn define(&mut self, old: &str, new: String) {
+        if let Some(scope) = self.scopes.last_mut() {
+            scope.insert(old.to_owned(), new);
+        }
+    }
+
+    /// Gives what a node, graph or initializer defines its new name.
+    fn fresh(&mut self, old: &str) -> Result<String> {
+        if old.is_empty() {
+            return Ok(String::new());
+        }
+        let outside = if self.scopes.len() == 1 { self.outputs.remove(old) } else { None };
+        let new = match outside.filter(|name| !name.is_empty()) {
+            Some(name) => name,
+            None => self.inliner.values.fresh(format!("{}/{old}", self.prefix)),
+        };
+        self.charge(new.len())?;
+        self.define(old, new.clone());
+        Ok(new)
+    }
+
+    fn resolve(&self, old: &str) -> Result<String> {
+        if old.is_empty() {
+            return Ok(String::new());
+        }
+        let found = self.scopes.iter().rev().find_map(|scope| scope.get(old));
+        found.cloned().with_context(|| format!("'{old}' is not defined before it is used"))
+    }
+
+    fn charge(&mut self, size: usize) -> Result<()> {
+        self.inliner.size = self.inliner.size.saturating_add(size);
+        ensure!(self.inliner.size <= LARGEST, "the model gets too large when its functions are inlined");
+        Ok(())
+    }
+
+    fn node(&mut self, node: &NodeProto) -> Result<NodeProto> {
+        self.charge(NODE)?;
+        let input = node.input.iter().map(|name| self.resolve(name)).collect::<Result<Vec<_>>>()?;
+        let attribute = node.attribute.iter().filter_map(|a| self.attribute(a).transpose()).collect::<Result<_>>()?;
+        let output = node.output.iter().map(|name| self.fresh(name)).collect::<Result<Vec<_>>>()?;
+        let name = match node.name() {
+            "" => node.name.clone(),
+            name => Some(self.inliner.nodes.fresh(format!("{}/{name}", self.prefix))),
+        };
+        self.charge(name.as_ref().map_or(0, String::len))?;
+        let metadata_props = inherited(&node.metadata_props, &self.call.metadata_props);
+        let device_configurations = self.devices(node, &input, &output);
+        Ok(NodeProto {
+            input,
+            output,
+            name,
+            op_type: node.op_type.clone(),
+            domain: node.domain.clone(),
+            overload: node.overload.clone(),
+            attribute,
+            doc_string: node.doc_string.clone(),
+            metadata_props,
+            device_configurations,
+        })
+    }
+
+    /// A node's device configurations with the new names; the call's where it has none, as far as they speak of its tensors.
+    fn devices(&self, node: &NodeProto, input: &[String], output: &[String]) -> Vec<NodeDeviceConfigurationProto> {
+        let mut devices = inherited(&node.device_configurations, &self.call.device_configurations);
+        for device in &mut devices {
+            if !node.device_configurations.is_empty() {
+                for spec in &mut device.sharding_spec {
+                    spec.tensor_name = self.resolve(spec.tensor_name()).ok();
+                }
+            }
+            device.sharding_spec.retain(|s| input.iter().chain(output).any(|name| name == s.tensor_name()));
+        }
+        devices
+    }
+
+    /// An attribute with its reference resolved; `None` where it refers to one that the call does not give.
+    fn attribute(&mut self, a: &AttributeProto) -> Result<Option<AttributeProto>> {
+        let reference = a.ref_attr_name();
+        if !reference.is_empty() {
+            let Some(&value) = self.attributes.get(reference) else { return Ok(None) };
+            ensure!(
+                a.r#type.is_none() || value.r#type.is_none() || a.r#type == value.r#type,
+                "attribute '{reference}' has another type than '{}' in the function",
+                a.name()
+            );
+            // Graphs come from where the call is: their names are right already.
+            let size = value.g.iter().chain(&value.graphs).map(size).fold(0, usize::saturating_add);
+            self.charge(size)?;
+            return Ok(Some(AttributeProto { name: a.name.clone(), ref_attr_name: None, ..value.clone() }));
+        }
+        if a.g.is_none() && a.graphs.is_empty() {
+            return Ok(Some(a.clone()));
+        }
+        let g = a.g.as_ref().map(|g| self.graph(g)).transpose()?;
+        let graphs = a.graphs.iter().map(|g| self.graph(g)).collect::<Result<_>>()?;
+        Ok(Some(AttributeProto { name: a.name.clone(), r#type: a.r#type, g, graphs, ..Default::default() }))
+    }
+
+    fn graph(&mut self, graph: &GraphProto) -> Result<GraphProto> {
+        self.scopes.push(HashMap::new());
+        let mut result = GraphProto {
+            node: Vec::with_capacity(graph.node.len()),
+            name: graph.name.clone(),
+            initializer: graph.initializer.clone(),
+            sparse_initializer: graph.sparse_initializer.clone(),
+            doc_string: graph.doc_string.clone(),
+            input: graph.input.clone(),
+            output: graph.output.clone(),
+            value_info: graph.value_info.clone(),
+            quantization_annotation: graph.quantization_annotation.clone(),
+            metadata_props: graph.metadata_props.clone(),
+        };
+        for input in &mut result.input {
+            input.name = Some(self.fresh(input.name())?);
+        }
+        let sparse = result.sparse_initializer.iter_mut().filter_map(|s| s.values.as_mut());
+        for TensorProto { name, .. } in result.initializer.iter_mut().chain(sparse) {
+            let old = name.take().unwrap_or_default();
+            // An initializer may be the default of an input.
+            let known = self.scopes.last().and_then(|scope| scope.get(&old)).cloned();
+            *name = Some(known.map_or_else(|| self.fresh(&old), Ok)?);
+        }
+        for node in &graph.node {
+            result.node.push(self.node(node)?);
+        }
+        for output in &mut result.output {
+            output.name = Some(self.resolve(output.name())?);
+        }
+        result.value_info.retain_mut(|value| {
+            value.name = self.resolve(value.name()).ok();
+            value.name.is_some()
+        });
+        result.quantization_annotation.retain_mut(|annotation| {
+            annotation.tensor_name = self.resolve(annotation.tensor_name()).ok();
+            for entry in &mut annotation.quant_parameter_tensor_names {
+                entry.value = self.resolve(entry.value()).ok();
+            }
+            annotation.tensor_name.is_some()
+        });
+        // A symbol of the function may stand for different sizes in different calls.
+        let values = result.input.iter_mut().chain(&mut result.output).chain(&mut result.value_info);
+        values.filter_map(|v| v.r#type.as_mut()).for_each(forget_symbols);
+        self.scopes.pop();
+        Ok(result)
+    }
+}
+
+/// A node's own, or the call's where it has none.
+fn inherited<T: Clone>(own: &[T], call: &[T]) -> Vec<T> {
+    if own.is_empty() { call.to_vec() } else { own.to_vec() }
+}
+
+fn size(graph: &GraphProto) -> usize {
+    let nodes = graph.node.iter().map(|node| graphs(node).map(size).fold(NODE, usize::saturating_add));
+    nodes.fold(0, usize::saturating_add)
+}
+
+fn forget_symbols(r#type: &mut TypeProto) {
+    let shape = match &mut r#type.value {
+        Some(Type::TensorType(t)) => &mut t.shape,
+        Some(Type::SparseTensorType(t)) => &mut t.shape,
+        Some(Type::SequenceType(t)) => return t.elem_type.iter_mut().for_each(|t| forget_symbols(t)),
+        Some(Type::OptionalType(t)) => return t.elem_type.iter_mut().for_each(|t| forget_symbols(t)),
+        Some(Type::MapType(t)) => return t.value_type.iter_mut().for_each(|t| forget_symbols(t)),
+        Some(Type::OpaqueType(_)) | None => return,
+    };
+    for dim in shape.iter_mut().flat_map(|s| &mut s.dim) {
+        dim.value.take_if(|v| matches!(v, Dimension::DimParam(_)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::proto::StringStringEntryProto;
+    use crate::onnx::text::{parse, print_graph, print_nodes};
+
+    fn entry(key: &str) -> StringStringEntryProto {
+        StringStringEntryProto { key: Some(key.into()), value: Some("v".into()) }
+    }
+
+    fn inlined(text: &str) -> Result<ModelProto> {
+        inline_functions(&parse(text).unwrap(), &|_| true)
+    }
+
+    fn nodes(text: &str) -> String {
+        print_nodes(&inlined(text).unwrap().graph.unwrap().node)
+    }
+
+    #[track_caller]
+    fn refused(text: &str, message: &str) {
+        let error = format!("{:#}", inlined(text).unwrap_err());
+        assert!(error.contains(message), "{error}");
+    }
+
+    const HEADER: &str = r#"<ir_version: 10, opset_import: ["" : 18, "m" : 1]> "#;
+
+    #[test]
+    fn calls_become_bodies() {
+        let model = format!(
+            r#"{HEADER} g (x) => (y) {{ [first] h = m.Twice <alpha = 0.5> (x) [second] y = m.Twice (h) }}
+            <domain: "m", opset_import: ["" : 18]>
+            Twice <alpha: float = 0.25, beta> (a) => (c) {{
+                [act] b = LeakyRelu <alpha: float = @alpha> (a)
+                c = Pad <axis: int = @beta> (b)
+            }}"#
+        );
+        let text = "[\"first/act\"] \"first/b\" = LeakyRelu <alpha = 0.5> (x)\nh = Pad (\"first/b\")\n\
+                    [\"second/act\"] \"second/b\" = LeakyRelu <alpha = 0.25> (h)\ny = Pad (\"second/b\")\n";
+        // An attribute without default that the call leaves out is left out of the body.
+        assert_eq!(nodes(&model.replace(", beta>", ">").replace("Twice <alpha: ", "Twice <beta, alpha: ")), text);
+        assert_eq!(inlined(&model).unwrap().functions.len(), 1);
+    }
+
+    #[test]
+    fn only_the_wanted_calls_become_bodies() {
+        let model = parse(&format!(
+            r#"{HEADER} g (x) => (y) {{ a = m.F (x) b = m.F:two (a) y = m.G (b) }}
+            <domain: "m", opset_import: ["" : 18, "m" : 1]> F (u) => (v) {{ v = Relu (u) }}
+            <domain: "m", overload: "two", opset_import: ["" : 18]> F (u) => (v) {{ v = Tanh (u) }}
+            <domain: "m", opset_import: ["" : 18, "m" : 1]> G (u) => (v) {{ w = m.F (u) v = m.F:two (w) }}"#
+        ))
+        .unwrap();
+        assert_eq!(inline_functions(&model, &|_| false).unwrap(), model);
+        let result = inline_functions(&model, &|n| n.op_type() == "G" || n.overload() == "two").unwrap();
+        assert_eq!(
+            print_nodes(&result.graph.unwrap().node),
+            "a = m.F (x)\nb = Tanh (a)\n\"y/w\" = m.F (b)\ny = Tanh (\"y/w\")\n"
+        );
+        assert_eq!(result.functions, model.functions);
+    }
+
+    #[test]
+    fn inputs_and_outputs_may_be_left_out() {
+        let text = nodes(&format!(
+            r#"{HEADER} g (x) => (y) {{ [c] , y = m.F (x) }}
+            <domain: "m", opset_import: ["" : 18]>
+            F (a, min, max) => (first, second, third) {{ first = Clip (a, min, max) second = Relu (first) third = Abs (a) }}"#
+        ));
+        assert_eq!(text, "\"c/first\" = Clip (x, \"\", \"\")\ny = Relu (\"c/first\")\n\"c/third\" = Abs (x)\n");
+    }
+
+    #[test]
+    fn an_input_may_be_an_output() {
+        let text = nodes(&format!(
+            r#"{HEADER} g (x) => (p, q, r) {{ [c] p, q, r = m.F (x) }}
+            <domain: "m", opset_import: ["" : 18]> F (a) => (a, b, b) {{ b = Relu (a) }}"#
+        ));
+        assert_eq!(text, "q = Relu (x)\n[\"c/Identity\"] p = Identity (x)\n[\"c/Identity_1\"] r = Identity (q)\n");
+    }
+
+    #[test]
+    fn names_never_collide() {
+        let text = nodes(&format!(
+            r#"{HEADER} g (x, "c/b", b) => (y, z) {{ [c] y = m.F (x) [c] z = m.F (b) [d] u = m.F (y) }}
+            <domain: "m", opset_import: ["" : 18]> F (a) => (c) {{ b = Relu (a) c = Relu (b) }}"#
+        ));
+        assert_eq!(
+            text,
+            "\"c/b_1\" = Relu (x)\ny = Relu (\"c/b_1\")\n\"c/b_2\" = Relu (b)\nz = Relu (\"c/b_2\")\n\
+             \"d/b\" = Relu (y)\nu = Relu (\"d/b\")\n"
+        );
+    }
+
+    #[test]
+    fn subgraphs_of_bodies_are_renamed_and_subgraphs_hold_calls() {
+        let model = inlined(&format!(
+            r#"{HEADER} g (x, cond) => (y) {{
+                y = If (cond) <then_branch = t () => (o) {{ [c] o = m.F (x, cond) }}, else_branch = e () => (x) {{ }}>
+            }}
+            <domain: "m", opset_import: ["" : 18]> F (a, k) => (z) {{
+                b = Relu (a)
+                [if] z = If (k) <then_branch = t () => (float[N,2] p) <float w = {{1}}> {{ p = Add (b, w) }},
+                                 else_branch = e () => (q) {{ b = Neg (a) q = Add (b, b) }}>
+            }}"#
+        ))
+        .unwrap();
+        assert_eq!(
+            print_graph(&model.graph.unwrap()),
+            r#"g (x, cond) => (y) {
+   y = If (cond) <then_branch = t () => (o) {
+      "c/b" = Relu (x)
+      ["c/if"] o = If (cond) <then_branch = t () => (float[?,2] "c/p") <
+         float "c/w" = {1}
+      > {
+         "c/p" = Add ("c/b", "c/w")
+      }, else_branch = e () => ("c/q") {
+         "c/b_1" = Neg (x)
+         "c/q" = Add ("c/b_1", "c/b_1")
+      }>
+   }, else_branch = e () => (x) {
+   }>
+}
+"#
+        );
+    }
+
+    #[test]
+    fn a_graph_in_an_attribute_keeps_the_names_of_the_caller() {
+        let text = nodes(&format!(
+            r#"{HEADER} g (x, k) => (y) {{ [c] y = m.F (k) <body = t () => (b) {{ b = Relu (x) }}> }}
+            <domain: "m", opset_import: ["" : 18]> F <body> (k) => (z) {{
+                z = If (k) <then_branch: graph = @body, else_branch: graph = @body> }}"#
+        ));
+        assert_eq!(text.matches("b = Relu (x)").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn metadata_and_devices_come_from_the_call() {
+        let mut model = parse(&format!(
+            r#"{HEADER} g (x) => (y) {{ [c] y = m.F (x) }}
+            <domain: "m", opset_import: ["" : 18]> F (a) => (c) {{ b = Relu (a) c = Relu (b) }}"#
+        ))
+        .unwrap();
+        let call = &mut model.graph.as_mut().unwrap().node[0];
+        call.metadata_props.push(entry("call"));
+        let spec =
+            |name: &str| crate::onnx::proto::ShardingSpecProto { tensor_name: Some(name.into()), ..Default::default() };
+        call.device_configurations
+            .push(NodeDeviceConfigurationProto { sharding_spec: vec![spec("x"), spec("y")], ..Default::default() });
+        model.functions[0].node[1].metadata_props.push(entry("own"));
+        let nodes = inline_functions(&model, &|_| true).unwrap().graph.unwrap().node;
+        assert_eq!(nodes[0].metadata_props, [entry("call")]);
+        assert_eq!(nodes[1].metadata_props, [entry("own")]);
+        assert_eq!(nodes[0].device_configurations[0].sharding_spec, [spec("x")]);
+        assert_eq!(nodes[1].device_configurations[0].sharding_spec, [spec("y")]);
+    }
+
+    #[test]
+    fn domains_are_imported_and_versions_agree() {
+        let model = |opsets: &str| {
+            format!(
+                r#"{HEADER} g (x) => (y) {{ y = m.F (x) }}
+                <domain: "m", opset_import: [{opsets}]> F (a) => (c) {{ b = ai.onnx.Relu (a) c = com.y.Op (b) }}"#
+            )
+        };
+        let result = inlined(&model(r#""" : 18, "com.y" : 3, "com.z" : 1"#)).unwrap();
+        assert_eq!((result.opset("com.y"), result.opset("com.z"), result.opset("")), (Some(3), None, Some(18)));
+        refused(&model(r#""" : 17, "com.y" : 3"#), "version 17 of domain '' (Relu), the model uses version 18");
+        assert!(inlined(&model(r#""" : 18, "com.y" : 3, "m" : 7"#)).is_ok(), "a version that no node uses may differ");
+    }
+
+    #[test]
+    fn what_cannot_be_inlined_is_an_error() {
+        let with = |call: &str, functions: &str| format!("{HEADER} g (x) => (y) {{ {call} }} {functions}");
+        let f = |text: &str| format!(r#"<domain: "m", opset_import: ["" : 18, "m" : 1]> {text} "#);
+        let call = "[c] y = m.F (x)";
+        let cycle = f("F (a) => (b) { b = m.G (a) }") + &f("G (a) => (b) { b = m.F (a) }");
+        refused(&with(call, &cycle), "function 'm.F' calls itself: m.F -> m.G -> m.F");
+        refused(&with("y = m.F (x, x)", &f("F (a) => (b) { b = Relu (a) }")), "2 inputs for a function of 1");
+        refused(&with("y, z = m.F (x)", &f("F (a) => (b) { b = Relu (a) }")), "2 outputs for a function of 1");
+        refused(&with(call, &f("F (a) => (b) { c = Relu (a) }")), "does not compute its output: 'b'");
+        // A body does not see the graph around the call.
+        refused(&with(call, &f("F (a) => (b) { b = Add (a, x) }")), "node 'c' (m.F), a call of a function: 'x'");
+        refused(
+            &with("y = m.F <k = 1> (x)", &f("F <k> (a) => (b) { b = LeakyRelu <alpha: float = @k> (a) }")),
+            "attribute 'k' has another type",
+        );
+    }
+
+    #[test]
+    fn growth_has_limits() {
+        let header = r#"<domain: "m", opset_import: ["" : 18, "m" : 1]>"#;
+        let doubling: String =
+            (0..40).map(|i| format!("{header} F{i} (a) => (c) {{ b = m.F{0} (a) c = m.F{0} (b) }} ", i + 1)).collect();
+        let call = format!("{HEADER} g (x) => (y) {{ y = m.F0 (x) }} ");
+        let last = format!("{header} F40 (a) => (b) {{ b = Relu (a) }}");
+        refused(&(call.clone() + &doubling + &last), "too large");
+        let chain: String = (0..200).map(|i| format!("{header} F{i} (a) => (b) {{ b = m.F{} (a) }} ", i + 1)).collect();
+        refused(&(call + &chain), "nest deeper");
+    }
+}
