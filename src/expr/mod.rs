@@ -12,7 +12,7 @@ mod simplify;
 mod unbroadcast;
 
 pub use builder::Builder;
-pub use ops::{Along, ConvLike, Pads, Pool};
+pub use ops::{Along, ConvLike, Pads, Pool, Resized};
 
 use crate::graph::{Dim, Fact, Scalar, ValueId};
 use crate::onnx::ElementType;

@@ -90,6 +90,15 @@ impl<'g> Window<'g> {
         Ok(Window { rank, kernel, strides, dilations, image, count, reach, begin, end })
     }
 
+    /// The shape from which a pool without overhanging windows gives that of `windows`, the smallest one.
+    ///
+    /// # Errors
+    /// As [`Window::of`].
+    pub fn unpooled(c: &Call<'g>, windows: Expr<'g>) -> Result<Expr<'g>> {
+        let window = Window::of(c, windows, windows, None)?;
+        Ok(Expr::concat(&[windows.dims([0, 1]), window.reach - window.begin - window.end], 0))
+    }
+
     fn axes(&self) -> Vec<usize> {
         (2..self.rank + 2).collect()
     }
