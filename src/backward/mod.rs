@@ -234,6 +234,9 @@ impl<'g> Pass<'g> {
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let mut wanted: Vec<ValueId> = node.inputs.iter().flatten().filter(|v| live.contains(v)).copied().collect();
         wanted.extend(self.builder.graph().captures(id).into_iter().filter(|v| live.contains(v)));
+        // A tensor that is taken twice gets the sum of both, once.
+        wanted.sort_unstable();
+        wanted.dedup();
         if wanted.is_empty() || flows.iter().all(Option::is_none) {
             return Ok(vec![]);
         }
