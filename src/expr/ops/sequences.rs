@@ -1,8 +1,9 @@
 //! Sequences of tensors. Where the elements of one are known as tensors, what is made of it is made of those.
 
 use super::{Builder, Expr};
+use crate::expr::normalize_axis;
 use crate::graph::{Container, Fact, Scalar};
-use crate::onnx::ElementType;
+use crate::onnx::{AttributeProto, ElementType, attribute};
 use crate::onnx::attribute::int;
 use anyhow::Result;
 
@@ -37,6 +38,13 @@ impl<'g> Expr<'g> {
             match &*node.op_type {
                 "SequenceConstruct" => break node.inputs.iter().flatten().map(|&e| self.builder.expr(e)).collect(),
                 "SequenceEmpty" => break vec![],
+                "SplitToSequence" => {
+                    let parts = parts(graph.fact(input(0)?), input(1).map(|i| graph.fact(i)), &node.attributes)?;
+                    drop(graph);
+                    let split = self.builder.expr(value);
+                    let part = |i| self.builder.emit("SequenceAt", &[Some(split), Some(self.builder.int(i))], vec![]);
+                    break (0..parts).map(part).collect();
+                }
                 "Identity" => {}
                 "SequenceInsert" => changes.push((place(2)?, input(1))),
                 "SequenceErase" => changes.push((place(1)?, None)),
@@ -127,6 +135,21 @@ impl<'g> Expr<'g> {
         };
         self.builder.map_sequences(&[self, other], sum).first().copied().unwrap_or(self)
     }
+}
+
+/// In how many parts SplitToSequence cuts a tensor.
+fn parts(x: &Fact, sizes: Option<&Fact>, attributes: &[AttributeProto]) -> Option<i64> {
+    let axis = normalize_axis(attribute::get_int(attributes, "axis").unwrap_or(0), x.rank()?).ok()?;
+    let size = || x.shape.as_ref()?.get(axis)?.known();
+    let parts = match sizes {
+        None => size()?,
+        Some(sizes) if sizes.rank()? == 1 => sizes.known_shape()?.first().copied()?,
+        Some(sizes) => {
+            let part = sizes.ints()?.first().copied().filter(|&n| n > 0)?;
+            size()?.checked_add(part - 1)? / part
+        }
+    };
+    (0..=MAX_FOLLOWED as i64).contains(&parts).then_some(parts)
 }
 
 impl Builder {
