@@ -70,6 +70,10 @@ impl<'g> Pass<'g> {
         xs: &[ValueId],
     ) -> Result<Vec<Option<Flow<'g>>>> {
         let live = self.live(nodes, xs);
+        // What depends on an x is no constant, even where its value is known: folded, it would have no gradient.
+        for &value in &live {
+            self.builder.graph_mut().fact_mut(value).value = None;
+        }
         self.check_rules(nodes, seeds, &live)?;
         let mut arrived: HashMap<ValueId, Accumulator<'g>> = HashMap::new();
         for &(y, seed) in seeds {

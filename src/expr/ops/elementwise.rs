@@ -69,12 +69,18 @@ impl<'g> Expr<'g> {
     }
 
     pub(in crate::expr) fn plus(self, other: Expr<'g>) -> Expr<'g> {
+        if self.is_sequence() {
+            return self.plus_sequence(other);
+        }
         self.simplify_sum(other).unwrap_or_else(|| self.binary("Add", other))
     }
 
     /// The sum as a node, whatever is known of the terms.
     pub(crate) fn plus_node(self, other: Expr<'g>) -> Expr<'g> {
-        self.binary("Add", other)
+        match self.is_sequence() {
+            true => self.plus_sequence(other),
+            false => self.binary("Add", other),
+        }
     }
 
     /// The sum of tensors of one shape, as one node.
@@ -82,7 +88,10 @@ impl<'g> Expr<'g> {
     /// # Panics
     /// Without terms.
     pub(crate) fn add_n(terms: &[Expr<'g>]) -> Expr<'g> {
-        let [first, ..] = terms else { panic!("a sum without terms") };
+        let [first, rest @ ..] = terms else { panic!("a sum without terms") };
+        if first.is_sequence() {
+            return rest.iter().fold(*first, |sum, term| sum.plus_sequence(*term));
+        }
         let inputs: Vec<_> = terms.iter().copied().map(Some).collect();
         first.builder.emit("Sum", &inputs, vec![])
     }
