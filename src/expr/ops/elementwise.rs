@@ -242,13 +242,27 @@ impl<'g> Expr<'g> {
         }
         self.builder.attempt(|| {
             let element = then.element()?;
-            Ok(then * self.cast(element) + otherwise * self.not().cast(element))
+            let chosen = |e: Expr<'g>, condition: Expr<'g>| e * condition.cast(element);
+            let is_zero = |e: Expr<'g>| e.constant() == Some(0.0) && e.fact().rank() == Some(0);
+            Ok(match (is_zero(then), is_zero(otherwise)) {
+                (_, true) => chosen(then, self),
+                (true, _) => chosen(otherwise, self.not()),
+                _ => chosen(then, self) + chosen(otherwise, self.not()),
+            })
         })
     }
 
     /// This where the condition holds, zero where not.
     pub fn where_(self, condition: Expr<'g>) -> Expr<'g> {
         condition.select(self, self.like(0.0))
+    }
+
+    /// This where two numbers are equal, zero where not.
+    pub fn where_equal(self, a: Expr<'g>, b: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 11 {
+            true => self.unless(a.less(b).or(b.less(a))),
+            false => self.where_(a.equal(b)),
+        }
     }
 
     /// This where the condition does not hold, zero where it does.
