@@ -143,9 +143,10 @@ fn common_scale<'g>(x: Expr<'g>, axes: &[usize], sizes: Expr<'g>, policy: &str) 
     });
     let first = at.map_or(first, |at| b.ints(&at));
     let (to, from) = (sizes.gather(first, 0), from.gather(first, 0));
-    let (Some([t]), Some([f])) = (to.ints().as_deref(), from.ints().as_deref()) else { return Ok((to, from)) };
-    ensure!(*t > 0 && *f > 0, "a size of {f} becomes one of {t}");
-    let (mut divisor, mut rest) = (*t, *f);
+    let known = |e: Expr<'g>| e.ints().and_then(|e| e.first().copied());
+    let (Some(t), Some(f)) = (known(to), known(from)) else { return Ok((to, from)) };
+    ensure!(t > 0 && f > 0, "a size of {f} becomes one of {t}");
+    let (mut divisor, mut rest) = (t, f);
     while rest != 0 {
         (divisor, rest) = (rest, divisor % rest);
     }
