@@ -93,9 +93,29 @@ fn causal<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 }
 
 fn blocks<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?);
-    let block = c.ints_at(2, "block_shape")?.context("input 2 is missing")?;
-    let taps = Window::blocks(c, dy, block)?.slices(dy, None)?;
+    let (x, dy, block) = (c.x()?, c.dy()?, c.input(2)?);
+    let Some(known) = block.ints() else { return computed_blocks(c, block) };
+    let taps = Window::blocks(c, dy, known)?.slices(dy, None)?;
     let taps: Vec<Expr<'g>> = taps.into_iter().map(|t| t.unsqueeze(&[2])).collect();
     Ok(Expr::concat(&taps, 2).reshape_like(x))
+}
+
+/// Blocks of a shape that only the run tells: the places of all their elements, looked up.
+fn computed_blocks<'g>(c: &Call<'g>, block: Expr<'g>) -> Result<Expr<'g>> {
+    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let axes = dy.rank()?.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
+    let window = Window::blocks(c, dy, vec![1; axes])?;
+    let image = window.padded(dy, None);
+    let mut place: Option<Expr<'g>> = None;
+    for axis in 0..axes {
+        let (size, taps) = (image.dim(axis + 2), block.gather(b.int(axis as i64), 0));
+        let (stride, dilation) = window.steps(axis);
+        let count = (size - (taps - 1) * dilation - 1) / stride + 1;
+        let lay = |at: usize| (0..2 * axes).map(|a| if a == at { -1 } else { 1 }).collect::<Vec<i64>>();
+        let taps = (b.range(taps) * dilation).reshape_to(&lay(axis));
+        let here = taps + (b.range(count) * stride).reshape_to(&lay(axes + axis));
+        place = Some(place.map_or(here, |outer| outer * size + here));
+    }
+    let place = place.context("an image without axes")?;
+    Ok(image.reshape_to(&[0, 0, -1]).gather(place.flattened(), 2).reshape_like(x))
 }

@@ -6,6 +6,7 @@
 
 use super::Call;
 use crate::expr::{ConvLike, Expr};
+use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
 /// More taps than this are not sliced one by one.
@@ -153,6 +154,12 @@ impl<'g> Window<'g> {
         Ok(places(self.kernel()?).into_iter().map(at).collect())
     }
 
+    /// The steps of the window and of its taps along an axis.
+    pub fn steps(&self, axis: usize) -> (i64, i64) {
+        let step = |list: &[i64]| list.get(axis).copied().unwrap_or(1);
+        (step(&self.strides), step(&self.dilations))
+    }
+
     /// The step of the window along an axis, and how far before the image it starts.
     pub fn step(&self, axis: usize) -> (i64, Expr<'g>) {
         let begin = self.begin.gather(self.begin.builder().int(axis as i64), 0);
@@ -230,7 +237,7 @@ impl<'g> Window<'g> {
     }
 
     /// The image with what windows reach into around it: zeros, or a value. Its last axes are those of the image.
-    fn padded(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Expr<'g> {
+    pub fn padded(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Expr<'g> {
         let b = image.builder();
         b.attempt(|| {
             let lead = b.ints(&vec![0; image.rank()?.saturating_sub(self.rank)]);
@@ -413,6 +420,18 @@ impl<'g> Window<'g> {
         let ones = b.full(b.ints(&kernel), 1.0, windows.element()?);
         Ok(self.spread(self.one_channel(windows), ones, 1).reshape_like(image))
     }
+}
+
+/// What is less than every number that matters, of x's type: not infinite, for products with zero occur where there is no Where.
+///
+/// # Errors
+/// The element type is not known.
+pub fn lowest(x: Expr<'_>) -> Result<f64> {
+    Ok(match x.element()? {
+        ElementType::Float16 => -65504.0,
+        ElementType::Double => f64::MIN,
+        _ => -3.38e38,
+    })
 }
 
 /// All index tuples of a tensor of these sizes, in order.
