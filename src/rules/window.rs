@@ -422,7 +422,7 @@ impl<'g> Window<'g> {
     }
 }
 
-/// What is less than every number that matters, of x's type: not infinite, for products with zero occur where there is no Where.
+/// What is less than every number that matters, of x's type: finite, since without Where a selection is a product.
 ///
 /// # Errors
 /// The element type is not known.
