@@ -1,7 +1,7 @@
 //! Pools: one number for each window.
 
 use super::Slot::*;
-use super::window::Window;
+use super::window::{Window, lowest};
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, Pool};
 use anyhow::{Result, ensure};
@@ -88,7 +88,7 @@ fn max<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         };
         return Ok(dx.reshape_like(x));
     }
-    let patches = window.patches(window.one_channel(x), f64::from(f32::MIN))?;
+    let patches = window.patches(window.one_channel(x), lowest(x)?)?;
     let first = patches.arg_max(1);
     let taps: i64 = window.kernel()?.iter().product();
     let rank = window.kernel()?.len();

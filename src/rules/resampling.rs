@@ -1,6 +1,7 @@
 //! Images at other sizes and places.
 
 use super::Slot::*;
+use super::window::Window;
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, Resized};
 use crate::onnx::ElementType;
@@ -23,6 +24,8 @@ pub const RULES: &[Rule] = &[
         "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value keep_aspect_ratio_policy mode \
          nearest_mode",
     ),
+    rule("DeformConv", "through the product of the weights and the elements around each point", &[Through(deformed)])
+        .attributes("dilations group kernel_shape offset_group pads strides"),
     rule("AffineGrid", "dθ = dyᵀ base", &[Formula(affine_grid), Stop("a shape")]).attributes("align_corners"),
     rule("GridSample", "through the weighted sum of the elements around each point", &[Through(grid_sample)])
         .attributes("align_corners mode padding_mode"),
@@ -210,6 +213,17 @@ fn affine_grid<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 /// A neighbour of each point along one axis: its place, between 0 and the size, and its weight.
 type Neighbour<'g> = (Expr<'g>, Expr<'g>);
 
+/// The neighbours along one axis more, which is the innermost.
+fn crossed<'g>(outer: &[Neighbour<'g>], inner: Vec<Neighbour<'g>>, size: Expr<'g>) -> Vec<Neighbour<'g>> {
+    if outer.is_empty() {
+        return inner;
+    }
+    let with_all = |&(place, weight): &Neighbour<'g>| {
+        inner.iter().map(move |&(p, w)| (place * size + p, weight * w)).collect::<Vec<_>>()
+    };
+    outer.iter().flat_map(with_all).collect()
+}
+
 fn grid_sample<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (x, grid, b) = (c.x()?, c.input(1)?, c.builder());
     let rank = x.rank()?;
@@ -219,16 +233,7 @@ fn grid_sample<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     for axis in 0..axes {
         let at = points.narrow(2, (axes - 1 - axis) as i64, (axes - axis) as i64).squeeze(&[2]);
         let size = x.dim(axis + 2);
-        let found = neighbours(c, at, size, x)?;
-        terms = match terms.as_slice() {
-            [] => found,
-            _ => {
-                let both = |&(place, weight): &Neighbour<'g>| {
-                    found.iter().map(move |&(p, w)| (place * size + p, weight * w)).collect::<Vec<_>>()
-                };
-                terms.iter().flat_map(both).collect()
-            }
-        };
+        terms = crossed(&terms, neighbours(c, at, size, x)?, size);
     }
     // One row of channels for each place of each image.
     let rows = x.move_axis(1, rank - 1).reshape(Expr::concat(&[b.ints(&[-1]), x.dims([1])], 0));
@@ -289,4 +294,55 @@ fn neighbours<'g>(c: &Call<'g>, at: Expr<'g>, size: Expr<'g>, x: Expr<'g>) -> Re
         (limit(inside).cast(ElementType::Int64), weight.cast_like(x))
     };
     Ok(weights.into_iter().map(neighbour).collect())
+}
+
+/// The convolution of the elements that each tap finds at its own place.
+fn deformed<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
+    let (x, w, offset, b) = (c.x()?, c.input(1)?, c.input(2)?, c.builder());
+    let rank = x.rank()?;
+    let axes = rank.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
+    let (group, offset_group) = (c.int("group", 1), c.int("offset_group", 1));
+    ensure!(group > 0 && offset_group > 0, "a number of groups is not positive");
+    let window = Window::of(c, x, offset, Some(w))?;
+    let taps = window.places()?;
+    let count = taps.len() as i64;
+    let outs = offset.dims(2..rank);
+    let split = Expr::concat(&[x.dims([0]), b.ints(&[offset_group, count, axes as i64, -1])], 0);
+    let offset = offset.reshape(split);
+    let mut terms: Vec<Neighbour<'g>> = vec![];
+    for axis in 0..axes {
+        let (stride, start) = window.step(axis);
+        let lay: Vec<i64> = (0..axes).map(|a| if a == axis { -1 } else { 1 }).collect();
+        let first = (b.range(outs.gather(b.int(axis as i64), 0)) * stride - start).reshape_to(&lay).expand(outs);
+        let tap: Vec<i64> = taps.iter().filter_map(|t| t.get(axis).copied()).collect();
+        let base = b.ints(&tap).reshape_to(&[-1, 1]) + first.reshape_to(&[1, -1]);
+        let at = offset.narrow(3, axis as i64, axis as i64 + 1).squeeze(&[3]) + base.cast_like(offset);
+        let size = x.dim(axis + 2);
+        let (n, floor) = (size.cast_like(at), at.floor());
+        let corner = |place: Expr<'g>, weight: Expr<'g>| {
+            let inside = place.less(n.like(0.0)).or(place.greater(n - 1.0)).not();
+            (place.max(n.like(0.0)).min(n - 1.0).cast(ElementType::Int64), weight.where_(inside).cast_like(x))
+        };
+        let t = at - floor;
+        terms = crossed(&terms, vec![corner(floor, 1.0 - t), corner(floor + 1.0, t)], size);
+    }
+    // [N groups S..., channels of a group], looked up at [N, groups, taps, O].
+    let channels = x.dims([1]) / offset_group;
+    let grouped = x.reshape(Expr::concat(&[x.dims([0]), b.ints(&[offset_group]), channels, x.dims(2..rank)], 0));
+    let rows = grouped.move_axis(2, rank).reshape(Expr::concat(&[b.ints(&[-1]), channels], 0));
+    let sizes = x.dims(2..rank);
+    let area = (0..axes).map(|i| sizes.gather(b.int(i as i64), 0)).reduce(|a, b| a * b).context("no axes")?;
+    let first = (b.range(x.dim(0) * offset_group) * area).reshape_to(&[-1, offset_group, 1, 1]);
+    let found: Vec<Expr<'g>> =
+        terms.iter().map(|&(place, weight)| rows.gather(place + first, 0) * weight.unsqueeze(&[4])).collect();
+    let mut found = Expr::add_n(&found).transpose(&[0, 1, 4, 2, 3]);
+    if let Some(mask) = c.opt(4) {
+        let split = Expr::concat(&[x.dims([0]), b.ints(&[offset_group, 1, count, -1])], 0);
+        found = found * mask.reshape(split);
+    }
+    let columns = found.reshape(Expr::concat(&[x.dims([0]), b.ints(&[group]), w.dims([1]) * count, b.ints(&[-1])], 0));
+    let weights = w.reshape(Expr::concat(&[b.ints(&[group]), w.dims([0]) / group, b.ints(&[-1])], 0));
+    let y = weights.matmul(columns).reshape(Expr::concat(&[x.dims([0]), w.dims([0]), outs], 0));
+    let lay: Vec<i64> = std::iter::once(-1).chain(vec![1; axes]).collect();
+    Ok(vec![Some(c.opt(3).map_or(y, |bias| y + bias.reshape_to(&lay)))])
 }

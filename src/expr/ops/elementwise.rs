@@ -202,9 +202,17 @@ impl<'g> Expr<'g> {
         }
     }
 
+    /// Whether Max and Min cannot: before opset 12 they take floating-point numbers only, before 8 they do not broadcast.
+    fn compares_to_choose(self, other: Expr<'g>) -> bool {
+        match self.is_float() {
+            true => self.builder.opset() < 8 && !self.same_shape(other),
+            false => self.builder.opset() < 12,
+        }
+    }
+
     /// The larger of the two, broadcasting.
     pub fn max(self, other: Expr<'g>) -> Expr<'g> {
-        match self.builder.opset() < 12 && !self.is_float() {
+        match self.compares_to_choose(other) {
             true => self.less(other).select(other, self),
             false => self.binary("Max", other),
         }
@@ -212,7 +220,7 @@ impl<'g> Expr<'g> {
 
     /// The smaller of the two, broadcasting.
     pub fn min(self, other: Expr<'g>) -> Expr<'g> {
-        match self.builder.opset() < 12 && !self.is_float() {
+        match self.compares_to_choose(other) {
             true => self.less(other).select(self, other),
             false => self.binary("Min", other),
         }
