@@ -7,7 +7,6 @@ mod differences;
 mod float64;
 mod inputs;
 mod kernels;
-mod losses;
 mod normalize;
 mod run;
 mod tract;
@@ -614,16 +613,11 @@ const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear"];
 /// Operators that tract computes in float32.
 const SINGLE: &[&str] = &[
     "Attention",
-    "DequantizeLinear",
-    "DFT",
     "GRU",
     "GridSample",
-    "GroupNormalization",
     "LSTM",
-    "RMSNormalization",
     "RNN",
     "Resize",
-    "STFT",
 ];
 
 /// Which operators stand between an input and the ys.
