@@ -224,7 +224,7 @@ fn crop_first(node: &mut NodeProto, integers: &HashMap<String, Vec<i64>>, opset:
 }
 
 /// Contributed operators that tract computes as ONNX Runtime does.
-const CONTRIBUTED: &[&str] = &["BiasGelu", "FastGelu", "Gelu", "QuickGelu"];
+const CONTRIBUTED: &[&str] = &["Gelu", "QuickGelu"];
 const MAX_KERNEL: i64 = 1 << 20;
 
 /// The operators of a model, of its bodies too, that tract has not (`known` says which it has), computes wrongly, or
@@ -329,6 +329,9 @@ pub fn uses(node: &NodeProto, found: &mut impl FnMut(&str)) {
     bodies(node).for_each(|body| inside(body, found));
 }
 
+/// What a node's output is called once something else stands under its name.
+pub const BEFORE: &str = "/before";
+
 /// Gives the tensors of `names` that nodes compute another name, `<name>/before`, and makes what is left of the name an
 /// input (`cut`), or the sum of the tensor and an input `<name>/delta`.
 pub fn open(model: &mut ModelProto, names: &HashSet<String>, cut: &HashSet<String>) {
@@ -339,9 +342,9 @@ pub fn open(model: &mut ModelProto, names: &HashSet<String>, cut: &HashSet<Strin
         let mut added = Vec::new();
         for output in &mut node.output {
             if cut.contains(output) {
-                *output = format!("{output}/before");
+                *output = format!("{output}{BEFORE}");
             } else if names.contains(output) {
-                let before = format!("{output}/before");
+                let before = format!("{output}{BEFORE}");
                 added.push(self::node("Add", &[&before, &delta(output)], output, vec![]));
                 *output = before;
             }

@@ -1,17 +1,18 @@
 //! Tensors of float64 elements and what the kernels do with them.
 
+use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
 /// A kernel does not make tensors of more elements than this.
 const MAX_ELEMENTS: usize = 1 << 28;
 
 /// The element type of a result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Element {
     /// That of the input with this number.
     Like(usize),
-    /// 64-bit integers.
-    Int64,
+    /// This one.
+    Is(ElementType),
 }
 
 /// A tensor, its elements in row-major order.
@@ -104,6 +105,11 @@ impl Array {
 
     /// Function of each element.
     pub fn map(&self, f: impl Fn(f64) -> f64) -> Array {
+        Array { values: self.values.iter().map(|&v| f(v)).collect(), ..self.clone() }
+    }
+
+    /// Function of each element, in their order.
+    pub fn map_with(&self, mut f: impl FnMut(f64) -> f64) -> Array {
         Array { values: self.values.iter().map(|&v| f(v)).collect(), ..self.clone() }
     }
 

@@ -8,11 +8,13 @@ mod linear;
 mod losses;
 mod movement;
 mod normalization;
+mod random;
 
 pub use array::{Array, Element, broadcast, each_index};
 
-use super::tract::{double, values};
-use crate::onnx::{NodeProto, attribute, canonical_domain};
+use super::tract::{datum_type, double, values};
+use crate::onnx::proto::attribute_proto;
+use crate::onnx::{ElementType, NodeProto, attribute, canonical_domain};
 use anyhow::{Context, Result, ensure};
 use prost::Message;
 use std::collections::HashMap;
@@ -60,7 +62,14 @@ impl Row {
     }
 }
 
-const FAMILIES: &[&[Row]] = &[linear::ROWS, losses::ROWS, movement::ROWS, normalization::ROWS];
+const FAMILIES: &[&[Row]] = &[
+    elementwise::SUMS,
+    linear::ROWS,
+    losses::ROWS,
+    movement::ROWS,
+    normalization::ROWS,
+    random::ROWS,
+];
 
 /// The rows by operator. tract looks operators up by their names alone.
 static TABLE: LazyLock<HashMap<&str, &Row>> =
@@ -75,11 +84,7 @@ pub fn is_ours(domain: &str, op: &str) -> bool {
 
 /// Puts kernels in the place of those of tract that are missing or wrong; in float64 of those in float32, too.
 pub fn register(operators: &mut OnnxOpRegister, double: bool) {
-    if double {
-        elementwise::register(operators);
-    } else {
-        elementwise::repair(operators);
-    }
+    elementwise::register(operators);
     operators.insert("Loop", control::loop_);
     operators.insert("Scan", control::scan);
     for row in FAMILIES.iter().copied().flatten() {
@@ -115,7 +120,16 @@ pub struct Call {
 
 impl Call {
     fn new(node: &pb::NodeProto, opset: i64) -> Result<Call> {
-        let node = NodeProto::decode(node.encode_to_vec().as_slice())?;
+        let mut node = NodeProto::decode(node.encode_to_vec().as_slice())?;
+        // tract's protobuf types do not write zeros.
+        for a in &mut node.attribute {
+            match a.r#type() {
+                attribute_proto::AttributeType::Int => a.i = a.i.or(Some(0)),
+                attribute_proto::AttributeType::Float => a.f = a.f.or(Some(0.0)),
+                attribute_proto::AttributeType::String => a.s = a.s.take().or(Some(Default::default())),
+                _ => (),
+            }
+        }
         let opset = if canonical_domain(node.domain()).is_empty() { opset } else { 1 };
         Ok(Call { node, opset, inputs: vec![] })
     }
@@ -151,6 +165,12 @@ impl Call {
 
     fn string(&self, name: &str, default: &'static str) -> &str {
         attribute::get_string(&self.node.attribute, name).unwrap_or(default)
+    }
+
+    /// The element type that an attribute names.
+    fn element(&self, name: &str, default: Element) -> Element {
+        let number = attribute::get_int(&self.node.attribute, name).and_then(|n| i32::try_from(n).ok());
+        number.map_or(default, |n| Element::Is(ElementType::from_number(n)))
     }
 
     /// An axis, counted from the front.
@@ -218,7 +238,7 @@ impl EvalOp for Kernel {
                 continue;
             }
             let datum = match result.element {
-                Element::Int64 => DatumType::I64,
+                Element::Is(element) => datum_type(element)?,
                 Element::Like(i) => types.get(i).copied().flatten().context("the input whose type an output has")?,
             };
             let wide = double(&result.dims, &result.values)?;

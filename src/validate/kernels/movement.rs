@@ -1,6 +1,7 @@
 //! Operators that move elements, and products along an axis.
 
-use super::{Array, Call, Element, Row, When, broadcast, each_index, row};
+use super::{Array, Call, Element, Row, When, each_index, row};
+use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
 
 pub const ROWS: &[Row] = &[
@@ -9,11 +10,10 @@ pub const ROWS: &[Row] = &[
     row("Col2Im", col2im),
     row("CumProd", cum_prod),
     row("DFT", dft).when(When::Double),
-    row("DequantizeLinear", dequantize).when(When::Double),
+    row("DequantizeLinear", dequantize),
     row("MaxUnpool", max_unpool),
     row("ReverseSequence", reverse_sequence),
     row("STFT", stft).when(When::Double),
-    row("SwiGLU", swiglu),
     row("TensorScatter", tensor_scatter),
     row("Unique", unique),
 ];
@@ -257,16 +257,6 @@ fn reverse_sequence(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![y])
 }
 
-/// `swish(a) b`
-fn swiglu(c: &Call) -> Result<Vec<Array>> {
-    let (a, b, alpha) = (c.x()?, c.input(1)?, c.float("alpha", 1.0));
-    let y = Array::from_fn(&broadcast(&[&a.dims, &b.dims])?, |index| {
-        let a = a.broadcast_at(index);
-        a / (1.0 + (-alpha * a).exp()) * b.broadcast_at(index)
-    })?;
-    Ok(vec![y])
-}
-
 fn tensor_scatter(c: &Call) -> Result<Vec<Array>> {
     let (past, update) = (c.x()?, c.input(1)?);
     let axis = c.axis(c.int("axis", -2), past.rank())?;
@@ -320,7 +310,7 @@ fn unique(c: &Call) -> Result<Vec<Array>> {
         .collect();
     let mut counts = vec![0.0; first.len()];
     inverse.iter().for_each(|&i| counts[i as usize] += 1.0);
-    let list = |values: Vec<f64>| Array { dims: vec![values.len()], values, element: Element::Int64 };
+    let list = |values: Vec<f64>| Array { dims: vec![values.len()], values, element: Element::Is(ElementType::Int64) };
     let axis = axis.unwrap_or(0);
     let mut kept = dims.clone();
     kept[axis] = first.len();
