@@ -9,13 +9,42 @@ use super::tract::{self, Plan, Tensors, Trouble};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What an error is compared with, relative to the slope: constants of a model have 32 bits, which is 1e-7.
-pub const BOUND: f64 = 1e-5;
-/// The same where an operator computes in float32.
-pub const SINGLE_BOUND: f64 = 2e-2;
+/// How precisely a slope is known. What is less precise comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rounding {
+    /// All is computed in float64; constants of the model have 32 bits.
+    Double,
+    /// Constants of the model have 16 bits.
+    Half,
+    /// An operator computes in float32.
+    Single,
+}
 
-const STEPS: &[f64] = &[1e-4, 1e-5, 1e-3, 1e-6];
-const SINGLE_STEPS: &[f64] = &[1e-2, 4e-2, 2e-3];
+impl Rounding {
+    /// The largest error, relative to the slope, that is taken for rounding.
+    pub fn bound(self) -> f64 {
+        match self {
+            Rounding::Double => 1e-5,
+            Rounding::Half => 1e-2,
+            Rounding::Single => 2e-2,
+        }
+    }
+
+    /// The steps that are tried.
+    fn steps(self) -> &'static [f64] {
+        match self {
+            Rounding::Single => &[1e-2, 4e-2, 2e-3],
+            _ => &[1e-4, 1e-5, 1e-3, 1e-6],
+        }
+    }
+
+    fn epsilon(self) -> f64 {
+        match self {
+            Rounding::Single => f32::EPSILON.into(),
+            _ => f64::EPSILON,
+        }
+    }
+}
 
 /// A tensor to perturb: an input of the plan, its value, the gradient that is to be checked.
 pub struct Target {
@@ -73,7 +102,7 @@ impl<'a> Function<'a> {
     }
 
     /// The slope of L along the direction, compared with that of the gradients.
-    pub fn compare(&self, direction: &[(&Target, Vec<f64>)], single: bool) -> Result<Outcome, Trouble> {
+    pub fn compare(&self, direction: &[(&Target, Vec<f64>)], rounding: Rounding) -> Result<Outcome, Trouble> {
         let (mut expected, mut squares) = (0.0, 0.0);
         for (target, v) in direction {
             for (g, v) in target.gradient.iter().zip(v) {
@@ -83,13 +112,10 @@ impl<'a> Function<'a> {
         }
         // How large the slope is along directions of this kind, on average; this one may happen to be flat.
         let typical = squares.sqrt();
-        let (steps, bound, epsilon) = match single {
-            true => (SINGLE_STEPS, SINGLE_BOUND, f64::from(f32::EPSILON)),
-            false => (STEPS, BOUND, f64::EPSILON),
-        };
+        let (bound, epsilon) = (rounding.bound(), rounding.epsilon());
         let mut last: Option<f64> = None;
         let mut differs = None;
-        for &h in steps {
+        for &h in rounding.steps() {
             let [plus, minus] = self.pair(direction, h)?;
             let [near_plus, near_minus] = self.pair(direction, h / 2.0)?;
             let coarse = self.dot(&plus, &minus) / (2.0 * h);

@@ -62,7 +62,6 @@ fn narrow(op: &str) -> Option<(&'static [usize], &'static [usize])> {
     Some(match op {
         "Resize" => (&[1, 2], &[]),
         "QuantizeLinear" => (&[0, 1], &[]),
-        "DequantizeLinear" => (&[1], &[0]),
         "DynamicQuantizeLinear" => (&[0], &[1]),
         "QLinearMatMul" => (&[1, 4, 6], &[]),
         "QLinearConv" => (&[1, 4, 6], &[]),

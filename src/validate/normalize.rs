@@ -1,7 +1,7 @@
 //! The copy of a model that is handed to tract: what tract cannot run, or runs wrongly, said in another way; and what
 //! cannot be said in another way, found before it runs.
 
-use super::losses;
+use super::kernels;
 use super::tract::computed;
 use crate::onnx::proto::{SparseTensorProto, tensor_shape_proto, type_proto};
 use crate::onnx::{
@@ -78,10 +78,6 @@ fn normalize_graph(graph: &mut GraphProto, opset: i64) -> Result<()> {
             "ConstantOfShape" if attribute::find(&node.attribute, "value").is_none() => {
                 let zero = TensorProto::from_floats(ElementType::Float, &[1], &[0.0]);
                 node.attribute.push(attribute::tensor("value", zero));
-            }
-            "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss" if opset >= 13 => {
-                losses::expand(node, &mut nodes);
-                continue;
             }
             "Pad" => crop_first(&mut node, &integers, opset, &mut nodes),
             _ => (),
@@ -228,7 +224,7 @@ fn crop_first(node: &mut NodeProto, integers: &HashMap<String, Vec<i64>>, opset:
 }
 
 /// Contributed operators that tract computes as ONNX Runtime does.
-const CONTRIBUTED: &[&str] = &["BiasGelu", "FastGelu", "QuickGelu", "SkipLayerNormalization"];
+const CONTRIBUTED: &[&str] = &["Gelu", "QuickGelu"];
 const MAX_KERNEL: i64 = 1 << 20;
 
 /// The operators of a model, of its bodies too, that tract has not (`known` says which it has), computes wrongly, or
@@ -250,7 +246,7 @@ fn look(graph: &GraphProto, known: &dyn Fn(&str) -> bool, functions: &HashSet<(&
         let (domain, op) = (canonical_domain(node.domain()), node.op_type());
         let ours = match domain {
             "" | "ai.onnx.ml" => true,
-            "com.microsoft" => CONTRIBUTED.contains(&op),
+            "com.microsoft" => CONTRIBUTED.contains(&op) || kernels::is_ours(domain, op),
             _ => false,
         };
         if !ours || !known(op) || functions.contains(&(domain, op)) {
@@ -271,12 +267,6 @@ fn wrong(node: &NodeProto) -> Option<&'static str> {
     match node.op_type() {
         "LSTM" | "GRU" | "RNN" if attribute::get_string(a, "direction") == Some("reverse") => Some("in reverse"),
         "ConvTranspose" if attribute::find(a, "output_shape").is_some() => Some("with output_shape"),
-        "Einsum" => {
-            let equation = attribute::get_string(a, "equation")?;
-            (equation.contains("...") || equation.trim_end().ends_with("->"))
-                .then_some("with an ellipsis or a scalar result")
-        }
-        "BatchNormalization" if attribute::get_int(a, "training_mode") == Some(1) => Some("in training mode"),
         "Attention" if node.input.iter().skip(4).any(|i| !i.is_empty()) => Some("with past keys"),
         "Attention" if a.iter().any(|a| a.name().contains("window") && a.i() >= 0) => Some("with a window"),
         "SpaceToDepth" if attribute::get_string(a, "mode") == Some("CRD") => Some("in CRD order"),
@@ -339,6 +329,9 @@ pub fn uses(node: &NodeProto, found: &mut impl FnMut(&str)) {
     bodies(node).for_each(|body| inside(body, found));
 }
 
+/// What a node's output is called once something else stands under its name.
+pub const BEFORE: &str = "/before";
+
 /// Gives the tensors of `names` that nodes compute another name, `<name>/before`, and makes what is left of the name an
 /// input (`cut`), or the sum of the tensor and an input `<name>/delta`.
 pub fn open(model: &mut ModelProto, names: &HashSet<String>, cut: &HashSet<String>) {
@@ -349,9 +342,9 @@ pub fn open(model: &mut ModelProto, names: &HashSet<String>, cut: &HashSet<Strin
         let mut added = Vec::new();
         for output in &mut node.output {
             if cut.contains(output) {
-                *output = format!("{output}/before");
+                *output = format!("{output}{BEFORE}");
             } else if names.contains(output) {
-                let before = format!("{output}/before");
+                let before = format!("{output}{BEFORE}");
                 added.push(self::node("Add", &[&before, &delta(output)], output, vec![]));
                 *output = before;
             }

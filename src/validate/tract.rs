@@ -83,10 +83,7 @@ impl Plan {
     pub fn new(model: &ModelProto, feeds: &Tensors, precision: Precision) -> Result<Plan, Trouble> {
         let copy = normalize::normalize(model)?;
         let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
-        match precision {
-            Precision::Own => kernels::repair(&mut onnx.op_register),
-            Precision::Double => kernels::register(&mut onnx.op_register),
-        }
+        kernels::register(&mut onnx.op_register, precision == Precision::Double);
         let missing = normalize::unsupported(&copy, &|op| onnx.op_register.0.contains_key(op));
         if !missing.is_empty() {
             return Err(Trouble::Unsupported(missing));

@@ -1,4 +1,6 @@
-//! Element-wise operators in float64 that tract has in float32 only, registered under their ONNX names.
+//! Functions of each element: tract has them in float32 only, and some of them not to the letter.
+
+use super::{Array, Call, broadcast, row};
 
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb::NodeProto;
@@ -48,9 +50,28 @@ const ROWS: &[Row] = &[
     Row { name: "HardSigmoid", a: ("alpha", 0.2), b: ("beta", 0.5), f: |x, a, b| (a * x + b).clamp(0.0, 1.0) },
     Row { name: "HardSwish", a: NONE, b: NONE, f: |x, _, _| x * (x / 6.0 + 0.5).clamp(0.0, 1.0) },
     Row { name: "Swish", a: ("alpha", 1.0), b: NONE, f: |x, a, _| x * sigmoid(a * x) },
+    Row { name: "QuickGelu", a: ("alpha", 1.702), b: NONE, f: |x, a, _| x * sigmoid(a * x) },
     Row { name: "Mish", a: NONE, b: NONE, f: |x, _, _| x * softplus(x).tanh() },
     Row { name: "Shrink", a: ("lambd", 0.5), b: ("bias", 0.0), f: shrink },
 ];
+
+/// Functions of two inputs that broadcast.
+pub const SUMS: &[super::Row] = &[
+    row("BiasGelu", |c| binary(c, |x, b| gelu(x + b))).domain("com.microsoft"),
+    row("FastGelu", |c| binary(c, |x, b| gelu_tanh(x + b))).domain("com.microsoft"),
+    row("SwiGLU", |c| {
+        let alpha = c.float("alpha", 1.0);
+        binary(c, |a, b| a * sigmoid(alpha * a) * b)
+    }),
+];
+
+/// A second input that is left out is zero.
+fn binary(c: &Call, f: impl Fn(f64, f64) -> f64) -> anyhow::Result<Vec<Array>> {
+    let zero = Array::scalar(0.0);
+    let (a, b) = (c.x()?, c.opt(1).unwrap_or(&zero));
+    let dims = broadcast(&[&a.dims, &b.dims])?;
+    Ok(vec![Array::from_fn(&dims, |index| f(a.broadcast_at(index), b.broadcast_at(index)))?])
+}
 
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
@@ -151,12 +172,6 @@ fn function(_: &ParsingContext, node: &NodeProto) -> Built {
 
 fn build(op: impl ElementWiseMiniOp) -> Built {
     Ok((expand(ElementWiseOp(Box::new(op))), vec![]))
-}
-
-/// Puts kernels in the place of those of tract that are wrong: Celu in float16, the defaults of Selu.
-pub fn repair(operators: &mut OnnxOpRegister) {
-    operators.insert("Celu", function);
-    operators.insert("Selu", function);
 }
 
 /// Puts the kernels in the place of tract's own.

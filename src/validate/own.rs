@@ -1,0 +1,104 @@
+//! The run in the model's own element types: which inputs it takes, and that its outputs are the same with the gradients.
+
+use super::double::{doubled, feed_weights};
+use super::tract::{self, Plan, Precision, Tensor, Tensors, Trouble};
+use super::{Check, OutputCheck, Stop, failed, float64, inputs, is_finite, normalize, skipped};
+use crate::onnx::{ElementType, GraphProto, ModelProto};
+use std::collections::HashSet;
+
+/// A run in the model's own element types.
+pub struct Own {
+    /// The inputs.
+    pub feeds: Tensors,
+    /// The outputs and gradients; `None` where tract has not the element type.
+    pub tensors: Option<Tensors>,
+}
+
+impl Check<'_> {
+    /// Runs the model in its own element types, without its gradients and with them.
+    pub(super) fn run_own(&mut self) -> Result<Own, Stop> {
+        let forward = self.forward();
+        let typed = !uses(self.model.graph.as_ref(), ElementType::Bfloat16);
+        let mut trouble = None;
+        for &attempt in inputs::ATTEMPTS {
+            let dims = inputs::bind(self.model, self.options, attempt);
+            let feeds = inputs::make(self.model, self.options, &dims, attempt.positive)?;
+            let mut bare = self.model.clone();
+            normalize::prune(&mut bare, &forward);
+            let precision = if typed { Precision::Own } else { Precision::Double };
+            let run = match typed {
+                true => Plan::new(&bare, &feeds, precision).and_then(|p| p.run(&feeds)),
+                false => double_run(bare, &feeds),
+            };
+            match run {
+                Err(unsupported @ Trouble::Unsupported(_)) => return Err(unsupported.into()),
+                // The first one is of the sizes that are tried first.
+                Err(other) => trouble = trouble.or(Some(Stop::from(other))),
+                Ok(outputs) => {
+                    let finite = outputs.values().filter(|t| tract::is_float(t)).all(|t| is_finite(t));
+                    if !finite && trouble.is_none() {
+                        trouble = Some(skipped("the model's outputs are not finite for random inputs; give --input"));
+                    }
+                    if finite {
+                        self.validation.dims = dims;
+                        return self.run_with_gradients(feeds, outputs, typed);
+                    }
+                }
+            }
+        }
+        Err(trouble.unwrap_or_else(|| skipped("the model does not run")))
+    }
+
+    fn run_with_gradients(&mut self, feeds: Tensors, bare: Tensors, typed: bool) -> Result<Own, Stop> {
+        if !typed {
+            return Ok(Own { feeds, tensors: None });
+        }
+        let mut names: Vec<String> = bare.keys().cloned().collect();
+        names.extend(self.gradients());
+        let mut full = self.model.clone();
+        normalize::prune(&mut full, &names);
+        let tensors = Plan::new(&full, &feeds, Precision::Own).and_then(|p| p.run(&feeds)).map_err(|t| match t {
+            Trouble::Unsupported(_) => Stop::from(t),
+            other => failed(format!("the model runs, but not with its gradients: {other}")),
+        })?;
+        for (name, expected) in &bare {
+            let difference = tensors.get(name).and_then(|t| difference(expected, t));
+            self.validation.outputs.push(OutputCheck { name: name.clone(), max_difference: difference });
+            let same = tensors.get(name).is_some_and(|t| tract::identical(expected, t));
+            if !same {
+                return Err(failed(format!("output '{name}' is another one with the gradients than without")));
+            }
+        }
+        Ok(Own { feeds, tensors: Some(tensors) })
+    }
+}
+
+fn double_run(mut model: ModelProto, feeds: &Tensors) -> Result<Tensors, Trouble> {
+    float64::to_double(&mut model)?;
+    let mut feeds = doubled(feeds)?;
+    feed_weights(&mut model, &HashSet::new(), &mut feeds)?;
+    Plan::new(&model, &feeds, Precision::Double)?.run(&feeds)
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> Option<f64> {
+    if a.shape() != b.shape() {
+        return None;
+    }
+    let (a, b) = (tract::values(a).ok()?, tract::values(b).ok()?);
+    Some(a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max))
+}
+
+/// Whether a graph, or a body in it, names this element type.
+pub fn uses(graph: Option<&GraphProto>, element: ElementType) -> bool {
+    let Some(graph) = graph else { return false };
+    let number = element as i32;
+    let typed = |v: &crate::onnx::ValueInfoProto| tract::element_type(v.r#type.as_ref()) == Some(element);
+    graph.initializer.iter().any(|t| t.data_type() == number)
+        || graph.input.iter().any(typed)
+        || graph.node.iter().any(|n| {
+            n.attribute.iter().any(|a| {
+                a.t.as_ref().is_some_and(|t| t.data_type() == number)
+                    || (matches!(a.name(), "to" | "dtype" | "output_datatype") && a.i() == i64::from(number))
+            }) || normalize::bodies(n).any(|b| uses(Some(b), element))
+        })
+}
