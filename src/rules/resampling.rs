@@ -68,7 +68,7 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
         let same = match &along {
             Along::Size(_) if policy != "stretch" => known.is_some_and(|(to, from)| to == from),
             Along::Size(_) => x.dims([axis]).fact().dims().is_some_and(|d| y.dims([axis]).fact().dims() == Some(d)),
-            Along::Scale(scale) => scale.constant() == Some(1.0),
+            Along::Scale(scale) => scale.parameter() == Some(1.0),
         };
         if same && !crop {
             continue;
@@ -76,7 +76,7 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
         let whole = |to: i64, from: i64| (from > 0 && to % from == 0).then(|| to / from);
         let factor = match &along {
             Along::Scale(scale) => {
-                scale.constant().filter(|s| s.fract() == 0.0 && (1.0..1e6).contains(s)).map(|s| s as i64)
+                scale.parameter().filter(|s| s.fract() == 0.0 && (1.0..1e6).contains(s)).map(|s| s as i64)
             }
             Along::Size(_) if policy != "stretch" => known.and_then(|(to, from)| whole(to, from)),
             Along::Size(_) => from.zip(to).and_then(|(from, to)| whole(to, from)),

@@ -69,12 +69,18 @@ impl<'g> Expr<'g> {
     }
 
     pub(in crate::expr) fn plus(self, other: Expr<'g>) -> Expr<'g> {
+        if self.is_sequence() {
+            return self.plus_sequence(other);
+        }
         self.simplify_sum(other).unwrap_or_else(|| self.binary("Add", other))
     }
 
     /// The sum as a node, whatever is known of the terms.
     pub(crate) fn plus_node(self, other: Expr<'g>) -> Expr<'g> {
-        self.binary("Add", other)
+        match self.is_sequence() {
+            true => self.plus_sequence(other),
+            false => self.binary("Add", other),
+        }
     }
 
     /// The sum of tensors of one shape, as one node.
@@ -82,7 +88,10 @@ impl<'g> Expr<'g> {
     /// # Panics
     /// Without terms.
     pub(crate) fn add_n(terms: &[Expr<'g>]) -> Expr<'g> {
-        let [first, ..] = terms else { panic!("a sum without terms") };
+        let [first, rest @ ..] = terms else { panic!("a sum without terms") };
+        if first.is_sequence() {
+            return rest.iter().fold(*first, |sum, term| sum.plus_sequence(*term));
+        }
         let inputs: Vec<_> = terms.iter().copied().map(Some).collect();
         first.builder.emit("Sum", &inputs, vec![])
     }
@@ -241,13 +250,27 @@ impl<'g> Expr<'g> {
         }
         self.builder.attempt(|| {
             let element = then.element()?;
-            Ok(then * self.cast(element) + otherwise * self.not().cast(element))
+            let chosen = |e: Expr<'g>, condition: Expr<'g>| e * condition.cast(element);
+            let is_zero = |e: Expr<'g>| e.constant() == Some(0.0) && e.fact().rank() == Some(0);
+            Ok(match (is_zero(then), is_zero(otherwise)) {
+                (_, true) => chosen(then, self),
+                (true, _) => chosen(otherwise, self.not()),
+                _ => chosen(then, self) + chosen(otherwise, self.not()),
+            })
         })
     }
 
     /// This where the condition holds, zero where not.
     pub fn where_(self, condition: Expr<'g>) -> Expr<'g> {
         condition.select(self, self.like(0.0))
+    }
+
+    /// This where two numbers are equal, zero where not.
+    pub fn where_equal(self, a: Expr<'g>, b: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 11 {
+            true => self.unless(a.less(b).or(b.less(a))),
+            false => self.where_(a.equal(b)),
+        }
     }
 
     /// This where the condition does not hold, zero where it does.

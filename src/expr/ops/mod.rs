@@ -10,6 +10,7 @@ mod indexing;
 mod parts;
 mod products;
 mod reductions;
+mod sequences;
 mod shapes;
 
 pub use construct::Along;
