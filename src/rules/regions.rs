@@ -147,7 +147,3 @@ fn align<'g>(c: &Call<'g>, has_mode: bool) -> Result<Expr<'g>> {
     let best = counted.select(best.reshape(Expr::concat(&split, 0)), x.like(lowest(x)?));
     through(c, best.maximum(&[3, 5]).squeeze(&[3, 5]))
 }
-
-fn x_regions(rois: Expr<'_>) -> Expr<'_> {
-    rois.dims([0])
-}

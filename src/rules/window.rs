@@ -30,6 +30,8 @@ pub struct Window<'g> {
     begin: Expr<'g>,
     /// Zeros behind it that windows reach into. May be more than they reach, or negative, by less than s.
     end: Expr<'g>,
+    /// Whether there are no more windows than O, whatever the sizes are.
+    exact: bool,
 }
 
 /// The attribute: one number at least `least` for each axis, `default` where it is left out.
@@ -75,11 +77,13 @@ impl<'g> Window<'g> {
             (None, Some(weights)) => weights.dims(2..full),
             (None, None) => return Err(anyhow::anyhow!("attribute kernel_shape is missing")),
         };
-        let (s, count, image) = (b.ints(&strides), windows.dims(2..full), image.dims(2..full));
-        let reach = (count - 1) * s + (sizes - 1) * b.ints(&dilations) + 1;
         let extra = numbers(c, "output_padding", rank, 0, 0)?;
         let auto_pad = c.string("auto_pad", "NOTSET");
         c.expect("auto_pad", &auto_pad, &["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])?;
+        let (s, image, dense) = (b.ints(&strides), image.dims(2..full), strides.iter().all(|&s| s == 1));
+        // In single steps there are as many windows as elements, by whatever names the model calls the sizes.
+        let count = if dense && auto_pad.starts_with("SAME") { image } else { windows.dims(2..full) };
+        let reach = (count - 1) * s + (sizes - 1) * b.ints(&dilations) + 1;
         let shaped = c.ints("output_shape").is_some_and(|s| !s.is_empty());
         let (begin, end) = if auto_pad.starts_with("SAME") || shaped {
             let total = (reach + b.ints(&extra) - image).max(b.ints(&vec![0; rank]));
@@ -100,7 +104,9 @@ impl<'g> Window<'g> {
             };
             (begin, end)
         };
-        Ok(Window { rank, kernel, strides, dilations, image, count, reach, begin, end })
+        let fixed = !auto_pad.starts_with("SAME") && !shaped && !c.flag("ceil_mode", false);
+        let exact = fixed && extra.iter().zip(&strides).all(|(x, s)| x < s);
+        Ok(Window { rank, kernel, strides, dilations, image, count, reach, begin, end, exact })
     }
 
     /// The windows that Col2Im's blocks are.
@@ -192,7 +198,9 @@ impl<'g> Window<'g> {
     /// The adjoint of [`Window::correlate`]: each window's number, times the weights, added up where its taps lie.
     pub fn spread(&self, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
         let b = windows.builder();
-        let end = self.reach - self.begin - self.image;
+        // In single steps windows leave nothing over.
+        let dense = self.exact && self.strides.iter().all(|&s| s == 1);
+        let end = if dense { self.end } else { self.reach - self.begin - self.image };
         let largest: Vec<i64> = self.strides.iter().map(|s| s - 1).collect();
         let slice = |whole: Expr<'g>, from: Expr<'g>| {
             let axes: Vec<i64> = self.axes().iter().map(|&a| a as i64).collect();
@@ -228,7 +236,8 @@ impl<'g> Window<'g> {
             }
             _ => self.padded(image, None).conv(weights, &self.like(none, group)),
         };
-        if windows.dims(self.axes()).fact().dims() == self.count.fact().dims() && self.count.fact().dims().is_some() {
+        let counted = self.count.fact().dims();
+        if self.exact || (counted.is_some() && windows.dims(self.axes()).fact().dims() == counted) {
             return windows;
         }
         let axes: Vec<i64> = self.axes().iter().map(|&a| a as i64).collect();
