@@ -11,7 +11,7 @@ use crate::expr::{Along, Expr};
 use crate::graph::{Container, Dim, Fact, Graph, NodeId, ScopeId, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -380,12 +380,36 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     }
     let (dbefore, rest) = dxs.split_at(body.active.len());
     let (dcaptures, dinputs) = rest.split_at(body.captures.len());
-    let captured: Vec<usize> = (0..sums.len()).filter(|&k| dcaptures[k].is_some()).collect();
     let sliced: Vec<usize> = (0..slices.len()).filter(|&j| dinputs[j].is_some()).collect();
+    // What is stacked stands in the order of the first scan input, so that it can stand beside the node's own tensors.
+    let flip = input_directions[0] != 0;
+    let in_order = |j: usize| input_axes[j] == 0 && (input_directions[j] != 0) == flip;
+    // The gradient of a matrix is a sum of products over the steps: of what is stacked it is one product over all steps.
+    let inside = |e: Expr<'g>| b.graph().value(e.id()).scope == scope;
+    let product = |k: usize| dcaptures[k]?.factors().filter(|(left, right)| inside(*left) && inside(*right));
+    let products: Vec<(usize, (Expr<'g>, Expr<'g>))> = (0..sums.len()).filter_map(|k| Some((k, product(k)?))).collect();
+    let is_product = |k: &usize| products.iter().any(|(p, _)| p == k);
+    let captured: Vec<usize> = (0..sums.len()).filter(|k| dcaptures[*k].is_some() && !is_product(k)).collect();
+    let mut extra: Vec<Expr<'g>> = Vec::new();
+    let mut stack = |e: Expr<'g>| {
+        let of_input = || (0..scanned).find(|&j| before[states + j] == e && in_order(j)).map(Stacked::Input);
+        let of_state = || (0..states).find(|&s| before[s] == e).map(Stacked::State);
+        let of_output =
+            || sliced.iter().position(|&j| dinputs[j] == Some(e) && in_order(slices[j])).map(Stacked::Output);
+        of_input().or_else(of_state).or_else(of_output).unwrap_or_else(|| {
+            let place = extra.iter().position(|known| *known == e).unwrap_or_else(|| {
+                extra.push(e);
+                extra.len() - 1
+            });
+            Stacked::Output(sliced.len() + place)
+        })
+    };
+    let products: Vec<_> = products.into_iter().map(|(k, (left, right))| (k, stack(left), stack(right))).collect();
     let outputs: Vec<_> = b.within(scope, || {
         let states = dbefore.iter().zip(dstates).map(|(d, after)| d.unwrap_or_else(|| after.zeros_like()));
         let sums = captured.iter().map(|&k| plus(sums[k], dcaptures[k]));
-        states.chain(sums).chain(sliced.iter().filter_map(|&j| dinputs[j])).collect()
+        let sliced = sliced.iter().filter_map(|&j| dinputs[j]);
+        states.chain(sums).chain(sliced).chain(extra.iter().copied()).collect()
     });
     if outputs.is_empty() {
         return Ok(vec![]);
@@ -393,13 +417,21 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     close(c, scope, &outputs, 0)?;
     let used: HashSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
     let needed = places(&used, &before[..states]);
+    let stacked_states = products.iter().flat_map(|(_, left, right)| [*left, *right]).filter_map(|of| match of {
+        Stacked::State(s) => Some(s),
+        _ => None,
+    });
+    let mut record: Vec<usize> = needed.iter().copied().chain(stacked_states).collect();
+    record.sort_unstable();
+    record.dedup();
     let mut read = places(&used, &before[states..]);
     let used_dys = places(&used, dslices);
     if needed.is_empty() && read.is_empty() && used_dys.is_empty() {
         // Something has to say how many steps there are.
         read.push(0);
     }
-    let recorded = scan_record(c, &body, &needed, scanned)?;
+    let recorded: HashMap<usize, Expr<'g>> =
+        record.iter().copied().zip(scan_record(c, &body, &record, scanned, flip)?).collect();
 
     let mut kept: Vec<ValueId> = dstates.iter().map(|x| x.id()).collect();
     kept.extend(captured.iter().map(|&k| sums[k].id()));
@@ -411,7 +443,8 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect::<Result<_>>()?;
     initial.extend(captured.iter().map(|&k| body.captures[k].zeros_like()));
     let mut along = Vec::new();
-    along.extend(recorded.into_iter().map(|r| Along { tensor: r, axis: 0, reverse: true }));
+    let states_recorded = needed.iter().filter_map(|s| recorded.get(s).copied());
+    along.extend(states_recorded.map(|tensor| Along { tensor, axis: 0, reverse: !flip }));
     for &j in &read {
         along.push(Along { tensor: c.input(states + j)?, axis: input_axes[j], reverse: input_directions[j] == 0 });
     }
@@ -419,18 +452,47 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         let dy = c.opt_dy(states + dys[k]).context("a gradient is missing")?;
         along.push(Along { tensor: dy, axis: output_axes[dys[k]], reverse: output_directions[dys[k]] == 0 });
     }
-    let placed: Vec<(i64, bool)> =
-        sliced.iter().map(|&j| slices[j]).map(|j| (input_axes[j], input_directions[j] == 0)).collect();
+    let placed = sliced.iter().map(|&j| slices[j]).map(|j| (input_axes[j], input_directions[j] == 0));
+    let placed: Vec<(i64, bool)> = placed.chain(extra.iter().map(|_| (0, !flip))).collect();
     let gradients = b.scan(&initial, &along, &placed, scope);
+    let all_steps = |of: Stacked| -> Result<Expr<'g>> {
+        let tensor = match of {
+            Stacked::Input(j) => c.input(states + j)?,
+            Stacked::State(s) => *recorded.get(&s).context("a state is not recorded")?,
+            Stacked::Output(i) => *gradients.get(initial.len() + i).context("a stacked output is missing")?,
+        };
+        tensor.stacked_before(1)
+    };
+    let of_products = products.iter().map(|&(k, left, right)| {
+        Ok((body.captures[k].id(), all_steps(left)?.gemm(true, all_steps(right)?, false, 1.0)))
+    });
+    let of_products = of_products.collect::<Result<Vec<_>>>()?;
     let mut targets: Vec<Expr<'g>> = body.active.iter().map(|&s| c.input(s)).collect::<Result<_>>()?;
     targets.extend(captured.iter().map(|&k| body.captures[k]));
     targets.extend(sliced.iter().map(|&j| c.input(states + slices[j])).collect::<Result<Vec<_>>>()?);
     let pairs = targets.into_iter().map(|x| x.id()).zip(gradients);
-    Ok(pairs.filter(|(x, _)| c.wants(*x)).collect())
+    Ok(pairs.filter(|(x, _)| c.wants(*x)).chain(of_products).collect())
 }
 
-/// The needed states at the beginning of each step, stacked along the first axis.
-fn scan_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], scanned: usize) -> Result<Vec<Expr<'g>>> {
+/// Where a tensor of each step stands beside those of the other steps.
+#[derive(Clone, Copy)]
+enum Stacked {
+    /// It is a scan input of the node.
+    Input(usize),
+    /// It is a recorded state.
+    State(usize),
+    /// It is a stacked output of the backward Scan.
+    Output(usize),
+}
+
+/// The needed states at the beginning of each step, stacked along the first axis, those of the last step first if `flip`.
+fn scan_record<'g>(
+    c: &Call<'g>,
+    body: &Body<'g>,
+    needed: &[usize],
+    scanned: usize,
+    flip: bool,
+) -> Result<Vec<Expr<'g>>> {
     let b = c.builder();
     if needed.is_empty() {
         return Ok(vec![]);
@@ -460,6 +522,6 @@ fn scan_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], scanned: usi
     let along =
         |&j: &usize| Ok(Along { tensor: c.input(body.states + j)?, axis: axes[j], reverse: directions[j] != 0 });
     let along = read.iter().map(along).collect::<Result<Vec<_>>>()?;
-    let outputs = b.scan(&initial, &along, &vec![(0, false); needed.len()], scope);
+    let outputs = b.scan(&initial, &along, &vec![(0, flip); needed.len()], scope);
     Ok(outputs.get(carried.len()..).unwrap_or_default().to_vec())
 }

@@ -3,8 +3,8 @@
 use super::{Builder, Expr};
 use crate::expr::normalize_axis;
 use crate::graph::{Container, Fact, Scalar};
-use crate::onnx::{AttributeProto, ElementType, attribute};
 use crate::onnx::attribute::int;
+use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::Result;
 
 /// Sequences of more elements than this are not followed element by element.

@@ -86,7 +86,9 @@ fn split(c: &Context) -> Result<Vec<Fact>> {
         Some(split) => match split.uniform() {
             Some(Scalar::Int(Dim::Known(part))) if split.rank() == Some(0) => {
                 // The last part is what is left.
-                size.is_some_and(|n| n.checked_rem(part) == Some(0)).then_some(Dim::Known(part)).or_else(|| Some(c.dims().fresh()))
+                size.is_some_and(|n| n.checked_rem(part) == Some(0))
+                    .then_some(Dim::Known(part))
+                    .or_else(|| Some(c.dims().fresh()))
             }
             Some(Scalar::Int(part)) if split.rank() == Some(1) => Some(part),
             _ => Some(c.dims().fresh()),
