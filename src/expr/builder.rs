@@ -203,7 +203,9 @@ impl Builder {
                 return vec![self.fail(error); outputs];
             }
         };
+        let variable = new.inputs.iter().flatten().any(|&i| self.expr(i).is_variable());
         if op != "Constant"
+            && !variable
             && let [fact] = facts.as_slice()
             && let Some(folded) = self.fold(fact)
         {

@@ -14,7 +14,7 @@ mod unbroadcast;
 pub use builder::Builder;
 pub use ops::{Along, ConvLike, Pads, Pool};
 
-use crate::graph::{Dim, Fact, Scalar, ValueId};
+use crate::graph::{Dim, Fact, Producer, Scalar, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result};
 
@@ -92,10 +92,19 @@ impl<'g> Expr<'g> {
 
     /// The one value of all elements, where it is a known number.
     pub fn constant(self) -> Option<f64> {
+        if self.is_variable() {
+            return None;
+        }
         match self.fact().uniform()? {
             Scalar::Float(v) => Some(v),
             Scalar::Int(d) => d.known().map(|n| n as f64),
         }
+    }
+
+    /// Whether it is a floating-point initializer: a later call may ask for a gradient with respect to it, so that formulas
+    /// must not take its value for granted.
+    pub(in crate::expr) fn is_variable(self) -> bool {
+        self.is_float() && self.builder.graph().value(self.id).producer == Producer::Initializer
     }
 
     /// Whether it has floating-point elements.
