@@ -23,6 +23,10 @@ pub const RULES: &[Rule] = &[
             "body num_scan_inputs scan_input_axes scan_input_directions scan_output_axes scan_output_directions",
         )
         .since(9),
+    rule("Scan", "the body's gradient, step by step for each entry of the batch", &[Structure(batched_scan)])
+        .attributes("body num_scan_inputs directions")
+        .until(8)
+        .note("written out step by step: batch and length must be known, and sequence_lens left out"),
 ];
 
 /// The body of a Loop or Scan, and what its gradient is about.
@@ -329,6 +333,59 @@ fn keeps_shape<'g>(c: &Call<'g>, body: &Body<'g>, s: usize) -> Result<()> {
          gradient; keep it in a tensor of fixed shape or in a scan output"
     );
     Ok(())
+}
+
+/// More steps than this are not written out.
+const MAX_STEPS: i64 = 1024;
+
+/// The Scan of opset 8, with a batch in front of everything.
+fn batched_scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+    let body = c.body("body")?;
+    ensure!(c.opt(0).is_none(), "a Scan with sequence_lens has no gradient; convert the model to opset 9 or newer");
+    let inputs = c.inputs_from(1)?;
+    let scanned = usize::try_from(c.int("num_scan_inputs", 0)).unwrap_or(0);
+    ensure!((1..=inputs.len()).contains(&scanned), "num_scan_inputs is {scanned}, of {} inputs", inputs.len());
+    let (states, along) = inputs.split_at(inputs.len() - scanned);
+    let size = |axis| {
+        along[0].known_dim(axis).with_context(|| {
+            "batch and length of a Scan must be known before opset 9; convert the model to a newer opset".to_owned()
+        })
+    };
+    let (batch, steps) = (size(0)?, size(1)?);
+    let few = batch.checked_mul(steps).is_some_and(|n| (1..=MAX_STEPS).contains(&n));
+    ensure!(
+        few,
+        "a Scan of {batch} by {steps} steps needs opset 9 for its gradient; convert the model to a newer opset"
+    );
+    let directions = list(c, "directions", scanned)?;
+    let at = |e: Expr<'g>, axis: usize, i: i64| e.narrow(axis, i, i + 1).squeeze(&[axis]);
+
+    // Of each output the entries of the batch.
+    let mut outputs: Vec<Vec<Expr<'g>>> = vec![Vec::new(); c.output_count()];
+    for entry in 0..batch {
+        let mut now: Vec<_> = states.iter().map(|s| at(*s, 0, entry)).collect();
+        let mut stacked: Vec<Vec<Expr<'g>>> = Vec::new();
+        for step in 0..steps {
+            let slice = |(x, direction): (&Expr<'g>, &i64)| {
+                at(at(*x, 0, entry), 0, if *direction == 0 { step } else { steps - 1 - step })
+            };
+            let arguments: Vec<_> = now.iter().copied().chain(along.iter().zip(&directions).map(slice)).collect();
+            let mut after = c.replay(body, &arguments)?.outputs;
+            ensure!(after.len() >= states.len(), "its body has {} outputs", after.len());
+            let new = after.split_off(states.len());
+            stacked.resize(new.len(), Vec::new());
+            stacked.iter_mut().zip(new).for_each(|(all, new)| all.push(new.unsqueeze(&[0])));
+            now = after;
+        }
+        let all = now.into_iter().chain(stacked.iter().map(|parts| Expr::concat(parts, 0)));
+        outputs.iter_mut().zip(all).for_each(|(entries, y)| entries.push(y.unsqueeze(&[0])));
+    }
+    let seeded = outputs.iter().enumerate().filter(|(_, entries)| !entries.is_empty());
+    let ys: Vec<_> = seeded.filter_map(|(i, entries)| Some((Expr::concat(entries, 0), c.opt_dy(i)?))).collect();
+    let wanted = inputs.iter().copied().filter(|x| c.wants(x.id())).chain(c.wanted_captures());
+    let mut gradients: Vec<_> = c.differentiate(&ys, &wanted.collect::<Vec<_>>())?.into_iter().collect();
+    gradients.sort_unstable_by_key(|&(x, _)| x);
+    Ok(gradients)
 }
 
 /// Axes and directions of a Scan, one for each scan input or output.
