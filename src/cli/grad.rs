@@ -2,7 +2,7 @@
 
 use super::table::Table;
 use anyhow::{Context, Result, ensure};
-use onnx_gradients::backward::Selection;
+use onnx_gradients::backward::{Selection, read_functions};
 use onnx_gradients::onnx::{file, npy};
 use onnx_gradients::{Aggregation, Gradients, Model, Output, Seed, Unconnected, graph};
 use serde_json::{Value, json};
@@ -54,6 +54,10 @@ pub struct Args {
     /// A forward node's backward nodes stand together, all its input gradients computed before any is used
     #[arg(long)]
     gate_gradients: bool,
+    /// Files with gradients of operators as ONNX functions: inputs the operator's inputs, outputs and output gradients, outputs its
+    /// input gradients
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    gradient_functions: Vec<PathBuf>,
     /// Drop the model's own outputs, and what only they need
     #[arg(long)]
     only_gradients: bool,
@@ -174,10 +178,16 @@ fn request(args: &Args, loaded: &graph::Loaded) -> Result<Gradients> {
     if args.inputs {
         xs.extend(names(&selection.inputs()));
     }
+    let mut functions = Vec::new();
+    for path in &args.gradient_functions {
+        let file = || read_functions(std::fs::read(path)?.into());
+        functions.extend(file().with_context(|| path.display().to_string())?);
+    }
     let seeds = args.grad_ys.iter().map(|spec| seed(spec)).collect::<Result<Vec<_>>>()?;
     Ok(Gradients::new(ys, xs)
         .seeds(seeds)
         .stop(selection.expand(&args.stop_gradients))
+        .functions(functions)
         .name(&args.name)
         .aggregation(match args.aggregation_method {
             Method::AddN => Aggregation::AddN,

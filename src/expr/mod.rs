@@ -12,9 +12,9 @@ mod simplify;
 mod unbroadcast;
 
 pub use builder::Builder;
-pub use ops::{Along, ConvLike, Pads, Pool};
+pub use ops::{Along, ConvLike, Pads, Pool, Resized};
 
-use crate::graph::{Dim, Fact, Producer, Scalar, ValueId};
+use crate::graph::{Dim, Fact, Scalar, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result};
 
@@ -90,21 +90,18 @@ impl<'g> Expr<'g> {
         self.fact().ints()
     }
 
-    /// The one value of all elements, where it is a known number.
+    /// The one value of all elements, where it is a number that may be written in place of the tensor.
     pub fn constant(self) -> Option<f64> {
-        if self.is_variable() {
-            return None;
-        }
+        if self.builder.is_literal(self.id) { self.parameter() } else { None }
+    }
+
+    /// The one value of all elements, where it is a known number: of a parameter of the operator (a scale of Resize, the
+    /// ratio of Dropout), which counts as a constant by convention even where an initializer holds it.
+    pub fn parameter(self) -> Option<f64> {
         match self.fact().uniform()? {
             Scalar::Float(v) => Some(v),
             Scalar::Int(d) => d.known().map(|n| n as f64),
         }
-    }
-
-    /// Whether it is a floating-point initializer: a later call may ask for a gradient with respect to it, so that formulas
-    /// must not take its value for granted.
-    pub(in crate::expr) fn is_variable(self) -> bool {
-        self.is_float() && self.builder.graph().value(self.id).producer == Producer::Initializer
     }
 
     /// Whether it has floating-point elements.

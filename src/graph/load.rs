@@ -3,6 +3,7 @@
 use super::fact::{Container, Fact};
 use super::{Dim, Dims, Graph, NewNode, Origin, ScopeId, ValueId, control, infer};
 use crate::onnx::attribute;
+use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
 use crate::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, canonical_domain,
@@ -30,10 +31,25 @@ pub struct Loaded {
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
 /// whose inputs contradict each other.
 pub fn load(model: &ModelProto) -> Result<Loaded> {
+    let calls = |node: &NodeProto| model.functions.iter().any(|f| f.name() == node.op_type());
+    let any = model.graph.iter().flat_map(|g| &g.node).any(|n| calls(n) || n.attribute.iter().any(|a| a.g.is_some()));
+    if model.functions.is_empty() || !any {
+        return load_with(model, Dims::default(), HashMap::new());
+    }
+    // What calls of functions compute is known from a copy in which they are inlined.
+    let Loaded { mut graph, names, .. } =
+        load_with(&inline_functions(model, &|_| true)?, Dims::default(), HashMap::new())?;
+    let facts = names.into_iter().map(|(name, id)| (name, graph.fact(id).clone())).collect();
+    load_with(model, std::mem::take(&mut graph.dims), facts)
+}
+
+fn load_with(model: &ModelProto, dims: Dims, known: HashMap<Rc<str>, Fact>) -> Result<Loaded> {
     let proto = model.graph.as_ref().context("the model holds no graph")?;
     let opsets = model.opset_import.iter().map(|o| (Rc::from(o.domain()), o.version()));
+    let opsets = opsets.chain(std::iter::once((Rc::from(""), model.opset_or_default())));
     let mut loader = Loader {
-        graph: Graph::new(opsets),
+        graph: Graph { dims, ..Graph::new(opsets) },
+        known,
         scopes: Vec::new(),
         inner_names: HashSet::new(),
         warnings: Vec::new(),
@@ -46,11 +62,34 @@ pub fn load(model: &ModelProto) -> Result<Loaded> {
     Ok(Loaded { graph: loader.graph, names, inner_names: loader.inner_names, warnings: loader.warnings })
 }
 
+/// Loads a graph into a scope of its own inside the main graph, with facts of its inputs: for
+/// [`splice`](crate::expr::Builder::splice).
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Result<ScopeId> {
+    let scope = graph.open_scope(Graph::MAIN);
+    let mut loader = Loader {
+        graph: std::mem::replace(graph, Graph::new([])),
+        known: HashMap::new(),
+        scopes: Vec::new(),
+        inner_names: HashSet::new(),
+        warnings: Vec::new(),
+        strings: HashMap::new(),
+        overridable: true,
+    };
+    let result = loader.scope(proto, scope, Some(inputs));
+    *graph = loader.graph;
+    result.map(|()| scope)
+}
+
 struct Loader {
     graph: Graph,
     /// The names visible where the loader stands, outermost scope first.
     scopes: Vec<HashMap<Rc<str>, ValueId>>,
     inner_names: HashSet<Rc<str>>,
+    /// Facts by name, for outputs of nodes of which inference knows nothing.
+    known: HashMap<Rc<str>, Fact>,
     warnings: Vec<String>,
     strings: HashMap<String, Rc<str>>,
     overridable: bool,
@@ -169,6 +208,11 @@ impl Loader {
         let id = self.graph.push(scope, new, facts);
         for output in self.graph.node(id).outputs.clone().into_iter().flatten() {
             let Some(name) = self.graph.value(output).name.clone() else { continue };
+            if *self.graph.fact(output) == Fact::default()
+                && let Some(fact) = self.known.get(&name)
+            {
+                *self.graph.fact_mut(output) = fact.clone();
+            }
             if let Some(r#type) = declared.get(&*name) {
                 self.annotate(output, &name, r#type);
             }

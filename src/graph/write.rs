@@ -1,7 +1,7 @@
 //! Writes what the backward pass has appended to a [`Graph`] behind the nodes of the model that it was loaded from.
 
 use super::{Fact, Graph, NodeId, Origin, Producer, ScopeId, ValueId};
-use crate::onnx::proto::{NodeProto, tensor_shape_proto::dimension};
+use crate::onnx::proto::{NodeProto, OperatorSetIdProto, tensor_shape_proto::dimension};
 use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto};
 use crate::onnx::{GraphProto, ModelProto, attribute};
 use anyhow::{Context, Result};
@@ -37,6 +37,8 @@ pub struct Written {
 /// # Errors
 /// `graph` is not that of `model`.
 pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: HashSet<Rc<str>>) -> Result<Written> {
+    let imports = model.opset("").is_some();
+    let version = model.opset_or_default();
     let proto = model.graph.as_mut().context("the model holds no graph")?;
     let live = live_nodes(graph, request.outputs.iter().map(|&(v, _)| v));
     let forward_metadata = request.colocate.then(|| proto.node.clone());
@@ -77,6 +79,9 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Ha
         proto.output.push(value_info(graph, name, graph.fact(*value)));
     }
     written.names = writer.names;
+    if written.nodes > 0 && !imports {
+        model.opset_import.push(OperatorSetIdProto { domain: Some(String::new()), version: Some(version) });
+    }
     Ok(written)
 }
 

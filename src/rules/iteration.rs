@@ -291,7 +291,7 @@ fn loop_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize]) -> Result<(E
 fn counted<'g>(c: &Call<'g>, body: &Body<'g>) -> Option<Expr<'g>> {
     let b = c.builder();
     let limit = c.opt(0)?;
-    let sure = |e: Expr<'g>| e.constant() == Some(1.0);
+    let sure = |e: Expr<'g>| e.parameter() == Some(1.0);
     if !c.opt(1).is_none_or(sure) {
         return None;
     }

@@ -202,9 +202,17 @@ impl<'g> Expr<'g> {
         }
     }
 
+    /// Whether Max and Min cannot: before opset 12 they take floating-point numbers only, before 8 they do not broadcast.
+    fn compares_to_choose(self, other: Expr<'g>) -> bool {
+        match self.is_float() {
+            true => self.builder.opset() < 8 && !self.same_shape(other),
+            false => self.builder.opset() < 12,
+        }
+    }
+
     /// The larger of the two, broadcasting.
     pub fn max(self, other: Expr<'g>) -> Expr<'g> {
-        match self.builder.opset() < 12 && !self.is_float() {
+        match self.compares_to_choose(other) {
             true => self.less(other).select(other, self),
             false => self.binary("Max", other),
         }
@@ -212,7 +220,7 @@ impl<'g> Expr<'g> {
 
     /// The smaller of the two, broadcasting.
     pub fn min(self, other: Expr<'g>) -> Expr<'g> {
-        match self.builder.opset() < 12 && !self.is_float() {
+        match self.compares_to_choose(other) {
             true => self.less(other).select(self, other),
             false => self.binary("Min", other),
         }
@@ -242,13 +250,27 @@ impl<'g> Expr<'g> {
         }
         self.builder.attempt(|| {
             let element = then.element()?;
-            Ok(then * self.cast(element) + otherwise * self.not().cast(element))
+            let chosen = |e: Expr<'g>, condition: Expr<'g>| e * condition.cast(element);
+            let is_zero = |e: Expr<'g>| e.constant() == Some(0.0) && e.fact().rank() == Some(0);
+            Ok(match (is_zero(then), is_zero(otherwise)) {
+                (_, true) => chosen(then, self),
+                (true, _) => chosen(otherwise, self.not()),
+                _ => chosen(then, self) + chosen(otherwise, self.not()),
+            })
         })
     }
 
     /// This where the condition holds, zero where not.
     pub fn where_(self, condition: Expr<'g>) -> Expr<'g> {
         condition.select(self, self.like(0.0))
+    }
+
+    /// This where two numbers are equal, zero where not.
+    pub fn where_equal(self, a: Expr<'g>, b: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 11 {
+            true => self.unless(a.less(b).or(b.less(a))),
+            false => self.where_(a.equal(b)),
+        }
     }
 
     /// This where the condition does not hold, zero where it does.

@@ -149,10 +149,27 @@ impl<'g> Expr<'g> {
             let tuples = indices.wrapped(sizes).reshape_to(&[-1, depth]);
             let names = tuples.unsqueeze(&[0]).equal(tuples.unsqueeze(&[1]));
             let same = names.cast_like(updates).reduce("ReduceMin", Some(&[2]), false);
-            let rows = updates.reshape(Expr::concat(&[tuples.dims([0]), b.ints(&[-1])], 0));
-            let sums = same.matmul(rows).reshape_like(updates);
-            let sums = if self.constant() == Some(0.0) { sums } else { sums + self.gather_nd(indices, 0) };
-            Ok(self.scatter_nd(indices, sums))
+            let count = tuples.dims([0]);
+            let rows = updates.reshape(Expr::concat(&[count, b.ints(&[-1])], 0));
+            let tail: Vec<usize> = (depth as usize..self.rank()?).collect();
+            let slices = |rows: Expr<'g>| match tail.is_empty() {
+                true => rows.flattened(),
+                false => rows.reshape(Expr::concat(&[count, self.dims(tail.iter().copied())], 0)),
+            };
+            let sums = slices(same.matmul(rows));
+            let sums = if self.constant() == Some(0.0) { sums } else { sums + self.gather_nd(tuples, 0) };
+            // Only the first of those that name a place is written there, the others to a slice that is dropped again: a
+            // gradient of this sum reaches each update once.
+            let order = b.range(tuples.dim(0));
+            let earlier = order.unsqueeze(&[0]).less(order.unsqueeze(&[1])).cast_like(same);
+            let first = (same * earlier).sum_out(&[1]).below(0.5);
+            let size = self.dims([0]);
+            let aside = Expr::concat(&[size, b.ints(&vec![0; (depth as usize).saturating_sub(1)])], 0);
+            let places = first.unsqueeze(&[1]).select(tuples, aside.cast_like(tuples));
+            let rest: Vec<usize> = (1..self.rank()?).collect();
+            let spare = b.full(Expr::concat(&[b.ints(&[1]), self.dims(rest)], 0), 0.0, self.element()?);
+            let written = Expr::concat(&[self, spare], 0).scatter_nd(places, sums);
+            Ok(written.slice_at(b.ints(&[0]), b.ints(&[0]), size, b.ints(&[1])))
         })
     }
 

@@ -54,6 +54,18 @@ pub struct Pool {
     pub ceil_mode: bool,
 }
 
+/// What a change of size is given, each list as the newest form of the operator has it.
+pub struct Resized<'g> {
+    /// Attributes, of those that the model's version of the operator has.
+    pub attributes: Vec<AttributeProto>,
+    /// The part to look at: the begins of all axes, then the ends.
+    pub roi: Option<Expr<'g>>,
+    /// Factors of all axes.
+    pub scales: Option<Expr<'g>>,
+    /// Sizes of all axes, in place of factors.
+    pub sizes: Option<Expr<'g>>,
+}
+
 impl<'g> Expr<'g> {
     /// Builds with an operator that the model may be too old for.
     pub(in crate::expr) fn since(self, opset: i64, op: &str, build: impl FnOnce() -> Expr<'g>) -> Expr<'g> {

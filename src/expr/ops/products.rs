@@ -1,8 +1,9 @@
 //! Matrix products, convolutions, pooling, softmax.
 
-use super::{ConvLike, Expr, Pool};
+use super::{ConvLike, Expr, Pool, Resized};
 use crate::graph::Origin;
-use crate::onnx::attribute::{float, int, ints, string};
+use crate::onnx::ElementType;
+use crate::onnx::attribute::{float, floats, int, ints, string};
 use anyhow::Result;
 
 impl<'g> Expr<'g> {
@@ -109,6 +110,30 @@ impl<'g> Expr<'g> {
         match outputs.builder.emit_many("MaxPool", &[Some(self)], attributes, vec![], 2)[..] {
             [y, indices] => (y, indices),
             _ => (self, self),
+        }
+    }
+
+    /// The image at another size.
+    pub fn resize(self, p: &Resized<'g>) -> Expr<'g> {
+        let b = self.builder;
+        let empty = || b.numbers(&[], &[0], ElementType::Float);
+        match b.opset() {
+            ..=8 => {
+                let Some(scales) = p.scales.and_then(|s| s.fact().floats()) else {
+                    return b.too_old("Upsample by computed scales", 9);
+                };
+                let scales: Vec<f32> = scales.iter().map(|&s| s as f32).collect();
+                let attributes = p.attributes.iter().cloned().chain([floats("scales", &scales)]).collect();
+                b.emit("Upsample", &[Some(self)], attributes)
+            }
+            9 => b.emit("Upsample", &[Some(self), p.scales], p.attributes.clone()),
+            10 => b.emit("Resize", &[Some(self), p.scales], p.attributes.clone()),
+            // The region and the scales could not be left out.
+            11..=12 => {
+                let (roi, scales) = (p.roi.unwrap_or_else(empty), p.scales.unwrap_or_else(empty));
+                b.emit("Resize", &[Some(self), Some(roi), Some(scales), p.sizes], p.attributes.clone())
+            }
+            _ => b.emit("Resize", &[Some(self), p.roi, p.scales, p.sizes], p.attributes.clone()),
         }
     }
 
