@@ -245,18 +245,26 @@ fn activations(c: &Call<'_>, defaults: &[&str], directions: usize) -> Result<Vec
     let mut alphas = c.floats("activation_alpha").unwrap_or_default().into_iter();
     let mut betas = c.floats("activation_beta").unwrap_or_default().into_iter();
     let activation = |name: String| {
+        // Of each parameter the default, and whether there is one on which runtimes agree.
         let (alpha, beta) = match name.as_str() {
-            "leakyrelu" => (Some(0.01), None),
-            "thresholdedrelu" | "elu" => (Some(1.0), None),
-            "scaledtanh" => (Some(1.0), Some(1.0)),
-            "hardsigmoid" => (Some(0.2), Some(0.5)),
-            "affine" => (Some(1.0), Some(0.0)),
+            "leakyrelu" => (Some(Some(0.01)), None),
+            "elu" => (Some(Some(1.0)), None),
+            "hardsigmoid" => (Some(Some(0.2)), Some(Some(0.5))),
+            "thresholdedrelu" => (Some(None), None),
+            "affine" | "scaledtanh" => (Some(None), Some(None)),
             _ => (None, None),
         };
-        let alpha = alpha.map_or(0.0, |default| alphas.next().unwrap_or(default));
-        let beta = beta.map_or(0.0, |default| betas.next().unwrap_or(default));
-        Activation { name, alpha, beta }
+        let parameter = |list: &mut std::vec::IntoIter<f64>, which: &str, default: Option<Option<f64>>| {
+            match default {
+            None => Ok(0.0),
+            Some(default) => list.next().or(default).with_context(|| {
+                format!("the activation '{name}' has no {which}, for which runtimes have different values; give one in activation_{which}")
+            }),
+        }
+        };
+        let (alpha, beta) = (parameter(&mut alphas, "alpha", alpha)?, parameter(&mut betas, "beta", beta)?);
+        Ok(Activation { name, alpha, beta })
     };
-    let all: Vec<Activation> = names.into_iter().map(activation).collect();
+    let all: Vec<Activation> = names.into_iter().map(activation).collect::<Result<_>>()?;
     Ok(all.chunks(defaults.len()).map(<[Activation]>::to_vec).collect())
 }

@@ -15,7 +15,7 @@ pub const ROWS: &[Row] = &[
     ("SequenceAt", at),
     ("SequenceConstruct", construct),
     ("SequenceEmpty", empty),
-    ("SequenceErase", |c| Ok(vec![c.like(0)])),
+    ("SequenceErase", |c| Ok(vec![sequence(c.element(0), c.input(0).and_then(|s| s.shape.clone()))])),
     ("SequenceInsert", insert),
     ("SequenceLength", |_| Ok(vec![tensor(Some(ElementType::Int64), Some(vec![]))])),
     ("SplitToSequence", split),
@@ -26,7 +26,9 @@ fn sequence(element: Option<ElementType>, shape: Option<Shape>) -> Fact {
 }
 
 fn empty(c: &Context) -> Result<Vec<Fact>> {
-    Ok(vec![sequence(Some(c.type_attribute("dtype").unwrap_or(ElementType::Float)), None)])
+    // That it has no elements is all that there is to know of its value.
+    let value = Some(Value::Elements([].into()));
+    Ok(vec![Fact { value, ..sequence(Some(c.type_attribute("dtype").unwrap_or(ElementType::Float)), None) }])
 }
 
 /// A size in which elements may differ stands for another one in each.
@@ -56,7 +58,8 @@ fn construct(c: &Context) -> Result<Vec<Fact>> {
 }
 
 fn insert(c: &Context) -> Result<Vec<Fact>> {
-    Ok(vec![sequence(c.element(0).or(c.element(1)), shared(c, 0..2))])
+    let empty = c.input(0).is_some_and(|s| s.value.is_some());
+    Ok(vec![sequence(c.element(0).or(c.element(1)), shared(c, usize::from(empty)..2))])
 }
 
 fn concat(c: &Context) -> Result<Vec<Fact>> {
