@@ -197,11 +197,6 @@ const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear"];
 /// Operators that tract computes in float32.
 const SINGLE: &[&str] = &[
     "Attention",
-    "GRU",
-    "GridSample",
-    "LSTM",
-    "RNN",
-    "Resize",
 ];
 
 /// Which operators stand between an input and the ys.

@@ -9,6 +9,8 @@ mod losses;
 mod movement;
 mod normalization;
 mod random;
+mod recurrent;
+mod resampling;
 
 pub use array::{Array, Element, broadcast, each_index};
 
@@ -69,6 +71,8 @@ const FAMILIES: &[&[Row]] = &[
     movement::ROWS,
     normalization::ROWS,
     random::ROWS,
+    recurrent::ROWS,
+    resampling::ROWS,
 ];
 
 /// The rows by operator. tract looks operators up by their names alone.
