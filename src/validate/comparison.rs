@@ -195,7 +195,7 @@ impl Comparison<'_> {
 /// Operators whose gradient lets through what their steps would not.
 const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear"];
 /// Operators that tract computes in float32.
-const SINGLE: &[&str] = &["Attention", "GRU", "GridSample", "LSTM", "RNN", "Resize"];
+const SINGLE: &[&str] = &["Attention"];
 
 /// Which operators stand between an input and the ys.
 struct Paths {

@@ -60,15 +60,12 @@ fn widen(tensor: &mut TensorProto) -> Result<()> {
 /// The inputs and outputs that an operator has in float32 only, in the standard or in tract.
 fn narrow(op: &str) -> Option<(&'static [usize], &'static [usize])> {
     Some(match op {
-        "Resize" => (&[1, 2], &[]),
         "QuantizeLinear" => (&[0, 1], &[]),
         "DynamicQuantizeLinear" => (&[0], &[1]),
         "QLinearMatMul" => (&[1, 4, 6], &[]),
         "QLinearConv" => (&[1, 4, 6], &[]),
         // The mask of Attention is left alone: it may be one of booleans.
         "Attention" => (&[0, 1, 2, 4, 5], &[0, 1, 2, 3]),
-        "LSTM" => (&[0, 1, 2, 3, 5, 6, 7], &[0, 1, 2]),
-        "GRU" | "RNN" => (&[0, 1, 2, 3, 5], &[0, 1]),
         "NonMaxSuppression" => (&[0, 1, 3, 4], &[]),
         _ => return None,
     })

@@ -265,7 +265,6 @@ fn wrong(node: &NodeProto) -> Option<&'static str> {
     let a = node.attribute.as_slice();
     let inputs = node.input.iter().filter(|i| !i.is_empty()).count();
     match node.op_type() {
-        "LSTM" | "GRU" | "RNN" if attribute::get_string(a, "direction") == Some("reverse") => Some("in reverse"),
         "ConvTranspose" if attribute::find(a, "output_shape").is_some() => Some("with output_shape"),
         "Attention" if node.input.iter().skip(4).any(|i| !i.is_empty()) => Some("with past keys"),
         "Attention" if a.iter().any(|a| a.name().contains("window") && a.i() >= 0) => Some("with a window"),

@@ -9,6 +9,8 @@ mod losses;
 mod movement;
 mod normalization;
 mod random;
+mod recurrent;
+mod resampling;
 
 pub use array::{Array, Element, broadcast, each_index};
 
@@ -62,8 +64,16 @@ impl Row {
     }
 }
 
-const FAMILIES: &[&[Row]] =
-    &[elementwise::SUMS, linear::ROWS, losses::ROWS, movement::ROWS, normalization::ROWS, random::ROWS];
+const FAMILIES: &[&[Row]] = &[
+    elementwise::SUMS,
+    linear::ROWS,
+    losses::ROWS,
+    movement::ROWS,
+    normalization::ROWS,
+    random::ROWS,
+    recurrent::ROWS,
+    resampling::ROWS,
+];
 
 /// The rows by operator. tract looks operators up by their names alone.
 static TABLE: LazyLock<HashMap<&str, &Row>> =
