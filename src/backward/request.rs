@@ -15,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// The gradient that a y starts with.
+#[expect(clippy::large_enum_variant, reason = "there is one for each y")]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Seed {
     /// Ones: the derivative of the sum of y's elements.

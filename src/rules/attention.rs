@@ -153,7 +153,7 @@ impl<'g> Scores<'g> {
             (None, Some(allowed)) if self.may_be_blind => {
                 let last = [allowed.rank().unwrap_or(1).saturating_sub(1)];
                 let sees = allowed.cast(ElementType::Float).maximum(&last).above(0.5);
-                let safe = allowed.or(sees.not());
+                let safe = allowed.or(sees.logical_not());
                 (allowed.select(scores, never), safe.select(scores, never), Some(sees))
             }
             (Some(bias), _) => (scores + bias, scores + bias, None),

@@ -159,7 +159,7 @@ fn local_response<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let distance = channels.unsqueeze(&[0]) - channels.unsqueeze(&[1]);
     let (before, after) = ((size - 1) / 2, size / 2);
     let outside = distance.less(b.int(-before)).or(distance.greater(b.int(after)));
-    let near = outside.not().cast_like(x);
+    let near = outside.logical_not().cast_like(x);
     let (flat, dy) = (x.reshape_to(&[0, 0, -1]), dy.reshape_to(&[0, 0, -1]));
     let s = near.matmul(flat.square()) * (alpha / size as f64) + c.float("bias", 1.0);
     let direct = dy * s.pow(s.like(-beta));

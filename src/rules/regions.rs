@@ -57,7 +57,7 @@ fn max_bins<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         let start = ((bin * length).floor() + first).unsqueeze(&[2]);
         let end = (((bin + 1.0) * length).ceil() + first).unsqueeze(&[2]);
         let at = b.range(size).cast_like(first).reshape_to(&[1, 1, -1]);
-        at.less(start).or(at.greater_or_equal(end)).not()
+        at.less(start).or(at.greater_or_equal(end)).logical_not()
     };
     let down = seen(place(2), place(4), rows, x.dim(2));
     let across = seen(place(1), place(3), columns, x.dim(3));
@@ -103,7 +103,7 @@ fn samples<'g>(c: &Call<'g>, half: bool, rois: (Expr<'g>, Expr<'g>), bins: i64, 
     let n = size.cast_like(start);
     let counted = number.less(count);
     let outside = at.less(n.like(-1.0)).or(at.greater(n));
-    let valid = outside.not().and(counted);
+    let valid = outside.logical_not().and(counted);
     Ok(Samples { at: at.max(n.like(0.0)).min(n - 1.0), valid, counted, count })
 }
 

@@ -288,7 +288,7 @@ fn neighbours<'g>(c: &Call<'g>, at: Expr<'g>, size: Expr<'g>, x: Expr<'g>) -> Re
         let place = floor + step;
         let inside = if padding == "reflection" { reflect(place) } else { place };
         let weight = match padding.as_str() {
-            "zeros" => weight.where_(place.less(n.like(0.0)).or(place.greater(n - 1.0)).not()),
+            "zeros" => weight.where_(place.less(n.like(0.0)).or(place.greater(n - 1.0)).logical_not()),
             _ => weight,
         };
         (limit(inside).cast(ElementType::Int64), weight.cast_like(x))
@@ -320,7 +320,7 @@ fn deformed<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         let size = x.dim(axis + 2);
         let (n, floor) = (size.cast_like(at), at.floor());
         let corner = |place: Expr<'g>, weight: Expr<'g>| {
-            let inside = place.less(n.like(0.0)).or(place.greater(n - 1.0)).not();
+            let inside = place.less(n.like(0.0)).or(place.greater(n - 1.0)).logical_not();
             (place.max(n.like(0.0)).min(n - 1.0).cast(ElementType::Int64), weight.where_(inside).cast_like(x))
         };
         let t = at - floor;

@@ -54,7 +54,7 @@ unary! {
     /// `2/√π ∫₀ˣ e^(-t²) dt`
     erf = "Erf" since 9;
     /// Logical not.
-    not = "Not" since 1;
+    logical_not = "Not" since 1;
     /// Whether each element is not a number.
     is_nan = "IsNaN" since 9;
     /// The indices of the elements that are not zero, of shape `[rank, count]`.
@@ -129,7 +129,7 @@ impl<'g> Expr<'g> {
     /// Whether each element equals the other's, broadcasting.
     pub fn equal(self, other: Expr<'g>) -> Expr<'g> {
         match self.is_float() && self.builder.opset() < 11 {
-            true => self.less(other).or(other.less(self)).not().and(self.is_number()).and(other.is_number()),
+            true => self.less(other).or(other.less(self)).logical_not().and(self.is_number()).and(other.is_number()),
             false => self.binary("Equal", other),
         }
     }
@@ -198,7 +198,7 @@ impl<'g> Expr<'g> {
     fn is_number(self) -> Expr<'g> {
         match self.builder.opset() < 9 {
             true => self.less(self.like(0.0)).or(self.like(0.0).less(self + 1.0)),
-            false => self.is_nan().not(),
+            false => self.is_nan().logical_not(),
         }
     }
 
@@ -254,8 +254,8 @@ impl<'g> Expr<'g> {
             let is_zero = |e: Expr<'g>| e.constant() == Some(0.0) && e.fact().rank() == Some(0);
             Ok(match (is_zero(then), is_zero(otherwise)) {
                 (_, true) => chosen(then, self),
-                (true, _) => chosen(otherwise, self.not()),
-                _ => chosen(then, self) + chosen(otherwise, self.not()),
+                (true, _) => chosen(otherwise, self.logical_not()),
+                _ => chosen(then, self) + chosen(otherwise, self.logical_not()),
             })
         })
     }
