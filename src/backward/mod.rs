@@ -5,10 +5,12 @@
 //! rules that are a formula for the one that they have written.
 
 mod accumulate;
+mod lower;
 mod request;
 mod select;
 
 pub use accumulate::Aggregation;
+pub use lower::{Lowered, LoweredNode};
 pub use request::{Gradients, Output, Seed, Unconnected};
 pub use select::{Selection, nearest};
 

@@ -30,6 +30,21 @@ pub struct Loaded {
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
 /// whose inputs contradict each other.
 pub fn load(model: &ModelProto) -> Result<Loaded> {
+    load_with(model, &mut |_, _, _| Ok(None))
+}
+
+/// What stands for a node that is not loaded: of each output that there is, the name and the value.
+pub type Replacement = Vec<(Rc<str>, ValueId)>;
+
+/// Loads a model. Each node of the main graph is shown to `replace` first, with what is loaded by then and the tensors by
+/// name; one for which it has written others into the graph is not loaded.
+///
+/// # Errors
+/// Those of [`load`], and those of `replace`.
+pub fn load_with(
+    model: &ModelProto,
+    replace: &mut dyn FnMut(&mut Graph, &HashMap<Rc<str>, ValueId>, &NodeProto) -> Result<Option<Replacement>>,
+) -> Result<Loaded> {
     let proto = model.graph.as_ref().context("the model holds no graph")?;
     let opsets = model.opset_import.iter().map(|o| (Rc::from(o.domain()), o.version()));
     let mut loader = Loader {
@@ -40,13 +55,14 @@ pub fn load(model: &ModelProto) -> Result<Loaded> {
         strings: HashMap::new(),
         // Files older than this list every initializer among the inputs, where it cannot mean "to be overridden".
         overridable: model.ir_version() >= 4,
+        replace,
     };
     loader.scope(proto, Graph::MAIN, None)?;
     let names = loader.scopes.pop().unwrap_or_default();
     Ok(Loaded { graph: loader.graph, names, inner_names: loader.inner_names, warnings: loader.warnings })
 }
 
-struct Loader {
+struct Loader<'r> {
     graph: Graph,
     /// The names visible where the loader stands, outermost scope first.
     scopes: Vec<HashMap<Rc<str>, ValueId>>,
@@ -54,9 +70,10 @@ struct Loader {
     warnings: Vec<String>,
     strings: HashMap<String, Rc<str>>,
     overridable: bool,
+    replace: &'r mut dyn FnMut(&mut Graph, &HashMap<Rc<str>, ValueId>, &NodeProto) -> Result<Option<Replacement>>,
 }
 
-impl Loader {
+impl Loader<'_> {
     /// Loads the contents of a graph into an empty scope and leaves its names on the stack. `input_facts` is what a
     /// control-flow node knows of the inputs of its body.
     fn scope(&mut self, proto: &GraphProto, scope: ScopeId, input_facts: Option<&[Fact]>) -> Result<()> {
@@ -136,6 +153,12 @@ impl Loader {
     }
 
     fn node(&mut self, proto: &NodeProto, scope: ScopeId, declared: &HashMap<&str, &TypeProto>) -> Result<()> {
+        if scope == Graph::MAIN
+            && let [names] = self.scopes.as_slice()
+            && let Some(outputs) = (self.replace)(&mut self.graph, names, proto)?
+        {
+            return outputs.into_iter().try_for_each(|(name, value)| self.define(name, value, declared));
+        }
         let mut inputs = smallvec::SmallVec::new();
         for name in &proto.input {
             inputs.push(match name.as_str() {
@@ -168,13 +191,18 @@ impl Loader {
         let facts = self.graph.infer(&new)?;
         let id = self.graph.push(scope, new, facts);
         for output in self.graph.node(id).outputs.clone().into_iter().flatten() {
-            let Some(name) = self.graph.value(output).name.clone() else { continue };
-            if let Some(r#type) = declared.get(&*name) {
-                self.annotate(output, &name, r#type);
+            if let Some(name) = self.graph.value(output).name.clone() {
+                self.define(name, output, declared)?;
             }
-            self.bind(name, output)?;
         }
         Ok(())
+    }
+
+    fn define(&mut self, name: Rc<str>, output: ValueId, declared: &HashMap<&str, &TypeProto>) -> Result<()> {
+        if let Some(r#type) = declared.get(&*name) {
+            self.annotate(output, &name, r#type);
+        }
+        self.bind(name, output)
     }
 
     /// Loads the body of a control-flow node. The shapes of carried states are those of their initial values unless the body
