@@ -67,6 +67,9 @@ pub struct Args {
     /// Do not run the result
     #[arg(long)]
     no_validate: bool,
+    #[cfg(feature = "validate")]
+    #[command(flatten)]
+    engine: super::check::EngineArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -166,25 +169,25 @@ fn print(args: &Args, text: &str) {
     if args.output == Path::new("-") { eprint!("{text}") } else { print!("{text}") }
 }
 
-/// What running the result in tract has shown.
+/// What running the result has shown.
 fn validation(args: &Args, output: &Output) -> Value {
     if args.no_validate {
         return json!({ "status": "skipped", "reason": "--no-validate" });
     }
-    run_in_tract(args, output).unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
+    run_in_engine(args, output).unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
 }
 
 #[cfg(not(feature = "validate"))]
-fn run_in_tract(_: &Args, _: &Output) -> Result<Value> {
+fn run_in_engine(_: &Args, _: &Output) -> Result<Value> {
     Ok(json!({ "status": "skipped", "reason": "this build is without tract" }))
 }
 
 #[cfg(feature = "validate")]
-fn run_in_tract(args: &Args, output: &Output) -> Result<Value> {
+fn run_in_engine(args: &Args, output: &Output) -> Result<Value> {
     use super::check;
     let validation = match args.output == Path::new("-") {
-        true => check::after_grad(check::temporary(&output.model)?.path(), &output.record.name)?,
-        false => check::after_grad(&args.output, &output.record.name)?,
+        true => check::after_grad(check::temporary(&output.model)?.path(), &output.record.name, &args.engine)?,
+        false => check::after_grad(&args.output, &output.record.name, &args.engine)?,
     };
     let mut value = json!(validation);
     value["summary"] = json!(check::summary(&validation));

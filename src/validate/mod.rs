@@ -4,26 +4,31 @@
 //! cannot run is reported as that: neither as a right gradient nor as a wrong one.
 
 mod differences;
+mod engine;
 mod float64;
 mod inputs;
 mod kernels;
 mod losses;
 mod normalize;
+#[cfg(feature = "onnxruntime")]
+mod onnxruntime;
 mod run;
 mod tract;
 
+pub use engine::Choice as Engine;
 pub use run::run;
 
 use crate::onnx::file::load_external;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto};
 use crate::record::Record;
 use differences::{BOUND, Function, Outcome, SINGLE_BOUND, Target};
+use engine::Precision;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tract::{Plan, Precision, Tensor, Tensors, Trouble};
+use tract::{Tensor, Tensors, Trouble};
 
 /// How to validate.
 #[derive(Clone, Debug)]
@@ -38,6 +43,8 @@ pub struct Options {
     pub directions: usize,
     /// How long to go on comparing. What is not compared by then is said in the notes.
     pub budget: Duration,
+    /// What runs the model.
+    pub engine: Engine,
 }
 
 impl Default for Options {
@@ -48,6 +55,7 @@ impl Default for Options {
             inputs: BTreeMap::new(),
             directions: 1,
             budget: Duration::from_secs(20),
+            engine: Engine::default(),
         }
     }
 }
@@ -121,17 +129,18 @@ pub fn validate(model: &ModelProto, base: Option<&Path>, record: &Record, option
     let mut validation = Validation {
         status: Status::Skipped,
         reason: None,
-        engine: "tract".to_owned(),
+        engine: options.engine.name().to_owned(),
         dims: BTreeMap::new(),
         outputs: Vec::new(),
         gradients: (record.gradients.iter())
             .map(|g| GradientCheck { x: g.x.clone(), gradient: g.gradient.clone(), bound: BOUND, ..Default::default() })
             .collect(),
     };
-    let (status, reason) = match prepare(model, base)
-        .map_err(Stop::from)
-        .and_then(|model| Check { model: &model, record, options, validation: &mut validation }.run())
-    {
+    let check = |model: ModelProto| {
+        let engine = options.engine.open()?;
+        Check { model: &model, record, options, engine: &*engine, validation: &mut validation }.run()
+    };
+    let (status, reason) = match prepare(model, base).map_err(Stop::from).and_then(check) {
         Ok(()) => (Status::Passed, None),
         Err(Stop(status, reason)) => (status, Some(reason)),
     };
@@ -179,6 +188,7 @@ struct Check<'a> {
     model: &'a ModelProto,
     record: &'a Record,
     options: &'a Options,
+    engine: &'a dyn engine::Engine,
     validation: &'a mut Validation,
 }
 
@@ -215,11 +225,11 @@ impl Check<'_> {
             normalize::prune(&mut bare, &forward);
             let precision = if typed { Precision::Own } else { Precision::Double };
             let run = match typed {
-                true => Plan::new(&bare, &feeds, precision).and_then(|p| p.run(&feeds)),
-                false => double_run(bare, &feeds),
+                true => self.engine.prepare(&bare, &feeds, precision).and_then(|p| p.run(&feeds)),
+                false => double_run(self.engine, bare, &feeds),
             };
             match run {
-                Err(unsupported @ Trouble::Unsupported(_)) => return Err(unsupported.into()),
+                Err(trouble) if trouble.is_unsupported() => return Err(trouble.into()),
                 // The first one is of the sizes that are tried first.
                 Err(other) => trouble = trouble.or(Some(Stop::from(other))),
                 Ok(outputs) => {
@@ -246,10 +256,11 @@ impl Check<'_> {
         let mut full = self.model.clone();
         normalize::prune(&mut full, &names);
         let random = is_random(full.graph.as_ref());
-        let tensors = Plan::new(&full, &feeds, Precision::Own).and_then(|p| p.run(&feeds)).map_err(|t| match t {
-            Trouble::Unsupported(_) => Stop::from(t),
-            other => failed(format!("the model runs, but not with its gradients: {other}")),
-        })?;
+        let tensors =
+            self.engine.prepare(&full, &feeds, Precision::Own).and_then(|p| p.run(&feeds)).map_err(|t| match t {
+                t if t.is_unsupported() => Stop::from(t),
+                other => failed(format!("the model runs, but not with its gradients: {other}")),
+            })?;
         for (name, expected) in &bare {
             let difference = tensors.get(name).and_then(|t| difference(expected, t));
             self.validation.outputs.push(OutputCheck { name: name.clone(), max_difference: difference });
@@ -309,11 +320,11 @@ struct Own {
     tensors: Option<Tensors>,
 }
 
-fn double_run(mut model: ModelProto, feeds: &Tensors) -> Result<Tensors, Trouble> {
+fn double_run(engine: &dyn engine::Engine, mut model: ModelProto, feeds: &Tensors) -> Result<Tensors, Trouble> {
     float64::to_double(&mut model)?;
     let mut feeds = doubled(feeds)?;
     feed_weights(&mut model, &HashSet::new(), &mut feeds)?;
-    Plan::new(&model, &feeds, Precision::Double)?.run(&feeds)
+    engine.prepare(&model, &feeds, Precision::Double)?.run(&feeds)
 }
 
 /// Floating-point inputs in float64.
@@ -382,7 +393,9 @@ impl Double {
         float64::to_double(&mut model)?;
         let mut feeds = doubled(&own.feeds)?;
         feed_weights(&mut model, &xs, &mut feeds)?;
-        let values = Plan::new(&model, &feeds, Precision::Double)
+        let values = check
+            .engine
+            .prepare(&model, &feeds, Precision::Double)
             .and_then(|plan| plan.run(&feeds))
             .map_err(|t| not_compared(&t))?;
         // Integers are not cut: they are not differentiated, and the plan wants them as they were.
@@ -460,8 +473,8 @@ impl Double {
                 feeds.insert(name.clone(), value.clone());
             }
         }
-        let plan = Plan::new(&model, &feeds, Precision::Double).map_err(|t| not_compared(&t))?;
-        let function = Function::new(&plan, feeds, seeds, Instant::now() + check.options.budget);
+        let plan = check.engine.prepare(&model, &feeds, Precision::Double).map_err(|t| not_compared(&t))?;
+        let function = Function::new(&*plan, feeds, seeds, Instant::now() + check.options.budget);
         let function = function.map_err(|t| not_compared(&t))?;
         let paths = Paths::new(model.graph.as_ref());
         Comparison { function, targets, paths, double: &self }.run(check)
@@ -512,7 +525,7 @@ impl Comparison<'_> {
                 c.note = Some(format!("not compared: the gradient of {op} is a convention, not a slope"));
                 continue;
             }
-            let coarse = path.iter().any(|op| SINGLE.contains(&op.as_str()));
+            let coarse = self.function.plan.is_single() || path.iter().any(|op| SINGLE.contains(&op.as_str()));
             single |= coarse;
             c.bound = if coarse { SINGLE_BOUND } else { BOUND };
             if let Some(values) = values {
