@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session, SessionInputValue};
-use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, ValueType};
+use ort::value::{DynValue, Outlet, Tensor as OrtTensor, TensorElementType, ValueType};
 use prost::Message;
 use std::cell::RefCell;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
@@ -81,14 +81,15 @@ struct Prepared {
 impl Run for Prepared {
     fn run(&self, feeds: &Tensors) -> Result<Tensors, Trouble> {
         let mut session = self.session.borrow_mut();
-        let mut inputs = Vec::new();
-        for input in session.inputs() {
-            let name = input.name().to_owned();
-            let value = feeds.get(&name).with_context(|| format!("input '{name}' has no value"));
-            let value = value.and_then(|t| to_value(t, input.dtype()).with_context(|| format!("input '{name}'")));
-            inputs.push((name, SessionInputValue::from(value.map_err(failed)?)));
-        }
-        let outputs = session.run(inputs).map_err(trouble)?;
+        let value = |input: &Outlet| {
+            let name = input.name();
+            let tensor = feeds.get(name).with_context(|| format!("input '{name}' has no value"))?;
+            let value = to_value(tensor, input.dtype()).with_context(|| format!("input '{name}'"))?;
+            Ok(SessionInputValue::from(value))
+        };
+        // They outlive the outputs: an output that is an input, too, has the same memory.
+        let inputs: Vec<_> = session.inputs().iter().map(value).collect::<Result<_>>().map_err(failed)?;
+        let outputs = session.run(inputs.as_slice()).map_err(trouble)?;
         let tensor = |name: &str, value: &DynValue| {
             let tensor = from_value(value).with_context(|| format!("output '{name}'"))?;
             let single = self.single && tensor.datum_type() == DatumType::F32;
