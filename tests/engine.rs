@@ -59,7 +59,7 @@ fn wrong_gradients_fail() {
     let Some(library) = library() else { return };
     for graph in [DOUBLE, SINGLE] {
         let mut output = differentiated(graph, &["x", "w"]);
-        // The gradient of w is said to be that of x's place in the graph: doubled, it is wrong.
+        // The gradient of w is doubled behind the record's back.
         let proto = output.model.proto.graph.as_mut().unwrap();
         let name = output.gradients[1].gradient.clone().unwrap();
         let node = proto.node.iter_mut().find(|n| n.output.contains(&name)).unwrap();
@@ -84,7 +84,6 @@ fn loops_run() {
 #[test]
 fn what_it_lacks_is_neither_right_nor_wrong() {
     let Some(library) = library() else { return };
-    // bfloat16 runs in a float64 copy; an operator of nobody's runs nowhere.
     let graph = "g (float[2] x) => (float[2] y, float[2] z) { y = Mul(x, x) z = my.domain.Op(x) }";
     let mut output = differentiated(graph, &["x"]);
     output
