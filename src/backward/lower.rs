@@ -13,7 +13,7 @@
 use super::{Aggregation, Flow, Pass, nearest};
 use crate::expr::Builder;
 use crate::graph::write::{self, Names, Part};
-use crate::graph::{Graph, NodeId, Replacement, ValueId, load_with};
+use crate::graph::{Graph, NodeId, Replacement, ValueId, load_replacing};
 use crate::model::Model;
 use crate::onnx::{GraphProto, ModelProto, NodeProto, attribute};
 use crate::record::Gradient;
@@ -73,7 +73,7 @@ impl Model {
         if let Some(graph) = &mut model.proto.graph {
             graph.node = ordered(std::mem::take(&mut graph.node))?;
         }
-        let loaded = load_with(&model.proto, &mut |graph, names, node| match is_gradient(node) {
+        let loaded = load_replacing(&model.proto, &mut |graph, names, node| match is_gradient(node) {
             true => lowering.node(graph, names, node).map(Some),
             false => Ok(None),
         })?;

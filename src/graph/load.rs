@@ -30,21 +30,22 @@ pub struct Loaded {
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
 /// whose inputs contradict each other.
 pub fn load(model: &ModelProto) -> Result<Loaded> {
-    load_with(model, &mut |_, _, _| Ok(None))
+    load_replacing(model, &mut |_, _, _| Ok(None))
 }
 
 /// What stands for a node that is not loaded: of each output that there is, the name and the value.
 pub type Replacement = Vec<(Rc<str>, ValueId)>;
+
+/// What is asked about each node: given what is loaded by then and the tensors by name, whether others stand for it.
+pub type Replace<'r> =
+    dyn FnMut(&mut Graph, &HashMap<Rc<str>, ValueId>, &NodeProto) -> Result<Option<Replacement>> + 'r;
 
 /// Loads a model. Each node of the main graph is shown to `replace` first, with what is loaded by then and the tensors by
 /// name; one for which it has written others into the graph is not loaded.
 ///
 /// # Errors
 /// Those of [`load`], and those of `replace`.
-pub fn load_with(
-    model: &ModelProto,
-    replace: &mut dyn FnMut(&mut Graph, &HashMap<Rc<str>, ValueId>, &NodeProto) -> Result<Option<Replacement>>,
-) -> Result<Loaded> {
+pub fn load_replacing(model: &ModelProto, replace: &mut Replace) -> Result<Loaded> {
     let proto = model.graph.as_ref().context("the model holds no graph")?;
     let opsets = model.opset_import.iter().map(|o| (Rc::from(o.domain()), o.version()));
     let mut loader = Loader {
@@ -70,7 +71,7 @@ struct Loader<'r> {
     warnings: Vec<String>,
     strings: HashMap<String, Rc<str>>,
     overridable: bool,
-    replace: &'r mut dyn FnMut(&mut Graph, &HashMap<Rc<str>, ValueId>, &NodeProto) -> Result<Option<Replacement>>,
+    replace: &'r mut Replace<'r>,
 }
 
 impl Loader<'_> {
