@@ -6,11 +6,13 @@
 
 mod accumulate;
 mod function;
+mod lower;
 mod request;
 mod select;
 
 pub use accumulate::Aggregation;
 pub use function::read_functions;
+pub use lower::{Lowered, LoweredNode};
 pub use request::{Gradients, Output, Seed, Unconnected};
 pub use select::{Selection, nearest};
 
