@@ -1,7 +1,7 @@
 //! Values for the inputs of a model: given ones, and random ones of the declared shapes.
 
 use super::Options;
-use super::tract::{self, Tensors};
+use super::tract::{self, Tensor, Tensors};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
 use crate::onnx::{ElementType, ModelProto, ValueInfoProto};
 use anyhow::{Context, Result, bail, ensure};
@@ -105,6 +105,17 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
         tensors.insert(name.to_owned(), Arc::new(tract::cast(tract::double(&dims, &values)?, element)?));
     }
     Ok(tensors)
+}
+
+/// Floating-point numbers of both signs.
+///
+/// # Errors
+/// Dimensions of which there is no tensor.
+pub fn random(dims: &[usize], seed: u64) -> Result<Tensor> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let values: Vec<f64> =
+        (0..dims.iter().product()).map(|_| draw(&mut random, ElementType::Double, false)).collect();
+    tract::double(dims, &values)
 }
 
 fn size(dim: &tensor_shape_proto::Dimension, sizes: &BTreeMap<String, i64>) -> usize {

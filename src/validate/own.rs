@@ -6,6 +6,7 @@ use super::tract::{self, Tensor, Tensors, Trouble};
 use super::{Check, OutputCheck, Stop, failed, float64, inputs, is_finite, normalize, skipped};
 use crate::onnx::{ElementType, GraphProto, ModelProto};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// A run in the model's own element types.
 pub struct Own {
@@ -42,12 +43,26 @@ impl Check<'_> {
                     }
                     if finite {
                         self.validation.dims = dims;
+                        let feeds = self.fit_seeds(feeds, &outputs)?;
                         return self.run_with_gradients(feeds, outputs, typed);
                     }
                 }
             }
         }
         Err(trouble.unwrap_or_else(|| skipped("the model does not run")))
+    }
+
+    /// Seeds that are inputs get the shapes of their ys, which their symbols alone do not tell.
+    fn fit_seeds(&self, mut feeds: Tensors, outputs: &Tensors) -> Result<Tensors, Stop> {
+        for seed in &self.record.seeds {
+            let Some(name) = seed.seed.as_ref().filter(|name| !self.options.inputs.contains_key(*name)) else { continue };
+            let (Some(given), Some(y)) = (feeds.get(name), outputs.get(&seed.y)) else { continue };
+            if given.shape() != y.shape() {
+                let fitting = inputs::random(y.shape(), self.options.seed)?;
+                feeds.insert(name.clone(), Arc::new(fitting.cast_to_dt(given.datum_type())?.into_owned()));
+            }
+        }
+        Ok(feeds)
     }
 
     fn run_with_gradients(&mut self, feeds: Tensors, bare: Tensors, typed: bool) -> Result<Own, Stop> {
