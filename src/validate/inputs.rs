@@ -113,8 +113,7 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
 /// Dimensions of which there is no tensor.
 pub fn random(dims: &[usize], seed: u64) -> Result<Tensor> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let values: Vec<f64> =
-        (0..dims.iter().product()).map(|_| draw(&mut random, ElementType::Double, false)).collect();
+    let values: Vec<f64> = (0..dims.iter().product()).map(|_| draw(&mut random, ElementType::Double, false)).collect();
     tract::double(dims, &values)
 }
 
