@@ -2,9 +2,9 @@
 
 use super::differences::{self, Function, Outcome, Rounding, Target};
 use super::double::Double;
+use super::own::uses;
 use super::tract::{self, Plan, Precision};
 use super::{Check, Stop, failed, listed, normalize, not_compared, unique};
-use super::own::uses;
 use crate::onnx::{ElementType, GraphProto};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -195,9 +195,7 @@ impl Comparison<'_> {
 /// Operators whose gradient lets through what their steps would not.
 const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear"];
 /// Operators that tract computes in float32.
-const SINGLE: &[&str] = &[
-    "Attention",
-];
+const SINGLE: &[&str] = &["Attention"];
 
 /// Which operators stand between an input and the ys.
 struct Paths {

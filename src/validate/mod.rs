@@ -68,7 +68,12 @@ pub fn validate(model: &ModelProto, base: Option<&Path>, record: &Record, option
         dims: BTreeMap::new(),
         outputs: Vec::new(),
         gradients: (record.gradients.iter())
-            .map(|g| GradientCheck { x: g.x.clone(), gradient: g.gradient.clone(), bound: Rounding::Double.bound(), ..Default::default() })
+            .map(|g| GradientCheck {
+                x: g.x.clone(),
+                gradient: g.gradient.clone(),
+                bound: Rounding::Double.bound(),
+                ..Default::default()
+            })
             .collect(),
     };
     let (status, reason) = match prepare(model, base)

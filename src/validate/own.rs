@@ -54,7 +54,9 @@ impl Check<'_> {
     /// Seeds that are inputs get the shapes of their ys, which their symbols alone do not tell.
     fn fit_seeds(&self, mut feeds: Tensors, outputs: &Tensors) -> Result<Tensors, Stop> {
         for seed in &self.record.seeds {
-            let Some(name) = seed.seed.as_ref().filter(|name| !self.options.inputs.contains_key(*name)) else { continue };
+            let Some(name) = seed.seed.as_ref().filter(|name| !self.options.inputs.contains_key(*name)) else {
+                continue;
+            };
             let (Some(given), Some(y)) = (feeds.get(name), outputs.get(&seed.y)) else { continue };
             if given.shape() != y.shape() {
                 let fitting = inputs::random(y.shape(), self.options.seed)?;

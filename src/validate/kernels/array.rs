@@ -79,9 +79,10 @@ impl Array {
 
     /// The element at an index that may lie outside; zero there.
     pub fn at_or_zero(&self, index: &[i64]) -> f64 {
-        let inside = index.iter().zip(&self.dims).try_fold(0usize, |offset, (&i, &d)| {
-            usize::try_from(i).ok().filter(|&i| i < d).map(|i| offset * d + i)
-        });
+        let inside = index
+            .iter()
+            .zip(&self.dims)
+            .try_fold(0usize, |offset, (&i, &d)| usize::try_from(i).ok().filter(|&i| i < d).map(|i| offset * d + i));
         inside.map_or(0.0, |offset| self.values[offset])
     }
 

@@ -180,7 +180,10 @@ impl Call {
     /// An axis, counted from the front.
     fn axis(&self, axis: i64, rank: usize) -> Result<usize> {
         let from_front = if axis < 0 { axis + rank as i64 } else { axis };
-        usize::try_from(from_front).ok().filter(|&a| a < rank).with_context(|| format!("rank {rank} has no axis {axis}"))
+        usize::try_from(from_front)
+            .ok()
+            .filter(|&a| a < rank)
+            .with_context(|| format!("rank {rank} has no axis {axis}"))
     }
 }
 

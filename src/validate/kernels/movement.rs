@@ -305,9 +305,8 @@ fn unique(c: &Call) -> Result<Vec<Array>> {
         };
         first.sort_by(order);
     }
-    let inverse: Vec<f64> = (slices.iter())
-        .map(|slice| first.iter().position(|&f| slices[f] == *slice).unwrap_or(0) as f64)
-        .collect();
+    let inverse: Vec<f64> =
+        (slices.iter()).map(|slice| first.iter().position(|&f| slices[f] == *slice).unwrap_or(0) as f64).collect();
     let mut counts = vec![0.0; first.len()];
     inverse.iter().for_each(|&i| counts[i as usize] += 1.0);
     let list = |values: Vec<f64>| Array { dims: vec![values.len()], values, element: Element::Is(ElementType::Int64) };

@@ -22,9 +22,9 @@ pub const ROWS: &[Row] = &[
 fn generator(c: &Call) -> fastrand::Rng {
     let name = c.node.output.first().map_or("", String::as_str);
     let name = name.strip_suffix(BEFORE).unwrap_or(name);
-    fastrand::Rng::with_seed(name.bytes().fold(1469598103934665603, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(1099511628211)
-    }))
+    fastrand::Rng::with_seed(
+        name.bytes().fold(1469598103934665603, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(1099511628211)),
+    )
 }
 
 /// By Box and Muller.

@@ -72,7 +72,8 @@ fn run(c: &Call, gates: usize) -> Result<Vec<Array>> {
                 let bias = |row: usize, recurrent: bool| {
                     c.opt(3).map_or(0.0, |b| b.at(&[d, row + if recurrent { gates * hidden } else { 0 }]))
                 };
-                let of_x = |row: usize| (0..width).map(|k| w.at(&[d, row, k]) * input(k)).sum::<f64>() + bias(row, false);
+                let of_x =
+                    |row: usize| (0..width).map(|k| w.at(&[d, row, k]) * input(k)).sum::<f64>() + bias(row, false);
                 let of_h = |row: usize, state: &[f64]| {
                     state.iter().enumerate().map(|(k, s)| r.at(&[d, row, k]) * s).sum::<f64>() + bias(row, true)
                 };

@@ -100,8 +100,20 @@ fn coordinate(c: &Call, newest: bool, k: f64, size: f64, new: f64, scale: f64, s
     Ok(match c.string("coordinate_transformation_mode", default) {
         "half_pixel" => half,
         "half_pixel_symmetric" => size / 2.0 * (1.0 - new / (scale * size)) + half,
-        "pytorch_half_pixel" => if new > 1.0 { half } else { 0.0 },
-        "align_corners" => if new > 1.0 { k * (size - 1.0) / (new - 1.0) } else { 0.0 },
+        "pytorch_half_pixel" => {
+            if new > 1.0 {
+                half
+            } else {
+                0.0
+            }
+        }
+        "align_corners" => {
+            if new > 1.0 {
+                k * (size - 1.0) / (new - 1.0)
+            } else {
+                0.0
+            }
+        }
         "asymmetric" => k / scale,
         "tf_half_pixel_for_nn" => (k + 0.5) / scale,
         "tf_crop_and_resize" if new > 1.0 => start * (size - 1.0) + k * (end - start) * (size - 1.0) / (new - 1.0),
@@ -155,7 +167,13 @@ fn reflected(i: f64, low: f64, high: f64) -> f64 {
     if range <= 0.0 {
         return low;
     }
-    let d = if i < low { low - i } else if i > high { i - high } else { return i };
+    let d = if i < low {
+        low - i
+    } else if i > high {
+        i - high
+    } else {
+        return i;
+    };
     let (turns, rest) = ((d / range).floor(), d % range);
     if (turns % 2.0 == 0.0) == (i < low) { low + rest } else { high - rest }
 }
@@ -219,12 +237,7 @@ fn corners(y: f64, x: f64, height: usize, width: usize) -> Vec<(usize, usize, f6
         (low, (low + 1).min(n - 1), v - low as f64)
     };
     let ((y0, y1, b), (x0, x1, a)) = (axis(y, height), axis(x, width));
-    vec![
-        (y0, x0, (1.0 - b) * (1.0 - a)),
-        (y0, x1, (1.0 - b) * a),
-        (y1, x0, b * (1.0 - a)),
-        (y1, x1, b * a),
-    ]
+    vec![(y0, x0, (1.0 - b) * (1.0 - a)), (y0, x1, (1.0 - b) * a), (y1, x0, b * (1.0 - a)), (y1, x1, b * a)]
 }
 
 fn roi_align(c: &Call) -> Result<Vec<Array>> {
@@ -236,7 +249,10 @@ fn roi_align(c: &Call) -> Result<Vec<Array>> {
     let half = c.string("coordinate_transformation_mode", default) == "half_pixel";
     let largest = c.string("mode", "avg") == "max";
     ensure!(x.rank() == 4 && rois.rank() == 2 && rois.dim(1) == 4 && batch.len() == rois.dim(0), "sizes");
-    ensure!(batch.iter().all(|&b| (0..x.dim(0) as i64).contains(&b)) && x.dim(2) > 0 && x.dim(3) > 0, "a batch outside");
+    ensure!(
+        batch.iter().all(|&b| (0..x.dim(0) as i64).contains(&b)) && x.dim(2) > 0 && x.dim(3) > 0,
+        "a batch outside"
+    );
     let y = Array::from_fn(&[rois.dim(0), x.dim(1), height, width], |index| {
         let corner = |k: usize| rois.at(&[index[0], k]) * scale - if half { 0.5 } else { 0.0 };
         let (x0, y0) = (corner(0), corner(1));
@@ -270,7 +286,9 @@ fn roi_align(c: &Call) -> Result<Vec<Array>> {
 fn max_roi_pool(c: &Call) -> Result<Vec<Array>> {
     let (x, rois) = (c.x()?, c.input(1)?);
     let shape = c.ints("pooled_shape").context("no pooled_shape")?;
-    let (scale, &[rows, columns]) = (c.float("spatial_scale", 1.0), &shape[..]) else { bail!("pooled_shape has 2 sizes") };
+    let (scale, &[rows, columns]) = (c.float("spatial_scale", 1.0), &shape[..]) else {
+        bail!("pooled_shape has 2 sizes")
+    };
     ensure!(x.rank() == 4 && rois.rank() == 2 && rois.dim(1) == 5 && rows > 0 && columns > 0, "sizes");
     ensure!((0..rois.dim(0)).all(|i| (0.0..x.dim(0) as f64).contains(&rois.at(&[i, 0]))), "a batch outside");
     let y = Array::from_fn(&[rois.dim(0), x.dim(1), rows as usize, columns as usize], |index| {
@@ -334,7 +352,8 @@ fn lp_pool(c: &Call) -> Result<Vec<Array>> {
     let rank = kernel.len();
     ensure!(x.rank() == rank + 2 && kernel.iter().all(|&k| k > 0), "kernel_shape");
     let list = |name: &str, n: usize, default: i64| c.ints(name).unwrap_or_else(|| vec![default; n]);
-    let (strides, dilations, mut pads) = (list("strides", rank, 1), list("dilations", rank, 1), list("pads", 2 * rank, 0));
+    let (strides, dilations, mut pads) =
+        (list("strides", rank, 1), list("dilations", rank, 1), list("pads", 2 * rank, 0));
     ensure!(strides.iter().all(|&s| s > 0) && strides.len() == rank && dilations.len() == rank, "strides");
     ensure!(pads.len() == 2 * rank, "pads");
     let (p, up) = (c.int("p", 2) as f64, c.int("ceil_mode", 0) != 0);
