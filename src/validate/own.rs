@@ -34,7 +34,7 @@ impl Check<'_> {
             match run {
                 Err(unsupported @ Trouble::Unsupported(_)) => return Err(unsupported.into()),
                 // The first one is of the sizes that are tried first.
-                Err(other) => trouble = trouble.or(Some(Stop::from(other))),
+                Err(other) => trouble = trouble.or(Some(skipped(other))),
                 Ok(outputs) => {
                     let finite = outputs.values().filter(|t| tract::is_float(t)).all(|t| is_finite(t));
                     if !finite && trouble.is_none() {
