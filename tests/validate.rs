@@ -241,10 +241,11 @@ fn initializers_are_xs_and_large_ones_are_inputs() {
 
 #[test]
 fn what_tract_lacks_is_skipped_by_name() {
-    let sketch = square(FLOAT).node("Add", &["x", "x"], "g").node("Det", &["x"], "d").output("d", FLOAT, &[]);
+    let sketch =
+        square(FLOAT).node("Add", &["x", "x"], "g").node("TfIdfVectorizer", &["x"], "d").output("d", FLOAT, &[]);
     let validation = sketch.check(&record("y", &[("x", "g")]));
     assert_eq!(validation.status, Status::Skipped);
-    assert_eq!(validation.reason.as_deref(), Some("tract has no Det"));
+    assert_eq!(validation.reason.as_deref(), Some("tract has no TfIdfVectorizer"));
     let mut custom = square(FLOAT).node("Add", &["x", "x"], "g");
     custom.graph().node[0].domain = Some("my.dom".into());
     let validation = custom.check(&record("y", &[("x", "g")]));
@@ -320,7 +321,7 @@ fn a_result_is_json() {
 
 /// The gradient with respect to the initial state of a recurrent layer of one step, which tract runs in float32 only.
 #[test]
-fn what_tract_has_in_float32_only_is_compared_within_its_rounding() {
+fn what_tract_has_in_float32_only_is_compared_in_float64() {
     let numbers = |dims: &[i64]| {
         let values: Vec<f64> = (0..dims.iter().product()).map(|i| (i as f64 * 1.3).cos()).collect();
         TensorProto::from_floats(FLOAT, dims, &values)
@@ -341,13 +342,13 @@ fn what_tract_has_in_float32_only_is_compared_within_its_rounding() {
     sketch.graph().node[0].output = vec![String::new(), "y".into()];
     let right = sketch.check(&record("y", &[("h", "g")]));
     passes(&right);
-    assert!(right.gradients[0].bound > 1e-3);
+    assert!(right.gradients[0].bound < 1e-3);
     sketch.graph().node[3].input = vec!["yy".into(), "R0".into()];
     fails(&sketch.check(&record("y", &[("h", "g")])), "relative error");
 }
 
 #[test]
-fn a_crash_of_tract_is_a_failure() {
+fn a_crash_of_tract_in_the_forward_model_says_nothing_of_the_gradient() {
     // An index beyond the depth: a row of zeros in the standard, a panic in tract.
     let sketch = square(FLOAT)
         .node("Add", &["x", "x"], "g")
@@ -356,7 +357,9 @@ fn a_crash_of_tract_is_a_failure() {
         .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
         .node("OneHot", &["i", "depth", "values"], "hot")
         .output("hot", FLOAT, &["2", "3"]);
-    fails(&sketch.check(&record("y", &[("x", "g")])), "crashed");
+    let validation = sketch.check(&record("y", &[("x", "g")]));
+    assert_eq!(validation.status, Status::Skipped);
+    assert!(validation.reason.unwrap().contains("crashed"));
 }
 
 #[test]

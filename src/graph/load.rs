@@ -8,6 +8,7 @@ use crate::onnx::proto::{self, TensorShapeProto, type_proto};
 use crate::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, canonical_domain,
 };
+use crate::record::Record;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -67,6 +68,7 @@ fn load_with(model: &ModelProto, dims: Dims, known: HashMap<Rc<str>, Fact>, repl
     let mut loader = Loader {
         graph: Graph { dims, ..Graph::new(opsets) },
         known,
+        twins: twins(model),
         scopes: Vec::new(),
         inner_names: HashSet::new(),
         warnings: Vec::new(),
@@ -80,6 +82,14 @@ fn load_with(model: &ModelProto, dims: Dims, known: HashMap<Rc<str>, Fact>, repl
     Ok(Loaded { graph: loader.graph, names, inner_names: loader.inner_names, warnings: loader.warnings })
 }
 
+/// The gradients of earlier calls, each with its x.
+fn twins(model: &ModelProto) -> HashMap<String, String> {
+    // Metadata that are not ours to read say nothing.
+    let records = Record::all(model).unwrap_or_default();
+    let gradients = records.into_iter().flat_map(|r| r.gradients);
+    gradients.filter_map(|g| Some((g.gradient?, g.x))).collect()
+}
+
 /// Loads a graph into a scope of its own inside the main graph, with facts of its inputs: for
 /// [`splice`](crate::expr::Builder::splice).
 ///
@@ -90,6 +100,7 @@ pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Resu
     let mut loader = Loader {
         graph: std::mem::replace(graph, Graph::new([])),
         known: HashMap::new(),
+        twins: HashMap::new(),
         scopes: Vec::new(),
         inner_names: HashSet::new(),
         warnings: Vec::new(),
@@ -107,6 +118,8 @@ struct Loader<'r> {
     /// The names visible where the loader stands, outermost scope first.
     scopes: Vec<HashMap<Rc<str>, ValueId>>,
     inner_names: HashSet<Rc<str>>,
+    /// For each gradient of an earlier call its x, of which it has the shape whatever sizes its nodes compute.
+    twins: HashMap<String, String>,
     /// Facts by name, for outputs of nodes of which inference knows nothing.
     known: HashMap<Rc<str>, Fact>,
     warnings: Vec<String>,
@@ -248,6 +261,9 @@ impl Loader<'_> {
         }
         if let Some(r#type) = declared.get(&*name) {
             self.annotate(output, &name, r#type);
+        }
+        if let Some(shape) = self.twins.get(&*name).and_then(|x| self.graph.fact(self.lookup(x)?).shape.clone()) {
+            self.graph.fact_mut(output).shape = Some(shape);
         }
         self.bind(name, output)
     }

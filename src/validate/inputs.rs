@@ -3,9 +3,9 @@
 use super::Options;
 use super::tract::{self, Tensor, Tensors};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
-use crate::onnx::{ElementType, ModelProto, ValueInfoProto};
+use crate::onnx::{ModelProto, ValueInfoProto, attribute};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// An input of more elements is not made up.
@@ -82,6 +82,7 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
         tensors
             .insert(name.clone(), Arc::new(tract::tensor_or_double(given).with_context(|| format!("input '{name}'"))?));
     }
+    let bounds = index_bounds(model);
     for (i, input) in free_inputs(model).enumerate() {
         let name = input.name();
         let Some(element) = tract::element_type(input.r#type.as_ref()) else { bail!("input '{name}' is no tensor") };
@@ -101,7 +102,14 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
         let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= MAX_ELEMENTS);
         let count = count.with_context(|| format!("input '{name}' of dimensions {dims:?} is too large"))?;
         let mut random = fastrand::Rng::with_seed(options.seed.wrapping_add(i as u64));
-        let values: Vec<f64> = (0..count).map(|_| draw(&mut random, element, positive)).collect();
+        let bound = bounds.get(name).copied().unwrap_or(1);
+        let values: Vec<f64> = (0..count)
+            .map(|_| match element.is_float() {
+                true => draw(&mut random, positive),
+                false if bound > 1 => random.i64(0..bound) as f64,
+                false => 1.0,
+            })
+            .collect();
         tensors.insert(name.to_owned(), Arc::new(tract::cast(tract::double(&dims, &values)?, element)?));
     }
     Ok(tensors)
@@ -113,7 +121,8 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
 /// Dimensions of which there is no tensor.
 pub fn random(dims: &[usize], seed: u64) -> Result<Tensor> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let values: Vec<f64> = (0..dims.iter().product()).map(|_| draw(&mut random, ElementType::Double, false)).collect();
+    let values: Vec<f64> = (0..dims.iter().product()).map(|_| draw(&mut random, false)).collect();
+
     tract::double(dims, &values)
 }
 
@@ -126,12 +135,41 @@ fn size(dim: &tensor_shape_proto::Dimension, sizes: &BTreeMap<String, i64>) -> u
     usize::try_from(size).unwrap_or(1)
 }
 
-/// Numbers stay away from zero, where many functions have a kink; integers are often indices, and small ones are valid.
-fn draw(random: &mut fastrand::Rng, element: ElementType, positive: bool) -> f64 {
-    if element.is_float() {
-        let size = 0.05 + 0.95 * random.f64();
-        if !positive && random.bool() { -size } else { size }
-    } else {
-        f64::from(random.u8(0..2))
+/// How many values an integer input has that is an index: as many as the table that it is looked up in, or two. What is no
+/// index is 1 everywhere: a mask that hides all leaves nothing to differentiate.
+fn index_bounds(model: &ModelProto) -> HashMap<&str, i64> {
+    let mut bounds: HashMap<&str, i64> = HashMap::new();
+    let Some(graph) = &model.graph else { return bounds };
+    let tables: HashMap<&str, &[i64]> = graph.initializer.iter().map(|t| (t.name(), t.dims.as_slice())).collect();
+    let mut source: HashMap<&str, &str> = graph.input.iter().map(|i| (i.name(), i.name())).collect();
+    for node in &graph.node {
+        let input = |i: usize| node.input.get(i).and_then(|name| source.get(name.as_str()).copied());
+        match node.op_type() {
+            "Cast" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" => {
+                if let (Some(x), Some(y)) = (input(0), node.output.first()) {
+                    source.insert(y, x);
+                }
+            }
+            "Gather"
+            | "GatherElements"
+            | "ScatterElements"
+            | "NegativeLogLikelihoodLoss"
+            | "SoftmaxCrossEntropyLoss" => {
+                let Some(index) = input(1) else { continue };
+                let axis =
+                    attribute::get_int(&node.attribute, "axis").and_then(|a| usize::try_from(a).ok()).unwrap_or(0);
+                let table = node.input.first().and_then(|t| tables.get(t.as_str())?.get(axis).copied());
+                let bound = bounds.entry(index).or_insert(i64::MAX);
+                *bound = (*bound).min(table.unwrap_or(2));
+            }
+            _ => (),
+        }
     }
+    bounds
+}
+
+/// Numbers stay away from zero, where many functions have a kink.
+fn draw(random: &mut fastrand::Rng, positive: bool) -> f64 {
+    let size = 0.05 + 0.95 * random.f64();
+    if !positive && random.bool() { -size } else { size }
 }

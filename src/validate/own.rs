@@ -35,7 +35,7 @@ impl Check<'_> {
             match run {
                 Err(trouble) if trouble.is_unsupported() => return Err(trouble.into()),
                 // The first one is of the sizes that are tried first.
-                Err(other) => trouble = trouble.or(Some(Stop::from(other))),
+                Err(other) => trouble = trouble.or(Some(skipped(other))),
                 Ok(outputs) => {
                     let finite = outputs.values().filter(|t| tract::is_float(t)).all(|t| is_finite(t));
                     if !finite && trouble.is_none() {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 pub enum Status {
     /// The model ran, and nothing that was compared is wrong.
     Passed,
-    /// The model ran and something is wrong, or the engine crashed on it.
+    /// The model ran and something is wrong with its gradients, or the engine crashed on those.
     Failed,
     /// The engine cannot run the model: nothing is known.
     Skipped,
