@@ -5,6 +5,7 @@ use super::engine::{Engine, Precision};
 use super::tract::{self, Tensor, Tensors, Trouble};
 use super::{Check, OutputCheck, Stop, failed, float64, inputs, is_finite, normalize, skipped};
 use crate::onnx::{ElementType, GraphProto, ModelProto};
+use crate::record::Record;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -25,14 +26,8 @@ impl Check<'_> {
         for &attempt in inputs::ATTEMPTS {
             let dims = inputs::bind(self.model, self.options, attempt);
             let feeds = inputs::make(self.model, self.options, &dims, attempt.positive)?;
-            let mut bare = self.model.clone();
-            normalize::prune(&mut bare, &forward);
-            let precision = if typed { Precision::Own } else { Precision::Double };
-            let run = match typed {
-                true => self.engine.prepare(&bare, &feeds, precision).and_then(|p| p.run(&feeds)),
-                false => double_run(self.engine, bare, &feeds),
-            };
-            match run {
+            let feeds = self.fit_earlier_seeds(feeds, typed)?;
+            match self.run_part(&forward, &feeds, typed) {
                 Err(trouble) if trouble.is_unsupported() => return Err(trouble.into()),
                 // The first one is of the sizes that are tried first.
                 Err(other) => trouble = trouble.or(Some(skipped(other))),
@@ -43,7 +38,7 @@ impl Check<'_> {
                     }
                     if finite {
                         self.validation.dims = dims;
-                        let feeds = self.fit_seeds(feeds, &outputs)?;
+                        let feeds = self.fit_seeds(self.record, feeds, &outputs)?;
                         return self.run_with_gradients(feeds, outputs, typed);
                     }
                 }
@@ -52,9 +47,35 @@ impl Check<'_> {
         Err(trouble.unwrap_or_else(|| skipped("the model does not run")))
     }
 
+    /// Runs what some tensors need of the model.
+    fn run_part(&self, names: &[String], feeds: &Tensors, typed: bool) -> Result<Tensors, Trouble> {
+        let mut part = self.model.clone();
+        normalize::prune(&mut part, names);
+        match typed {
+            true => self.engine.prepare(&part, feeds, Precision::Own)?.run(feeds),
+            false => double_run(self.engine, part, feeds),
+        }
+    }
+
+    /// The seeds of earlier calls, which this one's gradients may depend on, get the shapes of their ys, one call after the other.
+    fn fit_earlier_seeds(&self, mut feeds: Tensors, typed: bool) -> Result<Tensors, Stop> {
+        let records = Record::all(self.model)?;
+        for record in records.iter().take_while(|r| r.name != self.record.name) {
+            let ys: Vec<String> = record.seeds.iter().filter(|s| s.seed.is_some()).map(|s| s.y.clone()).collect();
+            if ys.is_empty() {
+                continue;
+            }
+            // What does not run says so in the run of the whole.
+            if let Ok(outputs) = self.run_part(&ys, &feeds, typed) {
+                feeds = self.fit_seeds(record, feeds, &outputs)?;
+            }
+        }
+        Ok(feeds)
+    }
+
     /// Seeds that are inputs get the shapes of their ys, which their symbols alone do not tell.
-    fn fit_seeds(&self, mut feeds: Tensors, outputs: &Tensors) -> Result<Tensors, Stop> {
-        for seed in &self.record.seeds {
+    fn fit_seeds(&self, record: &Record, mut feeds: Tensors, outputs: &Tensors) -> Result<Tensors, Stop> {
+        for seed in &record.seeds {
             let Some(name) = seed.seed.as_ref().filter(|name| !self.options.inputs.contains_key(*name)) else {
                 continue;
             };
