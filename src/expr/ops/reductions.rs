@@ -218,7 +218,7 @@ impl<'g> Expr<'g> {
 }
 
 impl super::Builder {
-    /// Whether the model's opset has [`Expr::sum_at`].
+    /// Whether the model's opset has [`Expr::sum_over`].
     pub fn sums_over_computed_axes(&self) -> bool {
         self.opset() >= 13
     }

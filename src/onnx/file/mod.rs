@@ -75,7 +75,7 @@ fn plain(error: std::io::Error) -> anyhow::Error {
     }
 }
 
-/// How [`write`] writes.
+/// How [`write()`] writes.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteOptions {
     /// Whether an existing file is replaced.

@@ -36,14 +36,14 @@ pub fn print_type(r#type: &TypeProto) -> String {
     printer.text
 }
 
-/// A graph as text, abbreviated like [`print`].
+/// A graph as text, abbreviated like [`print()`].
 pub fn print_graph(graph: &GraphProto) -> String {
     let mut printer = Printer { limit: WHOLE, ..Printer::default() };
     printer.graph(graph);
     printer.text + "\n"
 }
 
-/// Nodes as text, one a line, abbreviated like [`print`].
+/// Nodes as text, one a line, abbreviated like [`print()`].
 pub fn print_nodes(nodes: &[NodeProto]) -> String {
     let mut printer = Printer { limit: WHOLE, ..Printer::default() };
     nodes.iter().for_each(|node| printer.node(node));

@@ -96,7 +96,7 @@ fn stacked(mut slices: Vec<Tensor>, axis: i64, reversed: bool) -> Result<TValue>
 impl Repeated {
     fn run_loop(&self, count: bool, condition: bool, inputs: &[TValue]) -> Result<Vec<TValue>> {
         let mut inputs = inputs.iter();
-        let scalar = |t: Option<&TValue>| t.context("an input is missing").and_then(|t| Ok(t.cast_to_scalar::<i64>()?));
+        let scalar = |t: Option<&TValue>| t.context("an input is missing").and_then(|t| t.cast_to_scalar::<i64>());
         let trips = if count { usize::try_from(scalar(inputs.next())?).unwrap_or(0) } else { MAX_TRIPS };
         let mut goes_on = if condition { scalar(inputs.next())? != 0 } else { true };
         let mut states: Vec<TValue> = inputs.cloned().collect();
