@@ -82,7 +82,7 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
         tensors
             .insert(name.clone(), Arc::new(tract::tensor_or_double(given).with_context(|| format!("input '{name}'"))?));
     }
-    let bounds = index_bounds(model);
+    let indices = indices(model);
     for (i, input) in free_inputs(model).enumerate() {
         let name = input.name();
         let Some(element) = tract::element_type(input.r#type.as_ref()) else { bail!("input '{name}' is no tensor") };
@@ -102,12 +102,13 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
         let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= MAX_ELEMENTS);
         let count = count.with_context(|| format!("input '{name}' of dimensions {dims:?} is too large"))?;
         let mut random = fastrand::Rng::with_seed(options.seed.wrapping_add(i as u64));
-        let bound = bounds.get(name).copied().unwrap_or(1);
+        let index = indices.get(name);
         let values: Vec<f64> = (0..count)
-            .map(|_| match element.is_float() {
-                true => draw(&mut random, positive),
-                false if bound > 1 => random.i64(0..bound) as f64,
-                false => 1.0,
+            .map(|place| match index {
+                _ if element.is_float() => draw(&mut random, positive),
+                Some(Index { apart: Some(axis), .. }) => coordinate(place, &dims, *axis) as f64,
+                Some(Index { bound, .. }) if *bound > 1 => random.i64(0..*bound) as f64,
+                _ => 1.0,
             })
             .collect();
         tensors.insert(name.to_owned(), Arc::new(tract::cast(tract::double(&dims, &values)?, element)?));
@@ -122,7 +123,6 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
 pub fn random(dims: &[usize], seed: u64) -> Result<Tensor> {
     let mut random = fastrand::Rng::with_seed(seed);
     let values: Vec<f64> = (0..dims.iter().product()).map(|_| draw(&mut random, false)).collect();
-
     tract::double(dims, &values)
 }
 
@@ -135,11 +135,18 @@ fn size(dim: &tensor_shape_proto::Dimension, sizes: &BTreeMap<String, i64>) -> u
     usize::try_from(size).unwrap_or(1)
 }
 
-/// How many values an integer input has that is an index: as many as the table that it is looked up in, or two. What is no
-/// index is 1 everywhere: a mask that hides all leaves nothing to differentiate.
-fn index_bounds(model: &ModelProto) -> HashMap<&str, i64> {
-    let mut bounds: HashMap<&str, i64> = HashMap::new();
-    let Some(graph) = &model.graph else { return bounds };
+/// What is known of an integer input that is an index.
+struct Index {
+    /// How many values it has: as many as the table that it is looked up in, or two.
+    bound: i64,
+    /// The axis along which it must not repeat itself: two values that are written in one place have no order.
+    apart: Option<i64>,
+}
+
+/// The integer inputs that are indices. What is no index is 1 everywhere: a mask that hides all leaves nothing to differentiate.
+fn indices(model: &ModelProto) -> HashMap<&str, Index> {
+    let mut indices: HashMap<&str, Index> = HashMap::new();
+    let Some(graph) = &model.graph else { return indices };
     let tables: HashMap<&str, &[i64]> = graph.initializer.iter().map(|t| (t.name(), t.dims.as_slice())).collect();
     let mut source: HashMap<&str, &str> = graph.input.iter().map(|i| (i.name(), i.name())).collect();
     for node in &graph.node {
@@ -152,20 +159,32 @@ fn index_bounds(model: &ModelProto) -> HashMap<&str, i64> {
             }
             "Gather"
             | "GatherElements"
+            | "Scatter"
             | "ScatterElements"
             | "NegativeLogLikelihoodLoss"
             | "SoftmaxCrossEntropyLoss" => {
-                let Some(index) = input(1) else { continue };
-                let axis =
-                    attribute::get_int(&node.attribute, "axis").and_then(|a| usize::try_from(a).ok()).unwrap_or(0);
-                let table = node.input.first().and_then(|t| tables.get(t.as_str())?.get(axis).copied());
-                let bound = bounds.entry(index).or_insert(i64::MAX);
-                *bound = (*bound).min(table.unwrap_or(2));
+                let Some(name) = input(1) else { continue };
+                let axis = attribute::get_int(&node.attribute, "axis").unwrap_or(0);
+                let table = node.input.first().and_then(|t| tables.get(t.as_str()));
+                let size = table.and_then(|dims| dims.get(usize::try_from(axis).ok()?).copied());
+                let index = indices.entry(name).or_insert(Index { bound: i64::MAX, apart: None });
+                index.bound = index.bound.min(size.unwrap_or(2));
+                if node.op_type().starts_with("Scatter") {
+                    index.apart = Some(axis);
+                }
             }
             _ => (),
         }
     }
-    bounds
+    indices
+}
+
+/// The coordinate along an axis of a place in row-major order.
+fn coordinate(place: usize, dims: &[usize], axis: i64) -> usize {
+    let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
+    let axis = usize::try_from(axis).unwrap_or(0).min(dims.len().saturating_sub(1));
+    let inner: usize = dims.iter().skip(axis + 1).product();
+    place / inner.max(1) % dims.get(axis).copied().unwrap_or(1).max(1)
 }
 
 /// Numbers stay away from zero, where many functions have a kink.
