@@ -49,6 +49,27 @@ fn grad_prints_a_table() {
 }
 
 #[test]
+fn grad_lowers() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.onnx").display().to_string();
+    let text = r#"<ir_version: 8, opset_import: ["": 17, "ai.onnx.preview.training": 1]>
+        g (float x) => (float y, float dx) {
+            y = Mul(x, x)
+            [d] dx = ai.onnx.preview.training.Gradient<xs = ["x"], y = "y">(x)
+        }"#;
+    Model::from(text::parse(text).unwrap()).save(&path).unwrap();
+    let output = tool(&["grad", &path, "-o", &out(&folder), "--lower", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["lowered"][0]["gradients"][0], serde_json::json!({ "x": "x", "gradient": "dx" }), "{report}");
+    assert_eq!(report["lowered"][0]["node"], "d");
+    let nodes = Model::load(out(&folder)).unwrap().proto.graph.unwrap().node;
+    assert!(nodes.iter().all(|n| n.op_type() != "Gradient") && nodes.last().unwrap().output == ["dx"]);
+    let output = tool(&["grad", &path, "-o", &out(&folder), "--lower", "--xs", "x"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
 #[cfg(feature = "validate")]
 fn grad_validates() {
     let (folder, model) = folder(SQUARE);

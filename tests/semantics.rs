@@ -400,3 +400,13 @@ fn an_attribute_that_the_rule_does_not_know_is_an_error() {
     let message = error("g (float a) => (float y) { [odd] y = Exp<base = 2.0>(a) }", &Gradients::new(["y"], ["a"]));
     assert!(message.contains("node 'odd' (Exp)") && message.contains("'base'"), "{message}");
 }
+
+#[test]
+fn weights_are_tensors_and_not_the_numbers_that_they_hold() {
+    // The scale is 1 today: whoever trains it, or differentiates by it again, means the tensor.
+    let graph = "g (float[2] x) => (float[2] y) <float[2] w = {1, 1}> { y = Mul(x, w) }";
+    let first = Gradients::new(["y"], ["x"]).seed("y", Seed::Input(Some("v".into()))).build(&model(graph)).unwrap();
+    let second = Gradients::new(["gradients/x"], ["w"]).build(&first.model).unwrap();
+    let found = values(&second, &[("x", &[5.0, 6.0]), ("v", &[2.0, 3.0])]);
+    assert_eq!(found, [Some(vec![2.0, 3.0])]);
+}

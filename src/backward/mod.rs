@@ -5,15 +5,20 @@
 //! rules that are a formula for the one that they have written.
 
 mod accumulate;
+mod function;
+mod lower;
 mod request;
 mod select;
 
 pub use accumulate::Aggregation;
+pub use function::read_functions;
+pub use lower::{Lowered, LoweredNode};
 pub use request::{Gradients, Output, Seed, Unconnected};
 pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, Node, NodeId, Origin, ValueId};
+use crate::onnx::FunctionProto;
 use crate::rules::{self, Call, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
@@ -35,12 +40,19 @@ pub struct Pass<'g> {
     stops: HashSet<ValueId>,
     /// Rows that go before those of the table: the user's own.
     own_rules: &'g [Rule],
+    /// Functions that go before every row: the user's own gradients.
+    own_functions: &'g [FunctionProto],
 }
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
     pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: HashSet<ValueId>, own_rules: &'g [Rule]) -> Self {
-        Pass { builder, aggregation, stops, own_rules }
+        Pass { builder, aggregation, stops, own_rules, own_functions: &[] }
+    }
+
+    /// The pass with gradients that the user gives as functions.
+    pub fn with_functions(self, own_functions: &'g [FunctionProto]) -> Self {
+        Pass { own_functions, ..self }
     }
 
     /// Where gradients are written to.
@@ -60,6 +72,10 @@ impl<'g> Pass<'g> {
         xs: &[ValueId],
     ) -> Result<Vec<Option<Flow<'g>>>> {
         let live = self.live(nodes, xs);
+        // What depends on an x is no constant, even where its value is known: folded, it would have no gradient.
+        for &value in &live {
+            self.builder.graph_mut().fact_mut(value).value = None;
+        }
         self.check_rules(nodes, seeds, &live)?;
         let mut arrived: HashMap<ValueId, Accumulator<'g>> = HashMap::new();
         for &(y, seed) in seeds {
@@ -111,7 +127,7 @@ impl<'g> Pass<'g> {
                 reached.extend(graph.captures(id).into_iter().filter(|v| live.contains(v)));
             }
             let leads_on = reached.len() > before || node.inputs.iter().flatten().any(|v| live.contains(v));
-            if rule.is_none() && leads_on {
+            if rule.is_none() && self.own_function(node).is_none() && leads_on {
                 let op = match &*node.domain {
                     "" => node.op_type.to_string(),
                     domain => format!("{domain}.{}", node.op_type),
@@ -224,8 +240,15 @@ impl<'g> Pass<'g> {
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let mut wanted: Vec<ValueId> = node.inputs.iter().flatten().filter(|v| live.contains(v)).copied().collect();
         wanted.extend(self.builder.graph().captures(id).into_iter().filter(|v| live.contains(v)));
+        // A tensor that is taken twice gets the sum of both, once.
+        wanted.sort_unstable();
+        wanted.dedup();
         if wanted.is_empty() || flows.iter().all(Option::is_none) {
             return Ok(vec![]);
+        }
+        if let Some(function) = self.own_function(node) {
+            let gradients = self.apply_function(function, node, flows, &wanted).and_then(|g| self.checked(g));
+            return self.blame(gradients, id, None);
         }
         let Some(rule) = self.rule(node) else { return Ok(vec![]) };
         self.check_attributes(id, node, rule)?;
@@ -382,6 +405,9 @@ impl<'g> Pass<'g> {
     }
 
     fn rule(&self, node: &Node) -> Option<&'g Rule> {
+        if self.own_function(node).is_some() {
+            return None;
+        }
         let own = self.own_rules.iter().find(|r| r.op == &*node.op_type && r.domain == &*node.domain);
         own.or_else(|| rules::find(&node.domain, &node.op_type, self.builder.graph().opset(&node.domain)))
     }

@@ -6,7 +6,8 @@ use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, Loaded, Origin, Producer, ValueId, load};
 use crate::model::Model;
-use crate::onnx::{ElementType, ModelProto, TensorProto};
+use crate::onnx::inline::inline_functions;
+use crate::onnx::{ElementType, FunctionProto, ModelProto, NodeProto, TensorProto, canonical_domain};
 use crate::record::{Gradient, Record, SeedOf};
 use crate::rules::Rule;
 use anyhow::{Context, Result, bail, ensure};
@@ -14,6 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// The gradient that a y starts with.
+#[expect(clippy::large_enum_variant, reason = "there is one for each y")]
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Seed {
     /// Ones: the derivative of the sum of y's elements.
@@ -52,6 +54,7 @@ pub struct Gradients {
     colocate: bool,
     only_gradients: bool,
     rules: Vec<Rule>,
+    functions: Vec<FunctionProto>,
 }
 
 /// A model with gradients.
@@ -144,6 +147,13 @@ impl Gradients {
         self
     }
 
+    /// Gradients for operators, as ONNX functions of the operators' own domains and names. Their inputs are the node's inputs,
+    /// its outputs, and the gradients of those; their outputs are the gradients of the inputs, in their order.
+    pub fn functions(mut self, functions: impl IntoIterator<Item = FunctionProto>) -> Self {
+        self.functions.extend(functions);
+        self
+    }
+
     /// Appends the gradients to a model.
     ///
     /// # Errors
@@ -157,7 +167,17 @@ impl Gradients {
     ///
     /// # Errors
     /// Those of [`Gradients::build`].
-    pub fn build_loaded(&self, mut model: Model, loaded: Loaded) -> Result<Output> {
+    pub fn build_loaded(&self, mut model: Model, mut loaded: Loaded) -> Result<Output> {
+        // The body of a function may call others.
+        loop {
+            let calls = self.calls_on_a_path(&model.proto, &loaded)?;
+            if calls.is_empty() {
+                break;
+            }
+            let wanted = |node: &NodeProto| node.output.iter().any(|o| calls.contains(o.as_str()));
+            model.proto = inline_functions(&model.proto, &wanted)?;
+            loaded = load(&model.proto)?;
+        }
         let selection = Selection::new(&loaded);
         let found = [("ys", &self.ys), ("xs", &self.xs), ("stop_gradients", &self.stops)]
             .map(|(what, names)| selection.find(what, names));
@@ -188,7 +208,8 @@ impl Gradients {
                 }
             }
         }
-        let pass = Pass::new(&builder, self.aggregation, stops.into_iter().collect(), &self.rules);
+        let pass = Pass::new(&builder, self.aggregation, stops.into_iter().collect(), &self.rules)
+            .with_functions(&self.functions);
         let flows = pass.differentiate(&forward, &seeded, &xs)?;
         let outputs = call.outputs(&xs, &self.xs, &flows, self.unconnected)?;
         if let Some(error) = builder.take_error() {
@@ -222,6 +243,18 @@ impl Gradients {
             keep_only(proto, gradients.iter().filter_map(|g| g.gradient.as_deref()))?;
         }
         Ok(Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record })
+    }
+
+    /// The outputs of those calls of model-local functions that lie between an x and a y: only their insides have gradients.
+    fn calls_on_a_path(&self, model: &ModelProto, loaded: &Loaded) -> Result<HashSet<Rc<str>>> {
+        if model.functions.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let selection = Selection::new(loaded);
+        let (ys, xs) = (selection.find("ys", &self.ys)?, selection.find("xs", &self.xs)?);
+        let names: HashSet<(&str, &str)> =
+            model.functions.iter().map(|f| (canonical_domain(f.domain()), f.name())).collect();
+        Ok(selection.between(&xs, &ys, &|node| names.contains(&(&*node.domain, &*node.op_type))))
     }
 
     fn seed_tensors(&self, selection: &Selection) -> Result<Vec<Option<ValueId>>> {

@@ -1,6 +1,6 @@
 //! Tensors by name: exact names, wildcards, suggestions for misspelt ones.
 
-use crate::graph::{Graph, Loaded, Producer, ValueId};
+use crate::graph::{Graph, Loaded, Node, Producer, ValueId};
 use anyhow::{Result, bail};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -91,6 +91,39 @@ impl<'a> Selection<'a> {
             open.extend(inputs.filter(|v| seen.insert(*v)));
         }
         xs.iter().copied().filter(|x| seen.contains(x)).collect()
+    }
+
+    /// The names of the outputs of those nodes that lie between an x and a y, or in the body of one that does, and that are
+    /// asked for.
+    pub fn between(&self, xs: &[ValueId], ys: &[ValueId], asked: &dyn Fn(&Node) -> bool) -> HashSet<Rc<str>> {
+        let graph = &self.loaded.graph;
+        let mut below: HashSet<ValueId> = xs.iter().copied().collect();
+        let mut path = Vec::new();
+        for &id in &graph.scope(Graph::MAIN).nodes {
+            let node = graph.node(id);
+            if node.inputs.iter().flatten().chain(&graph.captures(id)).any(|v| below.contains(v)) {
+                below.extend(node.outputs.iter().flatten());
+                path.push(id);
+            }
+        }
+        let mut above: HashSet<ValueId> = ys.iter().copied().collect();
+        let mut open = Vec::new();
+        for id in path.into_iter().rev() {
+            let node = graph.node(id);
+            if node.outputs.iter().flatten().any(|v| above.contains(v)) {
+                above.extend(node.inputs.iter().flatten().copied().chain(graph.captures(id)));
+                open.push(id);
+            }
+        }
+        let mut found = HashSet::new();
+        while let Some(id) = open.pop() {
+            let node = graph.node(id);
+            if asked(node) {
+                found.extend(node.outputs.iter().flatten().filter_map(|&o| graph.value(o).name.clone()));
+            }
+            open.extend(node.bodies.iter().flat_map(|&(_, body)| &graph.scope(body).nodes));
+        }
+        found
     }
 
     /// The name of a tensor of the main graph.

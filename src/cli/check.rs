@@ -1,18 +1,19 @@
-//! `check`: runs a model with gradients in tract, and compares the gradients with finite differences.
+//! `check`: runs a model with gradients in an engine, and compares the gradients with finite differences.
 
 use super::table::Table;
 use anyhow::{Context, Result, bail, ensure};
 use onnx_gradients::Model;
 use onnx_gradients::onnx::npy;
 use onnx_gradients::record::Record;
-use onnx_gradients::validate::{Options, Status, Validation, validate};
+use onnx_gradients::validate::{Engine, Options, Status, Validation, validate};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Run a model in tract and compare its gradients with finite differences
+/// Run a model and compare its gradients with finite differences
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   onnx-gradients check mlp-grad.onnx
@@ -38,12 +39,59 @@ pub struct Args {
     /// Seconds after which no more is compared
     #[arg(long, default_value_t = 20)]
     budget: u64,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Validate in this process: what a crash of tract takes with it
+    /// Validate in this process: what a crash of the engine takes with it
     #[arg(long, hide = true)]
     in_process: bool,
+}
+
+/// Which engine validates.
+#[derive(clap::Args, Clone, Default)]
+pub struct EngineArgs {
+    /// What runs the model
+    #[arg(long, value_enum, default_value = "tract")]
+    engine: EngineName,
+    /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, or what the system finds]
+    #[cfg(feature = "onnxruntime")]
+    #[arg(long, value_name = "PATH")]
+    engine_library: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum EngineName {
+    /// Part of this program
+    #[default]
+    Tract,
+    /// An installed ONNX Runtime; runs nearly every model, but many of them in float32 only, where less can be told
+    #[cfg(feature = "onnxruntime")]
+    Onnxruntime,
+}
+
+impl EngineArgs {
+    fn choice(&self) -> Engine {
+        match self.engine {
+            EngineName::Tract => Engine::Tract,
+            #[cfg(feature = "onnxruntime")]
+            EngineName::Onnxruntime => Engine::OnnxRuntime(self.engine_library.clone()),
+        }
+    }
+
+    /// The arguments that say the same.
+    fn arguments(&self) -> Vec<OsString> {
+        match self.choice() {
+            #[cfg(feature = "onnxruntime")]
+            Engine::OnnxRuntime(library) => {
+                let library = library.map(|path| [OsString::from("--engine-library"), path.into()]);
+                let engine = ["--engine", "onnxruntime"].map(OsString::from);
+                engine.into_iter().chain(library.into_iter().flatten()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// An engine that has not answered by then does not.
@@ -86,6 +134,7 @@ fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
         inputs: inputs.collect::<Result<_>>()?,
         directions: args.directions,
         budget: Duration::from_secs(args.budget),
+        engine: args.engine.choice(),
     };
     let folder = model.folder.as_deref();
     Ok(records.into_iter().map(|r| (r.name.clone(), validate(&model.proto, folder, &r, &options))).collect())
@@ -101,7 +150,7 @@ fn pairs(given: &[String]) -> Result<Vec<(String, String)>> {
 }
 
 /// Validates a file that `grad` has just written: one call of it.
-pub fn after_grad(path: &Path, call: &str) -> Result<Validation> {
+pub fn after_grad(path: &Path, call: &str, engine: &EngineArgs) -> Result<Validation> {
     let args = Args {
         model: path.to_owned(),
         input: vec![],
@@ -110,13 +159,14 @@ pub fn after_grad(path: &Path, call: &str) -> Result<Validation> {
         seed: 0,
         directions: 1,
         budget: 20,
+        engine: engine.clone(),
         json: true,
         in_process: false,
     };
     in_child(&args)?.remove(call).context("the validation has no result")
 }
 
-/// Runs the same command in a process of its own, which tract may take down: by an abort, an endless loop, all memory.
+/// Runs the same command in a process of its own, which an engine may take down: by an abort, an endless loop, all memory.
 fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("check").arg(&args.model).args(["--in-process", "--seed", &args.seed.to_string()]);
@@ -124,6 +174,7 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     for (flag, values) in [("--input", &args.input), ("--dim", &args.dim)] {
         command.args(values.iter().map(|value| format!("{flag}={value}")));
     }
+    command.args(args.engine.arguments());
     if let Some(call) = &args.call {
         command.arg(format!("--call={call}"));
     }
@@ -144,7 +195,7 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
         if start.elapsed() > PATIENCE {
             child.kill()?;
             child.wait()?;
-            bail!("tract has not answered within {} minutes", PATIENCE.as_secs() / 60);
+            bail!("{} has not answered within {} minutes", args.engine.choice().name(), PATIENCE.as_secs() / 60);
         }
         std::thread::sleep(Duration::from_millis(2));
     };
@@ -154,7 +205,7 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     match status.code() {
         Some(0) => serde_json::from_str(&output).context("the validation's answer cannot be read"),
         Some(1) => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
-        _ => bail!("tract crashed on the model ({status})"),
+        _ => bail!("{} crashed on the model ({status})", args.engine.choice().name()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::table::Table;
 use anyhow::{Context, Result, ensure};
-use onnx_gradients::backward::Selection;
+use onnx_gradients::backward::{Selection, read_functions};
 use onnx_gradients::onnx::{file, npy};
 use onnx_gradients::{Aggregation, Gradients, Model, Output, Seed, Unconnected, graph};
 use serde_json::{Value, json};
@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Examples:
   onnx-gradients grad mlp.onnx -o mlp-grad.onnx --ys loss --params
   onnx-gradients grad cnn.onnx -o saliency.onnx --ys scores --xs image --grad-ys input --only-gradients
-  onnx-gradients grad mlp.onnx -o - --ys loss --xs 'layer*.weight' --stop-gradients hidden > mlp-grad.onnx")]
+  onnx-gradients grad mlp.onnx -o - --ys loss --xs 'layer*.weight' --stop-gradients hidden > mlp-grad.onnx
+  onnx-gradients grad training.onnx -o plain.onnx --lower")]
 pub struct Args {
     /// The model; `-` for stdin
     model: PathBuf,
@@ -54,12 +55,25 @@ pub struct Args {
     /// A forward node's backward nodes stand together, all its input gradients computed before any is used
     #[arg(long)]
     gate_gradients: bool,
+    /// Files with gradients of operators as ONNX functions: inputs the operator's inputs, outputs and output gradients, outputs its
+    /// input gradients
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    gradient_functions: Vec<PathBuf>,
     /// Drop the model's own outputs, and what only they need
     #[arg(long)]
     only_gradients: bool,
+    /// Instead of all that, replace the model's own Gradient nodes (ai.onnx.preview.training) by what computes their outputs
+    #[arg(long, conflicts_with_all = [
+        "ys", "xs", "params", "inputs", "grad_ys", "stop_gradients", "name", "aggregation_method", "unconnected_gradients",
+        "colocate_gradients_with_ops", "gate_gradients", "only_gradients",
+    ])]
+    lower: bool,
     /// Do not run the result
     #[arg(long)]
     no_validate: bool,
+    #[cfg(feature = "validate")]
+    #[command(flatten)]
+    engine: super::check::EngineArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -88,8 +102,10 @@ enum Missing {
 
 /// Reads, differentiates, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
-    if args.xs.is_empty() && !args.params && !args.inputs {
-        super::usage("no xs are given: name tensors with --xs, or take --params or --inputs");
+    if args.xs.is_empty() && !args.params && !args.inputs && !args.lower {
+        super::usage(
+            "no xs are given: name tensors with --xs, or take --params or --inputs; or --lower the model's own",
+        );
     }
     let stdout = args.output == Path::new("-");
     if !stdout {
@@ -97,25 +113,15 @@ pub fn run(args: &Args) -> Result<()> {
         ensure!(args.force || !args.output.exists(), "{} exists already; --force replaces it", args.output.display());
     }
     let model = load(&args.model)?;
+    if args.lower {
+        return lower(args, &model);
+    }
     let loaded = graph::load(&model.proto)?;
     let output = request(args, &loaded)?.build_loaded(model, loaded)?;
-    let mut warnings = output.warnings.clone();
-    if stdout {
-        file::write_to(&output.model.proto, std::io::stdout().lock())?;
-    } else {
-        warnings.extend(output.model.write(&args.output, args.force)?);
-    }
-    for warning in &warnings {
-        eprintln!("warning: {warning}");
-    }
+    let warnings = write(args, &output.model, output.warnings.clone())?;
     let validation = validation(args, &output);
     let text = if args.json { as_json(&output, &validation, &warnings) } else { as_text(&output, &validation) };
-    // The model itself is what goes to stdout where it is asked for there.
-    if stdout {
-        eprint!("{text}")
-    } else {
-        print!("{text}")
-    }
+    print(args, &text);
     ensure!(
         validation["status"] != "failed",
         "the validation failed: {}",
@@ -124,25 +130,68 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// What running the result in tract has shown.
+/// Lowers the model's own Gradient nodes. They are not validated: the model comes with no record of what they are to be.
+fn lower(args: &Args, model: &Model) -> Result<()> {
+    let lowered = model.lower_gradients()?;
+    let mut warnings = lowered.warnings.clone();
+    if lowered.nodes.is_empty() {
+        warnings.push("the model holds no Gradient node of ai.onnx.preview.training".to_owned());
+    }
+    let warnings = write(args, &lowered.model, warnings)?;
+    let text = if args.json {
+        let (nodes, added) = (&lowered.nodes, lowered.nodes_added);
+        format!("{}\n", json!({ "lowered": nodes, "nodes_added": added, "warnings": warnings }))
+    } else {
+        let mut table = Table::new(["node", "y", "x", "gradient"]);
+        for node in &lowered.nodes {
+            for g in &node.gradients {
+                let gradient = g.gradient.clone().unwrap_or_else(|| "left out".to_owned());
+                table.row([node.node.clone(), node.y.clone(), g.x.clone(), gradient]);
+            }
+        }
+        format!("{table}{} Gradient nodes lowered; {} nodes added\n", lowered.nodes.len(), lowered.nodes_added)
+    };
+    print(args, &text);
+    Ok(())
+}
+
+/// Writes the model, and the warnings with those that come of it, which are returned.
+fn write(args: &Args, model: &Model, mut warnings: Vec<String>) -> Result<Vec<String>> {
+    if args.output == Path::new("-") {
+        file::write_to(&model.proto, std::io::stdout().lock())?;
+    } else {
+        warnings.extend(model.write(&args.output, args.force)?);
+    }
+    for warning in &warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(warnings)
+}
+
+/// The model itself is what goes to stdout where it is asked for there.
+fn print(args: &Args, text: &str) {
+    if args.output == Path::new("-") { eprint!("{text}") } else { print!("{text}") }
+}
+
+/// What running the result has shown.
 fn validation(args: &Args, output: &Output) -> Value {
     if args.no_validate {
         return json!({ "status": "skipped", "reason": "--no-validate" });
     }
-    run_in_tract(args, output).unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
+    run_in_engine(args, output).unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
 }
 
 #[cfg(not(feature = "validate"))]
-fn run_in_tract(_: &Args, _: &Output) -> Result<Value> {
+fn run_in_engine(_: &Args, _: &Output) -> Result<Value> {
     Ok(json!({ "status": "skipped", "reason": "this build is without tract" }))
 }
 
 #[cfg(feature = "validate")]
-fn run_in_tract(args: &Args, output: &Output) -> Result<Value> {
+fn run_in_engine(args: &Args, output: &Output) -> Result<Value> {
     use super::check;
     let validation = match args.output == Path::new("-") {
-        true => check::after_grad(check::temporary(&output.model)?.path(), &output.record.name)?,
-        false => check::after_grad(&args.output, &output.record.name)?,
+        true => check::after_grad(check::temporary(&output.model)?.path(), &output.record.name, &args.engine)?,
+        false => check::after_grad(&args.output, &output.record.name, &args.engine)?,
     };
     let mut value = json!(validation);
     value["summary"] = json!(check::summary(&validation));
@@ -174,10 +223,16 @@ fn request(args: &Args, loaded: &graph::Loaded) -> Result<Gradients> {
     if args.inputs {
         xs.extend(names(&selection.inputs()));
     }
+    let mut functions = Vec::new();
+    for path in &args.gradient_functions {
+        let file = || read_functions(std::fs::read(path)?.into());
+        functions.extend(file().with_context(|| path.display().to_string())?);
+    }
     let seeds = args.grad_ys.iter().map(|spec| seed(spec)).collect::<Result<Vec<_>>>()?;
     Ok(Gradients::new(ys, xs)
         .seeds(seeds)
         .stop(selection.expand(&args.stop_gradients))
+        .functions(functions)
         .name(&args.name)
         .aggregation(match args.aggregation_method {
             Method::AddN => Aggregation::AddN,

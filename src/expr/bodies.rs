@@ -42,7 +42,8 @@ impl Builder {
         graph.prune(scope, inputs);
     }
 
-    fn copy(&self, id: ValueId) -> ValueId {
+    /// An Identity of its own, which is no other value whatever is built.
+    pub(crate) fn copy(&self, id: ValueId) -> ValueId {
         let node = self.append(NewNode {
             op_type: self.string("Identity"),
             inputs: [Some(id)].into_iter().collect(),
@@ -67,7 +68,13 @@ impl Builder {
 
     fn copy_nodes(&self, from: ScopeId, map: &mut HashMap<ValueId, ValueId>) {
         let nodes = self.graph().scope(from).nodes.clone();
-        for id in nodes {
+        self.copy_all(&nodes, map);
+    }
+
+    /// Writes copies of nodes, which are in topological order, into the current scope. `map` says what stands for their
+    /// inputs, where that is another value than theirs, and then what stands for those of their outputs that it knew nothing of.
+    pub(crate) fn copy_all(&self, nodes: &[NodeId], map: &mut HashMap<ValueId, ValueId>) {
+        for &id in nodes {
             let node = self.graph().node(id).clone();
             let inputs = node.inputs.iter().map(|i| i.map(|i| *map.get(&i).unwrap_or(&i))).collect();
             let bodies = node.bodies.iter().map(|(name, scope)| (name.clone(), self.copy_scope(*scope, map))).collect();
@@ -85,7 +92,7 @@ impl Builder {
             let copies = self.graph().node(copy).outputs.clone();
             for (old, new) in node.outputs.iter().zip(copies) {
                 if let (Some(old), Some(new)) = (*old, new) {
-                    map.insert(old, new);
+                    map.entry(old).or_insert(new);
                     self.complete(new, self.fact(old));
                 }
             }

@@ -1,7 +1,7 @@
 //! The graph under construction: one node for each distinct computation, errors kept until somebody asks.
 
 use super::Expr;
-use crate::graph::{Dims, Fact, Graph, NewNode, NodeId, Origin, Scalar, ScopeId, ValueId};
+use crate::graph::{Dims, Fact, Graph, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
 use anyhow::{Error, Result, anyhow};
 use prost::Message;
@@ -196,13 +196,16 @@ impl Builder {
             origin: Origin::Backward(self.forward.get()),
             stop: false,
         };
-        let facts = match self.graph().infer(&new) {
+        let mut facts = match self.graph().infer(&new) {
             Ok(facts) => facts,
             Err(error) => {
                 let error = error.context(format!("the gradient's own {op} cannot be built"));
                 return vec![self.fail(error); outputs];
             }
         };
+        if !new.inputs.iter().flatten().all(|&i| self.is_literal(i)) {
+            facts.iter_mut().for_each(|f| f.value = None);
+        }
         if op != "Constant"
             && let [fact] = facts.as_slice()
             && let Some(folded) = self.fold(fact)
@@ -231,6 +234,26 @@ impl Builder {
     fn outputs(&self, node: NodeId) -> Vec<Expr<'_>> {
         let outputs = self.graph().node(node).outputs.clone();
         outputs.into_iter().map(|o| self.expr(o.unwrap_or(self.nothing))).collect()
+    }
+
+    /// Whether what is known of a value's elements may be written into the graph in place of the value.
+    ///
+    /// Weights may not: whoever differentiates again, or trains, means the tensors and not the numbers that they hold today.
+    /// Integers (shapes, axes, indices) and what the backward pass has written itself may, and so may single numbers that
+    /// the model holds in a Constant node.
+    pub(super) fn is_literal(&self, id: ValueId) -> bool {
+        let graph = self.graph();
+        let value = graph.value(id);
+        if !value.fact.element.is_some_and(ElementType::is_float) {
+            return true;
+        }
+        match value.producer {
+            Producer::Input | Producer::Initializer => false,
+            Producer::Node(node, _) => {
+                let node = graph.node(node);
+                node.origin != Origin::Model || (&*node.op_type == "Constant" && value.fact.element_count() == Some(1))
+            }
+        }
     }
 
     /// A constant in place of a small tensor of which everything is known.

@@ -12,7 +12,7 @@ mod simplify;
 mod unbroadcast;
 
 pub use builder::Builder;
-pub use ops::{Along, ConvLike, Pads, Pool};
+pub use ops::{Along, ConvLike, Pads, Pool, Resized};
 
 use crate::graph::{Dim, Fact, Scalar, ValueId};
 use crate::onnx::ElementType;
@@ -90,8 +90,14 @@ impl<'g> Expr<'g> {
         self.fact().ints()
     }
 
-    /// The one value of all elements, where it is a known number.
+    /// The one value of all elements, where it is a number that may be written in place of the tensor.
     pub fn constant(self) -> Option<f64> {
+        if self.builder.is_literal(self.id) { self.parameter() } else { None }
+    }
+
+    /// The one value of all elements, where it is a known number: of a parameter of the operator (a scale of Resize, the
+    /// ratio of Dropout), which counts as a constant by convention even where an initializer holds it.
+    pub fn parameter(self) -> Option<f64> {
         match self.fact().uniform()? {
             Scalar::Float(v) => Some(v),
             Scalar::Int(d) => d.known().map(|n| n as f64),

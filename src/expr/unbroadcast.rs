@@ -66,7 +66,7 @@ impl<'g> Expr<'g> {
         let (own, size) = (self.shape(), x.shape());
         let ones = b.full((own.size() - size.size()).reshape_to(&[1]), 1.0, ElementType::Int64);
         let aligned = Expr::concat(&[ones, size], 0);
-        let repeated = aligned.equal(own).not().non_zero().flattened();
+        let repeated = aligned.equal(own).logical_not().non_zero().flattened();
         self.sum_over(repeated, true).reshape(size)
     }
 }

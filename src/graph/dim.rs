@@ -87,6 +87,16 @@ impl Dims {
         table.atom(atom)
     }
 
+    /// Whether the size is one of which nothing is known.
+    pub fn is_fresh(&self, dim: Dim) -> bool {
+        let Dim::Symbol(symbol) = dim else { return false };
+        let table = self.0.borrow();
+        match table.polynomials[symbol.0 as usize].as_slice() {
+            [(monomial, 1)] if monomial.len() == 1 => matches!(table.atoms[monomial[0] as usize], Atom::Fresh(_)),
+            _ => false,
+        }
+    }
+
     /// The name of a size that the model gave; `None` for computed ones.
     pub fn name(&self, dim: Dim) -> Option<String> {
         let Dim::Symbol(symbol) = dim else { return None };

@@ -3,6 +3,7 @@
 use super::fact::{Container, Fact};
 use super::{Dim, Dims, Graph, NewNode, Origin, ScopeId, ValueId, control, infer};
 use crate::onnx::attribute;
+use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
 use crate::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, canonical_domain,
@@ -30,33 +31,91 @@ pub struct Loaded {
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
 /// whose inputs contradict each other.
 pub fn load(model: &ModelProto) -> Result<Loaded> {
+    load_replacing(model, &mut |_, _, _| Ok(None))
+}
+
+/// What stands for a node that is not loaded: of each output that there is, the name and the value.
+pub type Replacement = Vec<(Rc<str>, ValueId)>;
+
+/// What is asked about each node: given what is loaded by then and the tensors by name, whether others stand for it.
+pub type Replace<'r> =
+    dyn FnMut(&mut Graph, &HashMap<Rc<str>, ValueId>, &NodeProto) -> Result<Option<Replacement>> + 'r;
+
+/// Loads a model. Each node of the main graph is shown to `replace` first, with what is loaded by then and the tensors by
+/// name; one for which it has written others into the graph is not loaded.
+///
+/// # Errors
+/// Those of [`load`], and those of `replace`.
+pub fn load_replacing(model: &ModelProto, replace: &mut Replace) -> Result<Loaded> {
+    let calls = |node: &NodeProto| model.functions.iter().any(|f| f.name() == node.op_type());
+    let any = model.graph.iter().flat_map(|g| &g.node).any(|n| calls(n) || n.attribute.iter().any(|a| a.g.is_some()));
+    if model.functions.is_empty() || !any {
+        return load_with(model, Dims::default(), HashMap::new(), replace);
+    }
+    // What calls of functions compute is known from a copy in which they are inlined.
+    let inlined = inline_functions(model, &|_| true)?;
+    let Loaded { mut graph, names, .. } =
+        load_with(&inlined, Dims::default(), HashMap::new(), &mut |_, _, _| Ok(None))?;
+    let facts = names.into_iter().map(|(name, id)| (name, graph.fact(id).clone())).collect();
+    load_with(model, std::mem::take(&mut graph.dims), facts, replace)
+}
+
+fn load_with(model: &ModelProto, dims: Dims, known: HashMap<Rc<str>, Fact>, replace: &mut Replace) -> Result<Loaded> {
     let proto = model.graph.as_ref().context("the model holds no graph")?;
     let opsets = model.opset_import.iter().map(|o| (Rc::from(o.domain()), o.version()));
+    let opsets = opsets.chain(std::iter::once((Rc::from(""), model.opset_or_default())));
     let mut loader = Loader {
-        graph: Graph::new(opsets),
+        graph: Graph { dims, ..Graph::new(opsets) },
+        known,
         scopes: Vec::new(),
         inner_names: HashSet::new(),
         warnings: Vec::new(),
         strings: HashMap::new(),
         // Files older than this list every initializer among the inputs, where it cannot mean "to be overridden".
         overridable: model.ir_version() >= 4,
+        replace,
     };
     loader.scope(proto, Graph::MAIN, None)?;
     let names = loader.scopes.pop().unwrap_or_default();
     Ok(Loaded { graph: loader.graph, names, inner_names: loader.inner_names, warnings: loader.warnings })
 }
 
-struct Loader {
+/// Loads a graph into a scope of its own inside the main graph, with facts of its inputs: for
+/// [`splice`](crate::expr::Builder::splice).
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Result<ScopeId> {
+    let scope = graph.open_scope(Graph::MAIN);
+    let mut loader = Loader {
+        graph: std::mem::replace(graph, Graph::new([])),
+        known: HashMap::new(),
+        scopes: Vec::new(),
+        inner_names: HashSet::new(),
+        warnings: Vec::new(),
+        strings: HashMap::new(),
+        overridable: true,
+        replace: &mut |_, _, _| Ok(None),
+    };
+    let result = loader.scope(proto, scope, Some(inputs));
+    *graph = loader.graph;
+    result.map(|()| scope)
+}
+
+struct Loader<'r> {
     graph: Graph,
     /// The names visible where the loader stands, outermost scope first.
     scopes: Vec<HashMap<Rc<str>, ValueId>>,
     inner_names: HashSet<Rc<str>>,
+    /// Facts by name, for outputs of nodes of which inference knows nothing.
+    known: HashMap<Rc<str>, Fact>,
     warnings: Vec<String>,
     strings: HashMap<String, Rc<str>>,
     overridable: bool,
+    replace: &'r mut Replace<'r>,
 }
 
-impl Loader {
+impl Loader<'_> {
     /// Loads the contents of a graph into an empty scope and leaves its names on the stack. `input_facts` is what a
     /// control-flow node knows of the inputs of its body.
     fn scope(&mut self, proto: &GraphProto, scope: ScopeId, input_facts: Option<&[Fact]>) -> Result<()> {
@@ -136,6 +195,12 @@ impl Loader {
     }
 
     fn node(&mut self, proto: &NodeProto, scope: ScopeId, declared: &HashMap<&str, &TypeProto>) -> Result<()> {
+        if scope == Graph::MAIN
+            && let [names] = self.scopes.as_slice()
+            && let Some(outputs) = (self.replace)(&mut self.graph, names, proto)?
+        {
+            return outputs.into_iter().try_for_each(|(name, value)| self.define(name, value, declared));
+        }
         let mut inputs = smallvec::SmallVec::new();
         for name in &proto.input {
             inputs.push(match name.as_str() {
@@ -168,13 +233,23 @@ impl Loader {
         let facts = self.graph.infer(&new)?;
         let id = self.graph.push(scope, new, facts);
         for output in self.graph.node(id).outputs.clone().into_iter().flatten() {
-            let Some(name) = self.graph.value(output).name.clone() else { continue };
-            if let Some(r#type) = declared.get(&*name) {
-                self.annotate(output, &name, r#type);
+            if let Some(name) = self.graph.value(output).name.clone() {
+                self.define(name, output, declared)?;
             }
-            self.bind(name, output)?;
         }
         Ok(())
+    }
+
+    fn define(&mut self, name: Rc<str>, output: ValueId, declared: &HashMap<&str, &TypeProto>) -> Result<()> {
+        if *self.graph.fact(output) == Fact::default()
+            && let Some(fact) = self.known.get(&name)
+        {
+            *self.graph.fact_mut(output) = fact.clone();
+        }
+        if let Some(r#type) = declared.get(&*name) {
+            self.annotate(output, &name, r#type);
+        }
+        self.bind(name, output)
     }
 
     /// Loads the body of a control-flow node. The shapes of carried states are those of their initial values unless the body

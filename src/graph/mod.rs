@@ -14,7 +14,7 @@ pub mod write;
 
 pub use dim::{Dim, Dims};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
-pub use load::{Loaded, load};
+pub use load::{Loaded, Replace, Replacement, load, load_body, load_replacing};
 
 use crate::onnx::{AttributeProto, canonical_domain};
 use anyhow::Result;
@@ -321,6 +321,44 @@ impl Graph {
         }
         outputs[output] = Some(id);
         id
+    }
+
+    /// Makes what the pass has written the model's own, as if it had been loaded: the nodes from `first` on in the arena. Of
+    /// those in the main graph, which has `kept` other nodes, the given ones stay, under their names.
+    pub fn adopt(
+        &mut self,
+        first: usize,
+        kept: usize,
+        nodes: impl IntoIterator<Item = (NodeId, Rc<str>)>,
+        values: impl IntoIterator<Item = (ValueId, Rc<str>)>,
+    ) {
+        for node in self.nodes.iter_mut().skip(first) {
+            node.origin = Origin::Model;
+        }
+        let main = &mut self.scopes[Self::MAIN.0 as usize].nodes;
+        main.truncate(kept);
+        for (id, name) in nodes {
+            self.nodes[id.0 as usize].name = Some(name);
+            main.push(id);
+        }
+        for (value, name) in values {
+            self.values[value.0 as usize].name = Some(name);
+        }
+    }
+
+    /// The outputs that nodes before `first` have got by [`Graph::demand_output`] and that have no name yet, among the values
+    /// from `value` on.
+    pub fn demanded(&self, first: usize, value: usize) -> impl Iterator<Item = (ValueId, NodeId)> {
+        let numbered = self.values.iter().enumerate().skip(value);
+        numbered.filter_map(move |(i, v)| match v.producer {
+            Producer::Node(node, _) if v.name.is_none() && (node.0 as usize) < first => Some((ValueId(i as u32), node)),
+            _ => None,
+        })
+    }
+
+    /// How many values there are, in all scopes.
+    pub fn value_count(&self) -> usize {
+        self.values.len()
     }
 
     /// Every value that the bodies of a node use from outside, each once, in order of first use.

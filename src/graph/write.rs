@@ -1,7 +1,7 @@
 //! Writes what the backward pass has appended to a [`Graph`] behind the nodes of the model that it was loaded from.
 
 use super::{Fact, Graph, NodeId, Origin, Producer, ScopeId, ValueId};
-use crate::onnx::proto::{NodeProto, tensor_shape_proto::dimension};
+use crate::onnx::proto::{NodeProto, OperatorSetIdProto, tensor_shape_proto::dimension};
 use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto};
 use crate::onnx::{GraphProto, ModelProto, attribute};
 use anyhow::{Context, Result};
@@ -37,6 +37,8 @@ pub struct Written {
 /// # Errors
 /// `graph` is not that of `model`.
 pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: HashSet<Rc<str>>) -> Result<Written> {
+    let imports = model.opset("").is_some();
+    let version = model.opset_or_default();
     let proto = model.graph.as_mut().context("the model holds no graph")?;
     let live = live_nodes(graph, request.outputs.iter().map(|&(v, _)| v));
     let forward_metadata = request.colocate.then(|| proto.node.clone());
@@ -44,12 +46,11 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Ha
         graph,
         scope: &request.name,
         names: request.outputs.iter().chain(&request.inputs).cloned().collect(),
-        taken,
-        counters: HashMap::new(),
+        unique: Names { taken, counters: HashMap::new() },
         position: graph.scope(Graph::MAIN).nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect(),
         forward: forward_metadata,
     };
-    writer.taken.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.as_str().into()));
+    writer.unique.taken.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.as_str().into()));
     let mut written = Written::default();
     for (k, &id) in graph.scope(Graph::MAIN).nodes.iter().enumerate().take(proto.node.len()) {
         for (i, output) in graph.node(id).outputs.iter().enumerate() {
@@ -77,7 +78,73 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Ha
         proto.output.push(value_info(graph, name, graph.fact(*value)));
     }
     written.names = writer.names;
+    if written.nodes > 0 && !imports {
+        model.opset_import.push(OperatorSetIdProto { domain: Some(String::new()), version: Some(version) });
+    }
     Ok(written)
+}
+
+/// Names that no tensor and no node has yet.
+#[derive(Debug, Default)]
+pub struct Names {
+    taken: HashSet<Rc<str>>,
+    /// How often a name has been asked for, so that finding a free one takes no search.
+    counters: HashMap<String, usize>,
+}
+
+impl Names {
+    /// Names that differ from those.
+    pub fn new(taken: HashSet<Rc<str>>) -> Self {
+        Names { taken, counters: HashMap::new() }
+    }
+
+    fn unique(&mut self, base: &str) -> String {
+        let count = self.counters.entry(base.to_owned()).or_default();
+        loop {
+            let name = if *count == 0 { base.to_owned() } else { format!("{base}_{count}") };
+            *count += 1;
+            if self.taken.insert(name.as_str().into()) {
+                return name;
+            }
+        }
+    }
+}
+
+/// The nodes that [`part`] has written, and what it has named.
+#[derive(Debug, Default)]
+pub struct Part {
+    /// The nodes, in topological order.
+    pub nodes: Vec<(NodeId, NodeProto)>,
+    /// The names of the values that had none.
+    pub names: HashMap<ValueId, String>,
+}
+
+/// The backward nodes on which the values of the given names depend. `demanded` are outputs that forward nodes have got in
+/// addition; `scope` is in front of all new names.
+pub fn part(
+    graph: &Graph,
+    scope: &str,
+    outputs: HashMap<ValueId, String>,
+    demanded: impl IntoIterator<Item = (ValueId, NodeId)>,
+    unique: &mut Names,
+) -> Part {
+    let live = live_nodes(graph, outputs.keys().copied());
+    let mut writer = Writer {
+        graph,
+        scope,
+        names: outputs,
+        unique: std::mem::take(unique),
+        position: HashMap::new(),
+        forward: None,
+    };
+    for (output, node) in demanded {
+        writer.name_value(output, node, "output");
+    }
+    let mut ids: Vec<NodeId> = live.into_iter().collect();
+    ids.sort_unstable();
+    let nodes = ids.into_iter().map(|id| (id, writer.node(id))).collect();
+    *unique = writer.unique;
+    Part { nodes, names: writer.names }
 }
 
 /// The backward nodes of the main graph on which the outputs depend, also from inside bodies.
@@ -99,9 +166,7 @@ struct Writer<'a> {
     graph: &'a Graph,
     scope: &'a str,
     names: HashMap<ValueId, String>,
-    taken: HashSet<Rc<str>>,
-    /// How often a name has been asked for, so that finding a free one takes no search.
-    counters: HashMap<String, usize>,
+    unique: Names,
     /// The places of the main graph's nodes.
     position: HashMap<NodeId, usize>,
     /// The model's nodes, where their placement is wanted.
@@ -198,14 +263,7 @@ impl Writer<'_> {
     }
 
     fn unique(&mut self, base: &str) -> String {
-        let count = self.counters.entry(base.to_owned()).or_default();
-        loop {
-            let name = if *count == 0 { base.to_owned() } else { format!("{base}_{count}") };
-            *count += 1;
-            if self.taken.insert(name.as_str().into()) {
-                return name;
-            }
-        }
+        self.unique.unique(base)
     }
 }
 

@@ -74,6 +74,11 @@ pub fn get_string<'a>(attributes: &'a [AttributeProto], name: &str) -> Option<&'
     find(attributes, name).and_then(|a| a.s.as_ref()).and_then(|s| std::str::from_utf8(s).ok())
 }
 
+/// The value of an attribute that is a list of strings; `None` where one of them is not UTF-8.
+pub fn get_strings<'a>(attributes: &'a [AttributeProto], name: &str) -> Option<Vec<&'a str>> {
+    find(attributes, name)?.strings.iter().map(|s| std::str::from_utf8(s).ok()).collect()
+}
+
 /// The value of a tensor attribute.
 pub fn get_tensor<'a>(attributes: &'a [AttributeProto], name: &str) -> Option<&'a TensorProto> {
     find(attributes, name).and_then(|a| a.t.as_ref())

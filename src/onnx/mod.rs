@@ -29,6 +29,26 @@ impl ModelProto {
     pub fn opset(&self, domain: &str) -> Option<i64> {
         self.opset_import.iter().find(|o| canonical_domain(o.domain()) == canonical_domain(domain)).map(|o| o.version())
     }
+
+    /// The version of the standard's operators. A model of other domains alone does not import them: it gets the newest that
+    /// its IR version was made with.
+    pub fn opset_or_default(&self) -> i64 {
+        self.opset("").unwrap_or(match self.ir_version() {
+            ..=2 => 1,
+            3 => 8,
+            4 => 9,
+            5 => 10,
+            6 => 11,
+            7 => 14,
+            8 => 18,
+            9 => 20,
+            10 => 22,
+            11 => 23,
+            12 => 24,
+            13 => 25,
+            _ => 26,
+        })
+    }
 }
 
 impl GraphProto {

@@ -3,7 +3,7 @@
 use crate::backward::{Flow, Pass};
 use crate::expr::{Builder, Expr, normalize_axis};
 use crate::graph::{Fact, NewNode, Node, NodeId, ScopeId, ValueId};
-use crate::onnx::{ElementType, attribute};
+use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
@@ -208,6 +208,11 @@ impl<'g> Call<'g> {
     /// A string attribute.
     pub fn string(&self, name: &str, default: &str) -> String {
         attribute::get_string(&self.node.attributes, name).unwrap_or(default).to_owned()
+    }
+
+    /// The attributes of these names that the node has, for a node of the same kind.
+    pub fn attributes(&self, names: &[&str]) -> Vec<AttributeProto> {
+        self.node.attributes.iter().filter(|a| names.contains(&a.name())).cloned().collect()
     }
 
     /// The attribute `axis` as an axis of the first input, counted from the front.

@@ -3,7 +3,7 @@
 use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
-use crate::graph::{ScopeId, ValueId};
+use crate::graph::{Graph, Scalar, ScopeId, ValueId};
 use anyhow::{Result, ensure};
 
 /// The rows.
@@ -54,19 +54,26 @@ const RANDOM: &[&str] =
 pub fn close<'g>(c: &Call<'g>, scope: ScopeId, outputs: &[Expr<'g>], inputs: usize) -> Result<()> {
     let b = c.builder();
     b.close(scope, outputs, inputs);
-    let graph = b.graph();
-    for &id in &graph.scope(scope).nodes {
-        let node = graph.node(id);
-        let training = |&v: &ValueId| graph.fact(v).uniform() != Some(crate::graph::Scalar::Int(0.into()));
-        let dropout =
-            &*node.op_type == "Dropout" && node.inputs.get(2).is_some_and(|i| i.as_ref().is_some_and(training));
-        let random = node.domain.is_empty() && (RANDOM.contains(&&*node.op_type) || dropout);
-        ensure!(
-            !random,
-            "its body holds {}, which draws other numbers when the body is computed again for the gradient; draw them \
-             outside and let the body capture them",
-            node.op_type
-        );
-    }
+    let random = random_node(&b.graph(), scope);
+    ensure!(
+        random.is_none(),
+        "its body holds {}, which draws other numbers when the body is computed again for the gradient; draw them outside \
+         and let the body capture them",
+        random.unwrap_or_default()
+    );
     Ok(())
+}
+
+/// An operator in a body, or in one inside it, that draws random numbers. Nesting is as deep as protobuf allows.
+fn random_node(graph: &Graph, scope: ScopeId) -> Option<String> {
+    graph.scope(scope).nodes.iter().find_map(|&id| {
+        let node = graph.node(id);
+        let training = |&v: &ValueId| graph.fact(v).uniform() != Some(Scalar::Int(0.into()));
+        let dropout =
+            &*node.op_type == "Dropout" && node.inputs.get(2).copied().flatten().as_ref().is_some_and(training);
+        if node.domain.is_empty() && (RANDOM.contains(&&*node.op_type) || dropout) {
+            return Some(node.op_type.to_string());
+        }
+        node.bodies.iter().find_map(|&(_, body)| random_node(graph, body))
+    })
 }

@@ -3,8 +3,8 @@
 use super::Slot::*;
 use super::window::Window;
 use super::{Call, Rule, rule};
-use crate::expr::Expr;
-use anyhow::{Result, ensure};
+use crate::expr::{ConvLike, Expr};
+use anyhow::{Context, Result, bail, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -20,6 +20,9 @@ pub const RULES: &[Rule] = &[
         &[Formula(transposed_x), Formula(transposed_w), Formula(bias)],
     )
     .attributes("auto_pad dilations group kernel_shape output_padding output_shape pads strides"),
+    rule("CausalConvWithState", "through the convolution of past state and input", &[Through(causal)])
+        .attributes("activation"),
+    rule("Col2Im", "dx = the blocks of dy", &[Formula(blocks), Stop("shapes")]).attributes("dilations pads strides"),
 ];
 
 fn group(c: &Call<'_>) -> Result<i64> {
@@ -58,4 +61,61 @@ fn transposed_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 fn transposed_w<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, w) = (c.x()?, c.input(1)?);
     Window::of(c, c.y()?, x, Some(w))?.weights(c.dy()?, x, w, group(c)?)
+}
+
+fn causal<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
+    let (x, w, b) = (c.x()?, c.input(1)?, c.builder());
+    let (Some(channels), Some(taps)) = (w.known_dim(0), w.known_dim(2)) else {
+        bail!("the sizes of the weights are not known; add value_info to the model")
+    };
+    ensure!(channels > 0 && taps > 0, "the weights are empty");
+    let past = match c.opt(3) {
+        Some(past) => past,
+        None => b.full(Expr::concat(&[x.dims([0, 1]), b.ints(&[taps - 1])], 0), 0.0, x.element()?),
+    };
+    let seen = Expr::concat(&[past, x], 2);
+    let depthwise =
+        ConvLike { kernel: vec![taps], strides: vec![1], dilations: vec![1], pads: vec![0, 0], group: channels };
+    let mut y = seen.conv(w, &depthwise);
+    if let Some(bias) = c.opt(2) {
+        y = y + bias.unsqueeze(&[1]);
+    }
+    let activation = c.string("activation", "none");
+    c.expect("activation", &activation, &["none", "silu", "swish"])?;
+    if activation != "none" {
+        y = y * y.sigmoid();
+    }
+    let state = match taps {
+        1 => past,
+        _ => seen.narrow(2, 1 - taps, i64::MAX),
+    };
+    Ok(vec![Some(y), c.output(1).map(|_| state)])
+}
+
+fn blocks<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy, block) = (c.x()?, c.dy()?, c.input(2)?);
+    let Some(known) = block.ints() else { return computed_blocks(c, block) };
+    let taps = Window::blocks(c, dy, known)?.slices(dy, None)?;
+    let taps: Vec<Expr<'g>> = taps.into_iter().map(|t| t.unsqueeze(&[2])).collect();
+    Ok(Expr::concat(&taps, 2).reshape_like(x))
+}
+
+/// Blocks of a shape that only the run tells: the places of all their elements, looked up.
+fn computed_blocks<'g>(c: &Call<'g>, block: Expr<'g>) -> Result<Expr<'g>> {
+    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let axes = dy.rank()?.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
+    let window = Window::blocks(c, dy, vec![1; axes])?;
+    let image = window.padded(dy, None);
+    let mut place: Option<Expr<'g>> = None;
+    for axis in 0..axes {
+        let (size, taps) = (image.dim(axis + 2), block.gather(b.int(axis as i64), 0));
+        let (stride, dilation) = window.steps(axis);
+        let count = (size - (taps - 1) * dilation - 1) / stride + 1;
+        let lay = |at: usize| (0..2 * axes).map(|a| if a == at { -1 } else { 1 }).collect::<Vec<i64>>();
+        let taps = (b.range(taps) * dilation).reshape_to(&lay(axis));
+        let here = taps + (b.range(count) * stride).reshape_to(&lay(axes + axis));
+        place = Some(place.map_or(here, |outer| outer * size + here));
+    }
+    let place = place.context("an image without axes")?;
+    Ok(image.reshape_to(&[0, 0, -1]).gather(place.flattened(), 2).reshape_like(x))
 }

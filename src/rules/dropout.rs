@@ -33,7 +33,7 @@ fn dropout<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let dy = c.dy()?;
     let Some(training) = c.opt(2).filter(|t| t.constant() != Some(0.0)) else { return Ok(dy) };
     let ratio = c.opt(1).map_or(dy.like(0.5), |ratio| ratio.cast_like(dy));
-    if ratio.constant() == Some(0.0) {
+    if ratio.parameter() == Some(0.0) {
         return Ok(dy);
     }
     let kept = match training.constant() {

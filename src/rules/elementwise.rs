@@ -182,7 +182,7 @@ fn extremum<'g>(c: &Call<'g>, beaten: fn(Expr<'g>, Expr<'g>) -> Expr<'g>) -> Res
 }
 
 fn clip<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(c.dy()?.where_(c.x()?.equal(c.y()?)))
+    Ok(c.dy()?.where_equal(c.x()?, c.y()?))
 }
 
 fn clip_min<'g>(c: &Call<'g>) -> Result<Expr<'g>> {

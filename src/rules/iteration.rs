@@ -11,7 +11,7 @@ use crate::expr::{Along, Expr};
 use crate::graph::{Container, Dim, Fact, Graph, NodeId, ScopeId, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -23,6 +23,10 @@ pub const RULES: &[Rule] = &[
             "body num_scan_inputs scan_input_axes scan_input_directions scan_output_axes scan_output_directions",
         )
         .since(9),
+    rule("Scan", "the body's gradient, step by step for each entry of the batch", &[Structure(batched_scan)])
+        .attributes("body num_scan_inputs directions")
+        .until(8)
+        .note("written out step by step: batch and length must be known, and sequence_lens left out"),
 ];
 
 /// The body of a Loop or Scan, and what its gradient is about.
@@ -287,7 +291,7 @@ fn loop_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize]) -> Result<(E
 fn counted<'g>(c: &Call<'g>, body: &Body<'g>) -> Option<Expr<'g>> {
     let b = c.builder();
     let limit = c.opt(0)?;
-    let sure = |e: Expr<'g>| e.constant() == Some(1.0);
+    let sure = |e: Expr<'g>| e.parameter() == Some(1.0);
     if !c.opt(1).is_none_or(sure) {
         return None;
     }
@@ -329,6 +333,59 @@ fn keeps_shape<'g>(c: &Call<'g>, body: &Body<'g>, s: usize) -> Result<()> {
          gradient; keep it in a tensor of fixed shape or in a scan output"
     );
     Ok(())
+}
+
+/// More steps than this are not written out.
+const MAX_STEPS: i64 = 1024;
+
+/// The Scan of opset 8, with a batch in front of everything.
+fn batched_scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+    let body = c.body("body")?;
+    ensure!(c.opt(0).is_none(), "a Scan with sequence_lens has no gradient; convert the model to opset 9 or newer");
+    let inputs = c.inputs_from(1)?;
+    let scanned = usize::try_from(c.int("num_scan_inputs", 0)).unwrap_or(0);
+    ensure!((1..=inputs.len()).contains(&scanned), "num_scan_inputs is {scanned}, of {} inputs", inputs.len());
+    let (states, along) = inputs.split_at(inputs.len() - scanned);
+    let size = |axis| {
+        along[0].known_dim(axis).with_context(|| {
+            "batch and length of a Scan must be known before opset 9; convert the model to a newer opset".to_owned()
+        })
+    };
+    let (batch, steps) = (size(0)?, size(1)?);
+    let few = batch.checked_mul(steps).is_some_and(|n| (1..=MAX_STEPS).contains(&n));
+    ensure!(
+        few,
+        "a Scan of {batch} by {steps} steps needs opset 9 for its gradient; convert the model to a newer opset"
+    );
+    let directions = list(c, "directions", scanned)?;
+    let at = |e: Expr<'g>, axis: usize, i: i64| e.narrow(axis, i, i + 1).squeeze(&[axis]);
+
+    // Of each output the entries of the batch.
+    let mut outputs: Vec<Vec<Expr<'g>>> = vec![Vec::new(); c.output_count()];
+    for entry in 0..batch {
+        let mut now: Vec<_> = states.iter().map(|s| at(*s, 0, entry)).collect();
+        let mut stacked: Vec<Vec<Expr<'g>>> = Vec::new();
+        for step in 0..steps {
+            let slice = |(x, direction): (&Expr<'g>, &i64)| {
+                at(at(*x, 0, entry), 0, if *direction == 0 { step } else { steps - 1 - step })
+            };
+            let arguments: Vec<_> = now.iter().copied().chain(along.iter().zip(&directions).map(slice)).collect();
+            let mut after = c.replay(body, &arguments)?.outputs;
+            ensure!(after.len() >= states.len(), "its body has {} outputs", after.len());
+            let new = after.split_off(states.len());
+            stacked.resize(new.len(), Vec::new());
+            stacked.iter_mut().zip(new).for_each(|(all, new)| all.push(new.unsqueeze(&[0])));
+            now = after;
+        }
+        let all = now.into_iter().chain(stacked.iter().map(|parts| Expr::concat(parts, 0)));
+        outputs.iter_mut().zip(all).for_each(|(entries, y)| entries.push(y.unsqueeze(&[0])));
+    }
+    let seeded = outputs.iter().enumerate().filter(|(_, entries)| !entries.is_empty());
+    let ys: Vec<_> = seeded.filter_map(|(i, entries)| Some((Expr::concat(entries, 0), c.opt_dy(i)?))).collect();
+    let wanted = inputs.iter().copied().filter(|x| c.wants(x.id())).chain(c.wanted_captures());
+    let mut gradients: Vec<_> = c.differentiate(&ys, &wanted.collect::<Vec<_>>())?.into_iter().collect();
+    gradients.sort_unstable_by_key(|&(x, _)| x);
+    Ok(gradients)
 }
 
 /// Axes and directions of a Scan, one for each scan input or output.
@@ -380,12 +437,36 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     }
     let (dbefore, rest) = dxs.split_at(body.active.len());
     let (dcaptures, dinputs) = rest.split_at(body.captures.len());
-    let captured: Vec<usize> = (0..sums.len()).filter(|&k| dcaptures[k].is_some()).collect();
     let sliced: Vec<usize> = (0..slices.len()).filter(|&j| dinputs[j].is_some()).collect();
+    // What is stacked stands in the order of the first scan input, so that it can stand beside the node's own tensors.
+    let flip = input_directions[0] != 0;
+    let in_order = |j: usize| input_axes[j] == 0 && (input_directions[j] != 0) == flip;
+    // The gradient of a matrix is a sum of products over the steps: of what is stacked it is one product over all steps.
+    let inside = |e: Expr<'g>| b.graph().value(e.id()).scope == scope;
+    let product = |k: usize| dcaptures[k]?.factors().filter(|(left, right)| inside(*left) && inside(*right));
+    let products: Vec<(usize, (Expr<'g>, Expr<'g>))> = (0..sums.len()).filter_map(|k| Some((k, product(k)?))).collect();
+    let is_product = |k: &usize| products.iter().any(|(p, _)| p == k);
+    let captured: Vec<usize> = (0..sums.len()).filter(|k| dcaptures[*k].is_some() && !is_product(k)).collect();
+    let mut extra: Vec<Expr<'g>> = Vec::new();
+    let mut stack = |e: Expr<'g>| {
+        let of_input = || (0..scanned).find(|&j| before[states + j] == e && in_order(j)).map(Stacked::Input);
+        let of_state = || (0..states).find(|&s| before[s] == e).map(Stacked::State);
+        let of_output =
+            || sliced.iter().position(|&j| dinputs[j] == Some(e) && in_order(slices[j])).map(Stacked::Output);
+        of_input().or_else(of_state).or_else(of_output).unwrap_or_else(|| {
+            let place = extra.iter().position(|known| *known == e).unwrap_or_else(|| {
+                extra.push(e);
+                extra.len() - 1
+            });
+            Stacked::Output(sliced.len() + place)
+        })
+    };
+    let products: Vec<_> = products.into_iter().map(|(k, (left, right))| (k, stack(left), stack(right))).collect();
     let outputs: Vec<_> = b.within(scope, || {
         let states = dbefore.iter().zip(dstates).map(|(d, after)| d.unwrap_or_else(|| after.zeros_like()));
         let sums = captured.iter().map(|&k| plus(sums[k], dcaptures[k]));
-        states.chain(sums).chain(sliced.iter().filter_map(|&j| dinputs[j])).collect()
+        let sliced = sliced.iter().filter_map(|&j| dinputs[j]);
+        states.chain(sums).chain(sliced).chain(extra.iter().copied()).collect()
     });
     if outputs.is_empty() {
         return Ok(vec![]);
@@ -393,13 +474,21 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     close(c, scope, &outputs, 0)?;
     let used: HashSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
     let needed = places(&used, &before[..states]);
+    let stacked_states = products.iter().flat_map(|(_, left, right)| [*left, *right]).filter_map(|of| match of {
+        Stacked::State(s) => Some(s),
+        _ => None,
+    });
+    let mut record: Vec<usize> = needed.iter().copied().chain(stacked_states).collect();
+    record.sort_unstable();
+    record.dedup();
     let mut read = places(&used, &before[states..]);
     let used_dys = places(&used, dslices);
     if needed.is_empty() && read.is_empty() && used_dys.is_empty() {
         // Something has to say how many steps there are.
         read.push(0);
     }
-    let recorded = scan_record(c, &body, &needed, scanned)?;
+    let recorded: HashMap<usize, Expr<'g>> =
+        record.iter().copied().zip(scan_record(c, &body, &record, scanned, flip)?).collect();
 
     let mut kept: Vec<ValueId> = dstates.iter().map(|x| x.id()).collect();
     kept.extend(captured.iter().map(|&k| sums[k].id()));
@@ -411,7 +500,8 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect::<Result<_>>()?;
     initial.extend(captured.iter().map(|&k| body.captures[k].zeros_like()));
     let mut along = Vec::new();
-    along.extend(recorded.into_iter().map(|r| Along { tensor: r, axis: 0, reverse: true }));
+    let states_recorded = needed.iter().filter_map(|s| recorded.get(s).copied());
+    along.extend(states_recorded.map(|tensor| Along { tensor, axis: 0, reverse: !flip }));
     for &j in &read {
         along.push(Along { tensor: c.input(states + j)?, axis: input_axes[j], reverse: input_directions[j] == 0 });
     }
@@ -419,18 +509,47 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         let dy = c.opt_dy(states + dys[k]).context("a gradient is missing")?;
         along.push(Along { tensor: dy, axis: output_axes[dys[k]], reverse: output_directions[dys[k]] == 0 });
     }
-    let placed: Vec<(i64, bool)> =
-        sliced.iter().map(|&j| slices[j]).map(|j| (input_axes[j], input_directions[j] == 0)).collect();
+    let placed = sliced.iter().map(|&j| slices[j]).map(|j| (input_axes[j], input_directions[j] == 0));
+    let placed: Vec<(i64, bool)> = placed.chain(extra.iter().map(|_| (0, !flip))).collect();
     let gradients = b.scan(&initial, &along, &placed, scope);
+    let all_steps = |of: Stacked| -> Result<Expr<'g>> {
+        let tensor = match of {
+            Stacked::Input(j) => c.input(states + j)?,
+            Stacked::State(s) => *recorded.get(&s).context("a state is not recorded")?,
+            Stacked::Output(i) => *gradients.get(initial.len() + i).context("a stacked output is missing")?,
+        };
+        tensor.stacked_before(1)
+    };
+    let of_products = products.iter().map(|&(k, left, right)| {
+        Ok((body.captures[k].id(), all_steps(left)?.gemm(true, all_steps(right)?, false, 1.0)))
+    });
+    let of_products = of_products.collect::<Result<Vec<_>>>()?;
     let mut targets: Vec<Expr<'g>> = body.active.iter().map(|&s| c.input(s)).collect::<Result<_>>()?;
     targets.extend(captured.iter().map(|&k| body.captures[k]));
     targets.extend(sliced.iter().map(|&j| c.input(states + slices[j])).collect::<Result<Vec<_>>>()?);
     let pairs = targets.into_iter().map(|x| x.id()).zip(gradients);
-    Ok(pairs.filter(|(x, _)| c.wants(*x)).collect())
+    Ok(pairs.filter(|(x, _)| c.wants(*x)).chain(of_products).collect())
 }
 
-/// The needed states at the beginning of each step, stacked along the first axis.
-fn scan_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], scanned: usize) -> Result<Vec<Expr<'g>>> {
+/// Where a tensor of each step stands beside those of the other steps.
+#[derive(Clone, Copy)]
+enum Stacked {
+    /// It is a scan input of the node.
+    Input(usize),
+    /// It is a recorded state.
+    State(usize),
+    /// It is a stacked output of the backward Scan.
+    Output(usize),
+}
+
+/// The needed states at the beginning of each step, stacked along the first axis, those of the last step first if `flip`.
+fn scan_record<'g>(
+    c: &Call<'g>,
+    body: &Body<'g>,
+    needed: &[usize],
+    scanned: usize,
+    flip: bool,
+) -> Result<Vec<Expr<'g>>> {
     let b = c.builder();
     if needed.is_empty() {
         return Ok(vec![]);
@@ -460,6 +579,6 @@ fn scan_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], scanned: usi
     let along =
         |&j: &usize| Ok(Along { tensor: c.input(body.states + j)?, axis: axes[j], reverse: directions[j] != 0 });
     let along = read.iter().map(along).collect::<Result<Vec<_>>>()?;
-    let outputs = b.scan(&initial, &along, &vec![(0, false); needed.len()], scope);
+    let outputs = b.scan(&initial, &along, &vec![(0, flip); needed.len()], scope);
     Ok(outputs.get(carried.len()..).unwrap_or_default().to_vec())
 }

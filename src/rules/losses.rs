@@ -45,7 +45,7 @@ impl<'g> Samples<'g> {
         };
         let ignored = c.opt_int("ignore_index").map(|i| labels.equal(labels.like(i as f64)));
         let classes = ignored.map_or(labels, |i| i.select(labels.like(0.0), labels));
-        let counted = ignored.map(|i| i.not().cast_like(x));
+        let counted = ignored.map(|i| i.logical_not().cast_like(x));
         let weights = match (c.opt(2).map(|w| w.gather(classes, 0)), counted) {
             (Some(w), Some(counted)) => Some(w * counted),
             (w, counted) => w.or(counted),

@@ -20,6 +20,7 @@ mod quantization;
 mod recurrent;
 mod reduction;
 pub mod reference;
+mod regions;
 mod resampling;
 mod sequence;
 mod shape;
@@ -168,6 +169,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         quantization::RULES,
         recurrent::RULES,
         reduction::RULES,
+        regions::RULES,
         resampling::RULES,
         sequence::RULES,
         shape::RULES,

@@ -1,15 +1,27 @@
 //! Pools: one number for each window.
 
 use super::Slot::*;
-use super::window::Window;
+use super::window::{Window, lowest};
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, Pool};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("AveragePool", "dx = dy / count, in every place of each window", &[Formula(average)])
         .attributes("auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides"),
+    rule("LpPool", "dx = x |x|ᵖ⁻² Σ dy y¹⁻ᵖ over the windows of x", &[Formula(lp)])
+        .attributes("auto_pad ceil_mode dilations kernel_shape p pads strides")
+        .note("0 where y is 0"),
+    rule("GlobalLpPool", "dx = x |x|ᵖ⁻² dy y¹⁻ᵖ", &[Formula(global_lp)]).attributes("p").note("0 where y is 0"),
+    rule("MaxUnpool", "dx = dy at the indices", &[Formula(max_unpool), Stop("indices"), Stop("a shape")])
+        .attributes("kernel_shape pads strides"),
+    rule(
+        "LRN",
+        "dx = dy s⁻ᵝ - 2 α β / size x Σ dy x s⁻ᵝ⁻¹ over the channels around, s = bias + α / size Σ x²",
+        &[Formula(local_response)],
+    )
+    .attributes("alpha beta bias size"),
     rule("GlobalAveragePool", "dx = dy / count", &[Unary(global_average)]),
     rule("GlobalMaxPool", "dx = dy where x is the largest", &[Formula(global_max)])
         .note("the first of equals gets all"),
@@ -76,11 +88,81 @@ fn max<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         };
         return Ok(dx.reshape_like(x));
     }
-    let patches = window.patches(window.one_channel(x), f64::from(f32::MIN))?;
+    let patches = window.patches(window.one_channel(x), lowest(x)?)?;
     let first = patches.arg_max(1);
     let taps: i64 = window.kernel()?.iter().product();
     let rank = window.kernel()?.len();
     let place: Vec<i64> = [1, taps].into_iter().chain(vec![1; rank]).collect();
     let hit = first.equal(b.range(b.int(taps)).reshape_to(&place));
     Ok(window.unpatch(window.one_channel(dy).where_(hit))?.reshape_like(x))
+}
+
+/// The derivative of `|x|ᵖ / p`.
+fn power<'g>(x: Expr<'g>, p: i64) -> Expr<'g> {
+    match p {
+        1 => x.sign(),
+        2 => x,
+        _ => x * x.abs().pow(x.like((p - 2) as f64)),
+    }
+}
+
+/// `dy y¹⁻ᵖ`, zero where y is.
+fn normed<'g>(y: Expr<'g>, dy: Expr<'g>, p: i64) -> Expr<'g> {
+    let zero = y.equal(y.like(0.0));
+    let positive = zero.select(y.like(1.0), y);
+    let dy = zero.select(dy.like(0.0), dy);
+    match p {
+        1 => dy,
+        2 => dy / positive,
+        _ => dy / positive.pow(y.like((p - 1) as f64)),
+    }
+}
+
+fn order(c: &Call<'_>) -> Result<i64> {
+    let p = c.int("p", 2);
+    ensure!(p >= 1, "p = {p} is not positive");
+    Ok(p)
+}
+
+fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, y, p) = (c.x()?, c.y()?, order(c)?);
+    let window = Window::of(c, x, y, None)?;
+    Ok(power(x, p) * window.spread_evenly(normed(y, c.dy()?, p), x)?)
+}
+
+fn global_lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let p = order(c)?;
+    Ok(power(c.x()?, p) * normed(c.y()?, c.dy()?, p))
+}
+
+/// The indices are places in the tensor that x had been pooled from, which the output holds at its beginning.
+fn max_unpool<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, indices, mut dy) = (c.x()?, c.input(1)?, c.dy()?);
+    if c.opt(2).is_some() {
+        let pooled = Window::unpooled(c, x)?;
+        if pooled.fact().dims().is_none() || pooled.fact().dims() != dy.shape().fact().dims() {
+            let b = c.builder();
+            let axes: Vec<i64> = (0..x.rank()? as i64).collect();
+            let (zeros, ones) = (vec![0; axes.len()], vec![1; axes.len()]);
+            dy = dy.slice_at(b.ints(&axes), b.ints(&zeros), pooled, b.ints(&ones));
+        }
+    }
+    Ok(dy.flattened().gather(indices, 0))
+}
+
+fn local_response<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let (alpha, beta, size) = (c.float("alpha", 0.0001), c.float("beta", 0.75), c.int("size", 1));
+    ensure!(size >= 1, "size = {size} is not positive");
+    // A matrix of ones where the channel of the column counts for that of the row.
+    let channels = b.range(x.dim(1));
+    let distance = channels.unsqueeze(&[0]) - channels.unsqueeze(&[1]);
+    let (before, after) = ((size - 1) / 2, size / 2);
+    let outside = distance.less(b.int(-before)).or(distance.greater(b.int(after)));
+    let near = outside.logical_not().cast_like(x);
+    let (flat, dy) = (x.reshape_to(&[0, 0, -1]), dy.reshape_to(&[0, 0, -1]));
+    let s = near.matmul(flat.square()) * (alpha / size as f64) + c.float("bias", 1.0);
+    let direct = dy * s.pow(s.like(-beta));
+    let around = near.transposed().matmul(direct * flat / s);
+    Ok((direct - flat * around * (2.0 * alpha * beta / size as f64)).reshape_like(x))
 }

@@ -1,6 +1,150 @@
 //! Sequences and optionals, as carriers of gradients.
+//!
+//! The gradient of a sequence is a sequence of as many tensors, that of an optional is that of what it holds.
 
-use super::Rule;
+use super::Slot::*;
+use super::control::close;
+use super::{Call, Rule, rule};
+use crate::expr::Expr;
+use crate::graph::{Container, Fact, ValueId};
+use anyhow::{Context, Result, ensure};
 
 /// The rows.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] = &[
+    rule("SequenceConstruct", "dxᵢ = dy[i]", &[Each(|c, i| Ok(c.dy()?.sequence_at(c.builder().int(i as i64))))]),
+    rule("SequenceEmpty", "none", &[Stop("no inputs")]).attributes("dtype"),
+    rule("SequenceAt", "ds = zeros with dy in the place", &[Formula(at), Stop("position")]),
+    rule(
+        "SequenceInsert",
+        "ds = dy without the place, dx = dy at the place",
+        &[
+            Formula(|c| {
+                let place = inserted_at(c)?;
+                Ok(c.dy()?.sequence_erase(place))
+            }),
+            Formula(|c| {
+                let place = inserted_at(c)?.unwrap_or(c.builder().int(-1));
+                Ok(c.dy()?.sequence_at(place))
+            }),
+            Stop("position"),
+        ],
+    ),
+    rule("SequenceErase", "ds = dy with zeros in the place", &[Formula(erase), Stop("position")]),
+    rule("SequenceLength", "none", &[Stop("a size")]),
+    rule("ConcatFromSequence", "ds = dy, split", &[Formula(concat)]).attributes("axis new_axis"),
+    rule("SplitToSequence", "dx = dy, joined", &[Formula(split), Stop("sizes")]).attributes("axis keepdims"),
+    rule("SequenceMap", "the body's gradient, of each element; summed for tensors", &[Structure(map)])
+        .attributes("body"),
+    rule("Optional", "dx = dy", &[Formula(|c| c.dy())]).attributes("type"),
+    rule("OptionalGetElement", "dx = dy", &[Formula(|c| c.dy())]),
+    rule("OptionalHasElement", "none", &[Stop("a truth value")]),
+];
+
+/// A position in a sequence of that length, counted from the front.
+fn from_front<'g>(position: Expr<'g>, s: Expr<'g>) -> Expr<'g> {
+    let position = position.cast(crate::onnx::ElementType::Int64).reshape_to(&[]);
+    match position.ints().as_deref() {
+        Some([p]) if *p >= 0 => position,
+        Some([_]) => position + s.sequence_length(),
+        _ => position.wrapped(s.sequence_length()),
+    }
+}
+
+fn at<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let s = c.x()?;
+    Ok(s.zeros_like().sequence_replace(from_front(c.input(1)?, s), c.dy()?))
+}
+
+fn inserted_at<'g>(c: &Call<'g>) -> Result<Option<Expr<'g>>> {
+    let s = c.x()?;
+    Ok(c.opt(2).map(|position| from_front(position, s)))
+}
+
+fn erase<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let s = c.x()?;
+    let zeros = s.sequence_at(c.opt(1).unwrap_or(c.builder().int(-1))).zeros_like();
+    Ok(c.dy()?.sequence_insert(zeros, c.opt(1).map(|position| from_front(position, s))))
+}
+
+fn concat<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (s, dy) = (c.x()?, c.dy()?);
+    let axis = dy.axis(c.int("axis", 0))?;
+    let known = s.elements();
+    if c.flag("new_axis", false) {
+        return Ok(match known {
+            Some(elements) if !elements.is_empty() => {
+                let parts = dy.split(axis, &vec![1; elements.len()]);
+                let parts: Vec<_> = parts.into_iter().map(|p| p.squeeze(&[axis])).collect();
+                c.builder().sequence(&parts, None)
+            }
+            _ => dy.split_to_sequence(axis as i64, None),
+        });
+    }
+    let sizes = match known {
+        Some(elements) if !elements.is_empty() => {
+            let sizes: Option<Vec<i64>> = elements.iter().map(|e| e.known_dim(axis)).collect();
+            if let Some(sizes) = sizes {
+                return Ok(c.builder().sequence(&dy.split(axis, &sizes), None));
+            }
+            Expr::concat(&elements.iter().map(|e| e.dims([axis])).collect::<Vec<_>>(), 0)
+        }
+        _ => {
+            let sizes = c.builder().map_sequences(&[s], |e| Ok(e.iter().take(1).map(|e| e.dims([axis])).collect()));
+            sizes.first().context("a sequence has no sizes")?.concat_sequence(0, false)
+        }
+    };
+    Ok(dy.split_to_sequence(axis as i64, Some(sizes)))
+}
+
+fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (axis, dy) = (c.axis(0)?, c.dy()?);
+    let new_axis = c.opt(1).is_none() && !c.flag("keepdims", true);
+    Ok(match dy.elements() {
+        Some(elements) if !elements.is_empty() => {
+            let parts = elements.iter().map(|e| if new_axis { e.unsqueeze(&[axis]) } else { *e });
+            Expr::concat(&parts.collect::<Vec<_>>(), axis)
+        }
+        _ => dy.concat_sequence(axis as i64, new_axis),
+    })
+}
+
+fn map<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+    let b = c.builder();
+    let body = c.body("body")?;
+    let inputs = c.inputs_from(0)?;
+    let dys: Vec<(usize, Expr<'g>)> = c.dys().iter().enumerate().filter_map(|(i, dy)| Some((i, (*dy)?))).collect();
+    let captures = c.wanted_captures();
+    let wanted: Vec<usize> = (0..inputs.len()).filter(|&i| c.wants(inputs[i].id())).collect();
+    let element = |e: Expr<'g>| Fact { container: Container::Tensor, ..e.fact() };
+    let (scope, arguments) = b.open(dys.iter().map(|(_, dy)| *dy).chain(inputs.iter().copied()).map(element).collect());
+    let (dslices, slices) = arguments.split_at(dys.len());
+    let (connected, outputs) = b.within(scope, || {
+        let replay = c.replay(body, slices)?;
+        let seeds = dys.iter().zip(dslices).filter_map(|((i, _), dy)| Some((*replay.outputs.get(*i)?, *dy)));
+        let seeds: Vec<_> = seeds.collect();
+        let xs: Vec<_> = wanted.iter().map(|&i| slices[i]).chain(captures.iter().copied()).collect();
+        let dxs = replay.gradients(&seeds, &xs)?;
+        let targets = wanted.iter().map(|&i| inputs[i]).chain(captures.iter().copied());
+        // A sequence has its gradient element by element; what an element does not matter for is zeros there.
+        let found = targets.zip(dxs).filter_map(|(x, dx)| Some((x, dx?)));
+        anyhow::Ok(found.unzip::<_, _, Vec<_>, Vec<_>>())
+    })?;
+    if connected.is_empty() {
+        return Ok(vec![]);
+    }
+    close(c, scope, &outputs, dys.len())?;
+    let kept = b.graph().scope(scope).inputs.clone();
+    let all = dys.iter().map(|(_, dy)| *dy).chain(inputs.iter().copied());
+    let used: Vec<_> = arguments.iter().zip(all).filter(|(a, _)| kept.contains(&a.id())).map(|(_, e)| e).collect();
+    ensure!(!used.is_empty(), "no output has a gradient");
+    let gradients = b.sequence_map(&used, scope);
+    let sum = |(x, dx): (Expr<'g>, Expr<'g>)| {
+        let dx = match x.is_sequence() {
+            true => dx,
+            // With zeros in front the sum is right for an empty sequence too.
+            false => dx.sequence_insert(x.zeros_like(), Some(b.int(0))).concat_sequence(0, true).sum_out(&[0]),
+        };
+        (x.id(), dx)
+    };
+    Ok(connected.into_iter().zip(gradients).map(sum).collect())
+}

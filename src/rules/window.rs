@@ -6,6 +6,7 @@
 
 use super::Call;
 use crate::expr::{ConvLike, Expr};
+use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
 /// More taps than this are not sliced one by one.
@@ -29,6 +30,8 @@ pub struct Window<'g> {
     begin: Expr<'g>,
     /// Zeros behind it that windows reach into. May be more than they reach, or negative, by less than s.
     end: Expr<'g>,
+    /// Whether there are no more windows than O, whatever the sizes are.
+    exact: bool,
 }
 
 /// The attribute: one number at least `least` for each axis, `default` where it is left out.
@@ -47,26 +50,40 @@ impl<'g> Window<'g> {
     /// # Errors
     /// The rank is not known, or an attribute has a wrong length or is out of range.
     pub fn of(c: &Call<'g>, image: Expr<'g>, windows: Expr<'g>, weights: Option<Expr<'g>>) -> Result<Self> {
+        let given = c.ints("kernel_shape").filter(|k| !k.is_empty());
+        Self::with_kernel(c, image, windows, given, weights)
+    }
+
+    fn with_kernel(
+        c: &Call<'g>,
+        image: Expr<'g>,
+        windows: Expr<'g>,
+        kernel: Option<Vec<i64>>,
+        weights: Option<Expr<'g>>,
+    ) -> Result<Self> {
         let b = c.builder();
         let full = image.rank().or_else(|e| windows.rank().map_err(|_| e))?;
         let rank = full.checked_sub(2).filter(|&r| r > 0).context("an image needs batch, channels, and axes")?;
         let strides = numbers(c, "strides", rank, 1, 1)?;
         let dilations = numbers(c, "dilations", rank, 1, 1)?;
         let by_weights = || weights.and_then(|w| (2..full).map(|a| w.known_dim(a)).collect::<Option<Vec<_>>>());
-        let kernel = match c.ints("kernel_shape").filter(|k| !k.is_empty()) {
-            Some(_) => Some(numbers(c, "kernel_shape", rank, 1, 1)?),
-            None => by_weights(),
-        };
+        let kernel = kernel.or_else(by_weights);
+        if let Some(kernel) = &kernel {
+            let sound = kernel.len() == rank && kernel.iter().all(|k| (1..=i64::from(i32::MAX)).contains(k));
+            ensure!(sound, "kernel_shape = {kernel:?} is out of range, or not of {rank} axes");
+        }
         let sizes = match (&kernel, weights) {
             (Some(kernel), _) => b.ints(kernel),
             (None, Some(weights)) => weights.dims(2..full),
             (None, None) => return Err(anyhow::anyhow!("attribute kernel_shape is missing")),
         };
-        let (s, count, image) = (b.ints(&strides), windows.dims(2..full), image.dims(2..full));
-        let reach = (count - 1) * s + (sizes - 1) * b.ints(&dilations) + 1;
         let extra = numbers(c, "output_padding", rank, 0, 0)?;
         let auto_pad = c.string("auto_pad", "NOTSET");
         c.expect("auto_pad", &auto_pad, &["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])?;
+        let (s, image, dense) = (b.ints(&strides), image.dims(2..full), strides.iter().all(|&s| s == 1));
+        // In single steps there are as many windows as elements, by whatever names the model calls the sizes.
+        let count = if dense && auto_pad.starts_with("SAME") { image } else { windows.dims(2..full) };
+        let reach = (count - 1) * s + (sizes - 1) * b.ints(&dilations) + 1;
         let shaped = c.ints("output_shape").is_some_and(|s| !s.is_empty());
         let (begin, end) = if auto_pad.starts_with("SAME") || shaped {
             let total = (reach + b.ints(&extra) - image).max(b.ints(&vec![0; rank]));
@@ -87,7 +104,28 @@ impl<'g> Window<'g> {
             };
             (begin, end)
         };
-        Ok(Window { rank, kernel, strides, dilations, image, count, reach, begin, end })
+        let fixed = !auto_pad.starts_with("SAME") && !shaped && !c.flag("ceil_mode", false);
+        let exact = fixed && extra.iter().zip(&strides).all(|(x, s)| x < s);
+        Ok(Window { rank, kernel, strides, dilations, image, count, reach, begin, end, exact })
+    }
+
+    /// The windows that Col2Im's blocks are.
+    ///
+    /// # Errors
+    /// As [`Window::of`].
+    pub fn blocks(c: &Call<'g>, image: Expr<'g>, block: Vec<i64>) -> Result<Self> {
+        let rank = image.rank()?.saturating_sub(2);
+        ensure!(block.len() == rank && block.iter().all(|&k| k > 0), "block_shape = {block:?} does not fit the image");
+        Self::with_kernel(c, image, image, Some(block), None)
+    }
+
+    /// The shape from which a pool without overhanging windows gives that of `windows`, the smallest one.
+    ///
+    /// # Errors
+    /// As [`Window::of`].
+    pub fn unpooled(c: &Call<'g>, windows: Expr<'g>) -> Result<Expr<'g>> {
+        let window = Window::of(c, windows, windows, None)?;
+        Ok(Expr::concat(&[windows.dims([0, 1]), window.reach - window.begin - window.end], 0))
     }
 
     fn axes(&self) -> Vec<usize> {
@@ -110,6 +148,28 @@ impl<'g> Window<'g> {
     /// They are not known.
     pub fn kernel(&self) -> Result<&[i64]> {
         self.kernel.as_deref().context("the kernel's sizes are not known")
+    }
+
+    /// Where each tap lies in its window.
+    ///
+    /// # Errors
+    /// The kernel's sizes are not known, or they are too many.
+    pub fn places(&self) -> Result<Vec<Vec<i64>>> {
+        ensure!(self.taps().is_some_and(|t| t <= 1024), "a window of more than 1024 elements is not taken apart");
+        let at = |tap: Vec<i64>| tap.iter().zip(&self.dilations).map(|(t, d)| t * d).collect();
+        Ok(places(self.kernel()?).into_iter().map(at).collect())
+    }
+
+    /// The steps of the window and of its taps along an axis.
+    pub fn steps(&self, axis: usize) -> (i64, i64) {
+        let step = |list: &[i64]| list.get(axis).copied().unwrap_or(1);
+        (step(&self.strides), step(&self.dilations))
+    }
+
+    /// The step of the window along an axis, and how far before the image it starts.
+    pub fn step(&self, axis: usize) -> (i64, Expr<'g>) {
+        let begin = self.begin.gather(self.begin.builder().int(axis as i64), 0);
+        (self.strides.get(axis).copied().unwrap_or(1), begin)
     }
 
     /// K, the taps of a window, where it is known and does not overflow.
@@ -138,7 +198,9 @@ impl<'g> Window<'g> {
     /// The adjoint of [`Window::correlate`]: each window's number, times the weights, added up where its taps lie.
     pub fn spread(&self, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
         let b = windows.builder();
-        let end = self.reach - self.begin - self.image;
+        // In single steps windows leave nothing over.
+        let dense = self.exact && self.strides.iter().all(|&s| s == 1);
+        let end = if dense { self.end } else { self.reach - self.begin - self.image };
         let largest: Vec<i64> = self.strides.iter().map(|s| s - 1).collect();
         let slice = |whole: Expr<'g>, from: Expr<'g>| {
             let axes: Vec<i64> = self.axes().iter().map(|&a| a as i64).collect();
@@ -174,7 +236,8 @@ impl<'g> Window<'g> {
             }
             _ => self.padded(image, None).conv(weights, &self.like(none, group)),
         };
-        if windows.dims(self.axes()).fact().dims() == self.count.fact().dims() && self.count.fact().dims().is_some() {
+        let counted = self.count.fact().dims();
+        if self.exact || (counted.is_some() && windows.dims(self.axes()).fact().dims() == counted) {
             return windows;
         }
         let axes: Vec<i64> = self.axes().iter().map(|&a| a as i64).collect();
@@ -183,7 +246,7 @@ impl<'g> Window<'g> {
     }
 
     /// The image with what windows reach into around it: zeros, or a value. Its last axes are those of the image.
-    fn padded(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Expr<'g> {
+    pub fn padded(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Expr<'g> {
         let b = image.builder();
         b.attempt(|| {
             let lead = b.ints(&vec![0; image.rank()?.saturating_sub(self.rank)]);
@@ -193,8 +256,12 @@ impl<'g> Window<'g> {
     }
 
     /// For each tap the elements that it meets, window by window; the last axes are those of the image.
-    fn slices(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Result<Vec<Expr<'g>>> {
+    ///
+    /// # Errors
+    /// The kernel's sizes are not known, or they are too many.
+    pub fn slices(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Result<Vec<Expr<'g>>> {
         let kernel = self.kernel()?;
+        ensure!(self.taps().is_some_and(|t| t <= 1024), "a window of more than 1024 elements is not taken apart");
         let lead = image.rank()?.saturating_sub(self.rank);
         let axes: Vec<usize> = (lead..lead + self.rank).collect();
         let mut padded = self.padded(image, value);
@@ -362,6 +429,18 @@ impl<'g> Window<'g> {
         let ones = b.full(b.ints(&kernel), 1.0, windows.element()?);
         Ok(self.spread(self.one_channel(windows), ones, 1).reshape_like(image))
     }
+}
+
+/// What is less than every number that matters, of x's type: finite, since without Where a selection is a product.
+///
+/// # Errors
+/// The element type is not known.
+pub fn lowest(x: Expr<'_>) -> Result<f64> {
+    Ok(match x.element()? {
+        ElementType::Float16 => -65504.0,
+        ElementType::Double => f64::MIN,
+        _ => -3.38e38,
+    })
 }
 
 /// All index tuples of a tensor of these sizes, in order.

@@ -2,8 +2,9 @@
 
 use super::differences::{self, Function, Outcome, Rounding, Target};
 use super::double::Double;
+use super::engine::Precision;
 use super::own::uses;
-use super::tract::{self, Plan, Precision};
+use super::tract;
 use super::{Check, Stop, failed, listed, normalize, not_compared, unique};
 use crate::onnx::{ElementType, GraphProto};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -47,8 +48,8 @@ impl Double {
                 feeds.insert(name.clone(), value.clone());
             }
         }
-        let plan = Plan::new(&model, &feeds, Precision::Double).map_err(|t| not_compared(&t))?;
-        let function = Function::new(&plan, feeds, seeds, Instant::now() + check.options.budget);
+        let plan = check.engine.prepare(&model, &feeds, Precision::Double).map_err(|t| not_compared(&t))?;
+        let function = Function::new(&*plan, feeds, seeds, Instant::now() + check.options.budget);
         let function = function.map_err(|t| not_compared(&t))?;
         let paths = Paths::new(model.graph.as_ref());
         let half = [ElementType::Float16, ElementType::Bfloat16].iter().any(|&e| uses(check.model.graph.as_ref(), e));
@@ -97,7 +98,7 @@ impl Comparison<'_> {
                 c.note = Some(format!("not compared: the gradient of {op} is a convention, not a slope"));
                 continue;
             }
-            if path.iter().any(|op| SINGLE.contains(&op.as_str())) {
+            if self.function.plan.is_single() || path.iter().any(|op| SINGLE.contains(&op.as_str())) {
                 roundings[i] = Rounding::Single;
             }
             worst = worst.max(roundings[i]);

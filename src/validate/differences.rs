@@ -5,7 +5,8 @@
 //! Every x is perturbed on its own: one that a node computes gets an input added to it, so that what flows into it from
 //! another x stays as it is, and a direction over all xs together has the slope Σ ⟨g, v⟩, whichever depends on which.
 
-use super::tract::{self, Plan, Tensors, Trouble};
+use super::engine::Run;
+use super::tract::{self, Tensors, Trouble};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -63,7 +64,7 @@ pub struct Target {
 /// The function whose slopes are measured.
 pub struct Function<'a> {
     /// Computes the ys.
-    pub plan: &'a Plan,
+    pub plan: &'a dyn Run,
     /// Every input, unperturbed.
     pub feeds: Tensors,
     /// For each y its name and seed.
@@ -89,7 +90,7 @@ pub enum Outcome {
 impl<'a> Function<'a> {
     /// Runs the plan once, unperturbed.
     pub fn new(
-        plan: &'a Plan,
+        plan: &'a dyn Run,
         feeds: Tensors,
         seeds: Vec<(String, Vec<f64>)>,
         deadline: Instant,

@@ -1,6 +1,7 @@
 //! The run in float64, which gives the gradients that are compared, and where everything is unperturbed.
 
-use super::tract::{self, Plan, Precision, Tensor, Tensors, Trouble};
+use super::engine::Precision;
+use super::tract::{self, Tensor, Tensors, Trouble};
 use super::{Check, Own, Stop, failed, float64, is_finite, listed, normalize, not_compared, root_mean_square, unique};
 use crate::onnx::{ElementType, ModelProto};
 use crate::record::Record;
@@ -76,7 +77,9 @@ impl Double {
         float64::to_double(&mut model)?;
         let mut feeds = doubled(&own.feeds)?;
         feed_weights(&mut model, &xs, &mut feeds)?;
-        let values = Plan::new(&model, &feeds, Precision::Double)
+        let values = check
+            .engine
+            .prepare(&model, &feeds, Precision::Double)
             .and_then(|plan| plan.run(&feeds))
             .map_err(|t| not_compared(&t))?;
         // Integers are not cut: they are not differentiated, and the plan wants them as they were.

@@ -6,15 +6,19 @@
 mod comparison;
 mod differences;
 mod double;
+mod engine;
 mod float64;
 mod inputs;
 mod kernels;
 mod normalize;
+#[cfg(feature = "onnxruntime")]
+mod onnxruntime;
 mod own;
 mod report;
 mod run;
 mod tract;
 
+pub use engine::Choice as Engine;
 pub use report::{GradientCheck, OutputCheck, Status, Validation};
 pub use run::run;
 
@@ -43,6 +47,8 @@ pub struct Options {
     pub directions: usize,
     /// How long to go on comparing. What is not compared by then is said in the notes.
     pub budget: Duration,
+    /// What runs the model.
+    pub engine: Engine,
 }
 
 impl Default for Options {
@@ -53,6 +59,7 @@ impl Default for Options {
             inputs: BTreeMap::new(),
             directions: 1,
             budget: Duration::from_secs(20),
+            engine: Engine::default(),
         }
     }
 }
@@ -64,7 +71,7 @@ pub fn validate(model: &ModelProto, base: Option<&Path>, record: &Record, option
     let mut validation = Validation {
         status: Status::Skipped,
         reason: None,
-        engine: "tract".to_owned(),
+        engine: options.engine.name().to_owned(),
         dims: BTreeMap::new(),
         outputs: Vec::new(),
         gradients: (record.gradients.iter())
@@ -76,10 +83,11 @@ pub fn validate(model: &ModelProto, base: Option<&Path>, record: &Record, option
             })
             .collect(),
     };
-    let (status, reason) = match prepare(model, base)
-        .map_err(Stop::from)
-        .and_then(|model| Check { model: &model, record, options, validation: &mut validation }.run())
-    {
+    let check = |model: ModelProto| {
+        let engine = options.engine.open()?;
+        Check { model: &model, record, options, engine: &*engine, validation: &mut validation }.run()
+    };
+    let (status, reason) = match prepare(model, base).map_err(Stop::from).and_then(check) {
         Ok(()) => (Status::Passed, None),
         Err(Stop(status, reason)) => (status, Some(reason)),
     };
@@ -128,6 +136,7 @@ struct Check<'a> {
     model: &'a ModelProto,
     record: &'a Record,
     options: &'a Options,
+    engine: &'a dyn engine::Engine,
     validation: &'a mut Validation,
 }
 

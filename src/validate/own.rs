@@ -1,7 +1,8 @@
 //! The run in the model's own element types: which inputs it takes, and that its outputs are the same with the gradients.
 
 use super::double::{doubled, feed_weights};
-use super::tract::{self, Plan, Precision, Tensor, Tensors, Trouble};
+use super::engine::{Engine, Precision};
+use super::tract::{self, Tensor, Tensors, Trouble};
 use super::{Check, OutputCheck, Stop, failed, float64, inputs, is_finite, normalize, skipped};
 use crate::onnx::{ElementType, GraphProto, ModelProto};
 use std::collections::HashSet;
@@ -28,11 +29,11 @@ impl Check<'_> {
             normalize::prune(&mut bare, &forward);
             let precision = if typed { Precision::Own } else { Precision::Double };
             let run = match typed {
-                true => Plan::new(&bare, &feeds, precision).and_then(|p| p.run(&feeds)),
-                false => double_run(bare, &feeds),
+                true => self.engine.prepare(&bare, &feeds, precision).and_then(|p| p.run(&feeds)),
+                false => double_run(self.engine, bare, &feeds),
             };
             match run {
-                Err(unsupported @ Trouble::Unsupported(_)) => return Err(unsupported.into()),
+                Err(trouble) if trouble.is_unsupported() => return Err(trouble.into()),
                 // The first one is of the sizes that are tried first.
                 Err(other) => trouble = trouble.or(Some(skipped(other))),
                 Ok(outputs) => {
@@ -74,10 +75,11 @@ impl Check<'_> {
         names.extend(self.gradients());
         let mut full = self.model.clone();
         normalize::prune(&mut full, &names);
-        let tensors = Plan::new(&full, &feeds, Precision::Own).and_then(|p| p.run(&feeds)).map_err(|t| match t {
-            Trouble::Unsupported(_) => Stop::from(t),
-            other => failed(format!("the model runs, but not with its gradients: {other}")),
-        })?;
+        let tensors =
+            self.engine.prepare(&full, &feeds, Precision::Own).and_then(|p| p.run(&feeds)).map_err(|t| match t {
+                t if t.is_unsupported() => Stop::from(t),
+                other => failed(format!("the model runs, but not with its gradients: {other}")),
+            })?;
         for (name, expected) in &bare {
             let difference = tensors.get(name).and_then(|t| difference(expected, t));
             self.validation.outputs.push(OutputCheck { name: name.clone(), max_difference: difference });
@@ -90,11 +92,11 @@ impl Check<'_> {
     }
 }
 
-fn double_run(mut model: ModelProto, feeds: &Tensors) -> Result<Tensors, Trouble> {
+fn double_run(engine: &dyn Engine, mut model: ModelProto, feeds: &Tensors) -> Result<Tensors, Trouble> {
     float64::to_double(&mut model)?;
     let mut feeds = doubled(feeds)?;
     feed_weights(&mut model, &HashSet::new(), &mut feeds)?;
-    Plan::new(&model, &feeds, Precision::Double)?.run(&feeds)
+    engine.prepare(&model, &feeds, Precision::Double)?.run(&feeds)
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> Option<f64> {

@@ -1,6 +1,7 @@
 //! Runs a model once.
 
-use super::tract::{Plan, Precision, Tensors, datum_type, tensor};
+use super::engine::Precision;
+use super::tract::{Plan, Tensors, datum_type, tensor};
 use crate::onnx::{ElementType, ModelProto, TensorProto};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;

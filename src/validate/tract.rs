@@ -1,6 +1,7 @@
 //! Runs models in tract, in the way that runs most of them: node by node on the inference model, each with the shapes
 //! that its inputs have at that moment.
 
+use super::engine::{Engine, Precision, Run};
 use super::{kernels, normalize};
 use crate::onnx::{ElementType, ModelProto, TensorProto, TypeProto};
 use anyhow::{Result, anyhow, bail, ensure};
@@ -28,6 +29,21 @@ pub enum Trouble {
     Failed(String),
     /// tract crashed.
     Panicked(String),
+    /// Another engine says why, its name in front.
+    #[cfg_attr(not(feature = "onnxruntime"), expect(dead_code, reason = "tract is the only engine"))]
+    Elsewhere {
+        /// What it says.
+        message: String,
+        /// Whether it lacks what the model needs, rather than that the model is wrong.
+        unsupported: bool,
+    },
+}
+
+impl Trouble {
+    /// Whether the engine lacks what the model needs.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Trouble::Unsupported(_) | Trouble::Elsewhere { unsupported: true, .. })
+    }
 }
 
 impl fmt::Display for Trouble {
@@ -36,6 +52,7 @@ impl fmt::Display for Trouble {
             Trouble::Unsupported(operators) => write!(f, "tract has no {}", operators.join(", ")),
             Trouble::Failed(message) => write!(f, "tract: {message}"),
             Trouble::Panicked(message) => write!(f, "tract crashed: {message}"),
+            Trouble::Elsewhere { message, .. } => f.write_str(message),
         }
     }
 }
@@ -47,7 +64,7 @@ impl From<anyhow::Error> for Trouble {
 }
 
 /// tract repeats itself in its messages, with dumps of nodes; the first words and the innermost cause say it.
-fn one_line(message: &str) -> String {
+pub(super) fn one_line(message: &str) -> String {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let count = message.chars().count();
     if count <= 300 {
@@ -56,15 +73,6 @@ fn one_line(message: &str) -> String {
     let head: String = message.chars().take(140).collect();
     let tail: String = message.chars().skip(count - 140).collect();
     format!("{head} ... {tail}")
-}
-
-/// In which arithmetic a model runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// The model's own element types, tract's own kernels.
-    Own,
-    /// The model is one that [`super::float64`] has rewritten; kernels that tract lacks are ours.
-    Double,
 }
 
 type Runnable = Arc<SimplePlan<InferenceFact, Box<dyn InferenceOp>>>;
@@ -76,6 +84,21 @@ pub struct Plan {
     unanalysed: Option<Runnable>,
     inputs: Vec<String>,
     outputs: Vec<String>,
+}
+
+/// tract itself.
+pub struct Tract;
+
+impl Engine for Tract {
+    fn prepare(&self, model: &ModelProto, feeds: &Tensors, precision: Precision) -> Result<Box<dyn Run>, Trouble> {
+        Ok(Box::new(Plan::new(model, feeds, precision)?))
+    }
+}
+
+impl Run for Plan {
+    fn run(&self, feeds: &Tensors) -> Result<Tensors, Trouble> {
+        Plan::run(self, feeds)
+    }
 }
 
 impl Plan {

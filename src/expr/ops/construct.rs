@@ -1,8 +1,12 @@
 //! Tensors out of nothing, and control flow.
 
 use super::{Builder, Expr};
-use crate::graph::{Dim, ScopeId};
+use crate::graph::{Dim, Fact, ScopeId};
 use crate::onnx::{ElementType, TensorProto, attribute};
+use anyhow::{Result, bail};
+
+/// Above this many steps a recurrence is not written out step by step.
+const MAX_UNROLLED: i64 = 512;
 
 impl Builder {
     /// A tensor with `value` in every place, of a shape that is a list of integers, computed or not.
@@ -96,6 +100,70 @@ impl Builder {
         let given = lists.into_iter().filter(|(_, list)| list.iter().any(|&n| n != 0));
         attributes.extend(given.map(|(name, list)| attribute::ints(name, &list)));
         self.emit_many("Scan", &inputs, attributes, vec![("body", body)], outputs)
+    }
+
+    /// Carries states along the first axis of some tensors: `step` takes the states and a slice of each, and returns the
+    /// states and what is stacked. A Scan, or where the model is too old for it the steps one after the other.
+    ///
+    /// # Errors
+    /// Those of `step`; the model is too old, and the number of steps is not known or large.
+    pub fn run_along<'g>(
+        &'g self,
+        states: &[Expr<'g>],
+        along: &[Expr<'g>],
+        reverse: bool,
+        step: impl Fn(&[Expr<'g>], &[Expr<'g>]) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)>,
+    ) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)> {
+        if self.opset() < 9 {
+            return self.unrolled(states, along, reverse, step);
+        }
+        let slice = |e: &Expr<'g>| {
+            let fact = e.fact();
+            Fact { shape: fact.shape.as_ref().and_then(|s| s.get(1..)).map(Into::into), ..fact }
+        };
+        let facts = states.iter().map(|e| e.fact()).chain(along.iter().map(slice)).collect();
+        let (body, inputs) = self.open(facts);
+        let (before, now) = inputs.split_at(states.len());
+        let (after, mut outputs) = self.within(body, || step(before, now))?;
+        let (carried, stacked) = (after.len(), outputs.len());
+        outputs.splice(0..0, after);
+        self.close(body, &outputs, inputs.len());
+        let along: Vec<_> = along.iter().map(|&tensor| Along { tensor, axis: 0, reverse }).collect();
+        let mut last = self.scan(states, &along, &vec![(0, reverse); stacked], body);
+        let all = last.split_off(carried.min(last.len()));
+        Ok((last, all))
+    }
+
+    fn unrolled<'g>(
+        &'g self,
+        states: &[Expr<'g>],
+        along: &[Expr<'g>],
+        reverse: bool,
+        step: impl Fn(&[Expr<'g>], &[Expr<'g>]) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)>,
+    ) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)> {
+        let steps = along.iter().find_map(|e| e.known_dim(0)).filter(|n| (1..=MAX_UNROLLED).contains(n));
+        let Some(steps) = steps else {
+            bail!(
+                "a recurrence over a number of steps that is not known, or above {MAX_UNROLLED}, needs opset 9; the model \
+                 is at {}: convert the model to a newer opset",
+                self.opset()
+            )
+        };
+        let mut states = states.to_vec();
+        let mut all: Vec<Vec<Expr<'g>>> = Vec::new();
+        for i in 0..steps {
+            let i = if reverse { steps - 1 - i } else { i };
+            let now: Vec<_> = along.iter().map(|e| e.narrow(0, i, i + 1).squeeze(&[0])).collect();
+            let (after, stacked) = step(&states, &now)?;
+            all.push(stacked.iter().map(|e| e.unsqueeze(&[0])).collect());
+            states = after;
+        }
+        if reverse {
+            all.reverse();
+        }
+        let count = all.first().map_or(0, Vec::len);
+        let stack = |k: usize| Expr::concat(&all.iter().map(|parts| parts[k]).collect::<Vec<_>>(), 0);
+        Ok((states, (0..count).map(stack).collect()))
     }
 }
 

@@ -54,7 +54,7 @@ unary! {
     /// `2/√π ∫₀ˣ e^(-t²) dt`
     erf = "Erf" since 9;
     /// Logical not.
-    not = "Not" since 1;
+    logical_not = "Not" since 1;
     /// Whether each element is not a number.
     is_nan = "IsNaN" since 9;
     /// The indices of the elements that are not zero, of shape `[rank, count]`.
@@ -69,12 +69,18 @@ impl<'g> Expr<'g> {
     }
 
     pub(in crate::expr) fn plus(self, other: Expr<'g>) -> Expr<'g> {
+        if self.is_sequence() {
+            return self.plus_sequence(other);
+        }
         self.simplify_sum(other).unwrap_or_else(|| self.binary("Add", other))
     }
 
     /// The sum as a node, whatever is known of the terms.
     pub(crate) fn plus_node(self, other: Expr<'g>) -> Expr<'g> {
-        self.binary("Add", other)
+        match self.is_sequence() {
+            true => self.plus_sequence(other),
+            false => self.binary("Add", other),
+        }
     }
 
     /// The sum of tensors of one shape, as one node.
@@ -82,7 +88,10 @@ impl<'g> Expr<'g> {
     /// # Panics
     /// Without terms.
     pub(crate) fn add_n(terms: &[Expr<'g>]) -> Expr<'g> {
-        let [first, ..] = terms else { panic!("a sum without terms") };
+        let [first, rest @ ..] = terms else { panic!("a sum without terms") };
+        if first.is_sequence() {
+            return rest.iter().fold(*first, |sum, term| sum.plus_sequence(*term));
+        }
         let inputs: Vec<_> = terms.iter().copied().map(Some).collect();
         first.builder.emit("Sum", &inputs, vec![])
     }
@@ -120,7 +129,7 @@ impl<'g> Expr<'g> {
     /// Whether each element equals the other's, broadcasting.
     pub fn equal(self, other: Expr<'g>) -> Expr<'g> {
         match self.is_float() && self.builder.opset() < 11 {
-            true => self.less(other).or(other.less(self)).not().and(self.is_number()).and(other.is_number()),
+            true => self.less(other).or(other.less(self)).logical_not().and(self.is_number()).and(other.is_number()),
             false => self.binary("Equal", other),
         }
     }
@@ -189,13 +198,21 @@ impl<'g> Expr<'g> {
     fn is_number(self) -> Expr<'g> {
         match self.builder.opset() < 9 {
             true => self.less(self.like(0.0)).or(self.like(0.0).less(self + 1.0)),
-            false => self.is_nan().not(),
+            false => self.is_nan().logical_not(),
+        }
+    }
+
+    /// Whether Max and Min cannot: before opset 12 they take floating-point numbers only, before 8 they do not broadcast.
+    fn compares_to_choose(self, other: Expr<'g>) -> bool {
+        match self.is_float() {
+            true => self.builder.opset() < 8 && !self.same_shape(other),
+            false => self.builder.opset() < 12,
         }
     }
 
     /// The larger of the two, broadcasting.
     pub fn max(self, other: Expr<'g>) -> Expr<'g> {
-        match self.builder.opset() < 12 && !self.is_float() {
+        match self.compares_to_choose(other) {
             true => self.less(other).select(other, self),
             false => self.binary("Max", other),
         }
@@ -203,7 +220,7 @@ impl<'g> Expr<'g> {
 
     /// The smaller of the two, broadcasting.
     pub fn min(self, other: Expr<'g>) -> Expr<'g> {
-        match self.builder.opset() < 12 && !self.is_float() {
+        match self.compares_to_choose(other) {
             true => self.less(other).select(self, other),
             false => self.binary("Min", other),
         }
@@ -233,13 +250,27 @@ impl<'g> Expr<'g> {
         }
         self.builder.attempt(|| {
             let element = then.element()?;
-            Ok(then * self.cast(element) + otherwise * self.not().cast(element))
+            let chosen = |e: Expr<'g>, condition: Expr<'g>| e * condition.cast(element);
+            let is_zero = |e: Expr<'g>| e.constant() == Some(0.0) && e.fact().rank() == Some(0);
+            Ok(match (is_zero(then), is_zero(otherwise)) {
+                (_, true) => chosen(then, self),
+                (true, _) => chosen(otherwise, self.logical_not()),
+                _ => chosen(then, self) + chosen(otherwise, self.logical_not()),
+            })
         })
     }
 
     /// This where the condition holds, zero where not.
     pub fn where_(self, condition: Expr<'g>) -> Expr<'g> {
         condition.select(self, self.like(0.0))
+    }
+
+    /// This where two numbers are equal, zero where not.
+    pub fn where_equal(self, a: Expr<'g>, b: Expr<'g>) -> Expr<'g> {
+        match self.builder.opset() < 11 {
+            true => self.unless(a.less(b).or(b.less(a))),
+            false => self.where_(a.equal(b)),
+        }
     }
 
     /// This where the condition does not hold, zero where it does.

@@ -133,8 +133,9 @@ impl<'g> Expr<'g> {
 
     /// This tensor with `updates` added in the places of index tuples, each as often as it is named.
     ///
-    /// Before opset 16 no operator adds. Then each update is first replaced by the sum of all that name its place, so that it
-    /// does not matter which of them is written last: a product with the matrix that compares every tuple with every other.
+    /// Before opset 16 no operator adds. Then the first update that names a place is replaced by the sum of all that do, a
+    /// product with the matrix that compares every tuple with every other; the rest go to a place behind the end, which is
+    /// cut off, so that no place that counts is written twice and the gradient of this is right, too.
     pub fn scatter_nd_add(self, indices: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 16 {
@@ -142,17 +143,32 @@ impl<'g> Expr<'g> {
             return b.emit("ScatterND", &inputs, vec![string("reduction", "add")]);
         }
         b.attempt(|| {
-            let Some(depth) = indices.known_dim(indices.rank()?.saturating_sub(1)) else {
-                bail!("scatter-add at index tuples of unknown length needs opset 16; the model is at {}", b.opset())
+            let (rank, index_rank) = (self.rank()?, indices.rank()?);
+            let depth = match indices.known_dim(index_rank.saturating_sub(1)) {
+                Some(depth) if depth > 0 && depth <= rank as i64 => depth,
+                _ => {
+                    bail!("scatter-add at index tuples of unknown length needs opset 16; the model is at {}", b.opset())
+                }
             };
-            let sizes = self.dims(0..depth as usize);
-            let tuples = indices.wrapped(sizes).reshape_to(&[-1, depth]);
-            let names = tuples.unsqueeze(&[0]).equal(tuples.unsqueeze(&[1]));
-            let same = names.cast_like(updates).reduce("ReduceMin", Some(&[2]), false);
-            let rows = updates.reshape(Expr::concat(&[tuples.dims([0]), b.ints(&[-1])], 0));
-            let sums = same.matmul(rows).reshape_like(updates);
-            let sums = if self.constant() == Some(0.0) { sums } else { sums + self.gather_nd(indices, 0) };
-            Ok(self.scatter_nd(indices, sums))
+            let tuples = indices.wrapped(self.dims(0..depth as usize)).reshape_to(&[-1, depth]);
+            let count = tuples.dim(0);
+            let names = tuples.unsqueeze(&[0]).equal(tuples.unsqueeze(&[1])).cast_like(updates);
+            let same = names.reduce("ReduceMin", Some(&[2]), false);
+            let order = b.range(count);
+            let earlier = same.where_(order.unsqueeze(&[0]).less(order.unsqueeze(&[1])));
+            let again = earlier.sum(&[1]).above(0.5);
+            let first = again.select(self.dim(0), tuples.slice(&[1], &[0], &[1], &[1]));
+            let places = match depth {
+                1 => first,
+                _ => Expr::concat(&[first, tuples.slice(&[1], &[1], &[depth], &[1])], 1),
+            };
+            let sizes = updates.dims(index_rank - 1..updates.rank()?);
+            let row = |e: Expr<'g>| [e.reshape_to(&[1]), sizes.product_of_list()];
+            let sums = same.matmul(updates.reshape(Expr::concat(&row(count), 0)));
+            let sums = sums.reshape(Expr::concat(&[count.reshape_to(&[1]), sizes], 0));
+            let more = b.full(self.shape_with(0, self.dims([0]) + 1), 0.0, self.element()?);
+            let laid = more.scatter_nd(places, sums);
+            Ok(self + laid.slice(&[0], &[0], &[-1], &[1]))
         })
     }
 
@@ -186,7 +202,11 @@ impl<'g> Expr<'g> {
         let mut front: Vec<usize> = (axis..axis + index_rank).collect();
         front.extend((0..axis).chain(axis + index_rank..rank));
         let rows = self.transpose(&front);
-        let indices = indices.cast(ElementType::Int64);
+        let mut indices = indices.cast(ElementType::Int64);
+        if indices.ints().is_some() {
+            // Not every engine takes indices that count from the end here.
+            indices = indices.wrapped(sizes.item(0));
+        }
         let summed = if b.opset() >= 11 {
             let (zeros, tuples) = (b.full(sizes, 0.0, self.element()?), indices.unsqueeze(&[index_rank]));
             if twice { zeros.scatter_nd_add(tuples, rows) } else { zeros.scatter_nd(tuples, rows) }

@@ -10,6 +10,7 @@ mod indexing;
 mod parts;
 mod products;
 mod reductions;
+mod sequences;
 mod shapes;
 
 pub use construct::Along;
@@ -51,6 +52,18 @@ pub struct Pool {
     pub auto_pad: String,
     /// Whether a last window may hang over.
     pub ceil_mode: bool,
+}
+
+/// What a change of size is given, each list as the newest form of the operator has it.
+pub struct Resized<'g> {
+    /// Attributes, of those that the model's version of the operator has.
+    pub attributes: Vec<AttributeProto>,
+    /// The part to look at: the begins of all axes, then the ends.
+    pub roi: Option<Expr<'g>>,
+    /// Factors of all axes.
+    pub scales: Option<Expr<'g>>,
+    /// Sizes of all axes, in place of factors.
+    pub sizes: Option<Expr<'g>>,
 }
 
 impl<'g> Expr<'g> {

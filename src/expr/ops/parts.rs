@@ -111,19 +111,16 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The tensor continued around its borders: `mode` is reflect, edge or wrap.
+    /// The tensor continued around its borders: `mode` is one that the model's own Pad has.
     pub fn pad_mode(self, pads: Expr<'g>, mode: &str) -> Expr<'g> {
         let b = self.builder;
-        let since = if mode == "wrap" { 19 } else { 2 };
-        b.since(since, "Pad of that mode", || {
-            if b.opset() >= 11 {
-                return b.emit("Pad", &[Some(self), Some(pads)], vec![string("mode", mode)]);
-            }
-            match pads.ints() {
-                Some(pads) => b.emit("Pad", &[Some(self)], vec![string("mode", mode), ints("pads", &pads)]),
-                None => b.too_old("Pad by computed amounts", 11),
-            }
-        })
+        if b.opset() >= 11 {
+            return b.emit("Pad", &[Some(self), Some(pads)], vec![string("mode", mode)]);
+        }
+        match pads.ints() {
+            Some(pads) => b.emit("Pad", &[Some(self)], vec![string("mode", mode), ints("pads", &pads)]),
+            None => b.too_old("Pad by computed amounts", 11),
+        }
     }
 
     /// Zeros before and after along one axis, in amounts that are lists of one.

@@ -1,7 +1,9 @@
 //! Matrix products, convolutions, pooling, softmax.
 
-use super::{ConvLike, Expr, Pool};
-use crate::onnx::attribute::{float, int, ints, string};
+use super::{ConvLike, Expr, Pool, Resized};
+use crate::graph::Origin;
+use crate::onnx::ElementType;
+use crate::onnx::attribute::{float, floats, int, ints, string};
 use anyhow::Result;
 
 impl<'g> Expr<'g> {
@@ -25,6 +27,34 @@ impl<'g> Expr<'g> {
         let left = if transposed { self.transposed() } else { self };
         let right = if other_transposed { other.transposed() } else { other };
         left.matmul(right) * alpha
+    }
+
+    /// `A` and `B` of a product `AᵀB` of two matrices which the pass has written.
+    pub fn factors(self) -> Option<(Expr<'g>, Expr<'g>)> {
+        use crate::onnx::attribute::{get_int, get_ints};
+        let graph = self.builder.graph();
+        let written = |value| {
+            let (id, _) = graph.producer(value)?;
+            Some(graph.node(id)).filter(|n| n.origin != Origin::Model && n.domain.is_empty())
+        };
+        let node = written(self.id)?;
+        let [Some(left), Some(right)] = node.inputs[..] else { return None };
+        let flag = |name| get_int(&node.attributes, name).unwrap_or(0) != 0;
+        let left = match &*node.op_type {
+            "Gemm" if flag("transA") && !flag("transB") && !node.attributes.iter().any(|a| a.name() == "alpha") => left,
+            "MatMul" => match written(left)? {
+                transpose
+                    if &*transpose.op_type == "Transpose"
+                        && get_ints(&transpose.attributes, "perm").is_none_or(|perm| perm == [1, 0]) =>
+                {
+                    transpose.inputs.first().copied().flatten()?
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        let matrices = [left, right].iter().all(|&v| graph.fact(v).rank() == Some(2));
+        matrices.then(|| (self.builder.expr(left), self.builder.expr(right)))
     }
 
     /// The axes but for the last `kept` as one.
@@ -80,6 +110,30 @@ impl<'g> Expr<'g> {
         match outputs.builder.emit_many("MaxPool", &[Some(self)], attributes, vec![], 2)[..] {
             [y, indices] => (y, indices),
             _ => (self, self),
+        }
+    }
+
+    /// The image at another size.
+    pub fn resize(self, p: &Resized<'g>) -> Expr<'g> {
+        let b = self.builder;
+        let empty = || b.numbers(&[], &[0], ElementType::Float);
+        match b.opset() {
+            ..=8 => {
+                let Some(scales) = p.scales.and_then(|s| s.fact().floats()) else {
+                    return b.too_old("Upsample by computed scales", 9);
+                };
+                let scales: Vec<f32> = scales.iter().map(|&s| s as f32).collect();
+                let attributes = p.attributes.iter().cloned().chain([floats("scales", &scales)]).collect();
+                b.emit("Upsample", &[Some(self)], attributes)
+            }
+            9 => b.emit("Upsample", &[Some(self), p.scales], p.attributes.clone()),
+            10 => b.emit("Resize", &[Some(self), p.scales], p.attributes.clone()),
+            // The region and the scales could not be left out.
+            11..=12 => {
+                let (roi, scales) = (p.roi.unwrap_or_else(empty), p.scales.unwrap_or_else(empty));
+                b.emit("Resize", &[Some(self), Some(roi), Some(scales), p.sizes], p.attributes.clone())
+            }
+            _ => b.emit("Resize", &[Some(self), p.roi, p.scales, p.sizes], p.attributes.clone()),
         }
     }
 

@@ -107,8 +107,11 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// A tensor of this one's element type and shape with `value` in every place.
+    /// A tensor of this one's element type and shape with `value` in every place; of a sequence a sequence of such.
     pub fn full_like(self, value: f64) -> Expr<'g> {
+        if self.is_sequence() {
+            return self.full_sequence(value);
+        }
         self.builder.attempt(|| Ok(self.builder.full(self.shape(), value, self.element()?)))
     }
 

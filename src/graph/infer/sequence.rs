@@ -12,10 +12,10 @@ pub const ROWS: &[Row] = &[
     ("Optional", optional),
     ("OptionalGetElement", get_element),
     ("OptionalHasElement", has_element),
-    ("SequenceAt", |c| Ok(vec![Fact { container: Container::Tensor, ..c.like(0) }])),
+    ("SequenceAt", at),
     ("SequenceConstruct", construct),
     ("SequenceEmpty", empty),
-    ("SequenceErase", |c| Ok(vec![c.like(0)])),
+    ("SequenceErase", |c| Ok(vec![sequence(c.element(0), c.input(0).and_then(|s| s.shape.clone()))])),
     ("SequenceInsert", insert),
     ("SequenceLength", |_| Ok(vec![tensor(Some(ElementType::Int64), Some(vec![]))])),
     ("SplitToSequence", split),
@@ -26,19 +26,40 @@ fn sequence(element: Option<ElementType>, shape: Option<Shape>) -> Fact {
 }
 
 fn empty(c: &Context) -> Result<Vec<Fact>> {
-    Ok(vec![sequence(Some(c.type_attribute("dtype").unwrap_or(ElementType::Float)), None)])
+    // That it has no elements is all that there is to know of its value.
+    let value = Some(Value::Elements([].into()));
+    Ok(vec![Fact { value, ..sequence(Some(c.type_attribute("dtype").unwrap_or(ElementType::Float)), None) }])
+}
+
+/// A size in which elements may differ stands for another one in each.
+fn at(c: &Context) -> Result<Vec<Fact>> {
+    let any = |&d: &Dim| if c.dims().is_fresh(d) { c.dims().fresh() } else { d };
+    let shape = c.shape(0).map(|shape| shape.iter().map(any).collect());
+    Ok(vec![tensor(c.element(0), shape)])
+}
+
+/// The shape of every element, with an unknown size where they differ; none where their ranks do.
+fn shared(c: &Context, places: std::ops::Range<usize>) -> Option<Shape> {
+    let mut shared: Vec<Dim> = c.shape(places.start)?.to_vec();
+    for i in places.skip(1) {
+        let shape = c.shape(i).filter(|s| s.len() == shared.len())?;
+        for (a, &b) in shared.iter_mut().zip(shape) {
+            if *a != b {
+                *a = c.dims().fresh();
+            }
+        }
+    }
+    Some(shared.into())
 }
 
 fn construct(c: &Context) -> Result<Vec<Fact>> {
     let element = (0..c.inputs.len()).find_map(|i| c.element(i));
-    let shape = c.input(0).and_then(|f| f.shape.clone());
-    let shared = shape.filter(|s| (0..c.inputs.len()).all(|i| c.shape(i) == Some(s)));
-    Ok(vec![sequence(element, shared)])
+    Ok(vec![sequence(element, shared(c, 0..c.inputs.len()))])
 }
 
 fn insert(c: &Context) -> Result<Vec<Fact>> {
-    let shape = c.input(0).and_then(|f| f.shape.clone()).filter(|s| c.shape(1) == Some(s));
-    Ok(vec![sequence(c.element(0).or(c.element(1)), shape)])
+    let empty = c.input(0).is_some_and(|s| s.value.is_some());
+    Ok(vec![sequence(c.element(0).or(c.element(1)), shared(c, usize::from(empty)..2))])
 }
 
 fn concat(c: &Context) -> Result<Vec<Fact>> {
@@ -68,10 +89,12 @@ fn split(c: &Context) -> Result<Vec<Fact>> {
         Some(split) => match split.uniform() {
             Some(Scalar::Int(Dim::Known(part))) if split.rank() == Some(0) => {
                 // The last part is what is left.
-                size.is_some_and(|n| n.checked_rem(part) == Some(0)).then_some(Dim::Known(part))
+                size.is_some_and(|n| n.checked_rem(part) == Some(0))
+                    .then_some(Dim::Known(part))
+                    .or_else(|| Some(c.dims().fresh()))
             }
             Some(Scalar::Int(part)) if split.rank() == Some(1) => Some(part),
-            _ => None,
+            _ => Some(c.dims().fresh()),
         },
     };
     Ok(vec![sequence(c.element(0), part.map(|part| with_axis(shape, at, part).into()))])

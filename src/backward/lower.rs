@@ -1,0 +1,404 @@
+//! `Gradient` nodes of [ai.onnx.preview.training][spec], which hardly any engine runs, as nodes of the standard's operators.
+//!
+//! A node `Gradient <xs, zs, y> (inputs)` means: the tensors named by xs and zs are independent variables that determine the
+//! tensor y of the graph around the node; the outputs are the derivatives of y with respect to each of xs, zs held constant,
+//! where the variables have the values of the inputs. Whatever computes a variable in the graph is thereby cut off. Where an
+//! input is not the tensor of that name itself, what lies between it and y is computed once more.
+//!
+//! Each node is lowered where it stands, and what it becomes counts as the model's own from then on, so that one whose y
+//! another one has computed differentiates that.
+//!
+//! [spec]: https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html
+
+use super::{Aggregation, Flow, Pass, nearest};
+use crate::expr::Builder;
+use crate::graph::write::{self, Names, Part};
+use crate::graph::{Graph, NodeId, Replacement, ValueId, load_replacing};
+use crate::model::Model;
+use crate::onnx::{GraphProto, ModelProto, NodeProto, attribute};
+use crate::record::Gradient;
+use anyhow::{Context, Result, bail, ensure};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::rc::Rc;
+
+const DOMAIN: &str = "ai.onnx.preview.training";
+
+/// A model without `Gradient` nodes.
+#[derive(Clone, Debug, Default)]
+pub struct Lowered {
+    /// The model as it was but for these nodes, in whose places others stand.
+    pub model: Model,
+    /// What has been lowered, in the order in which it was.
+    pub nodes: Vec<LoweredNode>,
+    /// How many nodes have been added.
+    pub nodes_added: usize,
+    /// What users should know.
+    pub warnings: Vec<String>,
+}
+
+/// A `Gradient` node that has been lowered.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct LoweredNode {
+    /// Its name, maybe empty.
+    pub node: String,
+    /// The tensor that is differentiated.
+    pub y: String,
+    /// The tensors that are held constant.
+    pub zs: Vec<String>,
+    /// Of each x the tensor that holds the gradient; `None` for an output that the node leaves out.
+    pub gradients: Vec<Gradient>,
+    /// How many nodes between the variables and y are computed once more, for inputs that are other tensors than those named.
+    pub copied: usize,
+}
+
+impl Model {
+    /// Replaces the `Gradient` nodes of ai.onnx.preview.training in the main graph by what computes their outputs.
+    ///
+    /// Each y starts with ones, as in tf.gradients: of a tensor of many elements the sum is differentiated. An x on which y does
+    /// not depend gets zeros where y depends on another one. The domain is imported no more if nothing else needs it.
+    ///
+    /// # Errors
+    /// Names of no tensor; inputs that do not fit xs and zs; a y that depends on none of its xs, or on its own gradient;
+    /// operators between them without a gradient; a `Gradient` node in a body of control flow or in a function.
+    pub fn lower_gradients(&self) -> Result<Lowered> {
+        let mut model = self.clone();
+        check_places(&model.proto)?;
+        let mut lowering = Lowering {
+            names: Names::new(names(&model.proto)),
+            written: HashMap::new(),
+            nodes: Vec::new(),
+            warnings: Vec::new(),
+        };
+        if let Some(graph) = &mut model.proto.graph {
+            graph.node = ordered(std::mem::take(&mut graph.node))?;
+        }
+        let loaded = load_replacing(&model.proto, &mut |graph, names, node| match is_gradient(node) {
+            true => lowering.node(graph, names, node).map(Some),
+            false => Ok(None),
+        })?;
+        let Lowering { mut written, nodes, mut warnings, .. } = lowering;
+        warnings.splice(0..0, loaded.warnings);
+        let nodes_added = written.len();
+        if let Some(graph) = &mut model.proto.graph {
+            let mut own = std::mem::take(&mut graph.node).into_iter().filter(|n| !is_gradient(n));
+            let main = &loaded.graph.scope(Graph::MAIN).nodes;
+            graph.node = main.iter().filter_map(|id| written.remove(id).or_else(|| own.next())).collect();
+            for (&id, node) in main.iter().zip(&mut graph.node) {
+                if let Some(output) = demand(&loaded.graph, id, node) {
+                    let node = loaded.graph.describe(id);
+                    warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
+                }
+            }
+        }
+        if !nodes.is_empty() && !uses_domain(&model.proto) {
+            model.proto.opset_import.retain(|o| o.domain() != DOMAIN);
+        }
+        Ok(Lowered { model, nodes, nodes_added, warnings })
+    }
+}
+
+struct Lowering {
+    names: Names,
+    /// What stands in the places of the nodes that have been lowered.
+    written: HashMap<NodeId, NodeProto>,
+    nodes: Vec<LoweredNode>,
+    warnings: Vec<String>,
+}
+
+/// What a node asks for.
+struct Asked {
+    y: ValueId,
+    /// The tensor and the value of each x, then of each z.
+    variables: Vec<(ValueId, ValueId)>,
+    xs: usize,
+    /// For each x the name of the output; empty where it is left out.
+    outputs: Vec<String>,
+}
+
+impl Lowering {
+    fn node(&mut self, graph: &mut Graph, names: &HashMap<Rc<str>, ValueId>, node: &NodeProto) -> Result<Replacement> {
+        let attributes = &node.attribute;
+        let y = attribute::get_string(attributes, "y").context("attribute 'y' names no tensor")?;
+        let xs = attribute::get_strings(attributes, "xs").context("attribute 'xs' names no tensors")?;
+        let zs = attribute::get_strings(attributes, "zs").unwrap_or_default();
+        let asked = asked(graph, names, node, y, &xs, &zs)?;
+
+        let (first, value, kept) = (graph.node_count(), graph.value_count(), graph.scope(Graph::MAIN).nodes.len());
+        let builder = Builder::new(std::mem::replace(graph, Graph::new([])));
+        let built = build(&builder, &asked);
+        *graph = builder.into_graph();
+        let built = built?;
+        for x in built.unconnected {
+            self.warnings.push(format!("'{y}' does not depend on '{}', the gradient is zero", xs[x]));
+        }
+        let scope = if node.name().is_empty() { "gradients" } else { node.name() };
+        let demanded: Vec<(ValueId, NodeId)> = graph.demanded(first, value).collect();
+        let Part { nodes, names } = write::part(graph, scope, built.outputs.clone(), demanded, &mut self.names);
+        let node_names = nodes.iter().map(|(id, node)| (*id, Rc::from(node.name())));
+        graph.adopt(first, kept, node_names, names.iter().map(|(id, name)| (*id, name.as_str().into())));
+        self.written.extend(nodes);
+
+        let gradient = |(x, output): (&&str, &String)| Gradient {
+            x: (*x).to_owned(),
+            gradient: (!output.is_empty()).then(|| output.clone()),
+        };
+        self.nodes.push(LoweredNode {
+            node: node.name().to_owned(),
+            y: y.to_owned(),
+            zs: zs.into_iter().map(str::to_owned).collect(),
+            gradients: xs.iter().zip(&asked.outputs).map(gradient).collect(),
+            copied: built.copied,
+        });
+        let mut outputs: Replacement = built.outputs.into_iter().map(|(id, name)| (name.into(), id)).collect();
+        outputs.sort_unstable_by_key(|&(_, id)| id);
+        Ok(outputs)
+    }
+}
+
+/// The tensors that the node names, beside those that it takes.
+fn asked(
+    graph: &Graph,
+    names: &HashMap<Rc<str>, ValueId>,
+    node: &NodeProto,
+    y: &str,
+    xs: &[&str],
+    zs: &[&str],
+) -> Result<Asked> {
+    let find = |what: &str, name: &str| match names.get(name) {
+        Some(&id) => Ok(id),
+        None => match nearest(name, names.keys().map(|n| &**n)) {
+            Some(near) => bail!("{what}: no tensor is called '{name}'; did you mean '{near}'?"),
+            None => bail!("{what}: no tensor is called '{name}'"),
+        },
+    };
+    ensure!(!xs.is_empty(), "attribute 'xs' names no tensors");
+    let count = xs.len() + zs.len();
+    ensure!(node.input.len() == count, "{} inputs are given for {count} names in xs and zs", node.input.len());
+    ensure!(node.output.len() <= xs.len(), "{} outputs are asked for of {} xs", node.output.len(), xs.len());
+    let y = find("y", y)?;
+    ensure!(graph.fact(y).may_carry_gradient(), "y is not of a floating-point type and has no gradient");
+    let mut variables = Vec::with_capacity(count);
+    let mut seen = HashSet::new();
+    for (i, (name, input)) in xs.iter().chain(zs).zip(&node.input).enumerate() {
+        let what = if i < xs.len() { "xs" } else { "zs" };
+        let (variable, value) = (find(what, name)?, find("its inputs", input)?);
+        ensure!(seen.insert(variable), "'{name}' is a variable twice");
+        ensure!(
+            i >= xs.len() || graph.fact(variable).may_carry_gradient(),
+            "x '{name}' is not of a floating-point type and has no gradient"
+        );
+        if let (Some(a), Some(b)) = (graph.fact(variable).element, graph.fact(value).element) {
+            ensure!(a == b, "input '{input}' is of type {}, '{name}' of type {}", b.name(), a.name());
+        }
+        variables.push((variable, value));
+    }
+    let output = |i: usize| node.output.get(i).cloned().unwrap_or_default();
+    Ok(Asked { y, variables, xs: xs.len(), outputs: (0..xs.len()).map(output).collect() })
+}
+
+struct Built {
+    /// The values that are the outputs.
+    outputs: HashMap<ValueId, String>,
+    /// The xs on which y does not depend.
+    unconnected: Vec<usize>,
+    copied: usize,
+}
+
+fn build(builder: &Builder, asked: &Asked) -> Result<Built> {
+    // A value that stands for another tensor may be used elsewhere, too: only as an Identity it is a variable.
+    let leaf = |&(variable, value): &(ValueId, ValueId)| if variable == value { value } else { builder.copy(value) };
+    let leaves: Vec<ValueId> = asked.variables.iter().map(leaf).collect();
+    let variables: HashSet<ValueId> = asked.variables.iter().map(|&(variable, _)| variable).collect();
+    let mut map: HashMap<ValueId, ValueId> = (asked.variables.iter().zip(&leaves))
+        .filter(|((variable, _), leaf)| variable != *leaf)
+        .map(|(&(variable, _), &leaf)| (variable, leaf))
+        .collect();
+
+    let between = cone(&builder.graph(), asked.y, &variables);
+    let (changed, mut nodes) = split_changed(&builder.graph(), between, map.keys().copied().collect());
+    let before = builder.graph().scope(Graph::MAIN).nodes.len();
+    builder.copy_all(&changed, &mut map);
+    nodes.extend(builder.graph().scope(Graph::MAIN).nodes.iter().skip(before));
+    let y = builder.expr(map.get(&asked.y).copied().unwrap_or(asked.y));
+
+    let (xs, _) = leaves.split_at(asked.xs.min(leaves.len()));
+    let pass = Pass::new(builder, Aggregation::AddN, leaves.iter().copied().collect(), &[]);
+    let flows = pass.differentiate(&nodes, &[(y.id(), y.ones_like())], xs)?;
+    ensure!(flows.iter().any(Option::is_some), "y does not depend on any of its xs");
+    let mut built = Built { outputs: HashMap::new(), unconnected: Vec::new(), copied: changed.len() };
+    for (i, ((&x, flow), name)) in xs.iter().zip(flows).zip(&asked.outputs).enumerate() {
+        if name.is_empty() {
+            continue;
+        }
+        if flow.is_none() {
+            built.unconnected.push(i);
+        }
+        let gradient = match flow {
+            Some(Flow::Value(dx)) => dx.id(),
+            Some(Flow::Zero) | None => builder.expr(x).zeros_like().id(),
+        };
+        // A tensor that has a name already, or that is another gradient too, gets a node of its own to be named by.
+        let taken = built.outputs.contains_key(&gradient) || {
+            let graph = builder.graph();
+            graph.value(gradient).name.is_some() || graph.producer(gradient).is_none()
+        };
+        built.outputs.insert(if taken { builder.copy(gradient) } else { gradient }, name.clone());
+    }
+    match builder.take_error() {
+        Some(error) => Err(error),
+        None => Ok(built),
+    }
+}
+
+/// The nodes on which `y` depends, not looking behind the variables, in topological order.
+fn cone(graph: &Graph, y: ValueId, variables: &HashSet<ValueId>) -> Vec<NodeId> {
+    let mut found = HashSet::new();
+    let mut open = vec![y];
+    while let Some(value) = open.pop() {
+        if let Some((id, _)) = graph.producer(value).filter(|_| !variables.contains(&value))
+            && found.insert(id)
+        {
+            open.extend(graph.node(id).inputs.iter().flatten());
+            open.extend(graph.captures(id));
+        }
+    }
+    let mut nodes: Vec<NodeId> = found.into_iter().collect();
+    nodes.sort_unstable();
+    nodes
+}
+
+/// Parts nodes into those that depend on one of the values, and the others.
+fn split_changed(graph: &Graph, nodes: Vec<NodeId>, mut changed: HashSet<ValueId>) -> (Vec<NodeId>, Vec<NodeId>) {
+    nodes.into_iter().partition(|&id| {
+        let node = graph.node(id);
+        let depends = node.inputs.iter().flatten().any(|i| changed.contains(i))
+            || (!node.bodies.is_empty() && graph.captures(id).iter().any(|v| changed.contains(v)));
+        if depends {
+            changed.extend(node.outputs.iter().flatten());
+        }
+        depends
+    })
+}
+
+fn is_gradient(node: &NodeProto) -> bool {
+    node.domain() == DOMAIN && node.op_type() == "Gradient"
+}
+
+fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+}
+
+/// Whether a node, or one in its bodies, is wanted. Nesting is as deep as protobuf allows.
+fn any_node(node: &NodeProto, wanted: &impl Fn(&NodeProto) -> bool) -> bool {
+    wanted(node) || bodies(node).any(|body| body.node.iter().any(|n| any_node(n, wanted)))
+}
+
+fn check_places(model: &ModelProto) -> Result<()> {
+    for node in model.graph.iter().flat_map(|g| &g.node) {
+        let inside = bodies(node).any(|body| body.node.iter().any(|n| any_node(n, &is_gradient)));
+        ensure!(
+            !inside,
+            "node '{}' ({}) holds a Gradient node in its body, where it cannot be lowered; move it to the main graph",
+            node.name(),
+            node.op_type()
+        );
+    }
+    for function in &model.functions {
+        ensure!(
+            !function.node.iter().any(|n| any_node(n, &is_gradient)),
+            "function '{}' holds a Gradient node, which cannot be lowered there; inline the function",
+            function.name()
+        );
+    }
+    Ok(())
+}
+
+fn uses_domain(model: &ModelProto) -> bool {
+    let nodes = model.graph.iter().flat_map(|g| &g.node);
+    let functions = model.functions.iter().flat_map(|f| &f.node);
+    nodes.chain(functions).any(|node| any_node(node, &|n| n.domain() == DOMAIN))
+}
+
+/// Every name of a tensor or a node, in bodies too.
+fn names(model: &ModelProto) -> HashSet<Rc<str>> {
+    fn collect(graph: &GraphProto, names: &mut HashSet<Rc<str>>) {
+        let infos = graph.input.iter().chain(&graph.output).chain(&graph.value_info).map(|v| v.name());
+        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
+        let initializers = graph.initializer.iter().chain(sparse).map(|t| t.name());
+        names.extend(infos.chain(initializers).map(Rc::from));
+        for node in &graph.node {
+            names.extend(node.output.iter().map(String::as_str).chain([node.name()]).map(Rc::from));
+            bodies(node).for_each(|body| collect(body, names));
+        }
+    }
+    let mut found = HashSet::new();
+    model.graph.iter().for_each(|graph| collect(graph, &mut found));
+    found
+}
+
+/// Writes into a node the outputs that it has got since it was loaded; returns the name of one.
+fn demand(graph: &Graph, id: NodeId, node: &mut NodeProto) -> Option<String> {
+    let mut demanded = None;
+    for (i, &output) in graph.node(id).outputs.iter().enumerate() {
+        let Some(name) = output.and_then(|o| graph.value(o).name.as_deref()) else { continue };
+        if node.output.get(i).is_none_or(|o| o.is_empty()) {
+            node.output.resize(node.output.len().max(i + 1), String::new());
+            node.output[i] = name.to_owned();
+            demanded = Some(name.to_owned());
+        }
+    }
+    demanded
+}
+
+/// What a node needs before it: its inputs, what its bodies use, and the tensors that a `Gradient` node names.
+fn needs(node: &NodeProto) -> HashSet<String> {
+    let mut names: HashSet<String> = node.input.iter().cloned().collect();
+    bodies(node).for_each(|body| body.used_names(&mut names));
+    if is_gradient(node) {
+        let listed = ["xs", "zs"].into_iter().filter_map(|a| attribute::get_strings(&node.attribute, a)).flatten();
+        names.extend(listed.chain(attribute::get_string(&node.attribute, "y")).map(str::to_owned));
+    }
+    names
+}
+
+/// The nodes with every `Gradient` node behind the tensors that it names, which ONNX does not ask for; otherwise as they are.
+///
+/// # Errors
+/// What a `Gradient` node names depends on its outputs.
+fn ordered(nodes: Vec<NodeProto>) -> Result<Vec<NodeProto>> {
+    let mut producer: HashMap<&str, usize> = HashMap::new();
+    for (i, node) in nodes.iter().enumerate() {
+        producer.extend(node.output.iter().filter(|o| !o.is_empty()).map(|o| (o.as_str(), i)));
+    }
+    let early = |(i, node): (usize, &NodeProto)| {
+        is_gradient(node) && needs(node).iter().any(|n| producer.get(n.as_str()).is_some_and(|&p| p >= i))
+    };
+    if !nodes.iter().enumerate().any(early) {
+        return Ok(nodes);
+    }
+    let mut users: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+    let mut open: Vec<usize> = vec![0; nodes.len()];
+    for (i, node) in nodes.iter().enumerate() {
+        let before: HashSet<usize> = needs(node).iter().filter_map(|n| producer.get(n.as_str()).copied()).collect();
+        open[i] = before.len();
+        before.into_iter().for_each(|p| users[p].push(i));
+    }
+    let mut ready: BinaryHeap<Reverse<usize>> = (0..nodes.len()).filter(|&i| open[i] == 0).map(Reverse).collect();
+    let mut order = Vec::with_capacity(nodes.len());
+    while let Some(Reverse(i)) = ready.pop() {
+        order.push(i);
+        for &user in &users[i] {
+            open[user] -= 1;
+            if open[user] == 0 {
+                ready.push(Reverse(user));
+            }
+        }
+    }
+    if let Some(stuck) = (0..nodes.len()).find(|&i| open[i] > 0 && is_gradient(&nodes[i])) {
+        bail!("node '{}' (Gradient): what it differentiates depends on its own outputs", nodes[stuck].name());
+    }
+    ensure!(order.len() == nodes.len(), "the graph is cyclic");
+    let mut nodes: Vec<Option<NodeProto>> = nodes.into_iter().map(Some).collect();
+    Ok(order.into_iter().filter_map(|i| nodes[i].take()).collect())
+}

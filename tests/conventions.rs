@@ -1,0 +1,97 @@
+//! Where a derivative does not exist, or more than one would do: kinks, ties, boundaries. docs/conventions.md lists them.
+#![cfg(feature = "validate")]
+
+mod common;
+
+use onnx_gradients::onnx::{ElementType, ModelProto, TensorProto, text};
+use onnx_gradients::validate::run;
+use onnx_gradients::{Gradients, Model};
+use std::collections::BTreeMap;
+
+const INF: f64 = f64::INFINITY;
+
+/// Inputs with their values and the gradients that the sum of all elements of y has there.
+type Point<'a> = &'a [(&'a str, &'a [f64], &'a [f64])];
+
+fn check(graph: &str, point: Point) {
+    let model: Model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap().into();
+    let output = Gradients::new(["y"], point.iter().map(|(x, ..)| *x)).build(&model).unwrap();
+    let computed = evaluate(&output.model.proto, point);
+    for ((x, _, expected), found) in point.iter().zip(&output.gradients) {
+        let found = found.gradient.as_ref().map(|g| computed[g].floats().unwrap()).unwrap_or_default();
+        let close = |(a, b): (&f64, &f64)| a == b || (a - b).abs() < 1e-5;
+        let same = found.len() == expected.len() && found.iter().zip(*expected).all(close);
+        assert!(same, "d{x} is {found:?}, not {expected:?}: {graph}");
+    }
+}
+
+fn evaluate(model: &ModelProto, point: Point) -> BTreeMap<String, TensorProto> {
+    let tensor = |v: &[f64]| TensorProto::from_floats(ElementType::Float, &[v.len() as i64], v);
+    run(model, &point.iter().map(|(name, v, _)| ((*name).to_owned(), tensor(v))).collect()).unwrap()
+}
+
+macro_rules! conventions {
+    ($($name:ident: $graph:literal, $($x:ident at [$($at:expr),*] => [$($expected:expr),*]),+;)*) => {
+        const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+        $(#[test]
+        fn $name() {
+            check($graph, &[$((stringify!($x), &[$($at),*], &[$($expected),*])),+]);
+        })*
+    };
+}
+
+conventions! {
+    // Kinks.
+    relu: "g (float[3] x) => (float[3] y) { y = Relu(x) }", x at [-1.0, 0.0, 1.0] => [0.0, 0.0, 1.0];
+    abs: "g (float[3] x) => (float[3] y) { y = Abs(x) }", x at [-1.0, 0.0, 1.0] => [-1.0, 0.0, 1.0];
+    sign: "g (float[3] x) => (float[3] y) { y = Sign(x) }", x at [-1.0, 0.0, 1.0] => [0.0, 0.0, 0.0];
+    leaky_relu: "g (float[3] x) => (float[3] y) { y = LeakyRelu<alpha=0.25>(x) }", x at [-1.0, 0.0, 1.0] => [0.25, 0.25, 1.0];
+    prelu: "g (float[3] x, float[1] slope) => (float[3] y) { y = PRelu(x, slope) }",
+        x at [-1.0, 0.0, 1.0] => [0.25, 0.25, 1.0], slope at [0.25] => [-1.0];
+    elu: "g (float[3] x) => (float[3] y) { y = Elu<alpha=0.5>(x) }", x at [-100.0, 0.0, 1.0] => [0.0, 1.0, 1.0];
+    selu: "g (float[3] x) => (float[3] y) { y = Selu<alpha=2.0, gamma=1.5>(x) }", x at [-100.0, 0.0, 1.0] => [0.0, 1.5, 1.5];
+    celu: "g (float[3] x) => (float[3] y) { y = Celu<alpha=0.5>(x) }", x at [-100.0, 0.0, 1.0] => [0.0, 1.0, 1.0];
+    thresholded_relu: "g (float[3] x) => (float[3] y) { y = ThresholdedRelu<alpha=1.0>(x) }", x at [0.5, 1.0, 2.0] => [0.0, 0.0, 1.0];
+    shrink: "g (float[4] x) => (float[4] y) { y = Shrink<lambd=0.5>(x) }", x at [-1.0, -0.5, 0.5, 1.0] => [1.0, 0.0, 0.0, 1.0];
+    hard_sigmoid: "g (float[3] x) => (float[3] y) { y = HardSigmoid<alpha=0.25, beta=0.5>(x) }", x at [-2.0, 0.0, 2.0] => [0.0, 0.25, 0.0];
+    hard_swish: "g (float[4] x) => (float[4] y) { y = HardSwish(x) }", x at [-3.0, 0.0, 3.0, 4.0] => [0.0, 0.5, 1.0, 1.0];
+    // Boundaries.
+    clip: "g (float[4] x) => (float[4] y) <float low = {-1}, float high = {1}> { y = Clip(x, low, high) }",
+        x at [-2.0, -1.0, 1.0, 2.0] => [0.0, 1.0, 1.0, 0.0];
+    clip_to_a_point: "g (float[3] x) => (float[3] y) <float low = {1}, float high = {1}> { y = Clip(x, low, high) }",
+        x at [0.0, 1.0, 2.0] => [0.0, 1.0, 0.0];
+    relu6: "g (float[4] x) => (float[4] y) <float six = {6}> { r = Relu(x) y = Clip(r, , six) }",
+        x at [0.0, 1.0, 6.0, 7.0] => [0.0, 1.0, 1.0, 0.0];
+    // Ties.
+    max: "g (float[3] a, float[3] b) => (float[3] y) { y = Max(a, b) }",
+        a at [0.0, 1.0, 2.0] => [0.0, 1.0, 1.0], b at [1.0, 1.0, 1.0] => [1.0, 0.0, 0.0];
+    min: "g (float[3] a, float[3] b) => (float[3] y) { y = Min(a, b) }",
+        a at [0.0, 1.0, 2.0] => [1.0, 1.0, 0.0], b at [1.0, 1.0, 1.0] => [0.0, 0.0, 1.0];
+    max_of_three: "g (float[2] a, float[2] b, float[2] c) => (float[2] y) { y = Max(a, b, c) }",
+        a at [1.0, 0.0] => [1.0, 0.0], b at [1.0, 1.0] => [0.0, 1.0], c at [1.0, 1.0] => [0.0, 0.0];
+    reduce_max: "g (float[4] x) => (float y) { y = ReduceMax<keepdims=0>(x) }", x at [2.0, 1.0, 2.0, 0.0] => [0.5, 0.0, 0.5, 0.0];
+    reduce_min: "g (float[4] x) => (float y) { y = ReduceMin<keepdims=0>(x) }", x at [2.0, 1.0, 1.0, 3.0] => [0.0, 0.5, 0.5, 0.0];
+    max_pool: "g (float[4] x) => (float[1,1,2] y) <int64[3] s = {1, 1, 4}> { z = Reshape(x, s) y = MaxPool<kernel_shape=[2], strides=[2]>(z) }",
+        x at [1.0, 1.0, 0.0, 2.0] => [1.0, 0.0, 0.0, 1.0];
+    top_k: "g (float[4] x) => (float[1] y) <int64[1] k = {1}> { y, i = TopK(x, k) }", x at [0.0, 1.0, 1.0, 1.0] => [0.0, 1.0, 0.0, 0.0];
+    // Zeros.
+    reduce_prod_with_a_zero: "g (float[3] x) => (float y) { y = ReduceProd<keepdims=0>(x) }", x at [2.0, 0.0, 3.0] => [0.0, 6.0, 0.0];
+    reduce_prod_with_two_zeros: "g (float[3] x) => (float y) { y = ReduceProd<keepdims=0>(x) }", x at [2.0, 0.0, 0.0] => [0.0, 0.0, 0.0];
+    sqrt: "g (float[2] x) => (float[2] y) { y = Sqrt(x) }", x at [0.0, 4.0] => [INF, 0.25];
+    guarded_sqrt: "g (float[2] x) => (float[2] y) <float zero = {0}> { c = Greater(x, zero) r = Sqrt(x) y = Where(c, r, zero) }",
+        x at [0.0, 4.0] => [0.0, 0.25];
+    power_zero: "g (float[3] x, float[3] p) => (float[3] y) { y = Pow(x, p) }",
+        x at [0.0, 2.0, -2.0] => [0.0, 0.0, 0.0], p at [0.0, 0.0, 0.0] => [0.0, std::f64::consts::LN_2, 0.0];
+    power_of_a_negative_number: "g (float[2] x, float[2] p) => (float[2] y) { y = Pow(x, p) }",
+        x at [-2.0, 0.0] => [-4.0, 0.0], p at [2.0, 2.0] => [0.0, 0.0];
+    norm: "g (float[2] x) => (float y) { y = ReduceL2<keepdims=0>(x) }", x at [0.0, 0.0] => [0.0, 0.0];
+    sum_of_magnitudes: "g (float[2] x) => (float y) { y = ReduceL1<keepdims=0>(x) }", x at [0.0, -2.0] => [0.0, -1.0];
+}
+
+#[test]
+fn every_convention_is_documented() {
+    let text = std::fs::read_to_string(common::folder("docs/conventions.md")).unwrap();
+    let missing: Vec<&&str> = NAMES.iter().filter(|name| !text.contains(&format!("| `{name}` |"))).collect();
+    assert!(missing.is_empty(), "docs/conventions.md does not mention {missing:?}");
+}
