@@ -241,7 +241,8 @@ fn initializers_are_xs_and_large_ones_are_inputs() {
 
 #[test]
 fn what_tract_lacks_is_skipped_by_name() {
-    let sketch = square(FLOAT).node("Add", &["x", "x"], "g").node("TfIdfVectorizer", &["x"], "d").output("d", FLOAT, &[]);
+    let sketch =
+        square(FLOAT).node("Add", &["x", "x"], "g").node("TfIdfVectorizer", &["x"], "d").output("d", FLOAT, &[]);
     let validation = sketch.check(&record("y", &[("x", "g")]));
     assert_eq!(validation.status, Status::Skipped);
     assert_eq!(validation.reason.as_deref(), Some("tract has no TfIdfVectorizer"));
