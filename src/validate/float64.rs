@@ -64,8 +64,6 @@ fn narrow(op: &str) -> Option<(&'static [usize], &'static [usize])> {
         "DynamicQuantizeLinear" => (&[0], &[1]),
         "QLinearMatMul" => (&[1, 4, 6], &[]),
         "QLinearConv" => (&[1, 4, 6], &[]),
-        // The mask of Attention is left alone: it may be one of booleans.
-        "Attention" => (&[0, 1, 2, 4, 5], &[0, 1, 2, 3]),
         "NonMaxSuppression" => (&[0, 1, 3, 4], &[]),
         _ => return None,
     })

@@ -234,14 +234,22 @@ pub fn unsupported(model: &ModelProto, known: &dyn Fn(&str) -> bool) -> Vec<Stri
     let functions: HashSet<(&str, &str)> =
         model.functions.iter().map(|f| (canonical_domain(f.domain()), f.name())).collect();
     if let Some(graph) = &model.graph {
-        look(graph, known, &functions, &mut found);
+        let opset =
+            (model.opset_import.iter()).find(|o| canonical_domain(o.domain()).is_empty()).map_or(1, |o| o.version());
+        look(graph, opset, known, &functions, &mut found);
     }
     found.sort();
     found.dedup();
     found
 }
 
-fn look(graph: &GraphProto, known: &dyn Fn(&str) -> bool, functions: &HashSet<(&str, &str)>, found: &mut Vec<String>) {
+fn look(
+    graph: &GraphProto,
+    opset: i64,
+    known: &dyn Fn(&str) -> bool,
+    functions: &HashSet<(&str, &str)>,
+    found: &mut Vec<String>,
+) {
     for node in &graph.node {
         let (domain, op) = (canonical_domain(node.domain()), node.op_type());
         let ours = match domain {
@@ -251,23 +259,21 @@ fn look(graph: &GraphProto, known: &dyn Fn(&str) -> bool, functions: &HashSet<(&
         };
         if !ours || !known(op) || functions.contains(&(domain, op)) {
             found.push(if domain.is_empty() { op.to_owned() } else { format!("{domain}.{op}") });
-        } else if let Some(what) = wrong(node) {
+        } else if let Some(what) = wrong(node, opset) {
             found.push(format!("{op} {what}"));
         }
         for body in bodies(node) {
-            look(body, known, functions, found);
+            look(body, opset, known, functions, found);
         }
     }
 }
 
 /// What about this node tract computes wrongly or does not survive.
-fn wrong(node: &NodeProto) -> Option<&'static str> {
+fn wrong(node: &NodeProto, opset: i64) -> Option<&'static str> {
     let a = node.attribute.as_slice();
     let inputs = node.input.iter().filter(|i| !i.is_empty()).count();
     match node.op_type() {
         "ConvTranspose" if attribute::find(a, "output_shape").is_some() => Some("with output_shape"),
-        "Attention" if node.input.iter().skip(4).any(|i| !i.is_empty()) => Some("with past keys"),
-        "Attention" if a.iter().any(|a| a.name().contains("window") && a.i() >= 0) => Some("with a window"),
         "SpaceToDepth" if attribute::get_string(a, "mode") == Some("CRD") => Some("in CRD order"),
         "Transpose" => {
             let perm = attribute::get_ints(a, "perm")?;
@@ -275,6 +281,7 @@ fn wrong(node: &NodeProto) -> Option<&'static str> {
             sorted.sort_unstable();
             (!sorted.iter().copied().eq(0..perm.len() as i64)).then_some("with a perm that is no permutation")
         }
+        "Scan" if opset < 9 => Some("before opset 9"),
         "Scan" => {
             let scanned = attribute::get_int(a, "num_scan_inputs").unwrap_or(0);
             (!(0..=inputs as i64).contains(&scanned)).then_some("with more scan inputs than inputs")

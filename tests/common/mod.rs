@@ -2,6 +2,7 @@
 //!
 //! A case is a line `## Title` and a graph in ONNX's text syntax. Behind the title stand settings, separated by commas:
 //! `opsets 7 13` (17 without it), `order 1` (second order without it), `x from 0.1 to 2` (the range of a random input),
+//! `P is 3` (the size of a symbolic dimension, for those that follow from others),
 //! `domain com.microsoft` (an operator set besides the standard's).
 #![allow(dead_code)]
 
@@ -24,6 +25,8 @@ pub struct Case {
     pub opset: i64,
     pub order: usize,
     pub ranges: BTreeMap<String, (f64, f64)>,
+    /// The sizes of symbolic dimensions.
+    pub sizes: BTreeMap<String, i64>,
     pub model: ModelProto,
 }
 
@@ -48,6 +51,7 @@ fn read(path: &Path) -> Vec<Case> {
         let (header, graph) = block.split_once('\n').unwrap();
         let (mut title, mut opsets, mut order, mut ranges, mut domains) =
             (vec![], vec![17], 2, BTreeMap::new(), vec![]);
+        let mut sizes: BTreeMap<String, i64> = SIZES.iter().map(|&(name, size)| (name.to_owned(), size)).collect();
         for part in header.split(", ").map(str::trim) {
             match part.split(' ').collect::<Vec<_>>()[..] {
                 ["opsets", ref list @ ..] => opsets = list.iter().map(|o| o.parse().unwrap()).collect(),
@@ -55,6 +59,9 @@ fn read(path: &Path) -> Vec<Case> {
                 ["domain", domain] => domains.push(domain.to_owned()),
                 [x, "from", low, "to", high] => {
                     ranges.insert(x.to_owned(), (low.parse().unwrap(), high.parse().unwrap()));
+                }
+                [name, "is", size] => {
+                    sizes.insert(name.to_owned(), size.parse().unwrap());
                 }
                 _ => title.push(part),
             }
@@ -66,8 +73,8 @@ fn read(path: &Path) -> Vec<Case> {
             model
                 .opset_import
                 .extend(domains.iter().map(|d| OperatorSetIdProto { domain: Some(d.clone()), version: Some(1) }));
-            let (title, ranges) = (title.join(", "), ranges.clone());
-            cases.push(Case { family: family.clone(), title, opset, order, ranges, model });
+            let (title, ranges, sizes) = (title.join(", "), ranges.clone(), sizes.clone());
+            cases.push(Case { family: family.clone(), title, opset, order, ranges, sizes, model });
         }
     }
     cases
@@ -106,7 +113,7 @@ impl Case {
         let ranged = graph.input.iter().filter_map(|i| Some((i, *self.ranges.get(i.name())?)));
         ranged
             .map(|(input, (low, high))| {
-                let dims = dims(input);
+                let dims = dims(input, &self.sizes);
                 let count = dims.iter().product::<i64>() as u64;
                 // An irrational rotation: spread over the range, no two alike.
                 let at = |i: u64| low + (high - low) * ((i as f64 + 0.5) * 0.618_033_988_749_895).fract();
@@ -130,13 +137,13 @@ fn element(value: &ValueInfoProto) -> Option<ElementType> {
     }
 }
 
-fn dims(value: &ValueInfoProto) -> Vec<i64> {
+fn dims(value: &ValueInfoProto, sizes: &BTreeMap<String, i64>) -> Vec<i64> {
     let Some(type_proto::Value::TensorType(t)) = value.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
         return vec![];
     };
     let size = |d: &dimension::Value| match d {
         dimension::Value::DimValue(n) => *n,
-        dimension::Value::DimParam(name) => SIZES.iter().find(|(n, _)| n == name).unwrap().1,
+        dimension::Value::DimParam(name) => sizes[name],
     };
     t.shape.iter().flat_map(|s| &s.dim).map(|d| size(d.value.as_ref().unwrap())).collect()
 }

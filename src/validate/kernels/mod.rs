@@ -2,6 +2,7 @@
 //! their specification. They are slow and plain on purpose; they share nothing with the formulas of the gradients.
 
 mod array;
+mod attention;
 mod control;
 mod elementwise;
 mod linear;
@@ -65,6 +66,7 @@ impl Row {
 }
 
 const FAMILIES: &[&[Row]] = &[
+    attention::ROWS,
     elementwise::SUMS,
     linear::ROWS,
     losses::ROWS,
@@ -75,15 +77,15 @@ const FAMILIES: &[&[Row]] = &[
     resampling::ROWS,
 ];
 
-/// The rows by operator. tract looks operators up by their names alone.
-static TABLE: LazyLock<HashMap<&str, &Row>> =
-    LazyLock::new(|| FAMILIES.iter().copied().flatten().map(|row| (row.op, row)).collect());
+/// The rows by domain and operator.
+static TABLE: LazyLock<HashMap<(&str, &str), &Row>> =
+    LazyLock::new(|| FAMILIES.iter().copied().flatten().map(|row| ((row.domain, row.op), row)).collect());
 /// The operators of tract.
 static ENGINE: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op_register);
 
 /// Whether an operator of a domain that is not the standard's is computed here.
 pub fn is_ours(domain: &str, op: &str) -> bool {
-    TABLE.get(op).is_some_and(|row| row.domain == domain)
+    TABLE.contains_key(&(domain, op))
 }
 
 /// Puts kernels in the place of those of tract that are missing or wrong; in float64 of those in float32, too.
@@ -100,10 +102,12 @@ pub fn register(operators: &mut OnnxOpRegister, double: bool) {
 }
 
 fn build(context: &ParsingContext, node: &pb::NodeProto) -> Built {
-    let row = *TABLE.get(node.op_type.as_str()).context("a row of the table")?;
     let call = Call::new(node, context.onnx_operator_set_version)?;
     let engine = ENGINE.0.get(&node.op_type);
-    let theirs = || engine.with_context(|| format!("tract has no {}", row.op)).and_then(|build| build(context, node));
+    let theirs =
+        || engine.with_context(|| format!("tract has no {}", node.op_type)).and_then(|build| build(context, node));
+    // tract looks operators up by their names alone.
+    let Some(&row) = TABLE.get(&(canonical_domain(&node.domain), node.op_type.as_str())) else { return theirs() };
     match row.when {
         When::Node(is_ours) if !is_ours(&call) => theirs(),
         When::Ranks(_) => {
@@ -120,6 +124,8 @@ pub struct Call {
     node: NodeProto,
     opset: i64,
     inputs: Vec<Option<Arc<Array>>>,
+    /// Which inputs are truth values.
+    booleans: Vec<bool>,
 }
 
 impl Call {
@@ -135,7 +141,7 @@ impl Call {
             }
         }
         let opset = if canonical_domain(node.domain()).is_empty() { opset } else { 1 };
-        Ok(Call { node, opset, inputs: vec![] })
+        Ok(Call { node, opset, inputs: vec![], booleans: vec![] })
     }
 
     fn input(&self, i: usize) -> Result<&Array> {
@@ -148,6 +154,11 @@ impl Call {
 
     fn x(&self) -> Result<&Array> {
         self.input(0)
+    }
+
+    /// Whether an input holds truth values.
+    fn is_bool(&self, i: usize) -> bool {
+        self.booleans.get(i) == Some(&true)
     }
 
     /// Whether the node has an output of that number.
@@ -232,6 +243,7 @@ impl EvalOp for Kernel {
         for name in &self.call.node.input {
             let tensor = if name.is_empty() { None } else { given.next() };
             types.push(tensor.map(|t| t.datum_type()));
+            call.booleans.push(tensor.is_some_and(|t| t.datum_type() == DatumType::Bool));
             let array = |t: &TValue| {
                 anyhow::Ok(Arc::new(Array { dims: t.shape().to_vec(), values: values(t)?, element: Element::Like(0) }))
             };

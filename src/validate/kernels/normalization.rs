@@ -11,6 +11,7 @@ pub const ROWS: &[Row] = &[
     row("LayerNormalization", |c| layer(c, c.x()?, c.input(1)?, c.opt(2), true)).when(When::Double),
     row("RMSNormalization", rms).when(When::Double),
     row("SimplifiedLayerNormalization", rms).when(When::Double),
+    row("SimplifiedLayerNormalization", rms).domain(MICROSOFT),
     row("SkipLayerNormalization", |c| skip(c, 4, true)).domain(MICROSOFT),
     row("SkipSimplifiedLayerNormalization", |c| skip(c, 3, false)).domain(MICROSOFT),
 ];

@@ -5,11 +5,19 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub const ROWS: &[Row] = &[row("RNN", |c| run(c, 1)), row("GRU", |c| run(c, 3)), row("LSTM", |c| run(c, 4))];
 
+/// The functions that have an alpha alone.
+const ALPHA: &[&str] = &["leakyrelu", "thresholdedrelu", "elu"];
+/// The functions that have an alpha and a beta.
+const BETA: &[&str] = &["affine", "scaledtanh", "hardsigmoid"];
+
 fn activation<'a>(c: &'a Call, names: &[String], i: usize, default: &'a str) -> Result<impl Fn(f64) -> f64 + use<>> {
     let name = names.get(i).map_or(default, String::as_str).to_lowercase();
-    let at = |list: &str, otherwise: f64| {
-        let found = c.node.attribute.iter().find(|a| a.name() == list).and_then(|a| a.floats.get(i));
-        found.map_or(otherwise, |&v| v.into())
+    // The functions that have a parameter take one each, in their order.
+    let at = |list: &str, takers: &[&str], otherwise: f64| {
+        let takes = |name: &str| takers.contains(&name.to_lowercase().as_str());
+        let taken = names.iter().take(i).filter(|name| takes(name)).count();
+        let found = c.node.attribute.iter().find(|a| a.name() == list).and_then(|a| a.floats.get(taken));
+        found.filter(|_| takes(&name)).map_or(otherwise, |&v| v.into())
     };
     let f: fn(f64, f64, f64) -> f64 = match name.as_str() {
         "sigmoid" => |x, _, _| 1.0 / (1.0 + (-x).exp()),
@@ -30,7 +38,8 @@ fn activation<'a>(c: &'a Call, names: &[String], i: usize, default: &'a str) -> 
         "hardsigmoid" => (0.2, 0.5),
         _ => (1.0, 0.0),
     };
-    let (a, b) = (at("activation_alpha", defaults.0), at("activation_beta", defaults.1));
+    let a = at("activation_alpha", &[BETA, ALPHA].concat(), defaults.0);
+    let b = at("activation_beta", BETA, defaults.1);
     Ok(move |x| f(x, a, b))
 }
 

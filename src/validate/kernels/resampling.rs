@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub const ROWS: &[Row] = &[
     row("DeformConv", deform_conv),
+    row("GlobalLpPool", global_lp_pool),
     row("GridSample", grid_sample),
     row("LpPool", lp_pool),
     row("MaxRoiPool", max_roi_pool),
@@ -343,6 +344,20 @@ fn deform_conv(c: &Call) -> Result<Vec<Array>> {
         }
         sum
     })?;
+    Ok(vec![y])
+}
+
+fn global_lp_pool(c: &Call) -> Result<Vec<Array>> {
+    let x = c.x()?;
+    ensure!(x.rank() >= 2, "GlobalLpPool of rank {}", x.rank());
+    let (channels, places) = x.dims.split_at(2);
+    let (p, size) = (c.int("p", 2) as f64, places.iter().product::<usize>());
+    let mut dims = channels.to_vec();
+    dims.extend(places.iter().map(|_| 1));
+    let mut y = Array::filled(&dims, 0.0)?;
+    for (y, window) in y.values.iter_mut().zip(x.values.chunks(size.max(1))) {
+        *y = window.iter().map(|v| v.abs().powf(p)).sum::<f64>().powf(1.0 / p);
+    }
     Ok(vec![y])
 }
 

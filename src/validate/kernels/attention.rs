@@ -1,0 +1,292 @@
+//! Attention, linear attention, and the convolution and the rotation that stand beside them.
+
+use super::{Array, Call, Element, Row, row};
+use anyhow::{Context, Result, bail, ensure};
+
+const MICROSOFT: &str = "com.microsoft";
+
+pub const ROWS: &[Row] = &[
+    row("Attention", attention),
+    row("Attention", packed).domain(MICROSOFT),
+    row("MultiHeadAttention", multi_head).domain(MICROSOFT),
+    row("RotaryEmbedding", rotary).domain(MICROSOFT),
+    row("LinearAttention", linear),
+    row("CausalConvWithState", causal_conv),
+];
+
+fn heads(c: &Call, name: &str) -> Result<usize> {
+    usize::try_from(c.int(name, 0)).ok().filter(|&n| n > 0).with_context(|| format!("{name} is not positive"))
+}
+
+/// `[batch, steps, heads * size]` as `[batch, heads, steps, size]`.
+fn split(a: &Array, heads: impl FnOnce() -> Result<usize>) -> Result<Array> {
+    if a.rank() == 4 {
+        return Ok(a.clone());
+    }
+    ensure!(a.rank() == 3, "rank {} is neither 3 nor 4", a.rank());
+    let heads = heads()?;
+    ensure!(a.dim(2) % heads == 0, "{} is not divided by {heads} heads", a.dim(2));
+    a.clone().reshaped(&[a.dim(0), a.dim(1), heads, a.dim(2) / heads])?.transposed(&[0, 2, 1, 3])
+}
+
+/// `[batch, heads, steps, size]` as `[batch, steps, heads * size]`.
+fn join(a: &Array) -> Result<Array> {
+    let dims = [a.dim(0), a.dim(2), a.dim(1) * a.dim(3)];
+    a.transposed(&[0, 2, 1, 3])?.reshaped(&dims)
+}
+
+/// The keys or values of before, and those of now.
+fn cached(past: Option<&Array>, now: Array) -> Result<Array> {
+    let Some(past) = past else { return Ok(now) };
+    ensure!(past.rank() == 4 && past.dims[..2] == now.dims[..2] && past.dim(3) == now.dim(3), "past of other sizes");
+    let before = past.dim(2);
+    Array::from_fn(&[now.dim(0), now.dim(1), before + now.dim(2), now.dim(3)], |index| {
+        let &[n, h, t, d] = index else { return 0.0 };
+        if t < before { past.at(index) } else { now.at(&[n, h, t - before, d]) }
+    })
+}
+
+/// What a query sees: the result, and the scores of the product, capped, with bias, as probabilities. The bias is -∞ where a
+/// query may not look; one that may look nowhere gets zeros.
+fn attend(
+    [q, k, v]: [&Array; 3],
+    scale: Option<f64>,
+    softcap: f64,
+    bias: impl Fn(&[usize]) -> f64,
+) -> Result<(Array, [Array; 4])> {
+    ensure!(k.dim(1) > 0 && q.dim(1) % k.dim(1) == 0 && v.dims[..3] == k.dims[..3], "heads and steps");
+    ensure!(q.dim(0) == k.dim(0) && q.dim(3) == k.dim(3), "{:?} and {:?} have no product", q.dims, k.dims);
+    let (group, size, keys) = (q.dim(1) / k.dim(1), q.dim(3), k.dim(2));
+    let scale = scale.unwrap_or(1.0 / (size as f64).sqrt());
+    let product = Array::from_fn(&[q.dim(0), q.dim(1), q.dim(2), keys], |i| {
+        let terms = (0..size).map(|d| q.at(&[i[0], i[1], i[2], d]) * k.at(&[i[0], i[1] / group, i[3], d]));
+        scale * terms.sum::<f64>()
+    })?;
+    let capped = if softcap > 0.0 { product.map(|s| softcap * (s / softcap).tanh()) } else { product.clone() };
+    let biased = Array::from_fn(&capped.dims, |index| capped.at(index) + bias(index))?;
+    let mut probabilities = biased.clone();
+    for row in probabilities.values.chunks_exact_mut(keys.max(1)) {
+        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let seen = largest > f64::NEG_INFINITY;
+        row.iter_mut().for_each(|p| *p = if seen { (*p - largest).exp() } else { 0.0 });
+        let sum: f64 = row.iter().sum();
+        row.iter_mut().filter(|_| seen).for_each(|p| *p /= sum);
+    }
+    let y = Array::from_fn(&[q.dim(0), q.dim(1), q.dim(2), v.dim(3)], |i| {
+        (0..keys).map(|j| probabilities.at(&[i[0], i[1], i[2], j]) * v.at(&[i[0], i[1] / group, j, i[3]])).sum()
+    })?;
+    Ok((y, [product, capped, biased, probabilities]))
+}
+
+/// A given scale.
+fn scale(c: &Call) -> Option<f64> {
+    c.node.attribute.iter().find(|a| a.name() == "scale").map(|a| a.f().into())
+}
+
+/// Attention of the standard: with GQA, a cache inside or outside, masks, and from opset 25 on a window.
+fn attention(c: &Call) -> Result<Vec<Array>> {
+    let q = split(c.x()?, || heads(c, "q_num_heads"))?;
+    let k = cached(c.opt(4), split(c.input(1)?, || heads(c, "kv_num_heads"))?)?;
+    let v = cached(c.opt(5), split(c.input(2)?, || heads(c, "kv_num_heads"))?)?;
+    let (queries, keys) = (q.dim(2) as i64, k.dim(2));
+    let valid = c.opt(6).map(Array::integers);
+    ensure!(valid.as_ref().is_none_or(|n| n.len() == q.dim(0)), "one number of keys a sequence");
+    let (left, right) = (c.int("left_window_size", -1), c.int("right_window_size", -1));
+    let causal = c.int("is_causal", 0) != 0;
+    let mask = c.opt(3);
+    let bias = |index: &[usize]| {
+        let (batch, key) = (index[0], index[3] as i64);
+        let count = valid.as_ref().map(|n| n[batch]);
+        let offset = match c.opt(4) {
+            Some(past) => past.dim(2) as i64,
+            None => count.map_or(0, |n| n - queries),
+        };
+        let place = index[2] as i64 + offset;
+        let hidden = (causal && key > place)
+            || (left >= 0 && key < place - left)
+            || (right >= 0 && key > place + right)
+            || count.is_some_and(|n| key >= n)
+            || mask.is_some_and(|m| m.dims.last().is_some_and(|&n| index[3] >= n));
+        match mask.map(|m| m.broadcast_at(index)) {
+            _ if hidden => f64::NEG_INFINITY,
+            Some(sees) if c.is_bool(3) => {
+                if sees != 0.0 {
+                    0.0
+                } else {
+                    f64::NEG_INFINITY
+                }
+            }
+            added => added.unwrap_or(0.0),
+        }
+    };
+    ensure!(mask.is_none_or(|m| m.rank() <= 4 && m.dims.last().is_none_or(|&n| n <= keys)), "a mask that is too large");
+    let (y, stages) = attend([&q, &k, &v], scale(c), c.float("softcap", 0.0), bias)?;
+    let y = if c.x()?.rank() == 3 { join(&y)? } else { y };
+    let mode = usize::try_from(c.int("qk_matmul_output_mode", 0)).unwrap_or(usize::MAX);
+    let stage = stages.into_iter().nth(mode).context("qk_matmul_output_mode is none of 0, 1, 2, 3")?;
+    Ok(vec![y, k.of(Element::Like(1)), v.of(Element::Like(2)), stage])
+}
+
+/// A given scale that is not 0, which stands for none.
+fn scale_or_none(c: &Call) -> Option<f64> {
+    scale(c).filter(|&s| s != 0.0)
+}
+
+fn multi_head(c: &Call) -> Result<Vec<Array>> {
+    let (x, k, v) = (c.x()?, c.input(1)?, c.input(2)?);
+    ensure!(
+        c.opt(4).is_none() && (8..c.inputs.len()).all(|i| c.opt(i).is_none()),
+        "key_padding_mask or shared buffers"
+    );
+    let mut start = 0;
+    let mut with_bias = |a: &Array| -> Result<Array> {
+        let width = *a.dims.last().context("a number has no heads")?;
+        let first = start;
+        start += width;
+        ensure!(c.opt(3).is_none_or(|b| b.values.len() >= start), "too few numbers in the bias");
+        let bias = |i: usize| c.opt(3).map_or(0.0, |b| b.values[first + i]);
+        let biased = Array::from_fn(&a.dims, |i| a.at(i) + i.last().map_or(0.0, |&i| bias(i)))?;
+        split(&biased, || heads(c, "num_heads"))
+    };
+    let (q, k, v) = (with_bias(x)?, with_bias(k)?, with_bias(v)?);
+    let (k, v) = (cached(c.opt(6), k)?, cached(c.opt(7), v)?);
+    let (causal, before) = (c.int("unidirectional", 0) != 0, c.opt(6).map_or(0, |past| past.dim(2)));
+    let bias = |i: &[usize]| match causal && i[3] > i[2] + before {
+        true => f64::NEG_INFINITY,
+        false => c.opt(5).map_or(0.0, |b| b.broadcast_at(i)),
+    };
+    let (y, _) = attend([&q, &k, &v], scale_or_none(c), 0.0, bias)?;
+    Ok(vec![join(&y)?, k, v])
+}
+
+/// ONNX Runtime's own: one product of x gives queries, keys and values.
+fn packed(c: &Call) -> Result<Vec<Array>> {
+    let (x, w) = (c.x()?, c.input(1)?);
+    ensure!(c.opt(4).is_none() && (6..c.inputs.len()).all(|i| c.opt(i).is_none()), "past keys and values");
+    ensure!(x.rank() == 3 && w.rank() == 2 && w.dim(0) == x.dim(2), "sizes");
+    let mask = c.opt(3);
+    ensure!(mask.is_none_or(|m| m.dims == x.dims[..2]), "a mask that is not [batch, keys]");
+    let sizes = c.ints("qkv_hidden_sizes").unwrap_or_else(|| vec![w.dim(1) as i64 / 3; 3]);
+    ensure!(sizes.len() == 3 && sizes.iter().sum::<i64>() == w.dim(1) as i64, "qkv_hidden_sizes");
+    let mut start = 0;
+    let mut part = |size: i64| -> Result<Array> {
+        let (first, size) = (start, usize::try_from(size)?);
+        start += size;
+        let part = Array::from_fn(&[x.dim(0), x.dim(1), size], |i| {
+            let column = first + i[2];
+            let terms = (0..x.dim(2)).map(|d| x.at(&[i[0], i[1], d]) * w.at(&[d, column]));
+            terms.sum::<f64>() + c.opt(2).map_or(0.0, |b| b.at(&[column]))
+        })?;
+        split(&part, || heads(c, "num_heads"))
+    };
+    let (q, k, v) = (part(sizes[0])?, part(sizes[1])?, part(sizes[2])?);
+    let (causal, filter) = (c.int("unidirectional", 0) != 0, c.float("mask_filter_value", -10000.0));
+    let bias = |i: &[usize]| match causal && i[3] > i[2] {
+        true => f64::NEG_INFINITY,
+        false => {
+            c.opt(5).map_or(0.0, |b| b.broadcast_at(i)) + mask.map_or(0.0, |m| (1.0 - m.at(&[i[0], i[3]])) * filter)
+        }
+    };
+    let (y, _) = attend([&q, &k, &v], scale_or_none(c), 0.0, bias)?;
+    let mut dims = vec![2];
+    dims.extend(&k.dims);
+    let present = match c.has_output(1) {
+        true => Array { dims, values: k.values.into_iter().chain(v.values).collect(), element: Element::Like(0) },
+        false => Array::scalar(0.0),
+    };
+    Ok(vec![join(&y)?, present])
+}
+
+/// Each pair of x turned by the angle of its position.
+fn rotary(c: &Call) -> Result<Vec<Array>> {
+    let (x, positions, cos, sin) = (c.x()?, c.input(1)?, c.input(2)?, c.input(3)?);
+    ensure!(cos.rank() == 2 && sin.dims == cos.dims, "caches");
+    let half = cos.dim(1);
+    let given = c.int("num_heads", 0);
+    let split_x =
+        split(x, || if given > 0 { heads(c, "num_heads") } else { Ok((x.dim(2) / (2 * half).max(1)).max(1)) })?;
+    let (steps, interleaved) = (split_x.dim(2), c.int("interleaved", 0) != 0);
+    ensure!(2 * half <= split_x.dim(3), "heads that are too small");
+    let numbers = positions.integers();
+    ensure!(numbers.len() == 1 || numbers.len() == split_x.dim(0) * steps, "one position a step");
+    let row = |n: usize, t: usize| if numbers.len() == 1 { numbers[0] + t as i64 } else { numbers[n * steps + t] };
+    let y = Array::from_fn(&split_x.dims, |i| {
+        let (d, at) = (i[3], |d: usize| split_x.at(&[i[0], i[1], i[2], d]));
+        if d >= 2 * half {
+            return at(d);
+        }
+        let (pair, second) = if interleaved { (d / 2, d % 2 == 1) } else { (d % half, d >= half) };
+        let (first_at, second_at) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
+        let angle = [row(i[0], i[2]), pair as i64];
+        let (cos, sin) = (cos.at_or_zero(&angle), sin.at_or_zero(&angle));
+        if second { at(first_at) * sin + at(second_at) * cos } else { at(first_at) * cos - at(second_at) * sin }
+    })?;
+    Ok(vec![if x.rank() == 3 { join(&y)? } else { y }])
+}
+
+/// The recurrence of linear attention, one sequence and one head of keys after the other.
+fn linear(c: &Call) -> Result<Vec<Array>> {
+    let (all, stored) = (heads(c, "q_num_heads")?, heads(c, "kv_num_heads")?);
+    let (q, k, v) =
+        (split(c.x()?, || Ok(all))?, split(c.input(1)?, || Ok(stored))?, split(c.input(2)?, || Ok(stored))?);
+    let (gated, delta) = match c.string("update_rule", "gated_delta") {
+        "linear" => (false, false),
+        "gated" => (true, false),
+        "delta" => (false, true),
+        "gated_delta" => (true, true),
+        other => bail!("update_rule {other}"),
+    };
+    ensure!(all % stored == 0 && q.dim(3) == k.dim(3), "heads");
+    let (width, depth) = (k.dim(3), v.dim(3));
+    let decay = if gated { Some(split(c.input(4)?, || Ok(stored))?) } else { None };
+    let beta = if delta { Some(c.input(5)?) } else { None };
+    let scale = scale_or_none(c).unwrap_or(1.0 / (width as f64).sqrt());
+    let mut y = Array::filled(&[q.dim(0), all, q.dim(2), depth], 0.0)?;
+    let mut state = match c.opt(3) {
+        Some(past) => past.clone(),
+        None => Array::filled(&[q.dim(0), stored, width, depth], 0.0)?,
+    };
+    ensure!(state.dims == [q.dim(0), stored, width, depth], "a past state of other sizes");
+    for (n, h) in (0..q.dim(0)).flat_map(|n| (0..stored).map(move |h| (n, h))) {
+        for t in 0..q.dim(2) {
+            for i in 0..width {
+                let fade = decay.as_ref().map_or(1.0, |g| g.broadcast_at(&[n, h, t, i]).exp());
+                (0..depth).for_each(|j| *state.at_mut(&[n, h, i, j]) *= fade);
+            }
+            for j in 0..depth {
+                let value = v.at(&[n, h, t, j]);
+                let told: f64 = (0..width).map(|i| k.at(&[n, h, t, i]) * state.at(&[n, h, i, j])).sum();
+                let news = beta.map_or(value, |b| b.broadcast_at(&[n, t, h]) * (value - told));
+                (0..width).for_each(|i| *state.at_mut(&[n, h, i, j]) += k.at(&[n, h, t, i]) * news);
+                for head in h * (all / stored)..(h + 1) * (all / stored) {
+                    let read: f64 = (0..width).map(|i| q.at(&[n, head, t, i]) * state.at(&[n, h, i, j])).sum();
+                    *y.at_mut(&[n, head, t, j]) = scale * read;
+                }
+            }
+        }
+    }
+    Ok(vec![join(&y)?, state.of(Element::Like(if c.opt(3).is_some() { 3 } else { 0 }))])
+}
+
+/// Each channel with its own kernel, over this step and those before.
+fn causal_conv(c: &Call) -> Result<Vec<Array>> {
+    let (x, w) = (c.x()?, c.input(1)?);
+    ensure!(x.rank() == 3 && w.rank() == 3 && w.dim(2) > 0 && w.dim(0) == x.dim(1), "sizes");
+    let before = w.dim(2) - 1;
+    ensure!(c.opt(3).is_none_or(|s| s.dims == [x.dim(0), x.dim(1), before]), "a past state of other sizes");
+    let all = Array::from_fn(&[x.dim(0), x.dim(1), before + x.dim(2)], |i| match i[2].checked_sub(before) {
+        Some(now) => x.at(&[i[0], i[1], now]),
+        None => c.opt(3).map_or(0.0, |s| s.at(i)),
+    })?;
+    let activated = match c.string("activation", "none") {
+        "silu" | "swish" => |v: f64| v / (1.0 + (-v).exp()),
+        "none" => |v: f64| v,
+        other => bail!("activation {other}"),
+    };
+    let y = Array::from_fn(&x.dims, |i| {
+        let terms = (0..=before).map(|k| w.at(&[i[1], 0, k]) * all.at(&[i[0], i[1], i[2] + k]));
+        activated(terms.sum::<f64>() + c.opt(2).map_or(0.0, |b| b.at(&[i[1]])))
+    })?;
+    let state = Array::from_fn(&[x.dim(0), x.dim(1), before], |i| all.at(&[i[0], i[1], i[2] + x.dim(2)]))?;
+    Ok(vec![y, state])
+}
