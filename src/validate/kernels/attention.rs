@@ -25,7 +25,7 @@ fn split(a: &Array, heads: impl FnOnce() -> Result<usize>) -> Result<Array> {
     }
     ensure!(a.rank() == 3, "rank {} is neither 3 nor 4", a.rank());
     let heads = heads()?;
-    ensure!(a.dim(2) % heads == 0, "{} is not divided by {heads} heads", a.dim(2));
+    ensure!(a.dim(2).is_multiple_of(heads), "{} is not divided by {heads} heads", a.dim(2));
     a.clone().reshaped(&[a.dim(0), a.dim(1), heads, a.dim(2) / heads])?.transposed(&[0, 2, 1, 3])
 }
 

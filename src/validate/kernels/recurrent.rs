@@ -71,10 +71,10 @@ fn run(c: &Call, gates: usize) -> Result<Vec<Array>> {
         let g = activation(c, &names, d * kinds + 1, defaults[1])?;
         let h = activation(c, &names, d * kinds + 2, defaults[2])?;
         let reverse = d == 1 || c.string("direction", "forward") == "reverse";
-        for n in 0..batch {
+        for (n, &length) in lengths.iter().enumerate().take(batch) {
             let mut hidden_state: Vec<f64> = (0..hidden).map(|k| state(c.opt(5), d, n, k)).collect();
             let mut cell: Vec<f64> = (0..hidden).map(|k| state(c.opt(6).filter(|_| gates == 4), d, n, k)).collect();
-            let length = usize::try_from(lengths[n]).unwrap_or(0).min(steps);
+            let length = usize::try_from(length).unwrap_or(0).min(steps);
             for step in 0..length {
                 let t = if reverse { length - 1 - step } else { step };
                 let input = |k: usize| if batch_first { x.at(&[n, t, k]) } else { x.at(&[t, n, k]) };
