@@ -2,10 +2,12 @@
 
 #[cfg(feature = "validate")]
 mod check;
+mod export;
 mod grad;
 mod inspect;
 mod ops;
 mod table;
+mod trainable;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,6 +27,8 @@ enum Command {
     Check(check::Args),
     Inspect(inspect::Args),
     Ops(ops::Args),
+    Trainable(Box<trainable::Args>),
+    Export(export::Args),
     /// Print a shell's completions
     #[command(
         after_help = "Example:\n  onnx-gradients completions bash > ~/.local/share/bash-completion/completions/onnx-gradients"
@@ -45,6 +49,8 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Ops(args) => ops::run(&args),
+        Command::Trainable(args) => trainable::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut std::io::stdout());
             Ok(())

@@ -14,7 +14,7 @@ pub mod write;
 
 pub use dim::{Dim, Dims};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
-pub use load::{Loaded, load};
+pub use load::{Loaded, fact_of_type, load};
 
 use crate::onnx::{AttributeProto, canonical_domain};
 use anyhow::Result;
