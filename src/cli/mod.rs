@@ -2,11 +2,15 @@
 
 #[cfg(feature = "validate")]
 mod check;
+#[cfg(feature = "validate")]
+mod curve;
 mod export;
 mod grad;
 mod inspect;
 mod ops;
 mod table;
+#[cfg(feature = "validate")]
+mod train;
 mod trainable;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -28,6 +32,8 @@ enum Command {
     Inspect(inspect::Args),
     Ops(ops::Args),
     Trainable(Box<trainable::Args>),
+    #[cfg(feature = "validate")]
+    Train(train::Args),
     Export(export::Args),
     /// Print a shell's completions
     #[command(
@@ -50,6 +56,8 @@ pub fn run() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Ops(args) => ops::run(&args),
         Command::Trainable(args) => trainable::run(&args),
+        #[cfg(feature = "validate")]
+        Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut std::io::stdout());

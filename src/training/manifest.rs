@@ -113,6 +113,8 @@ pub struct Parameter {
     pub gradient: String,
     /// The input of `accumulate` with the sum of its gradients.
     pub sum: String,
+    /// The output of `accumulate` with the new sum.
+    pub next_sum: String,
     /// The factor on the learning rate.
     pub learning_rate: f64,
     /// The weight decay.

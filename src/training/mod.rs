@@ -3,6 +3,8 @@
 //! A [`Trainable`] is a request; its [`Artifacts`] are models that any runtime runs, a manifest that says which output feeds
 //! which input, and the initial state. [`export`] puts weights back into the model that they come from.
 
+#[cfg(feature = "validate")]
+pub mod data;
 mod draft;
 pub mod export;
 pub mod lora;
@@ -485,7 +487,18 @@ impl Trainable {
         let total = forward.total(plan, outputs)?;
         let mut results = vec![(total.loss, plan.loss.clone())];
         results.extend(total.metrics.iter().cloned());
-        models.push(("evaluate", forward.write(results, outputs, &order)?));
+        // An output that needs more data than the step is none that a user of the step can have.
+        let needed = data(&models, &order);
+        let loaded = load(&inference.proto)?;
+        let selection = crate::backward::Selection::new(&loaded);
+        let inputs: Vec<ValueId> = loaded.graph.scope(crate::graph::Graph::MAIN).inputs.clone();
+        let possible = |o: &&String| {
+            let ys: Vec<ValueId> = loaded.names.get(o.as_str()).copied().into_iter().collect();
+            let mut names = selection.reaching(&inputs, &ys).into_iter().map(|v| selection.name(v));
+            names.all(|n| needed.iter().any(|i| i.name == n) || order.contains(&n))
+        };
+        let kept: Vec<String> = outputs.iter().filter(possible).cloned().collect();
+        models.push(("evaluate", forward.write(results, &kept, &order)?));
         for (role, model) in &mut models {
             model.producer_name = Some("onnx-gradients".to_owned());
             if let Some(graph) = &mut model.graph {
@@ -513,6 +526,7 @@ impl Trainable {
             model_type: t.weight.value.element_type().name(),
             gradient: s.gradient.clone(),
             sum: s.sum[0].clone(),
+            next_sum: s.sum[1].clone(),
             learning_rate: s.rate,
             weight_decay: s.decay,
         };

@@ -10,7 +10,7 @@ mod kernels;
 mod losses;
 mod normalize;
 mod run;
-mod tract;
+pub mod tract;
 
 pub use run::run;
 
