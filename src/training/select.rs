@@ -254,7 +254,7 @@ impl Choice {
             let more = if constant.len() > 5 { format!(" and {} more", constant.len() - 5) } else { String::new() };
             constant.truncate(5);
             decisions.push(format!(
-                "{}{more} stand where constants stand, not weights, and are not trained; --train names them",
+                "{}{more}: constants by their place, not weights, so not trained; --train names them",
                 constant.join(", ")
             ));
         }
