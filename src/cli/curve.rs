@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 /// One character a number, higher for larger ones.
 pub fn line(values: &[f64]) -> String {
-    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    static BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let (low, high) = range(values.iter().copied());
     let bar = |v: &f64| BARS[(((v - low) / (high - low) * 7.0).round() as usize).min(7)];
     // No more characters than a terminal is wide.
