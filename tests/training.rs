@@ -105,16 +105,16 @@ fn optimizers_agree_with_their_references_over_twenty_steps() {
     for case in &reference.cases {
         let request = Trainable::new([LossSpec::new("y")]).optimizer(&case.optimizer, Some(case.hyper));
         let artifacts = request.build(&model).unwrap();
-        let mut state: Tensors = (artifacts.state.iter())
-            .map(|(n, t)| (n.clone(), Arc::new(tract::tensor(t).unwrap())))
-            .collect();
+        let mut state: Tensors =
+            (artifacts.state.iter()).map(|(n, t)| (n.clone(), Arc::new(tract::tensor(t).unwrap()))).collect();
         let rate = tract::tensor(&double(&[], &[reference.lr])).unwrap();
         state.insert("learning_rate".to_owned(), Arc::new(rate));
         let mut plan = None;
         for (t, (gradient, expected)) in reference.gradients.iter().zip(&case.path).enumerate() {
             let x = tract::tensor(&double(&reference.shape, gradient)).unwrap();
             state.insert("x".to_owned(), Arc::new(x));
-            let plan = plan.get_or_insert_with(|| Plan::new(role(&artifacts, "train"), &state, Precision::Double).unwrap());
+            let plan =
+                plan.get_or_insert_with(|| Plan::new(role(&artifacts, "train"), &state, Precision::Double).unwrap());
             let results = plan.run(&state).unwrap_or_else(|e| panic!("{}: {e}", case.optimizer));
             for feed in &artifacts.manifest.state {
                 state.insert(feed.input.clone(), results[&feed.output].clone());
@@ -357,7 +357,8 @@ fn choices_are_patterns_and_last_layers() {
     let choice = Choice { train: vec!["conv*".into()], freeze: vec!["*.bias".into()], last: None };
     assert_eq!(names(choice), ["conv1.weight", "conv2.weight"]);
     let choice = Choice { train: vec!["clasify.weight".into()], ..Choice::default() };
-    let error = Trainable::new([LossSpec::new("cross-entropy")]).choose(choice).build(&model("digits-cnn")).unwrap_err();
+    let error =
+        Trainable::new([LossSpec::new("cross-entropy")]).choose(choice).build(&model("digits-cnn")).unwrap_err();
     assert_eq!(
         error.to_string(),
         "--train 'clasify.weight' matches no weight that the loss depends on; did you mean 'classify.weight'?"
@@ -445,6 +446,35 @@ fn groups_decay_and_several_losses() {
     assert_close("b", &results["next/b"], &[3.0 - 0.01 * (4.0 + 1.5), 4.0 - 0.01 * (5.0 + 2.0)], 1e-9);
 }
 
+#[test]
+fn another_model_may_be_the_loss() {
+    let model = parse(17, "g (double[N,2] x) => (double[N,2] y) <double[2] w = {1, 2}> { y = Mul (x, w) }");
+    let loss = parse(
+        17,
+        "l (double[N,2] y, double[N,2] goal) => (double cost) <double[2] w = {3, 1}> { d = Sub (y, goal) s = Mul (d, w) q = Mul (s, d) cost = ReduceSum <keepdims = 0> (q) }",
+    );
+    let artifacts = Trainable::new([]).loss_model(&loss).optimizer("sgd", None).build(&model).unwrap();
+    assert_eq!(artifacts.manifest.parameters.len(), 1, "the loss model's own constants are not trained");
+    assert!(artifacts.manifest.decisions.contains(&"the loss model takes 'y', and as new inputs 'goal'".to_owned()));
+    let own = [("x", double(&[1, 2], &[1.0, 1.0])), ("goal", double(&[1, 2], &[0.0, 0.0]))];
+    let results = run(&artifacts, "gradients", Precision::Double, &own);
+    assert_close("loss", &results["loss"], &[3.0 + 4.0], 1e-9);
+    assert_close("w", &results["gradient/w"], &[6.0, 4.0], 1e-9);
+    let wrong = parse(17, "l (float[N] a) => (float b) { b = ReduceSum <keepdims = 0> (a) }");
+    let error = format!("{:#}", Trainable::new([]).loss_model(&wrong).build(&model).unwrap_err());
+    assert_eq!(error, "--loss-model: no input of the loss model is called as a tensor of the model");
+}
+
+#[test]
+fn the_documentation_has_every_loss_and_optimizer() {
+    let text = std::fs::read_to_string(folder("docs/training.md")).unwrap().replace("&#124;", "|");
+    let losses = onnx_gradients::training::losses::LOSSES.iter().map(|l| (l.name, l.formula));
+    let optimizers = onnx_gradients::training::optimizers::OPTIMIZERS.iter().map(|o| (o.name, o.formula));
+    for (name, formula) in losses.chain(optimizers) {
+        assert!(text.contains(&format!("| `{name}` | {formula} |")), "docs/training.md lacks {name}");
+    }
+}
+
 // ---------------------------------------------------------------- training
 
 fn trainable(name: &str, request: Trainable, place: &Path) -> PathBuf {
@@ -473,7 +503,8 @@ fn a_training_that_is_resumed_gives_the_same_numbers() {
     let options = Options { epochs: 3, batch: 16, checkpoint_every: 4, ..Options::default() };
     let request = || Trainable::new([LossSpec::new("cross-entropy")]).dropout([("active".to_owned(), 0.1)], false);
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (whole, parts) = (trainable("digits-mlp", request(), whole.path()), trainable("digits-mlp", request(), parts.path()));
+    let (whole, parts) =
+        (trainable("digits-mlp", request(), whole.path()), trainable("digits-mlp", request(), parts.path()));
     let expected = silent(&whole, &data, &options, false).unwrap();
     // Stopped in the middle of the second epoch, by an error in the report's place.
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -526,6 +557,62 @@ fn a_training_survives_being_killed() {
     }
 }
 
+/// The share of held-out digits that a trained model gets right, and the model with its weights.
+fn trained(model: &Model, request: Trainable, data: &Data, options: &Options) -> (f64, Model) {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("t");
+    let artifacts = request.build(model).unwrap();
+    artifacts.write(&folder, true).unwrap();
+    let history = silent(&folder, data, options, false).unwrap();
+    let (state, _) = state::read(&folder.join(CHECKPOINT)).unwrap();
+    let (exported, _) = export(&artifacts.manifest, &model.proto, &state, Adapters::Merged).unwrap();
+    (history.last().unwrap().held_out.as_ref().unwrap()["accuracy"], Model::from(exported))
+}
+
+fn cosine(epochs: usize, rate: f64) -> Options {
+    let schedule = onnx_gradients::training::trainer::Schedule::Cosine;
+    Options { epochs, rate, schedule, ..Options::default() }
+}
+
+fn smoothed() -> Trainable {
+    Trainable::new([LossSpec::parse("cross-entropy,smoothing=0.05").unwrap()])
+}
+
+#[test]
+#[ignore = "minutes without optimization: cargo test --release --test training -- --ignored"]
+fn a_perceptron_learns_the_digits() {
+    let request = smoothed().dropout([("image".to_owned(), 0.1), ("active".to_owned(), 0.3)], false);
+    let (accuracy, _) = trained(&model("digits-mlp"), request, &digits(), &cosine(40, 0.005));
+    assert!(accuracy >= 0.97, "{accuracy}");
+}
+
+#[test]
+#[ignore = "minutes without optimization: cargo test --release --test training -- --ignored"]
+fn convolutions_learn_the_digits() {
+    let request = smoothed().train_batch_norm(true).dropout([], true);
+    let (accuracy, _) = trained(&model("digits-cnn"), request, &digits(), &cosine(10, 0.005));
+    assert!(accuracy >= 0.98, "{accuracy}");
+}
+
+#[test]
+#[ignore = "minutes without optimization: cargo test --release --test training -- --ignored"]
+fn a_model_of_five_digits_learns_all_ten() {
+    let five = subset(&digits(), 0..5, 1);
+    let request = smoothed().train_batch_norm(true);
+    let (accuracy, pretrained) = trained(&model("digits-cnn"), request, &five, &cosine(4, 0.005));
+    assert!(accuracy >= 0.97, "{accuracy}");
+    let body_frozen = smoothed().choose(Choice { last: Some(1), ..Choice::default() });
+    for (what, request) in [
+        ("body frozen", body_frozen),
+        ("LoRA", smoothed().lora(8, 16.0)),
+        ("BatchNormalization in inference mode", smoothed()),
+        ("BatchNormalization in training mode", smoothed().train_batch_norm(true)),
+    ] {
+        let (accuracy, _) = trained(&pretrained, request, &digits(), &cosine(8, 0.005));
+        assert!(accuracy >= 0.95, "{what}: {accuracy}");
+    }
+}
+
 #[test]
 fn wrong_data_are_named() {
     let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-mlp")).unwrap();
@@ -570,7 +657,9 @@ fn wrong_requests_are_named() {
     };
     assert!(error("cross-entrpy", "digits-mlp").starts_with("'cross-entrpy' is neither a loss (cross-entropy, nll,"));
     assert_eq!(error("mse:logit", "digits-mlp"), "loss: no tensor is called 'logit'; did you mean 'logits'?");
-    assert!(error("mse", "mlp").starts_with("the model has the outputs logits, loss: say which one the loss mse is of"));
+    assert!(
+        error("mse", "mlp").starts_with("the model has the outputs logits, loss: say which one the loss mse is of")
+    );
     assert!(error("mse,size=3", "digits-mlp").contains("there is no option 'size'"));
     assert!(error("logits", "digits-mlp").contains("'logits' is no scalar"));
 }

@@ -10,8 +10,8 @@ mod select;
 
 pub use accumulate::Aggregation;
 pub use request::{Gradients, Output, Seed, Unconnected};
-pub use select::{Selection, nearest};
 pub(crate) use select::matches;
+pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, Node, NodeId, Origin, ValueId};

@@ -41,7 +41,8 @@ pub fn svg(lines: &[(&str, Vec<f64>)]) -> String {
             y(v) + 4.0
         );
     }
-    let _ = writeln!(svg, "<text x='{}' y='{}' text-anchor='middle'>epoch 1 to {count}</text>", width / 2.0, height - 16.0);
+    let _ =
+        writeln!(svg, "<text x='{}' y='{}' text-anchor='middle'>epoch 1 to {count}</text>", width / 2.0, height - 16.0);
     for (k, (name, values)) in lines.iter().enumerate().filter(|(_, (_, v))| !v.is_empty()) {
         let colour = COLOURS[k % COLOURS.len()];
         let points: Vec<String> = values.iter().enumerate().map(|(i, &v)| format!("{:.1},{:.1}", x(i), y(v))).collect();

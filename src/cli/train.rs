@@ -98,7 +98,8 @@ pub fn run(args: &Args) -> Result<()> {
         checkpoint_every: args.checkpoint_every,
     };
     let mut bar = Bar::new();
-    let history = train(&args.folder, &data, evaluation.as_ref(), &options, args.resume, &mut |event| bar.show(&event))?;
+    let history =
+        train(&args.folder, &data, evaluation.as_ref(), &options, args.resume, &mut |event| bar.show(&event))?;
     bar.clear();
     let curve = args.folder.join("loss.svg");
     let lines = [

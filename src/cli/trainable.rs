@@ -25,8 +25,11 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Losses, which are summed
-    #[arg(long, value_name = "LOSS", num_args = 1.., required = true)]
+    #[arg(long, value_name = "LOSS", num_args = 1.., required_unless_present = "loss_model")]
     loss: Vec<String>,
+    /// A model of one more loss: its inputs are tensors of the model by name or new inputs, its first output is the loss
+    #[arg(long, value_name = "FILE")]
+    loss_model: Option<PathBuf>,
     /// sgd, momentum, nesterov, rmsprop, adagrad, adam, adamw, lamb or lion
     #[arg(long, default_value = "adamw")]
     optimizer: String,
@@ -152,6 +155,13 @@ fn request(args: &Args) -> Result<Trainable> {
         .seed(args.seed);
     if let Some(rank) = args.lora {
         request = request.lora(rank, args.lora_alpha.unwrap_or(rank as f64));
+    }
+    if let Some(path) = &args.loss_model {
+        let mut loss = Model::load(path)?;
+        if let Some(folder) = &loss.folder {
+            onnx_gradients::onnx::file::load_external(&mut loss.proto, folder)?;
+        }
+        request = request.loss_model(&loss);
     }
     Ok(match args.loss_scale {
         Some(scale) => request.loss_scale(scale),

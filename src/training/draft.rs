@@ -78,7 +78,13 @@ impl Draft {
     }
 
     /// A node that stands before all nodes of the model; its output's name is made unique and returned.
-    pub fn first(&mut self, op: &str, inputs: &[&str], output: &str, attributes: Vec<crate::onnx::AttributeProto>) -> String {
+    pub fn first(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        output: &str,
+        attributes: Vec<crate::onnx::AttributeProto>,
+    ) -> String {
         let output = self.unique(output);
         self.first.push(node(op, inputs, &output, attributes));
         output
@@ -178,7 +184,8 @@ pub fn constants(model: &ModelProto) -> HashMap<String, TensorProto> {
         };
         let value = attribute::get_tensor(&node.attribute, "value").cloned();
         let value = value.or_else(|| Some(floats(&[attribute::get_float(&node.attribute, "value_float")?], &[])));
-        let list = || attribute::find(&node.attribute, "value_floats").map(|a| floats(&a.floats, &[a.floats.len() as i64]));
+        let list =
+            || attribute::find(&node.attribute, "value_floats").map(|a| floats(&a.floats, &[a.floats.len() as i64]));
         if let Some(value) = value.or_else(list) {
             found.insert(output.clone(), value);
         }

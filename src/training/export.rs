@@ -23,7 +23,12 @@ pub enum Adapters {
 ///
 /// # Errors
 /// Tensors that are missing from the state, of other shapes, or no numbers.
-pub fn export(manifest: &Manifest, inference: &ModelProto, state: &State, adapters: Adapters) -> Result<(ModelProto, Vec<String>)> {
+pub fn export(
+    manifest: &Manifest,
+    inference: &ModelProto,
+    state: &State,
+    adapters: Adapters,
+) -> Result<(ModelProto, Vec<String>)> {
     let mut notes = Vec::new();
     let state: HashMap<&str, &TensorProto> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let values = |name: &str, shape: &[i64]| -> Result<Vec<f64>> {
@@ -49,7 +54,11 @@ pub fn export(manifest: &Manifest, inference: &ModelProto, state: &State, adapte
                 let tensor = tensor.with_context(|| format!("'{}' cannot be quantized again", parameter.name))?;
                 let name = node.input.first().cloned().unwrap_or_default();
                 replace(&mut model, &name, tensor)?;
-                notes.push(format!("'{}' has been rounded to its {} again", parameter.name, known.get(&name).map_or_else(String::new, |t| t.element_type().name())));
+                notes.push(format!(
+                    "'{}' has been rounded to its {} again",
+                    parameter.name,
+                    known.get(&name).map_or_else(String::new, |t| t.element_type().name())
+                ));
             }
             _ => {
                 let element = ElementType::from_name(&parameter.model_type).filter(|e| e.is_float());
@@ -67,7 +76,9 @@ pub fn export(manifest: &Manifest, inference: &ModelProto, state: &State, adapte
     }
     for adapter in &manifest.lora {
         let [left, right] = [&adapter.left, &adapter.right].map(|n| (n, manifest.state.iter().find(|f| f.input == *n)));
-        let matrix = |(name, feed): (&String, Option<&super::manifest::Feed>)| values(name, &feed.map_or(vec![], |f| f.shape.clone()));
+        let matrix = |(name, feed): (&String, Option<&super::manifest::Feed>)| {
+            values(name, &feed.map_or(vec![], |f| f.shape.clone()))
+        };
         let (left, right) = (matrix(left)?, matrix(right)?);
         match (adapters, known.get(&adapter.weight)) {
             (Adapters::Merged, Some(weight)) => {
@@ -91,7 +102,8 @@ fn apart(model: ModelProto, adapter: &Adapter, manifest: &Manifest, left: &[f64]
     let element = parameter.and_then(|p| ElementType::from_name(&p.model_type)).filter(|e| e.is_float());
     let element = element.with_context(|| format!("'{}' is of no known type", adapter.left))?;
     let mut draft = Draft::new(model);
-    for (name, values, shape) in [(&adapter.left, left, adapter.shapes[0]), (&adapter.right, right, adapter.shapes[1])] {
+    for (name, values, shape) in [(&adapter.left, left, adapter.shapes[0]), (&adapter.right, right, adapter.shapes[1])]
+    {
         let mut tensor = TensorProto::from_floats(element, &shape, values);
         tensor.name = Some(name.clone());
         draft.graph()?.initializer.push(tensor);

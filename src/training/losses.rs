@@ -345,7 +345,8 @@ pub fn build<'g>(
     let (name, id) = output;
     let (x, function) = before(builder, id, row.of);
     if let Some(op) = function {
-        decisions.push(format!("the loss of '{name}' is computed from what goes into its {op}, not from what comes out"));
+        decisions
+            .push(format!("the loss of '{name}' is computed from what goes into its {op}, not from what comes out"));
     }
     let x = builder.expr(x).widened();
     let element = x.element()?;
@@ -358,8 +359,7 @@ pub fn build<'g>(
         _ => x,
     };
     let sizes = x.sizes()?;
-    let mut call =
-        Call { x, t: x, pair: None, axis: 0, spec, delta: spec.delta, margin: spec.margin, sum: spec.sum };
+    let mut call = Call { x, t: x, pair: None, axis: 0, spec, delta: spec.delta, margin: spec.margin, sum: spec.sum };
     let fact = |element, shape: &[Dim]| Fact::tensor(Some(element), Some(shape.into()));
     let label = || spec.labels.clone().unwrap_or_else(|| "labels".to_owned());
     let mut accuracy = None;
@@ -400,7 +400,8 @@ pub fn build<'g>(
                 }
             };
             if row.target == Target::Pair {
-                let batch = sizes.first().copied().with_context(|| format!("output '{name}' has no dimension of samples"))?;
+                let batch =
+                    sizes.first().copied().with_context(|| format!("output '{name}' has no dimension of samples"))?;
                 call.pair = Some(input(plain(label(), fact(element, &[batch])))?);
             }
         }

@@ -8,6 +8,7 @@ pub mod data;
 mod draft;
 pub mod export;
 pub mod lora;
+mod loss_model;
 pub mod losses;
 pub mod manifest;
 pub mod modes;
@@ -39,6 +40,7 @@ use step::{Forward, Plan, Scaling, Slot};
 #[derive(Clone, Debug)]
 pub struct Trainable {
     losses: Vec<LossSpec>,
+    loss_model: Option<ModelProto>,
     choice: Choice,
     optimizer: String,
     hyper: Option<Hyper>,
@@ -85,6 +87,7 @@ impl Trainable {
     pub fn new(losses: impl IntoIterator<Item = LossSpec>) -> Self {
         Trainable {
             losses: losses.into_iter().collect(),
+            loss_model: None,
             choice: Choice::default(),
             optimizer: "adamw".to_owned(),
             hyper: None,
@@ -101,6 +104,13 @@ impl Trainable {
             loss_scale: None,
             seed: 0,
         }
+    }
+
+    /// Adds a loss that another model computes: its inputs are tensors of the model by name, or new inputs; its first output
+    /// is the loss.
+    pub fn loss_model(mut self, model: &Model) -> Self {
+        self.loss_model = Some(model.proto.clone());
+        self
     }
 
     /// Which weights are trained.
@@ -190,10 +200,19 @@ impl Trainable {
         }
         let mut base = inline_functions(&inference.proto, &|_| true)?;
         base.functions.clear();
+        let mut losses = self.losses.clone();
+        let mut connected = None;
+        if let Some(loss) = &self.loss_model {
+            let (name, said) = loss_model::attach(&mut base, loss).context("--loss-model")?;
+            losses.push(LossSpec::new(&name));
+            connected = Some(said);
+        }
         let loaded = load(&base)?;
         let outputs: Vec<String> = base.graph.iter().flat_map(|g| &g.output).map(|o| o.name().to_owned()).collect();
-        let ys = self.outputs(&loaded, &outputs)?;
+        let ys = self.outputs(&losses, &loaded, &outputs)?;
         let mut weights = select::weights(&base, &loaded, &ys);
+        // What the loss is made of is no part of the model that is exported.
+        weights.retain(|w| connected.is_none() || !w.name.starts_with(loss_model::SCOPE));
         let statistics = modes::statistics(&base, &loaded);
         let statistics = if self.batch_norm_train { statistics? } else { vec![] };
         weights.retain(|w| !statistics.contains(&w.name));
@@ -201,12 +220,16 @@ impl Trainable {
         let mut dropouts = self.dropouts.clone();
         if self.own_dropouts {
             let own = modes::own_dropouts(&base, &constants);
-            ensure!(!own.is_empty() || !dropouts.is_empty(), "the model has no Dropout; name tensors as --dropout NAME=RATIO");
+            ensure!(
+                !own.is_empty() || !dropouts.is_empty(),
+                "the model has no Dropout; name tensors as --dropout NAME=RATIO"
+            );
             dropouts.extend(own.into_iter().filter(|(name, _)| !self.dropouts.iter().any(|(n, _)| n == name)));
         }
         let mut decisions = modes::decisions(&base, self.batch_norm_train, &dropouts);
         let (chosen, said) = self.choice.select(weights)?;
         decisions.extend(said);
+        decisions.extend(connected);
 
         let mut names = Draft::new(base.clone());
         let trained = self.trained(&base, &chosen, &mut decisions)?;
@@ -218,7 +241,9 @@ impl Trainable {
         let scale = self.loss_scale.or(half.then_some(65536.0));
         if let Some(scale) = scale {
             ensure!(scale >= 1.0 && scale.is_finite(), "a loss scale is at least 1");
-            decisions.push(format!("the loss is scaled by {scale} at first; a step whose gradients overflow changes nothing but the scale"));
+            decisions.push(format!(
+                "the loss is scaled by {scale} at first; a step whose gradients overflow changes nothing but the scale"
+            ));
         }
         let mut pair = |base: &str| -> [String; 2] { [names.unique(base), names.unique(&format!("next/{base}"))] };
         let scaling = scale.map(|_| Scaling { scale: pair("loss_scale"), good: pair("good_steps") });
@@ -228,7 +253,7 @@ impl Trainable {
             statistics.iter().map(|s| [s.clone(), names.unique(&format!("next/{s}"))]).collect();
         let mut plan = Plan {
             slots,
-            losses: self.losses.clone(),
+            losses,
             statistics: vec![],
             optimizer,
             hyper,
@@ -271,10 +296,10 @@ impl Trainable {
     }
 
     /// The tensors that the losses are of.
-    fn outputs(&self, loaded: &crate::graph::Loaded, outputs: &[String]) -> Result<Vec<ValueId>> {
-        ensure!(!self.losses.is_empty(), "no loss is given");
+    fn outputs(&self, losses: &[LossSpec], loaded: &crate::graph::Loaded, outputs: &[String]) -> Result<Vec<ValueId>> {
+        ensure!(!losses.is_empty(), "no loss is given");
         let mut ys = Vec::new();
-        for spec in &self.losses {
+        for spec in losses {
             ensure!(spec.weight.is_finite(), "the weight of the loss {} is no number", spec.kind);
             let scalar = losses::find(&spec.kind).is_none() && loaded.names.contains_key(spec.kind.as_str());
             if losses::find(&spec.kind).is_none() && !scalar {
@@ -310,7 +335,8 @@ impl Trainable {
             };
             ensure!(rank > 0 && alpha.is_finite(), "a LoRA rank is at least 1");
             match lora::adapter(weight, base, rank, alpha) {
-                None => decisions.push(format!("'{}' is no matrix of a product and has no LoRA: it is not trained", weight.name)),
+                None => decisions
+                    .push(format!("'{}' is no matrix of a product and has no LoRA: it is not trained", weight.name)),
                 Some(adapter) => {
                     let [left, right] = adapter.initial(master, &mut random);
                     for (name, value) in [(&adapter.left, left), (&adapter.right, right)] {
@@ -321,18 +347,31 @@ impl Trainable {
             }
         }
         if chosen.iter().any(|w| matches!(w.value.element_type(), ElementType::Float16 | ElementType::Bfloat16)) {
-            decisions.push("weights of 16 bits have float32 masters, which the step rounds before it uses them".to_owned());
+            decisions
+                .push("weights of 16 bits have float32 masters, which the step rounds before it uses them".to_owned());
         }
-        ensure!(!trained.is_empty(), "none of the chosen weights is a matrix of a product, so there is nothing for LoRA");
+        ensure!(
+            !trained.is_empty(),
+            "none of the chosen weights is a matrix of a product, so there is nothing for LoRA"
+        );
         Ok(trained)
     }
 
-    fn slots(&self, trained: &[Trained], optimizer: &optimizers::Optimizer, hyper: &Hyper, names: &mut Draft) -> Result<Vec<Slot>> {
+    fn slots(
+        &self,
+        trained: &[Trained],
+        optimizer: &optimizers::Optimizer,
+        hyper: &Hyper,
+        names: &mut Draft,
+    ) -> Result<Vec<Slot>> {
         for (pattern, factor) in &self.groups {
             ensure!(factor.is_finite(), "the factor of '{pattern}' is no number");
         }
         for pattern in self.no_decay.iter().chain(self.groups.iter().map(|(p, _)| p)) {
-            ensure!(trained.iter().any(|t| is_match(pattern, &t.name)), "the pattern '{pattern}' matches no trained parameter");
+            ensure!(
+                trained.iter().any(|t| is_match(pattern, &t.name)),
+                "the pattern '{pattern}' matches no trained parameter"
+            );
         }
         let slot = |t: &Trained| {
             let name = &t.name;
@@ -549,7 +588,7 @@ impl Trainable {
             step: plan.step[0].clone(),
             loss: plan.loss.clone(),
             metrics,
-            losses: self.losses.iter().map(describe).collect(),
+            losses: plan.losses.iter().map(describe).collect(),
             optimizer: OptimizerEntry {
                 name: plan.optimizer.name.to_owned(),
                 formula: plan.optimizer.formula.to_owned(),

@@ -58,7 +58,8 @@ pub fn statistics(model: &ModelProto, loaded: &Loaded) -> Result<Vec<String>> {
     let mut names: Vec<String> = Vec::new();
     for node in batch_norms(model) {
         for i in [3, 4] {
-            let name = node.input.get(i).with_context(|| format!("node '{}' has no running statistics", node.name()))?;
+            let name =
+                node.input.get(i).with_context(|| format!("node '{}' has no running statistics", node.name()))?;
             let id = loaded.names.get(name.as_str()).copied();
             ensure!(
                 id.is_some_and(|id| super::select::is_initializer(loaded, id)),
@@ -88,11 +89,15 @@ pub fn train_batch_norm(draft: &mut Draft, loaded: &Loaded) -> Result<Vec<Statis
             result.push(old);
             continue;
         }
-        let [x, scale, bias, mean, var, ..] = old.input.as_slice() else { bail!("node '{}' has too few inputs", old.name()) };
+        let [x, scale, bias, mean, var, ..] = old.input.as_slice() else {
+            bail!("node '{}' has too few inputs", old.name())
+        };
         let y = old.output.first().context("a BatchNormalization without outputs")?;
         let fact = loaded.names.get(x.as_str()).map(|&id| loaded.graph.fact(id).clone()).unwrap_or_default();
         let (rank, element) = fact.rank().zip(fact.element).with_context(|| {
-            format!("the rank or type of '{x}' is not known, so its BatchNormalization cannot be trained; add value_info")
+            format!(
+                "the rank or type of '{x}' is not known, so its BatchNormalization cannot be trained; add value_info"
+            )
         })?;
         ensure!(rank >= 2, "the BatchNormalization of '{x}' has no axis of channels");
         let axes: Vec<i64> = (0..rank as i64).filter(|&a| a != 1).collect();
@@ -113,15 +118,16 @@ pub fn train_batch_norm(draft: &mut Draft, loaded: &Loaded) -> Result<Vec<Statis
             result.push(node(op, inputs, &output, attributes));
             output
         };
-        let average = |emit: &mut dyn FnMut(&str, &[&str], &str, Vec<AttributeProto>) -> String, x: &str, what: &str| {
-            match opset >= 18 {
+        let average =
+            |emit: &mut dyn FnMut(&str, &[&str], &str, Vec<AttributeProto>) -> String, x: &str, what: &str| match opset
+                >= 18
+            {
                 true => emit("ReduceMean", &[x, &axes_input], what, vec![attribute::int("keepdims", 1)]),
                 false => {
                     let attributes = vec![attribute::ints("axes", &axes), attribute::int("keepdims", 1)];
                     emit("ReduceMean", &[x], what, attributes)
                 }
-            }
-        };
+            };
         let mu = average(&mut emit, x, "mean");
         let centered = emit("Sub", &[x, &mu], "centered", vec![]);
         let squares = emit("Mul", &[&centered, &centered], "squares", vec![]);
@@ -214,7 +220,10 @@ pub fn drop_out(draft: &mut Draft, loaded: &Loaded, sites: &[(String, f64)], ste
 }
 
 /// The model's own Dropout nodes that have a ratio: what is dropped out, and the ratio.
-pub fn own_dropouts(model: &ModelProto, constants: &std::collections::HashMap<String, TensorProto>) -> Vec<(String, f64)> {
+pub fn own_dropouts(
+    model: &ModelProto,
+    constants: &std::collections::HashMap<String, TensorProto>,
+) -> Vec<(String, f64)> {
     let nodes = model.graph.iter().flat_map(|g| &g.node).filter(|n| n.op_type() == "Dropout");
     let site = |n: &NodeProto| {
         let input = n.input.get(1).and_then(|r| constants.get(r)).and_then(|r| r.floats().ok()?.first().copied());

@@ -198,7 +198,8 @@ pub fn quantized(node: &NodeProto, constants: &HashMap<String, TensorProto>, val
         true => (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1),
         false => (0, (1i64 << bits.min(62)) - 1),
     };
-    let round = |((&v, s), z): ((&f64, f64), i64)| ((v / s).round_ties_even() as i64).saturating_add(z).clamp(low, high);
+    let round =
+        |((&v, s), z): ((&f64, f64), i64)| ((v / s).round_ties_even() as i64).saturating_add(z).clamp(low, high);
     let ints: Vec<i64> = values.iter().zip(scales).zip(zeros).map(round).collect();
     let mut tensor = TensorProto::from_ints(x.element_type(), &x.dims, &ints);
     tensor.name = x.name.clone();
@@ -248,7 +249,10 @@ impl Choice {
                 chosen.push(weight);
             }
         }
-        ensure!(!chosen.is_empty(), "nothing is left to train: the loss depends on {total} weights, none of them is chosen");
+        ensure!(
+            !chosen.is_empty(),
+            "nothing is left to train: the loss depends on {total} weights, none of them is chosen"
+        );
         let mut decisions = vec![format!("{} of {total} weights are trained", chosen.len())];
         if !constant.is_empty() {
             let more = if constant.len() > 5 { format!(" and {} more", constant.len() - 5) } else { String::new() };

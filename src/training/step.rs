@@ -166,7 +166,11 @@ impl Forward {
             let loss = if losses::find(&spec.kind).is_none() && self.names.contains_key(spec.kind.as_str()) {
                 let loss = self.value(&spec.kind)?.widened();
                 let one = loss.fact().shape.is_none_or(|s| s.iter().all(|d| d.known() == Some(1)));
-                ensure!(one && loss.is_float(), "'{}' is no scalar of floating-point type, so it is no loss", spec.kind);
+                ensure!(
+                    one && loss.is_float(),
+                    "'{}' is no scalar of floating-point type, so it is no loss",
+                    spec.kind
+                );
                 loss.reshape_to(&[])
             } else {
                 let name = output_of(spec, outputs)?;
@@ -175,8 +179,7 @@ impl Forward {
                 let built = losses::build(&self.builder, spec, (name, id), other, |wanted| {
                     let input = self.input(&wanted.name, wanted.fact.clone());
                     let (fact, own) = (input.fact(), wanted.fact.shape.as_deref().unwrap_or_default());
-                    let fits = fact.element == wanted.fact.element
-                        && fact.shape.is_none_or(|s| s.len() == own.len());
+                    let fits = fact.element == wanted.fact.element && fact.shape.is_none_or(|s| s.len() == own.len());
                     ensure!(fits, "the input '{}' does not fit the loss {} of '{name}'", wanted.name, spec.kind);
                     if !labels.iter().any(|l| l.name == wanted.name) {
                         labels.push(Input {
@@ -343,7 +346,8 @@ impl Forward {
         let mut model = self.model.clone();
         model.metadata_props.clear();
         let graph = model.graph.as_mut().context("the model holds no graph")?;
-        let own: Vec<_> = std::mem::take(&mut graph.output).into_iter().filter(|o| kept.iter().any(|k| k == o.name())).collect();
+        let own: Vec<_> =
+            std::mem::take(&mut graph.output).into_iter().filter(|o| kept.iter().any(|k| k == o.name())).collect();
         let inputs = self.inputs.borrow().clone();
         let request = Request { name: "training".to_owned(), inputs, outputs, colocate: false };
         write::write(&self.builder.graph(), &mut model, &request, self.taken.clone())?;

@@ -158,8 +158,13 @@ pub fn train(
         let seed = options.seed.wrapping_add((progress.epoch as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let shuffled: Vec<usize> =
             Random::new(seed).shuffled(order.len()).into_iter().filter_map(|i| order.get(i).copied()).collect();
-        let groups: Vec<Vec<&[usize]>> =
-            shuffled.chunks(options.batch).take(batches).collect::<Vec<_>>().chunks_exact(group).map(<[_]>::to_vec).collect();
+        let groups: Vec<Vec<&[usize]>> = shuffled
+            .chunks(options.batch)
+            .take(batches)
+            .collect::<Vec<_>>()
+            .chunks_exact(group)
+            .map(<[_]>::to_vec)
+            .collect();
         for micro in groups.iter().skip(progress.position) {
             let rate = rate(options, progress.steps, total);
             let scalars = trainer.step(data, micro, rate)?;
@@ -267,7 +272,8 @@ impl Trainer {
     fn restore(&mut self, state: &State) -> Result<()> {
         let given: BTreeMap<&str, &TensorProto> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
         for feed in &self.manifest.state {
-            let tensor = given.get(feed.input.as_str()).with_context(|| format!("the state holds no '{}'", feed.input))?;
+            let tensor =
+                given.get(feed.input.as_str()).with_context(|| format!("the state holds no '{}'", feed.input))?;
             let fits = tensor.dims == feed.shape && tensor.element_type().name() == feed.r#type;
             ensure!(fits, "'{}' of the state does not fit the model", feed.input);
             self.state.insert(feed.input.clone(), Arc::new(tract::tensor(tensor)?));
