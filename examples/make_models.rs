@@ -1,7 +1,7 @@
 //! Writes the models in `models/`: `cargo run --example make_models`.
 //!
-//! Three small networks with random weights, the same at every run: a classifier of vectors with its loss, a convolutional
-//! classifier of images, and one block of a transformer. Each has a batch size that is known at run time only.
+//! Small networks with random weights, the same at every run: a classifier of vectors with its loss, a convolutional
+//! classifier of images, one block of a transformer, and two classifiers of the digits in `data/`. Each has a batch size that is known at run time only.
 
 use anyhow::{Context, Result};
 use onnx_gradients::Model;
@@ -37,6 +37,36 @@ cnn (float[batch, 3, 16, 16] image) => (float[batch, 10] scores)
     [mean] mean = GlobalAveragePool (reduced)
     [flatten] flat = Flatten (mean)
     [classify] logits = Gemm<transB = 1> (flat, "classify.weight", "classify.bias")
+    [softmax] scores = Softmax<axis = 1> (logits)
+}"#;
+
+/// A perceptron for handwritten digits of 8 by 8 pixels.
+const DIGITS_MLP: &str = r#"
+<ir_version: 8, opset_import: ["": 17], producer_name: "onnx-gradients">
+digits_mlp (float[batch, 64] image) => (float[batch, 10] logits)
+{
+    [hidden] hidden = Gemm<transB = 1> (image, "hidden.weight", "hidden.bias")
+    [relu] active = Relu (hidden)
+    [classify] logits = Gemm<transB = 1> (active, "classify.weight", "classify.bias")
+}"#;
+
+/// Two convolutions for the same, with batch normalization and dropout as at inference, and probabilities for an output.
+const DIGITS_CNN: &str = r#"
+<ir_version: 8, opset_import: ["": 17], producer_name: "onnx-gradients">
+digits_cnn (float[batch, 64] image) => (float[batch, 10] scores)
+<int64[4] pixels = {-1, 1, 8, 8}, float ratio = {0.25}>
+{
+    [square] square = Reshape (image, pixels)
+    [conv1] conv1 = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (square, "conv1.weight", "conv1.bias")
+    [norm1] normal1 = BatchNormalization (conv1, "norm1.scale", "norm1.bias", "norm1.mean", "norm1.var")
+    [relu1] active1 = Relu (normal1)
+    [conv2] conv2 = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (active1, "conv2.weight", "conv2.bias")
+    [norm2] normal2 = BatchNormalization (conv2, "norm2.scale", "norm2.bias", "norm2.mean", "norm2.var")
+    [relu2] active2 = Relu (normal2)
+    [pool] pooled = MaxPool<kernel_shape = [2, 2], strides = [2, 2]> (active2)
+    [flatten] flat = Flatten (pooled)
+    [dropout] kept = Dropout (flat, ratio)
+    [classify] logits = Gemm<transB = 1> (kept, "classify.weight", "classify.bias")
     [softmax] scores = Softmax<axis = 1> (logits)
 }"#;
 
@@ -107,6 +137,36 @@ fn main() -> Result<()> {
             ("down.weight", &[12, 8, 3, 3]),
             ("down.bias", &[12]),
             ("classify.weight", &[10, 12]),
+            ("classify.bias", &[10]),
+        ],
+    )?;
+    write(
+        &folder.join("digits-mlp.onnx"),
+        DIGITS_MLP,
+        &[
+            ("hidden.weight", &[128, 64]),
+            ("hidden.bias", &[128]),
+            ("classify.weight", &[10, 128]),
+            ("classify.bias", &[10]),
+        ],
+    )?;
+    write(
+        &folder.join("digits-cnn.onnx"),
+        DIGITS_CNN,
+        &[
+            ("conv1.weight", &[16, 1, 3, 3]),
+            ("conv1.bias", &[16]),
+            ("norm1.scale", &[16]),
+            ("norm1.bias", &[16]),
+            ("norm1.mean", &[16]),
+            ("norm1.var", &[16]),
+            ("conv2.weight", &[32, 16, 3, 3]),
+            ("conv2.bias", &[32]),
+            ("norm2.scale", &[32]),
+            ("norm2.bias", &[32]),
+            ("norm2.mean", &[32]),
+            ("norm2.var", &[32]),
+            ("classify.weight", &[10, 512]),
             ("classify.bias", &[10]),
         ],
     )?;

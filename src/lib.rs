@@ -22,6 +22,7 @@ mod model;
 pub mod onnx;
 pub mod record;
 pub mod rules;
+pub mod training;
 #[cfg(feature = "validate")]
 pub mod validate;
 

@@ -14,6 +14,7 @@ pub use accumulate::Aggregation;
 pub use function::read_functions;
 pub use lower::{Lowered, LoweredNode};
 pub use request::{Gradients, Output, Seed, Unconnected};
+pub(crate) use select::matches;
 pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};

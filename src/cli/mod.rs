@@ -2,10 +2,16 @@
 
 #[cfg(feature = "validate")]
 mod check;
+#[cfg(feature = "validate")]
+mod curve;
+mod export;
 mod grad;
 mod inspect;
 mod ops;
 mod table;
+#[cfg(feature = "validate")]
+mod train;
+mod trainable;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,6 +31,10 @@ enum Command {
     Check(check::Args),
     Inspect(inspect::Args),
     Ops(ops::Args),
+    Trainable(Box<trainable::Args>),
+    #[cfg(feature = "validate")]
+    Train(train::Args),
+    Export(export::Args),
     /// Print a shell's completions
     #[command(
         after_help = "Example:\n  onnx-gradients completions bash > ~/.local/share/bash-completion/completions/onnx-gradients"
@@ -45,6 +55,10 @@ pub fn run() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Ops(args) => ops::run(&args),
+        Command::Trainable(args) => trainable::run(&args),
+        #[cfg(feature = "validate")]
+        Command::Train(args) => train::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut std::io::stdout());
             Ok(())

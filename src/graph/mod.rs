@@ -14,7 +14,7 @@ pub mod write;
 
 pub use dim::{Dim, Dims};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
-pub use load::{Loaded, Replace, Replacement, load, load_body, load_replacing};
+pub use load::{Loaded, Replace, Replacement, fact_of_type, load, load_body, load_replacing};
 
 use crate::onnx::{AttributeProto, canonical_domain};
 use anyhow::Result;

@@ -58,7 +58,7 @@ const TYPES: [(ElementType, TypeChar, u64, &str); 14] = [
     (ElementType::Complex128, TypeChar::Complex, 16, "<c16"),
 ];
 
-fn from_npy(bytes: &[u8]) -> Result<TensorProto> {
+pub(crate) fn from_npy(bytes: &[u8]) -> Result<TensorProto> {
     let mut rest = bytes;
     let header = NpyHeader::from_reader(&mut rest).map_err(|e| anyhow!("not a valid .npy file: {e}"))?;
     let DType::Plain(dtype) = header.dtype() else { bail!("records are not tensors") };
@@ -116,7 +116,7 @@ fn to_npy(tensor: &TensorProto) -> Result<Vec<u8>> {
 }
 
 /// The elements as little-endian bytes, from whatever field holds them.
-fn raw(tensor: &TensorProto) -> Result<Vec<u8>> {
+pub(crate) fn raw(tensor: &TensorProto) -> Result<Vec<u8>> {
     use ElementType as E;
     ensure!(!tensor.is_external(), "its elements are in another file");
     if let Some(raw) = &tensor.raw_data {

@@ -6,7 +6,7 @@
 mod comparison;
 mod differences;
 mod double;
-mod engine;
+pub mod engine;
 mod float64;
 mod inputs;
 mod kernels;
@@ -16,7 +16,7 @@ mod onnxruntime;
 mod own;
 mod report;
 mod run;
-mod tract;
+pub mod tract;
 
 pub use engine::Choice as Engine;
 pub use report::{GradientCheck, OutputCheck, Status, Validation};

@@ -30,7 +30,6 @@ pub enum Trouble {
     /// tract crashed.
     Panicked(String),
     /// Another engine says why, its name in front.
-    #[cfg_attr(not(feature = "onnxruntime"), expect(dead_code, reason = "tract is the only engine"))]
     Elsewhere {
         /// What it says.
         message: String,

@@ -67,7 +67,7 @@ fn not_a_model(error: prost::DecodeError) -> anyhow::Error {
 }
 
 /// What the operating system says, in words without the error number.
-fn plain(error: std::io::Error) -> anyhow::Error {
+pub(crate) fn plain(error: std::io::Error) -> anyhow::Error {
     match error.kind() {
         std::io::ErrorKind::NotFound => anyhow!("there is no such file"),
         std::io::ErrorKind::PermissionDenied => anyhow!("permission denied"),
@@ -146,7 +146,7 @@ pub fn write_to(model: &ModelProto, mut out: impl Write) -> Result<()> {
 }
 
 /// Writes a file beside its place and renames it; nobody sees half of it.
-pub(super) fn replace(
+pub(crate) fn replace(
     path: &Path,
     force: bool,
     write: impl FnOnce(&mut BufWriter<&mut NamedTempFile>) -> std::io::Result<()>,

@@ -1,0 +1,70 @@
+//! `export`: the inference model with trained weights.
+
+use anyhow::{Result, ensure};
+use onnx_gradients::Model;
+use onnx_gradients::onnx::file::same_file;
+use onnx_gradients::training::export::{Adapters, export};
+use onnx_gradients::training::{Manifest, state};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Put trained weights back into the inference model
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  onnx-gradients export mlp-training -o mlp-trained.onnx
+  onnx-gradients export mlp-training -o mlp-lora.onnx --state my-state.safetensors --lora apart")]
+pub struct Args {
+    /// A folder that `trainable` has written
+    folder: PathBuf,
+    /// The model to write
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// A safetensors file with the parameters by name [default: the checkpoint of `train` in the folder]
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// What becomes of LoRA matrices
+    #[arg(long, value_enum, default_value = "merged")]
+    lora: Lora,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Replace an existing OUT
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Lora {
+    /// Their product is added to the weights
+    Merged,
+    /// They stay apart, with nodes that add the product
+    Apart,
+}
+
+/// Reads, replaces, writes.
+pub fn run(args: &Args) -> Result<()> {
+    let manifest = Manifest::read(&args.folder)?;
+    let path = args.state.clone().unwrap_or_else(|| args.folder.join("checkpoint.safetensors"));
+    let inference = args.folder.join(&manifest.inference);
+    ensure!(!same_file(&inference, &args.output), "OUT is the original model, which is never overwritten");
+    let mut model = Model::load(&inference)?;
+    if let Some(folder) = &model.folder {
+        onnx_gradients::onnx::file::load_external(&mut model.proto, folder)?;
+    }
+    let (state, _) = state::read(&path)?;
+    let adapters = match args.lora {
+        Lora::Merged => Adapters::Merged,
+        Lora::Apart => Adapters::Apart,
+    };
+    let (proto, notes) = export(&manifest, &model.proto, &state, adapters)?;
+    Model::from(proto).write(&args.output, args.force)?;
+    for note in &notes {
+        eprintln!("note: {note}");
+    }
+    let count = manifest.parameters.len();
+    match args.json {
+        true => println!("{}", json!({ "model": args.output, "state": path, "parameters": count, "notes": notes })),
+        false => println!("{}: {count} parameters from {}", args.output.display(), path.display()),
+    }
+    Ok(())
+}

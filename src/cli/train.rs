@@ -1,0 +1,176 @@
+//! `train`: runs a training step in tract.
+
+use super::curve;
+use super::table::Table;
+use anyhow::{Context, Result, ensure};
+use onnx_gradients::training::data::Data;
+use onnx_gradients::training::trainer::{CHECKPOINT, Epoch, Event, Options, Schedule, train};
+use onnx_gradients::training::{Manifest, manifest};
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Train in tract, to prove a trainable model and to prototype
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  onnx-gradients train mlp-training --data digits.npz --epochs 20 --batch-size 32 --lr 0.003
+  onnx-gradients train mlp-training --data digits.npz --epochs 40 --schedule cosine --warmup 50 --resume
+
+DATA holds a tensor for each input of the model and each label, by name; the first dimension counts the samples.")]
+pub struct Args {
+    /// A folder that `trainable` has written
+    folder: PathBuf,
+    /// The samples: .npz or .safetensors
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Samples for evaluation in a file of their own, in the place of those that are held out
+    #[arg(long, value_name = "FILE")]
+    eval_data: Option<PathBuf>,
+    /// How often all samples are seen
+    #[arg(long, default_value_t = 10)]
+    epochs: usize,
+    /// Samples in a batch, or in a micro-batch where several make a step
+    #[arg(long, default_value_t = 32)]
+    batch_size: usize,
+    /// The learning rate
+    #[arg(long, default_value_t = 1e-3)]
+    lr: f64,
+    /// How the learning rate goes on after the warm-up
+    #[arg(long, value_enum, default_value = "constant")]
+    schedule: Shape,
+    /// The number of steps over which the learning rate rises from zero
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    warmup: u64,
+    /// The share of the samples that are held out for evaluation
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    held_out: f64,
+    /// The order of the samples, and which are held out, follow from it
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Steps between checkpoints, beside those at the end of each epoch
+    #[arg(long, value_name = "STEPS", default_value_t = 0)]
+    checkpoint_every: u64,
+    /// Go on from the checkpoint, to the same numbers as without the interruption
+    #[arg(long)]
+    resume: bool,
+    /// Replace the checkpoint of an earlier training
+    #[arg(long)]
+    force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Shape {
+    /// It stays
+    Constant,
+    /// It falls to zero in a straight line
+    Linear,
+    /// It falls to zero as half a wave of the cosine
+    Cosine,
+}
+
+/// Reads, trains, reports.
+pub fn run(args: &Args) -> Result<()> {
+    let manifest = Manifest::read(&args.folder)?;
+    let checkpoint = args.folder.join(CHECKPOINT);
+    ensure!(
+        args.resume || args.force || !checkpoint.exists(),
+        "{} exists already; --resume goes on from it, --force starts anew",
+        checkpoint.display()
+    );
+    let data = Data::read(&args.data, &manifest)?;
+    let evaluation = args.eval_data.as_ref().map(|p| Data::read(p, &manifest)).transpose()?;
+    let options = Options {
+        epochs: args.epochs,
+        batch: args.batch_size,
+        rate: args.lr,
+        schedule: match args.schedule {
+            Shape::Constant => Schedule::Constant,
+            Shape::Linear => Schedule::Linear,
+            Shape::Cosine => Schedule::Cosine,
+        },
+        warmup: args.warmup,
+        seed: args.seed,
+        held_out: args.held_out,
+        checkpoint_every: args.checkpoint_every,
+    };
+    let mut bar = Bar::new();
+    let history =
+        train(&args.folder, &data, evaluation.as_ref(), &options, args.resume, &mut |event| bar.show(&event))?;
+    bar.clear();
+    let curve = args.folder.join("loss.svg");
+    let lines = [
+        ("training", history.iter().map(|e| e.loss).collect::<Vec<_>>()),
+        ("held out", history.iter().filter_map(|e| loss(e, &manifest)).collect()),
+    ];
+    std::fs::write(&curve, curve::svg(&lines)).with_context(|| curve.display().to_string())?;
+    if args.json {
+        println!("{}", json!({ "epochs": history, "checkpoint": checkpoint, "curve": curve }));
+        return Ok(());
+    }
+    print!("{}", table(&history, &manifest));
+    println!("loss {}", curve::line(&lines[0].1));
+    println!("checkpoint {}, curve {}", checkpoint.display(), curve.display());
+    Ok(())
+}
+
+fn loss(epoch: &Epoch, manifest: &manifest::Manifest) -> Option<f64> {
+    epoch.held_out.as_ref()?.get(&manifest.loss).copied()
+}
+
+fn table(history: &[Epoch], manifest: &Manifest) -> Table {
+    let mut table = Table::new(["epoch", "steps", "loss", "held-out loss", "held-out metrics"]);
+    for epoch in history {
+        let metrics = epoch.held_out.iter().flatten().filter(|(n, _)| **n != manifest.loss);
+        table.row([
+            epoch.epoch.to_string(),
+            epoch.steps.to_string(),
+            format!("{:.5}", epoch.loss),
+            loss(epoch, manifest).map_or_else(String::new, |l| format!("{l:.5}")),
+            metrics.map(|(n, v)| format!("{n} {v:.4}")).collect::<Vec<_>>().join(", "),
+        ]);
+    }
+    table
+}
+
+/// A line on stderr that is written over, where somebody looks; one line an epoch where not.
+struct Bar {
+    terminal: bool,
+    drawn: Instant,
+}
+
+impl Bar {
+    fn new() -> Self {
+        let now = Instant::now();
+        Bar { terminal: std::io::stderr().is_terminal(), drawn: now.checked_sub(Duration::from_secs(1)).unwrap_or(now) }
+    }
+
+    fn show(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Step(epoch, step, steps, loss) => {
+                if self.terminal && (self.drawn.elapsed() > Duration::from_millis(50) || step == steps) {
+                    self.drawn = Instant::now();
+                    let full = step * 30 / (*steps).max(1);
+                    let bar = format!("{}{}", "█".repeat(full), "░".repeat(30 - full.min(30)));
+                    eprint!("\r\x1b[2Kepoch {epoch} {bar} {step}/{steps} loss {loss:.5}");
+                    let _ = std::io::stderr().flush();
+                }
+            }
+            Event::Epoch(e) => {
+                self.clear();
+                let held: Vec<String> = e.held_out.iter().flatten().map(|(n, v)| format!("{n} {v:.4}")).collect();
+                let held = if held.is_empty() { String::new() } else { format!(", held out: {}", held.join(", ")) };
+                eprintln!("epoch {}: loss {:.5}{held}", e.epoch, e.loss);
+            }
+        }
+    }
+
+    fn clear(&self) {
+        if self.terminal {
+            eprint!("\r\x1b[2K");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! `trainable`: an inference model into a trainable one.
+
+use super::table::Table;
+use anyhow::{Context, Result, ensure};
+use onnx_gradients::Model;
+use onnx_gradients::training::select::Choice;
+use onnx_gradients::training::{Artifacts, LossSpec, Trainable, optimizers};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Make an inference model trainable: a training step, its halves and an evaluation as plain models, with a manifest
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  onnx-gradients trainable mlp.onnx -o mlp-training --loss cross-entropy:logits
+  onnx-gradients trainable cnn.onnx -o t --loss cross-entropy --optimizer sgd --train 'head.*' --batch-norm train
+  onnx-gradients trainable vae.onnx -o t --loss mse:image,labels=target --loss 0.1*kl_term --lora 8 --clip-norm 1
+
+A loss is [WEIGHT*]KIND[:OUTPUT][,OPTION=VALUE...]; KIND is cross-entropy, nll, bce, bce-with-logits, mse, mae, huber,
+kl-divergence, cosine-embedding, or the name of a scalar that the model computes. Options: labels=INPUT, other=OUTPUT,
+smoothing=0.1, ignore=-100, class-weights=1/2/1, soft, axis=1, delta=1, margin=0, sum.")]
+pub struct Args {
+    /// The model
+    model: PathBuf,
+    /// The folder to write
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Losses, which are summed
+    #[arg(long, value_name = "LOSS", num_args = 1.., required_unless_present = "loss_model")]
+    loss: Vec<String>,
+    /// A model of one more loss: its inputs are tensors of the model by name or new inputs, its first output is the loss
+    #[arg(long, value_name = "FILE")]
+    loss_model: Option<PathBuf>,
+    /// sgd, momentum, nesterov, rmsprop, adagrad, adam, adamw, lamb or lion
+    #[arg(long, default_value = "adamw")]
+    optimizer: String,
+    /// The share of the momentum that stays, or alpha of rmsprop [default: as PyTorch has it, here and below]
+    #[arg(long)]
+    momentum: Option<f64>,
+    /// Of the mean of gradients
+    #[arg(long)]
+    beta1: Option<f64>,
+    /// Of the mean of squared gradients
+    #[arg(long)]
+    beta2: Option<f64>,
+    /// What keeps denominators from zero
+    #[arg(long)]
+    epsilon: Option<f64>,
+    /// Weight decay
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// Parameters without weight decay, by pattern
+    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    no_decay: Vec<String>,
+    /// Factors on the learning rate, by pattern
+    #[arg(long, value_name = "PATTERN=FACTOR", num_args = 1..)]
+    lr_group: Vec<String>,
+    /// The most that the norm of all gradients together may be
+    #[arg(long, value_name = "NORM")]
+    clip_norm: Option<f64>,
+    /// The most that an element of a gradient may be
+    #[arg(long, value_name = "VALUE")]
+    clip_value: Option<f64>,
+    /// Weights to train, by pattern [default: all]
+    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    train: Vec<String>,
+    /// Weights not to train, by pattern
+    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    freeze: Vec<String>,
+    /// Train the last N layers only
+    #[arg(long, value_name = "N")]
+    last_layers: Option<usize>,
+    /// Train LoRA matrices of this rank in the place of the chosen weights
+    #[arg(long, value_name = "RANK")]
+    lora: Option<i64>,
+    /// The factor of the LoRA product is ALPHA / RANK [default: the rank]
+    #[arg(long, value_name = "ALPHA", requires = "lora")]
+    lora_alpha: Option<f64>,
+    /// The mode of BatchNormalization
+    #[arg(long, value_enum, default_value = "inference")]
+    batch_norm: Mode,
+    /// Drop out tensors, or with `train` what the model's own Dropout nodes drop
+    #[arg(long, value_name = "train|NAME=RATIO", num_args = 1..)]
+    dropout: Vec<String>,
+    /// The number of micro-batches that make a step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    accumulate: usize,
+    /// The scale that the loss starts with [default: 65536 for models of float16, else none]
+    #[arg(long, value_name = "SCALE")]
+    loss_scale: Option<f64>,
+    /// Leave out accuracy and the norm of the gradients
+    #[arg(long)]
+    no_metrics: bool,
+    /// Random initial values follow from it
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Replace an existing DIR
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// With the statistics of the model
+    Inference,
+    /// With the statistics of the batch; those of the model follow
+    Train,
+}
+
+/// Reads, builds, writes, reports.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(args.force || !args.output.exists(), "{} exists already; --force replaces it", args.output.display());
+    let model = Model::load(&args.model)?;
+    let artifacts = request(args)?.build(&model)?;
+    artifacts.write(&args.output, args.force)?;
+    if args.json {
+        println!("{}", json!({ "folder": args.output, "manifest": artifacts.manifest }));
+    } else {
+        print(&artifacts, args);
+    }
+    Ok(())
+}
+
+fn request(args: &Args) -> Result<Trainable> {
+    let losses = args.loss.iter().map(|l| LossSpec::parse(l)).collect::<Result<Vec<_>>>()?;
+    let mut hyper = optimizers::find(&args.optimizer)?.defaults();
+    let given = [
+        (&mut hyper.momentum, args.momentum),
+        (&mut hyper.beta1, args.beta1),
+        (&mut hyper.beta2, args.beta2),
+        (&mut hyper.epsilon, args.epsilon),
+        (&mut hyper.weight_decay, args.weight_decay),
+    ];
+    given.into_iter().for_each(|(slot, value)| *slot = value.unwrap_or(*slot));
+    let (own, sites): (Vec<&String>, Vec<&String>) = args.dropout.iter().partition(|d| *d == "train");
+    let sites = sites.into_iter().map(|s| pair("--dropout", s)).collect::<Result<Vec<_>>>()?;
+    let groups = args.lr_group.iter().map(|g| pair("--lr-group", g)).collect::<Result<Vec<_>>>()?;
+    for (option, bound) in [("--clip-norm", args.clip_norm), ("--clip-value", args.clip_value)] {
+        ensure!(bound.is_none_or(|b| b > 0.0 && b.is_finite()), "{option} is above 0");
+    }
+    ensure!(args.accumulate > 0, "--accumulate is at least 1");
+    let choice = Choice { train: args.train.clone(), freeze: args.freeze.clone(), last: args.last_layers };
+    let mut request = Trainable::new(losses)
+        .choose(choice)
+        .optimizer(&args.optimizer, Some(hyper))
+        .no_decay(args.no_decay.clone())
+        .groups(groups)
+        .clip(args.clip_norm, args.clip_value)
+        .accumulate(args.accumulate)
+        .metrics(!args.no_metrics)
+        .train_batch_norm(args.batch_norm == Mode::Train)
+        .dropout(sites, !own.is_empty())
+        .seed(args.seed);
+    if let Some(rank) = args.lora {
+        request = request.lora(rank, args.lora_alpha.unwrap_or(rank as f64));
+    }
+    if let Some(path) = &args.loss_model {
+        let mut loss = Model::load(path)?;
+        if let Some(folder) = &loss.folder {
+            onnx_gradients::onnx::file::load_external(&mut loss.proto, folder)?;
+        }
+        request = request.loss_model(&loss);
+    }
+    Ok(match args.loss_scale {
+        Some(scale) => request.loss_scale(scale),
+        None => request,
+    })
+}
+
+/// `NAME=NUMBER`; names may hold any character.
+fn pair(option: &str, text: &str) -> Result<(String, f64)> {
+    let (name, number) = text.rsplit_once('=').with_context(|| format!("{option} '{text}' is not NAME=NUMBER"))?;
+    let number = number.parse().with_context(|| format!("{option} '{text}': '{number}' is no number"))?;
+    Ok((name.to_owned(), number))
+}
+
+fn print(artifacts: &Artifacts, args: &Args) {
+    let m = &artifacts.manifest;
+    let mut table = Table::new(["parameter", "type", "shape", "lr", "decay"]);
+    for (p, feed) in m.parameters.iter().zip(&m.state) {
+        table.row([
+            p.name.clone(),
+            feed.r#type.clone(),
+            format!("{:?}", feed.shape),
+            p.learning_rate.to_string(),
+            p.weight_decay.to_string(),
+        ]);
+    }
+    print!("{table}");
+    let numbers: i64 = m.state.iter().filter(|f| f.role == "parameter").map(|f| f.shape.iter().product::<i64>()).sum();
+    println!("{} parameters, {numbers} numbers; {}: {}", m.parameters.len(), m.optimizer.name, m.optimizer.formula);
+    for loss in &m.losses {
+        println!("loss {loss}");
+    }
+    for decision in &m.decisions {
+        println!("- {decision}");
+    }
+    let names = |inputs: &[onnx_gradients::training::manifest::Input]| {
+        inputs.iter().map(|i| format!("'{}' ({})", i.name, i.r#type)).collect::<Vec<_>>().join(", ")
+    };
+    println!("data: {}", names(&m.data));
+    if !m.labels.is_empty() {
+        println!("labels: {}", names(&m.labels));
+    }
+    println!("wrote {}", args.output.display());
+}

@@ -1,0 +1,109 @@
+//! LoRA: the product of two thin matrices is added to a weight, and only the two are trained (Hu et al., 2021).
+
+use super::draft::Draft;
+use super::select::Weight;
+use crate::onnx::{ElementType, ModelProto, TensorProto, attribute};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// A weight with its two matrices: `weight + scale (left · right)`, in the weight's shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Adapter {
+    /// The weight.
+    pub weight: String,
+    /// The shape of the weight.
+    pub shape: Vec<i64>,
+    /// The matrix of shape `[rows, rank]`.
+    pub left: String,
+    /// The matrix of shape `[rank, columns]`.
+    pub right: String,
+    /// The shapes of the two matrices.
+    pub shapes: [[i64; 2]; 2],
+    /// α / rank
+    pub scale: f64,
+    /// Whether `left` is on the side of the layer's input: that one starts with random numbers, the other with zeros.
+    pub left_first: bool,
+}
+
+/// The adapter of a weight; `None` where it is no factor of a matrix product or convolution.
+pub fn adapter(weight: &Weight, model: &ModelProto, rank: i64, alpha: f64) -> Option<Adapter> {
+    let (op, input, index) = weight.products.first()?;
+    let dims = &weight.value.dims;
+    let shapes = match (op.as_str(), dims.as_slice()) {
+        ("Conv", [out, rest @ ..]) => [[*out, rank], [rank, rest.iter().product()]],
+        ("MatMul" | "Gemm", &[rows, columns]) => [[rows, rank], [rank, columns]],
+        _ => return None,
+    };
+    let node = model.graph.as_ref()?.node.get(*index)?;
+    let transposed = |name: &str| attribute::get_int(&node.attribute, name).unwrap_or(0) != 0;
+    let left_first = match (op.as_str(), input) {
+        ("Conv", _) => false,
+        (_, 0) => transposed("transA"),
+        _ => !transposed("transB"),
+    };
+    let name = &weight.name;
+    Some(Adapter {
+        weight: name.clone(),
+        shape: dims.clone(),
+        left: format!("{name}.lora_left"),
+        right: format!("{name}.lora_right"),
+        shapes,
+        scale: alpha / rank as f64,
+        left_first,
+    })
+}
+
+impl Adapter {
+    /// What the two matrices start with: uniform in ±1/√fan-in, and zeros.
+    pub fn initial(&self, element: ElementType, random: &mut super::state::Random) -> [TensorProto; 2] {
+        let fan_in = if self.left_first { self.shapes[0][0] } else { self.shapes[1][1] };
+        let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
+        [(0, self.left_first), (1, !self.left_first)].map(|(i, random_one)| {
+            let count = self.shapes[i].iter().product::<i64>().max(0) as usize;
+            let next = |_| if random_one { (2.0 * random.uniform() - 1.0) * bound } else { 0.0 };
+            let values: Vec<f64> = (0..count).map(next).collect();
+            TensorProto::from_floats(element, &self.shapes[i], &values)
+        })
+    }
+
+    /// Lets every node take the sum in place of the weight. `left` and `right` name the two matrices, of the weight's type.
+    ///
+    /// # Errors
+    /// The model holds no graph.
+    pub fn attach(&self, draft: &mut Draft, left: &str, right: &str, element: ElementType) -> Result<()> {
+        let (w, shape) = (&self.weight, &self.shape);
+        let scale = TensorProto::from_floats(element, &[], &[self.scale]);
+        let shape = TensorProto::from_ints(ElementType::Int64, &[shape.len() as i64], shape);
+        let scale = draft.constant(&format!("{w}/lora/scale"), scale);
+        let shape = draft.constant(&format!("{w}/lora/shape"), shape);
+        let product = draft.first("MatMul", &[left, right], &format!("{w}/lora/product"), vec![]);
+        let scaled = draft.first("Mul", &[&product, &scale], &format!("{w}/lora/scaled"), vec![]);
+        let delta = draft.first("Reshape", &[&scaled, &shape], &format!("{w}/lora/delta"), vec![]);
+        // The weight may be one that a node computes; the sum stands behind it.
+        let sum = draft.unique(&format!("{w}/lora/sum"));
+        draft.redirect(w, &sum)?;
+        let node = super::draft::node("Add", &[w, &delta], &sum, vec![]);
+        let graph = draft.graph()?;
+        let place = graph.node.iter().position(|n| n.output.contains(w)).map_or(0, |p| p + 1);
+        graph.node.insert(place, node);
+        Ok(())
+    }
+
+    /// The weight with the product added.
+    ///
+    /// # Errors
+    /// Tensors of other shapes.
+    pub fn merged(&self, weight: &[f64], left: &[f64], right: &[f64]) -> Result<Vec<f64>> {
+        let [[rows, rank], [_, columns]] = self.shapes.map(|s| s.map(|d| d.max(0) as usize));
+        let fits = weight.len() == rows * columns && left.len() == rows * rank && right.len() == rank * columns;
+        ensure!(fits, "the LoRA matrices of '{}' do not fit it", self.weight);
+        let mut sum = weight.to_vec();
+        for (row, out) in sum.chunks_exact_mut(columns.max(1)).enumerate() {
+            let factors = left.get(row * rank..(row + 1) * rank).context("a row is missing")?;
+            for (factor, line) in factors.iter().zip(right.chunks_exact(columns.max(1))) {
+                out.iter_mut().zip(line).for_each(|(o, r)| *o += self.scale * factor * r);
+            }
+        }
+        Ok(sum)
+    }
+}

@@ -1,0 +1,115 @@
+//! Tensors in safetensors files: the initial state, checkpoints.
+
+use crate::onnx::file::{plain, replace};
+use crate::onnx::{ElementType, TensorProto};
+use anyhow::{Context, Result, bail};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+/// Tensors by name, in an order.
+pub type State = Vec<(String, TensorProto)>;
+
+/// The one key of a file's metadata.
+const KEY: &str = "onnx-gradients";
+
+/// Writes tensors to a file, all or nothing: beside its place first, then renamed.
+///
+/// # Errors
+/// Element types that safetensors does not have; a file that cannot be written.
+pub fn write(path: &Path, state: &State, metadata: Option<&str>, force: bool) -> Result<()> {
+    let views = state.iter().map(|(name, t)| {
+        let shape: Vec<usize> = t.dims.iter().map(|&d| usize::try_from(d)).collect::<Result<_, _>>()?;
+        let bytes = t.raw_data.as_deref().with_context(|| format!("'{name}' holds no raw elements"))?;
+        let view = TensorView::new(dtype(t.element_type())?, shape, bytes);
+        Ok((name.as_str(), view.with_context(|| format!("'{name}'"))?))
+    });
+    let views: Vec<_> = views.collect::<Result<_>>()?;
+    let metadata = metadata.map(|m| HashMap::from([(KEY.to_owned(), m.to_owned())]));
+    let bytes = safetensors::serialize(views, metadata).context("the state cannot be written as safetensors")?;
+    replace(path, force, |out| out.write_all(&bytes)).with_context(|| path.display().to_string())
+}
+
+/// Reads the tensors of a file, in the order of their names, and its metadata.
+///
+/// # Errors
+/// A file that cannot be read, or is no safetensors file.
+pub fn read(path: &Path) -> Result<(State, Option<String>)> {
+    let load = || -> Result<(State, Option<String>)> {
+        let bytes = std::fs::read(path).map_err(plain)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;
+        let metadata = header.metadata().as_ref().and_then(|m| m.get(KEY).cloned());
+        let file = SafeTensors::deserialize(&bytes).context("not a safetensors file")?;
+        let state = file.iter().map(|(name, view)| {
+            let dims: Vec<i64> = view.shape().iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
+            let element = element(view.dtype()).with_context(|| format!("tensor '{name}'"))?;
+            Ok((name.to_owned(), TensorProto::from_raw(element, &dims, view.data().to_vec())))
+        });
+        let mut state = state.collect::<Result<State>>()?;
+        state.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok((state, metadata))
+    };
+    load().with_context(|| path.display().to_string())
+}
+
+const TYPES: &[(ElementType, Dtype)] = &[
+    (ElementType::Float, Dtype::F32),
+    (ElementType::Double, Dtype::F64),
+    (ElementType::Float16, Dtype::F16),
+    (ElementType::Bfloat16, Dtype::BF16),
+    (ElementType::Int64, Dtype::I64),
+    (ElementType::Int32, Dtype::I32),
+    (ElementType::Int16, Dtype::I16),
+    (ElementType::Int8, Dtype::I8),
+    (ElementType::Uint64, Dtype::U64),
+    (ElementType::Uint32, Dtype::U32),
+    (ElementType::Uint16, Dtype::U16),
+    (ElementType::Uint8, Dtype::U8),
+    (ElementType::Bool, Dtype::BOOL),
+];
+
+fn dtype(element: ElementType) -> Result<Dtype> {
+    let found = TYPES.iter().find(|t| t.0 == element).map(|t| t.1);
+    found.with_context(|| format!("safetensors has no elements of type {}", element.name()))
+}
+
+fn element(dtype: Dtype) -> Result<ElementType> {
+    match TYPES.iter().find(|t| t.1 == dtype) {
+        Some(t) => Ok(t.0),
+        None => bail!("elements of type {dtype:?} have no place in a model"),
+    }
+}
+
+/// Pseudo-random numbers that are the same everywhere: splitmix64 (Steele, Lea and Flood, 2014).
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// The numbers that follow from a seed.
+    pub fn new(seed: u64) -> Self {
+        Random(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number from 0 to below 1.
+    pub fn uniform(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// The numbers below `n` in a random order.
+    pub fn shuffled(&mut self, n: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n).collect();
+        for i in (1..n).rev() {
+            order.swap(i, (self.bits() % (i as u64 + 1)) as usize);
+        }
+        order
+    }
+}

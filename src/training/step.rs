@@ -1,0 +1,396 @@
+//! Assembles the models of a training: the step, its halves, the evaluation.
+
+use super::draft::prune;
+use super::losses::{self, LossSpec};
+use super::manifest::Input;
+use super::optimizers::{Hyper, Optimizer, Update};
+use crate::backward::{Aggregation, Flow, Pass};
+use crate::expr::{Builder, Expr};
+use crate::graph::write::{self, Request};
+use crate::graph::{Fact, Graph, Loaded, NewNode, Origin, Producer, ValueId, load};
+use crate::onnx::{ElementType, ModelProto};
+use anyhow::{Context, Result, ensure};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+/// A parameter as the step has it.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The input.
+    pub name: String,
+    /// The element type of the input.
+    pub element: ElementType,
+    /// The sizes.
+    pub dims: Vec<i64>,
+    /// The updated one.
+    pub next: String,
+    /// The gradient.
+    pub gradient: String,
+    /// The sum of gradients, and the updated sum.
+    pub sum: [String; 2],
+    /// The states of the optimizer, and the updated ones.
+    pub states: Vec<[String; 2]>,
+    /// The factor on the learning rate.
+    pub rate: f64,
+    /// The weight decay.
+    pub decay: f64,
+}
+
+/// Dynamic loss scaling: the scale and the count of good steps since it last changed, with their updated ones.
+#[derive(Clone, Debug)]
+pub struct Scaling {
+    /// The factor on the loss.
+    pub scale: [String; 2],
+    /// The count.
+    pub good: [String; 2],
+}
+
+/// After so many steps without overflow the loss is scaled by twice as much.
+pub const GROWTH_INTERVAL: i64 = 2000;
+
+/// What all models of a training have in common.
+#[derive(Clone)]
+pub struct Plan {
+    /// The parameters.
+    pub slots: Vec<Slot>,
+    /// The losses.
+    pub losses: Vec<LossSpec>,
+    /// Statistics that come out updated: the input, the tensor of the model, the output.
+    pub statistics: Vec<[String; 3]>,
+    /// The optimizer.
+    pub optimizer: &'static Optimizer,
+    /// Its numbers.
+    pub hyper: Hyper,
+    /// The bound on the norm of all gradients.
+    pub clip_norm: Option<f64>,
+    /// The bound on each element.
+    pub clip_value: Option<f64>,
+    /// The scaling of the loss.
+    pub scaling: Option<Scaling>,
+    /// The number of micro-batches.
+    pub accumulate: usize,
+    /// Whether metrics come out.
+    pub metrics: bool,
+    /// The input for the learning rate, and its type.
+    pub rate: (String, ElementType),
+    /// The input that counts steps, and the updated one.
+    pub step: [String; 2],
+    /// The name of the loss, of the norm of the gradients, and the prefix of accuracies.
+    pub loss: String,
+    /// The norm of all gradients.
+    pub norm: String,
+    /// The share of right answers.
+    pub accuracy: String,
+}
+
+/// A model with the loss, and what has been built of it.
+pub struct Forward {
+    model: ModelProto,
+    builder: Builder,
+    names: HashMap<Rc<str>, ValueId>,
+    taken: HashSet<Rc<str>>,
+    inputs: RefCell<Vec<(ValueId, String)>>,
+}
+
+/// The loss, its metrics, and the inputs that it wants.
+pub struct Total<'g> {
+    /// The weighted sum of all losses.
+    pub loss: Expr<'g>,
+    /// Metrics with their names.
+    pub metrics: Vec<(Expr<'g>, String)>,
+    /// The targets.
+    pub labels: Vec<Input>,
+    /// What has been decided.
+    pub decisions: Vec<String>,
+}
+
+/// The updated state, in any order, with names.
+type Named<'g> = Vec<(Expr<'g>, String)>;
+
+impl Forward {
+    /// A model to be extended. New names are in the scope `training`; `reserved` are those that the plan has.
+    ///
+    /// # Errors
+    /// The model cannot be loaded.
+    pub fn new(model: ModelProto, reserved: impl IntoIterator<Item = String>) -> Result<Self> {
+        let Loaded { graph, names, inner_names, .. } = load(&model)?;
+        let mut taken: HashSet<Rc<str>> = names.keys().chain(&inner_names).cloned().collect();
+        taken.extend(model.graph.iter().flat_map(|g| &g.node).map(|n| Rc::from(n.name())));
+        taken.extend(reserved.into_iter().map(|n| Rc::from(n.as_str())));
+        let inputs = RefCell::default();
+        Ok(Forward { model, builder: Builder::new(graph), names, taken, inputs })
+    }
+
+    /// The tensor of that name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn value(&self, name: &str) -> Result<Expr<'_>> {
+        let id = self.names.get(name).with_context(|| {
+            let near = crate::backward::nearest(name, self.names.keys().map(|n| &**n));
+            let hint = near.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+            format!("no tensor is called '{name}'{hint}")
+        })?;
+        Ok(self.builder.expr(*id))
+    }
+
+    /// An input: the model's own of that name, or a new one.
+    pub fn input(&self, name: &str, fact: Fact) -> Expr<'_> {
+        let known = self.inputs.borrow().iter().find(|(_, n)| n == name).map(|(id, _)| *id);
+        let id = known.or_else(|| self.names.get(name).copied()).unwrap_or_else(|| {
+            let id = self.builder.graph_mut().push_input(Graph::MAIN, None, fact);
+            self.inputs.borrow_mut().push((id, name.to_owned()));
+            id
+        });
+        self.builder.expr(id)
+    }
+
+    fn scalar(&self, name: &str, element: ElementType) -> Expr<'_> {
+        self.input(name, Fact::tensor(Some(element), Some([].into())))
+    }
+
+    fn tensor(&self, name: &str, like: &Slot) -> Expr<'_> {
+        let shape = like.dims.iter().map(|&d| crate::graph::Dim::Known(d)).collect();
+        self.input(name, Fact::tensor(Some(like.element), Some(shape)))
+    }
+
+    /// Builds the losses.
+    ///
+    /// # Errors
+    /// Outputs that a loss cannot be computed from.
+    pub fn total<'g>(&'g self, plan: &'g Plan, outputs: &[String]) -> Result<Total<'g>> {
+        let (mut labels, mut decisions, mut metrics) = (Vec::<Input>::new(), Vec::new(), Vec::new());
+        let mut total: Option<Expr<'g>> = None;
+        for spec in &plan.losses {
+            let loss = if losses::find(&spec.kind).is_none() && self.names.contains_key(spec.kind.as_str()) {
+                let loss = self.value(&spec.kind)?.widened();
+                let one = loss.fact().shape.is_none_or(|s| s.iter().all(|d| d.known() == Some(1)));
+                ensure!(
+                    one && loss.is_float(),
+                    "'{}' is no scalar of floating-point type, so it is no loss",
+                    spec.kind
+                );
+                loss.reshape_to(&[])
+            } else {
+                let name = output_of(spec, outputs)?;
+                let id = self.value(name)?.id();
+                let other = spec.other.as_ref().map(|o| self.value(o).map(Expr::id)).transpose()?;
+                let built = losses::build(&self.builder, spec, (name, id), other, |wanted| {
+                    let input = self.input(&wanted.name, wanted.fact.clone());
+                    let (fact, own) = (input.fact(), wanted.fact.shape.as_deref().unwrap_or_default());
+                    let fits = fact.element == wanted.fact.element && fact.shape.is_none_or(|s| s.len() == own.len());
+                    ensure!(fits, "the input '{}' does not fit the loss {} of '{name}'", wanted.name, spec.kind);
+                    if !labels.iter().any(|l| l.name == wanted.name) {
+                        labels.push(Input {
+                            name: wanted.name,
+                            r#type: wanted.fact.element.map(ElementType::name).unwrap_or_default(),
+                            shape: own.iter().map(|d| d.known()).collect(),
+                            classes: wanted.classes,
+                            ignore: wanted.ignore,
+                        });
+                    }
+                    Ok(input)
+                });
+                let built = built.with_context(|| format!("the loss {} of '{name}'", spec.kind))?;
+                decisions.extend(built.decisions);
+                if let Some(accuracy) = built.accuracy.filter(|_| plan.metrics) {
+                    let suffix = if plan.losses.len() > 1 { format!("/{name}") } else { String::new() };
+                    metrics.push((accuracy, format!("{}{suffix}", plan.accuracy)));
+                }
+                built.loss
+            };
+            let loss = loss * spec.weight;
+            total = Some(match total {
+                None => loss,
+                Some(sum) if sum.fact().element == loss.fact().element => sum + loss,
+                Some(sum) => sum + loss.cast_like(sum),
+            });
+        }
+        let loss = total.context("no loss is given")?;
+        self.check()?;
+        Ok(Total { loss, metrics, labels, decisions })
+    }
+
+    fn check(&self) -> Result<()> {
+        self.builder.take_error().map_or(Ok(()), Err)
+    }
+
+    /// The gradients of the loss, each of its parameter's type and not scaled any more. A parameter that the loss does not
+    /// depend on gets zeros.
+    ///
+    /// # Errors
+    /// An operator on the way has no gradient.
+    pub fn gradients<'g>(&'g self, plan: &Plan, loss: Expr<'g>) -> Result<Vec<Expr<'g>>> {
+        let b = &self.builder;
+        let scale = plan.scaling.as_ref().map(|s| self.scalar(&s.scale[0], ElementType::Float));
+        let seed = scale.map_or_else(|| loss.like(1.0), |s| s.cast_like(loss));
+        let nodes: Vec<_> = b.graph().scope(Graph::MAIN).nodes.clone();
+        let xs = plan.slots.iter().map(|s| Ok(self.value(&s.name)?.id())).collect::<Result<Vec<_>>>()?;
+        let ids: Vec<Option<ValueId>> = {
+            let pass = Pass::new(b, Aggregation::AddN, HashSet::new(), &[]);
+            let flows = pass.differentiate(&nodes, &[(loss.id(), seed)], &xs)?;
+            let id = |f: Option<Flow<'_>>| match f {
+                Some(Flow::Value(dx)) => Some(dx.id()),
+                Some(Flow::Zero) | None => None,
+            };
+            flows.into_iter().map(id).collect()
+        };
+        let gradients = xs.iter().zip(ids).map(|(&x, id)| match id {
+            None => b.expr(x).zeros_like(),
+            Some(id) => {
+                let dx = b.expr(id);
+                scale.map_or(dx, |s| dx / s.cast_like(dx))
+            }
+        });
+        let gradients = gradients.collect();
+        self.check()?;
+        Ok(gradients)
+    }
+
+    /// The parameters and states after a step with these gradients, and the norm of all gradients.
+    ///
+    /// # Errors
+    /// The optimizer's formula cannot be written at the model's opset.
+    pub fn update<'g>(&'g self, plan: &Plan, gradients: &[Expr<'g>]) -> Result<(Named<'g>, Expr<'g>)> {
+        let b = &self.builder;
+        let rate = self.scalar(&plan.rate.0, plan.rate.1);
+        let step = self.scalar(&plan.step[0], ElementType::Int64);
+        let t = step + 1;
+        let squares = gradients.iter().map(|g| g.square().sum_all().cast(plan.rate.1)).reduce(|a, b| a + b);
+        let squares = squares.context("there are no gradients")?;
+        let norm = squares.sqrt();
+        let clip = plan.clip_norm.map(|bound| (bound / (norm + 1e-6)).min(norm.like(1.0)));
+        let fine = plan.scaling.is_some().then(|| squares.below(f32::MAX.into()));
+        let guarded = |new: Expr<'g>, old: Expr<'g>| fine.map_or(new, |fine| fine.select(new, old));
+        let mut next: Named<'g> = Vec::new();
+        for (slot, &g) in plan.slots.iter().zip(gradients) {
+            let w = self.tensor(&slot.name, slot);
+            let states: Vec<Expr<'g>> = slot.states.iter().map(|[name, _]| self.tensor(name, slot)).collect();
+            let g = clip.map_or(g, |c| g * c.cast_like(g));
+            let g = plan.clip_value.map_or(g, |bound| g.clamp(-bound, bound));
+            let update = Update {
+                w,
+                g,
+                states: states.clone(),
+                lr: rate.cast_like(w) * slot.rate,
+                t: t.cast_like(w),
+                hyper: Hyper { weight_decay: slot.decay, ..plan.hyper },
+            };
+            let (new, new_states) = plan.optimizer.update(&update)?;
+            if let Some(error) = b.take_error() {
+                return Err(error.context(format!("the update of '{}'", slot.name)));
+            }
+            next.push((guarded(new, w), slot.next.clone()));
+            let states = new_states.into_iter().zip(states).zip(&slot.states);
+            next.extend(states.map(|((new, old), [_, name])| (guarded(new, old), name.clone())));
+        }
+        next.push((guarded(t, step), plan.step[1].clone()));
+        if let (Some(scaling), Some(fine)) = (&plan.scaling, fine) {
+            let scale = self.scalar(&scaling.scale[0], ElementType::Float);
+            let good = self.scalar(&scaling.good[0], ElementType::Int64);
+            let due = (good + 1).greater_or_equal(good.like(GROWTH_INTERVAL as f64));
+            let grown = due.select((scale * 2.0).min(scale.like(f64::from(1u32 << 24))), scale);
+            let shrunk = (scale * 0.5).max(scale.like(1.0));
+            next.push((fine.select(grown, shrunk), scaling.scale[1].clone()));
+            let zero = good.like(0.0);
+            next.push((fine.select(due.select(zero, good + 1), zero), scaling.good[1].clone()));
+        }
+        self.check()?;
+        Ok((next, norm))
+    }
+
+    /// The sums of gradients after a micro-batch: each counts as its share of the step.
+    pub fn accumulated<'g>(&'g self, plan: &Plan, gradients: &[Expr<'g>]) -> Named<'g> {
+        let share = |(slot, &g): (&Slot, &Expr<'g>)| {
+            let sum = self.tensor(&slot.sum[0], slot);
+            (sum + g / plan.accumulate as f64, slot.sum[1].clone())
+        };
+        plan.slots.iter().zip(gradients).map(share).collect()
+    }
+
+    /// The gradients as inputs: what the half of a step that applies them takes.
+    pub fn given(&self, plan: &Plan) -> Vec<Expr<'_>> {
+        plan.slots.iter().map(|s| self.tensor(&s.gradient, s)).collect()
+    }
+
+    /// The updated statistics.
+    ///
+    /// # Errors
+    /// The model does not hold them.
+    pub fn statistics<'g>(&'g self, plan: &Plan) -> Result<Named<'g>> {
+        plan.statistics.iter().map(|[_, inner, next]| Ok((self.value(inner)?, next.clone()))).collect()
+    }
+
+    /// The model with the outputs, in their order, and behind them those of its own that are `kept`. Inputs come in the
+    /// order of `order`, before them those that it does not name.
+    ///
+    /// # Errors
+    /// Something could not be built.
+    pub fn write(&self, outputs: Named<'_>, kept: &[String], order: &[String]) -> Result<ModelProto> {
+        let mut used = HashSet::new();
+        let outputs: Vec<(ValueId, String)> = outputs
+            .into_iter()
+            .map(|(e, name)| {
+                let own = {
+                    let graph = self.builder.graph();
+                    match graph.value(e.id()).producer {
+                        Producer::Node(n, _) => graph.node(n).origin != Origin::Model,
+                        _ => false,
+                    }
+                };
+                (if own && used.insert(e.id()) { e.id() } else { self.copy(e) }, name)
+            })
+            .collect();
+        self.check()?;
+        let mut model = self.model.clone();
+        model.metadata_props.clear();
+        let graph = model.graph.as_mut().context("the model holds no graph")?;
+        let own: Vec<_> =
+            std::mem::take(&mut graph.output).into_iter().filter(|o| kept.iter().any(|k| k == o.name())).collect();
+        let inputs = self.inputs.borrow().clone();
+        let request = Request { name: "training".to_owned(), inputs, outputs, colocate: false };
+        write::write(&self.builder.graph(), &mut model, &request, self.taken.clone())?;
+        if let Some(graph) = model.graph.as_mut() {
+            graph.output.extend(own);
+        }
+        prune(&mut model)?;
+        if let Some(graph) = model.graph.as_mut() {
+            let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i + 1)).collect();
+            graph.input.sort_by_key(|i| place.get(i.name()).copied().unwrap_or(0));
+        }
+        Ok(model)
+    }
+
+    /// The value as a node of its own, which has a name that nothing else has.
+    fn copy(&self, e: Expr<'_>) -> ValueId {
+        let node = NewNode {
+            op_type: "Identity".into(),
+            inputs: [Some(e.id())].into_iter().collect(),
+            outputs: [Some(None)].into_iter().collect(),
+            origin: Origin::Backward(None),
+            ..NewNode::default()
+        };
+        let fact = e.fact();
+        let mut graph = self.builder.graph_mut();
+        let id = graph.push(Graph::MAIN, node, vec![fact]);
+        graph.node(id).outputs.iter().flatten().next().copied().unwrap_or(e.id())
+    }
+}
+
+/// The output that a loss is of.
+///
+/// # Errors
+/// It is not named, and the model has several.
+pub fn output_of<'a>(spec: &'a LossSpec, outputs: &'a [String]) -> Result<&'a str> {
+    match (&spec.output, outputs) {
+        (Some(name), _) => Ok(name),
+        (None, [only]) => Ok(only),
+        (None, _) => anyhow::bail!(
+            "the model has the outputs {}: say which one the loss {2} is of, as {2}:{1}",
+            outputs.join(", "),
+            outputs.first().map(String::as_str).unwrap_or("OUTPUT"),
+            spec.kind
+        ),
+    }
+}

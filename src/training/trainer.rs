@@ -1,0 +1,424 @@
+//! Runs the step in tract: to prove a trainable model and to prototype. The step itself is for real runtimes.
+
+use super::data::Data;
+use super::manifest::Manifest;
+use super::state::{self, Random, State};
+use crate::model::Model;
+use crate::onnx::{ElementType, ModelProto, TensorProto};
+use crate::validate::engine::Precision;
+use crate::validate::tract::{self, Plan, Tensor, Tensors};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The file of the checkpoint in the folder of a trainable model.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// How the learning rate goes on after the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    /// It stays.
+    #[default]
+    Constant,
+    /// It falls to zero in a straight line.
+    Linear,
+    /// It falls to zero as half a wave of the cosine.
+    Cosine,
+}
+
+/// How to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Options {
+    /// How often all samples are seen.
+    pub epochs: usize,
+    /// Samples in a batch, or in a micro-batch where several make a step.
+    pub batch: usize,
+    /// The learning rate after the warm-up.
+    pub rate: f64,
+    /// How it goes on.
+    pub schedule: Schedule,
+    /// The number of steps over which it rises from zero.
+    pub warmup: u64,
+    /// The order of the samples, and which are held out, follow from it.
+    pub seed: u64,
+    /// The share of the samples that are held out for evaluation.
+    pub held_out: f64,
+    /// Steps between checkpoints; at the end of an epoch there is always one.
+    pub checkpoint_every: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            epochs: 10,
+            batch: 32,
+            rate: 1e-3,
+            schedule: Schedule::Constant,
+            warmup: 0,
+            seed: 0,
+            held_out: 0.2,
+            checkpoint_every: 0,
+        }
+    }
+}
+
+/// What an epoch came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// Its number, from 1 on.
+    pub epoch: usize,
+    /// How many steps have been made at its end.
+    pub steps: u64,
+    /// The mean loss of its steps.
+    pub loss: f64,
+    /// The means of the metrics of its steps.
+    pub metrics: BTreeMap<String, f64>,
+    /// The loss of the samples that are held out, and the metrics.
+    pub held_out: Option<BTreeMap<String, f64>>,
+}
+
+/// Where a training stands: what a checkpoint holds beside the tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    epoch: usize,
+    /// Steps of the current epoch.
+    position: usize,
+    steps: u64,
+    /// Sums over the steps of the current epoch.
+    sums: BTreeMap<String, f64>,
+    history: Vec<Epoch>,
+    options: Options,
+    data: String,
+}
+
+/// What is reported while it goes on.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// A step has been made: the epoch from 1 on, its step from 1 on, how many there are, the loss.
+    Step(usize, usize, usize, f64),
+    /// An epoch has ended.
+    Epoch(&'a Epoch),
+}
+
+/// Trains, and leaves a checkpoint in the folder. With `resume` it goes on from the checkpoint that is there, and comes to
+/// the same numbers as without the interruption.
+///
+/// # Errors
+/// Data and options that do not fit the model; a checkpoint of another training; a loss that is no number; what tract
+/// cannot run.
+pub fn train(
+    folder: &Path,
+    data: &Data,
+    evaluation: Option<&Data>,
+    options: &Options,
+    resume: bool,
+    report: &mut dyn FnMut(Event<'_>),
+) -> Result<Vec<Epoch>> {
+    let manifest = Manifest::read(folder)?;
+    check(options, &manifest)?;
+    let mut trainer = Trainer::new(folder, manifest)?;
+    let mut progress = Progress { options: options.clone(), data: data.fingerprint(), ..Progress::default() };
+    let checkpoint = folder.join(CHECKPOINT);
+    if resume {
+        let (state, metadata) = state::read(&checkpoint).context("nothing to resume")?;
+        let text = metadata.with_context(|| format!("{}: not a checkpoint of `train`", checkpoint.display()))?;
+        let saved: Progress = serde_json::from_str(&text).context("the checkpoint is of another version")?;
+        same_training(&saved, &progress)?;
+        progress = Progress { options: options.clone(), ..saved };
+        trainer.restore(&state)?;
+    } else {
+        let (state, _) = state::read(&folder.join(&trainer.manifest.initial_state))?;
+        trainer.restore(&state)?;
+    }
+    let mut order = Random::new(options.seed).shuffled(data.count());
+    let share = if evaluation.is_some() { 0.0 } else { options.held_out };
+    let held = (data.count() as f64 * share).round() as usize;
+    let held_out = order.split_off(data.count() - held.min(data.count()));
+    let group = trainer.manifest.accumulate.max(1);
+    let fixed = trainer.fixed_batch()?;
+    ensure!(
+        fixed.is_none_or(|n| n == options.batch),
+        "the model takes batches of {} samples only; set --batch-size to that",
+        fixed.unwrap_or_default()
+    );
+    let whole = order.len() / options.batch;
+    let batches = if fixed.is_some() || group > 1 { whole } else { order.len().div_ceil(options.batch) };
+    let steps = batches / group;
+    ensure!(
+        steps > 0,
+        "{} samples to train with do not make one step of {} times {}",
+        order.len(),
+        group,
+        options.batch
+    );
+    let total = steps as u64 * options.epochs as u64;
+    while progress.epoch < options.epochs {
+        let seed = options.seed.wrapping_add((progress.epoch as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let shuffled: Vec<usize> =
+            Random::new(seed).shuffled(order.len()).into_iter().filter_map(|i| order.get(i).copied()).collect();
+        let groups: Vec<Vec<&[usize]>> = shuffled
+            .chunks(options.batch)
+            .take(batches)
+            .collect::<Vec<_>>()
+            .chunks_exact(group)
+            .map(<[_]>::to_vec)
+            .collect();
+        for micro in groups.iter().skip(progress.position) {
+            let rate = rate(options, progress.steps, total);
+            let scalars = trainer.step(data, micro, rate)?;
+            let loss = scalars.get(&trainer.manifest.loss).copied().unwrap_or(f64::NAN);
+            ensure!(
+                loss.is_finite(),
+                "the loss is {loss} in step {} (epoch {}): the learning rate may be too high, or the model's own numbers overflow; the checkpoint is from before",
+                progress.steps + 1,
+                progress.epoch + 1
+            );
+            for (name, value) in scalars {
+                *progress.sums.entry(name).or_default() += value;
+            }
+            progress.position += 1;
+            progress.steps += 1;
+            report(Event::Step(progress.epoch + 1, progress.position, steps, loss));
+            if options.checkpoint_every > 0 && progress.steps.is_multiple_of(options.checkpoint_every) {
+                trainer.save(&checkpoint, &progress)?;
+            }
+        }
+        let held = match evaluation {
+            Some(other) => trainer.evaluate(other, &(0..other.count()).collect::<Vec<_>>(), options.batch)?,
+            None => trainer.evaluate(data, &held_out, options.batch)?,
+        };
+        let mut metrics: BTreeMap<String, f64> =
+            std::mem::take(&mut progress.sums).into_iter().map(|(n, v)| (n, v / steps as f64)).collect();
+        let loss = metrics.remove(&trainer.manifest.loss).unwrap_or(f64::NAN);
+        let epoch = Epoch { epoch: progress.epoch + 1, steps: progress.steps, loss, metrics, held_out: held };
+        report(Event::Epoch(&epoch));
+        progress.history.push(epoch);
+        progress.epoch += 1;
+        progress.position = 0;
+        trainer.save(&checkpoint, &progress)?;
+    }
+    Ok(progress.history)
+}
+
+fn check(options: &Options, manifest: &Manifest) -> Result<()> {
+    ensure!(options.batch > 0, "a batch has at least one sample");
+    ensure!(options.rate.is_finite() && options.rate >= 0.0, "the learning rate is a number that is not below 0");
+    ensure!((0.0..1.0).contains(&options.held_out), "the share that is held out is from 0 to below 1");
+    ensure!(!manifest.data.is_empty() || !manifest.labels.is_empty(), "the step takes no data");
+    Ok(())
+}
+
+/// Whether a checkpoint is one of this training.
+fn same_training(saved: &Progress, now: &Progress) -> Result<()> {
+    ensure!(saved.data == now.data, "the checkpoint is of a training with other data; without --resume it starts anew");
+    let mut options = saved.options.clone();
+    options.checkpoint_every = now.options.checkpoint_every;
+    if options.schedule == Schedule::Constant {
+        options.epochs = now.options.epochs;
+    }
+    ensure!(
+        options == now.options,
+        "the checkpoint is of a training with other options: epochs {}, batch size {}, learning rate {}, schedule {:?}, warm-up {}, seed {}, held out {}",
+        options.epochs,
+        options.batch,
+        options.rate,
+        options.schedule,
+        options.warmup,
+        options.seed,
+        options.held_out
+    );
+    Ok(())
+}
+
+/// The learning rate of a step, the first being 0.
+fn rate(options: &Options, step: u64, total: u64) -> f64 {
+    if step < options.warmup {
+        return options.rate * (step + 1) as f64 / options.warmup as f64;
+    }
+    let done = (step - options.warmup) as f64 / total.saturating_sub(options.warmup).max(1) as f64;
+    match options.schedule {
+        Schedule::Constant => options.rate,
+        Schedule::Linear => options.rate * (1.0 - done).max(0.0),
+        Schedule::Cosine => options.rate * 0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos()),
+    }
+}
+
+struct Trainer {
+    manifest: Manifest,
+    folder: PathBuf,
+    models: BTreeMap<String, ModelProto>,
+    /// Ready to run, by role and number of samples.
+    plans: BTreeMap<(String, usize), Plan>,
+    state: Tensors,
+    precision: Precision,
+}
+
+impl Trainer {
+    fn new(folder: &Path, manifest: Manifest) -> Result<Self> {
+        let double = manifest.state.iter().any(|f| f.r#type == "double");
+        let precision = if double { Precision::Double } else { Precision::Own };
+        Ok(Trainer {
+            manifest,
+            folder: folder.to_owned(),
+            models: BTreeMap::new(),
+            plans: BTreeMap::new(),
+            state: Tensors::new(),
+            precision,
+        })
+    }
+
+    fn restore(&mut self, state: &State) -> Result<()> {
+        let given: BTreeMap<&str, &TensorProto> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        for feed in &self.manifest.state {
+            let tensor =
+                given.get(feed.input.as_str()).with_context(|| format!("the state holds no '{}'", feed.input))?;
+            let fits = tensor.dims == feed.shape && tensor.element_type().name() == feed.r#type;
+            ensure!(fits, "'{}' of the state does not fit the model", feed.input);
+            self.state.insert(feed.input.clone(), Arc::new(tract::tensor(tensor)?));
+        }
+        Ok(())
+    }
+
+    /// The number of samples that the model is fixed to.
+    fn fixed_batch(&self) -> Result<Option<usize>> {
+        let sizes = self.manifest.data.iter().chain(&self.manifest.labels).filter_map(|i| *i.shape.first()?);
+        let mut sizes: Vec<usize> = sizes.map(usize::try_from).collect::<Result<_, _>>()?;
+        sizes.dedup();
+        match sizes[..] {
+            [] => Ok(None),
+            [n] => Ok(Some(n)),
+            _ => bail!("the model's inputs are fixed to different numbers of samples"),
+        }
+    }
+
+    /// Makes a step with micro-batches; returns the loss and the metrics.
+    fn step(&mut self, data: &Data, micro: &[&[usize]], rate: f64) -> Result<BTreeMap<String, f64>> {
+        let learning_rate = (self.manifest.learning_rate.name.clone(), self.scalar(rate)?);
+        let scalars = std::iter::once(&self.manifest.loss).chain(&self.manifest.metrics).cloned().collect::<Vec<_>>();
+        if let ([only], 1) = (micro, self.manifest.accumulate) {
+            let mut feeds = self.feeds(data, only)?;
+            feeds.extend([learning_rate]);
+            let results = self.run("train", only.len(), &feeds)?;
+            self.take(&results);
+            return numbers(&results, &scalars);
+        }
+        let mut sums = Tensors::new();
+        for p in &self.manifest.parameters {
+            let like = self.state.get(&p.name).with_context(|| format!("no '{}'", p.name))?;
+            sums.insert(p.sum.clone(), Arc::new(zeros(like)?));
+        }
+        let mut mean: BTreeMap<String, f64> = BTreeMap::new();
+        let first = self.state.get(&self.manifest.step).map(|t| tract::values(t)).transpose()?;
+        let first = first.and_then(|v| v.first().copied()).unwrap_or(0.0) as i64;
+        for (i, samples) in micro.iter().enumerate() {
+            let mut feeds = self.feeds(data, samples)?;
+            feeds.append(&mut sums.clone());
+            // Each micro-batch counts as a step for what is dropped out.
+            let count = first.saturating_mul(micro.len() as i64).saturating_add(i as i64);
+            let count = TensorProto::from_ints(ElementType::Int64, &[], &[count]);
+            feeds.insert(self.manifest.step.clone(), Arc::new(tract::tensor(&count)?));
+            let results = self.run("accumulate", samples.len(), &feeds)?;
+            self.take(&results);
+            for p in &self.manifest.parameters {
+                let sum = results.get(&p.next_sum).with_context(|| format!("the step gives no '{}'", p.next_sum))?;
+                sums.insert(p.sum.clone(), sum.clone());
+            }
+            for (name, value) in numbers(&results, &scalars)? {
+                *mean.entry(name).or_default() += value / micro.len() as f64;
+            }
+        }
+        let mut feeds = self.state.clone();
+        feeds.extend([learning_rate]);
+        for p in &self.manifest.parameters {
+            feeds.insert(p.gradient.clone(), sums.get(&p.sum).cloned().context("a sum is missing")?);
+        }
+        let results = self.run("apply", 0, &feeds)?;
+        self.take(&results);
+        mean.extend(numbers(&results, &scalars)?);
+        Ok(mean)
+    }
+
+    /// The losses and metrics over samples, weighted by their number; `None` without samples.
+    fn evaluate(&mut self, data: &Data, samples: &[usize], batch: usize) -> Result<Option<BTreeMap<String, f64>>> {
+        let fixed = self.fixed_batch()?.is_some();
+        let scalars = std::iter::once(&self.manifest.loss).chain(&self.manifest.metrics).cloned().collect::<Vec<_>>();
+        let (mut sums, mut count): (BTreeMap<String, f64>, usize) = Default::default();
+        for samples in samples.chunks(batch.max(1)).filter(|s| !fixed || s.len() == batch) {
+            let feeds = self.feeds(data, samples)?;
+            let results = self.run("evaluate", samples.len(), &feeds)?;
+            for (name, value) in numbers(&results, &scalars)? {
+                *sums.entry(name).or_default() += value * samples.len() as f64;
+            }
+            count += samples.len();
+        }
+        sums.values_mut().for_each(|v| *v /= count as f64);
+        Ok((count > 0).then_some(sums))
+    }
+
+    fn feeds(&self, data: &Data, samples: &[usize]) -> Result<Tensors> {
+        let mut feeds = self.state.clone();
+        for (name, tensor) in data.batch(samples) {
+            feeds.insert(name, Arc::new(tract::tensor(&tensor)?));
+        }
+        Ok(feeds)
+    }
+
+    fn scalar(&self, value: f64) -> Result<Arc<Tensor>> {
+        let element = ElementType::from_name(&self.manifest.learning_rate.r#type).filter(|e| e.is_float());
+        let element = element.context("the manifest gives the learning rate no type")?;
+        Ok(Arc::new(tract::tensor(&TensorProto::from_floats(element, &[], &[value]))?))
+    }
+
+    /// Runs a model, which is prepared once for each number of samples.
+    fn run(&mut self, role: &str, samples: usize, feeds: &Tensors) -> Result<Tensors> {
+        let key = (role.to_owned(), samples);
+        if !self.plans.contains_key(&key) {
+            if !self.models.contains_key(role) {
+                let path = self.folder.join(&self.manifest.model(role)?.file);
+                self.models.insert(role.to_owned(), Model::load(path)?.proto);
+            }
+            let model = self.models.get(role).context("a model is missing")?;
+            let plan = Plan::new(model, feeds, self.precision).map_err(|t| anyhow!("{role}.onnx: {t}"))?;
+            self.plans.insert(key.clone(), plan);
+        }
+        let plan = self.plans.get(&key).context("a plan is missing")?;
+        plan.run(feeds).map_err(|t| anyhow!("{role}.onnx: {t}"))
+    }
+
+    /// Takes what comes out over for the next step.
+    fn take(&mut self, results: &Tensors) {
+        for feed in &self.manifest.state {
+            if let Some(tensor) = results.get(&feed.output) {
+                self.state.insert(feed.input.clone(), tensor.clone());
+            }
+        }
+    }
+
+    fn save(&self, path: &Path, progress: &Progress) -> Result<()> {
+        let tensor = |feed: &super::manifest::Feed| {
+            let tensor = self.state.get(&feed.input).with_context(|| format!("no '{}'", feed.input))?;
+            let element = ElementType::from_name(&feed.r#type).context("a tensor of no known type")?;
+            Ok((feed.input.clone(), TensorProto::from_raw(element, &feed.shape, tensor.as_bytes().to_vec())))
+        };
+        let state = self.manifest.state.iter().map(tensor).collect::<Result<State>>()?;
+        state::write(path, &state, Some(&serde_json::to_string(progress)?), true)
+    }
+}
+
+fn zeros(like: &Tensor) -> Result<Tensor> {
+    Tensor::zero_dt(like.datum_type(), like.shape()).map_err(|e| anyhow!("{e:#}"))
+}
+
+/// Those of the scalars that are there.
+fn numbers(results: &Tensors, names: &[String]) -> Result<BTreeMap<String, f64>> {
+    let mut found = BTreeMap::new();
+    for name in names {
+        if let Some(tensor) = results.get(name) {
+            found.insert(name.clone(), tract::values(tensor)?.first().copied().unwrap_or(f64::NAN));
+        }
+    }
+    Ok(found)
+}

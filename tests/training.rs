@@ -1,0 +1,666 @@
+//! Trainable models: the numbers of each loss and optimizer against references computed elsewhere, and what must hold of all.
+#![cfg(feature = "validate")]
+
+use onnx_gradients::Model;
+use onnx_gradients::onnx::{ElementType, ModelProto, TensorProto, text};
+use onnx_gradients::training::data::Data;
+use onnx_gradients::training::export::{Adapters, export};
+use onnx_gradients::training::optimizers::Hyper;
+use onnx_gradients::training::select::Choice;
+use onnx_gradients::training::state::{self, State};
+use onnx_gradients::training::trainer::{CHECKPOINT, Epoch, Options, train};
+use onnx_gradients::training::{Artifacts, LossSpec, Trainable};
+use onnx_gradients::validate::engine::Precision;
+use onnx_gradients::validate::tract::{self, Plan, Tensors};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn parse(opset: i64, graph: &str) -> Model {
+    Model::from(text::parse(&format!("<ir_version: 8, opset_import: [\"\": {opset}]>\n{graph}")).unwrap())
+}
+
+fn role<'a>(artifacts: &'a Artifacts, role: &str) -> &'a ModelProto {
+    &artifacts.models.iter().find(|(r, _)| r == role).unwrap().1
+}
+
+type Values = BTreeMap<String, Vec<f64>>;
+
+/// Runs one of the models with the initial state and some tensors of one's own.
+fn run(artifacts: &Artifacts, name: &str, precision: Precision, own: &[(&str, TensorProto)]) -> Values {
+    let own = own.iter().map(|(n, t)| ((*n).to_owned(), t.clone()));
+    let feeds: State = artifacts.state.iter().cloned().chain(own).collect();
+    run_with(role(artifacts, name), precision, &feeds)
+}
+
+fn run_with(model: &ModelProto, precision: Precision, feeds: &State) -> Values {
+    let feeds: Tensors = feeds.iter().map(|(n, t)| (n.clone(), Arc::new(tract::tensor(t).unwrap()))).collect();
+    let plan = Plan::new(model, &feeds, precision).unwrap_or_else(|e| panic!("{e}"));
+    let results = plan.run(&feeds).unwrap_or_else(|e| panic!("{e}"));
+    results.iter().map(|(n, t)| (n.clone(), tract::values(t).unwrap())).collect()
+}
+
+fn float(dims: &[i64], values: &[f64]) -> TensorProto {
+    TensorProto::from_floats(ElementType::Float, dims, values)
+}
+
+fn double(dims: &[i64], values: &[f64]) -> TensorProto {
+    TensorProto::from_floats(ElementType::Double, dims, values)
+}
+
+fn ints(dims: &[i64], values: &[i64]) -> TensorProto {
+    TensorProto::from_ints(ElementType::Int64, dims, values)
+}
+
+#[track_caller]
+fn assert_close(what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{what}: element {i} is {a}, not {b}");
+    }
+}
+
+fn digits() -> Data {
+    let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-mlp")).unwrap();
+    Data::read(&folder("data/digits.npz"), &artifacts.manifest).unwrap()
+}
+
+fn model(name: &str) -> Model {
+    Model::load(folder("models").join(format!("{name}.onnx"))).unwrap()
+}
+
+// ---------------------------------------------------------------- references
+
+#[derive(Deserialize)]
+struct Optimizers {
+    lr: f64,
+    shape: Vec<i64>,
+    w: Vec<f64>,
+    gradients: Vec<Vec<f64>>,
+    cases: Vec<OptimizerCase>,
+}
+
+#[derive(Deserialize)]
+struct OptimizerCase {
+    optimizer: String,
+    hyper: Hyper,
+    path: Vec<Vec<f64>>,
+}
+
+#[test]
+fn optimizers_agree_with_their_references_over_twenty_steps() {
+    let text = std::fs::read_to_string(folder("tests/references/optimizers.json")).unwrap();
+    let reference: Optimizers = serde_json::from_str(&text).unwrap();
+    // The gradient of Σ x w with respect to w is x: what is fed.
+    let mut model = parse(17, "g (double[3,4] x) => (double y) { p = Mul (x, w) y = ReduceSum <keepdims = 0> (p) }");
+    let w = TensorProto { name: Some("w".to_owned()), ..double(&reference.shape, &reference.w) };
+    model.proto.graph.as_mut().unwrap().initializer.push(w);
+    let mut names: Vec<&str> = reference.cases.iter().map(|c| c.optimizer.as_str()).collect();
+    names.dedup();
+    assert_eq!(names, onnx_gradients::training::optimizers::OPTIMIZERS.iter().map(|o| o.name).collect::<Vec<_>>());
+    for case in &reference.cases {
+        let request = Trainable::new([LossSpec::new("y")]).optimizer(&case.optimizer, Some(case.hyper));
+        let artifacts = request.build(&model).unwrap();
+        let mut state: Tensors =
+            (artifacts.state.iter()).map(|(n, t)| (n.clone(), Arc::new(tract::tensor(t).unwrap()))).collect();
+        let rate = tract::tensor(&double(&[], &[reference.lr])).unwrap();
+        state.insert("learning_rate".to_owned(), Arc::new(rate));
+        let mut plan = None;
+        for (t, (gradient, expected)) in reference.gradients.iter().zip(&case.path).enumerate() {
+            let x = tract::tensor(&double(&reference.shape, gradient)).unwrap();
+            state.insert("x".to_owned(), Arc::new(x));
+            let plan =
+                plan.get_or_insert_with(|| Plan::new(role(&artifacts, "train"), &state, Precision::Double).unwrap());
+            let results = plan.run(&state).unwrap_or_else(|e| panic!("{}: {e}", case.optimizer));
+            for feed in &artifacts.manifest.state {
+                state.insert(feed.input.clone(), results[&feed.output].clone());
+            }
+            let found = tract::values(&state["w"]).unwrap();
+            assert_close(&format!("{} {:?}, step {t}", case.optimizer, case.hyper), &found, expected, 1e-6);
+        }
+        assert_eq!(tract::values(&state["step"]).unwrap(), [20.0]);
+    }
+}
+
+#[derive(Deserialize)]
+struct LossCase {
+    loss: String,
+    shape: Vec<i64>,
+    x: Vec<f64>,
+    targets: BTreeMap<String, Target>,
+    value: f64,
+    gradient: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    shape: Vec<i64>,
+    integer: bool,
+    values: Vec<f64>,
+}
+
+#[test]
+fn losses_agree_with_their_references_gradients_included() {
+    let text = std::fs::read_to_string(folder("tests/references/losses.json")).unwrap();
+    let cases: Vec<LossCase> = serde_json::from_str(&text).unwrap();
+    for row in onnx_gradients::training::losses::LOSSES {
+        assert!(cases.iter().any(|c| c.loss.split(',').next() == Some(row.name)), "{} has no reference", row.name);
+    }
+    for opset in [11, 13, 17, 21] {
+        for case in &cases {
+            let mut model = parse(opset, "g (double[N,4] x) => (double[N,4] y) { y = Add (x, w) }");
+            let zeros = vec![0.0; case.x.len()];
+            let w = TensorProto { name: Some("w".to_owned()), ..double(&case.shape, &zeros) };
+            model.proto.graph.as_mut().unwrap().initializer.push(w);
+            let artifacts = Trainable::new([LossSpec::parse(&case.loss).unwrap()]).build(&model).unwrap();
+            let mut own = vec![("x", double(&case.shape, &case.x))];
+            for (name, target) in &case.targets {
+                let integers: Vec<i64> = target.values.iter().map(|&v| v as i64).collect();
+                let tensor =
+                    if target.integer { ints(&target.shape, &integers) } else { double(&target.shape, &target.values) };
+                own.push((name, tensor));
+            }
+            let what = format!("{} at opset {opset}", case.loss);
+            let results = run(&artifacts, "gradients", Precision::Double, &own);
+            assert_close(&what, &results["loss"], &[case.value], 1e-6);
+            assert_close(&what, &results["gradient/w"], &case.gradient, 1e-6);
+            let evaluated = run(&artifacts, "evaluate", Precision::Double, &own);
+            assert_close(&what, &evaluated["loss"], &[case.value], 1e-6);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- the models of a training
+
+fn batch(n: i64) -> Vec<(&'static str, TensorProto)> {
+    let at = |i: i64| ((i as f64 + 0.5) * 0.618_033_988_749_895).fract();
+    let image: Vec<f64> = (0..n * 64).map(at).collect();
+    vec![("image", float(&[n, 64], &image)), ("labels", ints(&[n], &(0..n).map(|i| i * 7 % 10).collect::<Vec<_>>()))]
+}
+
+fn with_rate(mut own: Vec<(&'static str, TensorProto)>, rate: f64) -> Vec<(&'static str, TensorProto)> {
+    own.push(("learning_rate", float(&[], &[rate])));
+    own
+}
+
+#[test]
+fn a_step_is_its_gradients_applied() {
+    let request = Trainable::new([LossSpec::new("cross-entropy")]).clip(Some(0.1), None).accumulate(2);
+    let artifacts = request.build(&model("digits-mlp")).unwrap();
+    let whole = run(&artifacts, "train", Precision::Own, &with_rate(batch(8), 0.1));
+    let gradients = run(&artifacts, "gradients", Precision::Own, &batch(8));
+    let given: Vec<(String, TensorProto)> = (artifacts.manifest.parameters.iter().zip(&artifacts.manifest.state))
+        .map(|(p, f)| (p.gradient.clone(), float(&f.shape, &gradients[&p.gradient])))
+        .collect();
+    let mut own: Vec<(&str, TensorProto)> = given.iter().map(|(n, t)| (n.as_str(), t.clone())).collect();
+    own.push(("learning_rate", float(&[], &[0.1])));
+    let applied = run(&artifacts, "apply", Precision::Own, &own);
+    for feed in &artifacts.manifest.state {
+        assert_close(&feed.output, &applied[&feed.output], &whole[&feed.output], 1e-6);
+    }
+    // Two micro-batches of the same samples sum up to the gradients of one.
+    let mut sums: Vec<(String, TensorProto)> = (artifacts.manifest.parameters.iter().zip(&artifacts.manifest.state))
+        .map(|(p, f)| (p.sum.clone(), float(&f.shape, &vec![0.0; f.shape.iter().product::<i64>() as usize])))
+        .collect();
+    for _ in 0..2 {
+        let mut own = batch(8);
+        let given = sums.clone();
+        own.extend(given.iter().map(|(n, t)| (&*n.clone().leak(), t.clone())).map(|(n, t)| (n as &'static str, t)));
+        let results = run(&artifacts, "accumulate", Precision::Own, &own);
+        for ((_, sum), p) in sums.iter_mut().zip(&artifacts.manifest.parameters) {
+            *sum = float(&sum.dims, &results[&p.next_sum]);
+        }
+    }
+    for ((name, sum), p) in sums.iter().zip(&artifacts.manifest.parameters) {
+        assert_close(name, &sum.floats().unwrap(), &gradients[&p.gradient], 1e-6);
+    }
+}
+
+#[test]
+fn the_manifest_names_inputs_and_outputs_in_their_order() {
+    let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-cnn")).unwrap();
+    let step = artifacts.manifest.model("train").unwrap();
+    let fed: Vec<&String> = artifacts.manifest.state.iter().map(|f| &f.input).collect();
+    let back: Vec<&String> = artifacts.manifest.state.iter().map(|f| &f.output).collect();
+    assert_eq!(step.inputs[..4], ["image", "labels", "learning_rate", "step"]);
+    assert!(step.inputs[4..].iter().eq(fed.into_iter().filter(|n| *n != "step")));
+    assert_eq!(step.outputs[..3], ["loss", "accuracy", "gradient_norm"]);
+    assert!(step.outputs[3..].iter().eq(back));
+    let text = serde_json::to_string(&artifacts.manifest).unwrap();
+    assert_eq!(serde_json::from_str::<onnx_gradients::training::Manifest>(&text).unwrap(), artifacts.manifest);
+}
+
+#[test]
+fn modes_and_choices_are_said() {
+    let said = |request: Trainable, model: &Model| request.build(model).unwrap().manifest.decisions.join("\n");
+    let cnn = model("digits-cnn");
+    let request = || Trainable::new([LossSpec::new("cross-entropy")]);
+    let text = said(request(), &cnn);
+    assert!(text.contains("2 BatchNormalization stay in inference mode"), "{text}");
+    assert!(text.contains("1 Dropout stay in inference mode"), "{text}");
+    assert!(text.contains("computed from what goes into its Softmax"), "{text}");
+    let text = said(request().train_batch_norm(true).dropout([], true), &cnn);
+    assert!(text.contains("2 BatchNormalization are in training mode"), "{text}");
+    assert!(text.contains("'kept' is dropped out with ratio 0.25"), "{text}");
+    let folded = parse(
+        17,
+        "g (float[N,1,4,4] x) => (float[N,2,4,4] y) <float[2,1,1,1] w = {1, 2}, float[2] b = {0, 0}> { y = Conv (x, w, b) }",
+    );
+    let text = said(Trainable::new([LossSpec::new("mse")]), &folded);
+    assert!(text.contains("has been folded into the weights and biases of 1 Conv"), "{text}");
+}
+
+#[test]
+fn batch_normalization_in_training_mode_uses_the_batch_and_keeps_statistics() {
+    let model = parse(
+        17,
+        "g (double[N,2,3] x) => (double[N,2,3] y)
+         <double[2] s = {2, 1}, double[2] b = {1, 0}, double[2] m = {5, 6}, double[2] v = {1, 2}>
+         { y = BatchNormalization <momentum = 0.75, epsilon = 0.0> (x, s, b, m, v) }",
+    );
+    let artifacts = Trainable::new([LossSpec::new("mse")]).train_batch_norm(true).build(&model).unwrap();
+    let x = double(&[2, 2, 3], &[1., 2., 3., 0., 0., 4., 4., 5., 9., 2., 2., 4.]);
+    let target = double(&[2, 2, 3], &[0.0; 12]);
+    let rate = double(&[], &[0.0]);
+    let own = [("x", x.clone()), ("labels", target.clone()), ("learning_rate", rate)];
+    let results = run(&artifacts, "train", Precision::Double, &own);
+    let (mean0, mean1) = (4.0, 2.0);
+    let (var0, var1) = ((9. + 4. + 1. + 0. + 1. + 25.) / 6.0, (4. + 4. + 4. + 0. + 0. + 4.) / 6.0);
+    let momentum = f64::from(0.75f32);
+    let follow = |old: f64, new: f64| momentum * old + (1.0 - momentum) * new;
+    assert_close("mean", &results["next/m"], &[follow(5.0, mean0), follow(6.0, mean1)], 1e-6);
+    assert_close("variance", &results["next/v"], &[follow(1.0, var0), follow(2.0, var1)], 1e-6);
+    // Of normal values times 2 plus 1, and of normal values, the mean square is (4 + 1 + 1) / 2.
+    assert_close("loss", &results["loss"], &[3.0], 1e-6);
+    // Evaluation takes the running statistics.
+    let evaluated = run(&artifacts, "evaluate", Precision::Double, &[("x", x), ("labels", target)]);
+    assert_close("y", &evaluated["y"][..1], &[(1.0 - 5.0) * 2.0 + 1.0], 1e-6);
+    let (exported, _) = export(&artifacts.manifest, &model.proto, &artifacts.state, Adapters::Merged).unwrap();
+    assert_eq!(exported, model.proto, "the initial state put back is the model itself");
+}
+
+#[test]
+fn dropout_follows_the_step_alone() {
+    let model = parse(17, "g (float[N,500] x) => (float[N,500] y) <float[500] w> { h = Mul (x, w) y = Identity (h) }");
+    let mut model = model;
+    let graph = model.proto.graph.as_mut().unwrap();
+    graph.initializer.clear();
+    graph.initializer.push(TensorProto { name: Some("w".to_owned()), ..float(&[500], &[1.0; 500]) });
+    let mut spec = LossSpec::parse("mae,sum").unwrap();
+    spec.labels = Some("t".to_owned());
+    let artifacts = Trainable::new([spec]).dropout([("h".to_owned(), 0.3)], false).build(&model).unwrap();
+    let loss = |step: i64| {
+        let x = float(&[4, 500], &[1.0; 2000]);
+        let own = [("x", x), ("t", float(&[4, 500], &[0.0; 2000])), ("step", ints(&[], &[step]))];
+        let results = run(&artifacts, "gradients", Precision::Own, &own);
+        (results["loss"][0], results["gradient/w"].clone())
+    };
+    let (first, second) = (loss(0), loss(1));
+    assert_eq!(first, loss(0));
+    assert_ne!(first.1, second.1);
+    let mut kept = 0.0;
+    for step in 0..20 {
+        let (sum, gradient) = loss(step);
+        assert!((gradient.iter().sum::<f64>() - sum).abs() < 1e-4 * sum);
+        kept += sum * 0.7 / 2000.0 / 20.0;
+    }
+    assert!((kept - 0.7).abs() < 0.01, "{kept} are kept");
+    let own = [("x", float(&[1, 500], &[1.0; 500])), ("t", float(&[1, 500], &[0.0; 500]))];
+    assert_eq!(run(&artifacts, "evaluate", Precision::Own, &own)["loss"], [500.0]);
+}
+
+#[test]
+fn weights_are_found_where_exporters_hide_them() {
+    let model = parse(
+        17,
+        r#"g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}, int8[2,2] q = {10, -20, 30, 40}, float s = {0.5}, float[2] shift = {1, 2}>
+        {
+            c = Constant <value = float[2,2] {1, 0, 0, 1}> ()
+            t = Transpose <perm = [1, 0]> (w)
+            i = Identity (t)
+            d = DequantizeLinear (q, s)
+            shifted = Sub (x, shift)
+            a = MatMul (shifted, i)
+            b = MatMul (a, c)
+            e = MatMul (b, d)
+            y = MatMul (e, t)
+        }"#,
+    );
+    let artifacts = Trainable::new([LossSpec::new("mse")]).build(&model).unwrap();
+    let names: Vec<&str> = artifacts.manifest.parameters.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["w", "c", "d"], "w once, though two products take it; the shift is a constant");
+    let (exported, notes) = export(&artifacts.manifest, &model.proto, &artifacts.state, Adapters::Merged).unwrap();
+    assert_eq!(notes, ["'d' has been rounded to its int8 again"]);
+    assert_eq!(exported, model.proto);
+    let own = [("x", float(&[1, 2], &[1.0, 4.0])), ("labels", float(&[1, 2], &[0.0, 0.0]))];
+    let results = run(&artifacts, "evaluate", Precision::Own, &own);
+    // [0, 2] wᵀ = [4, 8]; times d = [[5, -10], [15, 20]]: [140, 120]; times wᵀ: [380, 900].
+    assert_close("y", &results["y"], &[380.0, 900.0], 1e-6);
+    let choice = Choice { train: vec!["shift".to_owned()], ..Choice::default() };
+    let artifacts = Trainable::new([LossSpec::new("mse")]).choose(choice).build(&model).unwrap();
+    assert_eq!(artifacts.manifest.parameters.len(), 1);
+}
+
+#[test]
+fn choices_are_patterns_and_last_layers() {
+    let names = |choice: Choice| -> Vec<String> {
+        let request = Trainable::new([LossSpec::new("cross-entropy")]).choose(choice);
+        request.build(&model("digits-cnn")).unwrap().manifest.parameters.into_iter().map(|p| p.name).collect()
+    };
+    assert_eq!(names(Choice { last: Some(1), ..Choice::default() }), ["classify.weight", "classify.bias"]);
+    let two = ["conv2.weight", "conv2.bias", "norm2.scale", "norm2.bias", "classify.weight", "classify.bias"];
+    assert_eq!(names(Choice { last: Some(2), ..Choice::default() }), two);
+    let choice = Choice { train: vec!["conv*".into()], freeze: vec!["*.bias".into()], last: None };
+    assert_eq!(names(choice), ["conv1.weight", "conv2.weight"]);
+    let choice = Choice { train: vec!["clasify.weight".into()], ..Choice::default() };
+    let error =
+        Trainable::new([LossSpec::new("cross-entropy")]).choose(choice).build(&model("digits-cnn")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "--train 'clasify.weight' matches no weight that the loss depends on; did you mean 'classify.weight'?"
+    );
+}
+
+#[test]
+fn lora_is_the_same_merged_and_apart() {
+    let model = model("digits-cnn");
+    let request = Trainable::new([LossSpec::new("cross-entropy")]).lora(2, 4.0).optimizer("sgd", None);
+    let artifacts = request.build(&model).unwrap();
+    assert_eq!(artifacts.manifest.lora.len(), 3);
+    assert!(artifacts.manifest.decisions.iter().any(|d| d.contains("'conv1.bias' is no matrix")));
+    let before = run(&artifacts, "evaluate", Precision::Own, &batch(8));
+    let plain = Trainable::new([LossSpec::new("cross-entropy")]).build(&model).unwrap();
+    assert_close("scores", &before["scores"], &run(&plain, "evaluate", Precision::Own, &batch(8))["scores"], 1e-6);
+    let mut state = artifacts.state.clone();
+    for _ in 0..3 {
+        let mut feeds = state.clone();
+        feeds.extend(with_rate(batch(8), 0.5).into_iter().map(|(n, t)| (n.to_owned(), t)));
+        let results = run_with(role(&artifacts, "train"), Precision::Own, &feeds);
+        for (feed, (_, tensor)) in artifacts.manifest.state.iter().zip(&mut state) {
+            if feed.role == "parameter" {
+                *tensor = float(&feed.shape, &results[&feed.output]);
+            }
+        }
+    }
+    let mut feeds = state.clone();
+    feeds.extend(batch(8).into_iter().map(|(n, t)| (n.to_owned(), t)));
+    let trained = run_with(role(&artifacts, "evaluate"), Precision::Own, &feeds);
+    assert!(trained["loss"][0] < before["loss"][0]);
+    let (merged, _) = export(&artifacts.manifest, &model.proto, &state, Adapters::Merged).unwrap();
+    let (apart, _) = export(&artifacts.manifest, &model.proto, &state, Adapters::Apart).unwrap();
+    let image: State = vec![("image".to_owned(), batch(8).remove(0).1)];
+    assert_eq!(merged.graph.as_ref().unwrap().node, model.proto.graph.as_ref().unwrap().node);
+    for exported in [merged, apart] {
+        assert_close("scores", &run_with(&exported, Precision::Own, &image)["scores"], &trained["scores"], 1e-5);
+    }
+}
+
+#[test]
+fn float16_has_masters_and_skips_steps_that_overflow() {
+    let model = parse(
+        17,
+        "g (float16[N,2] x) => (float16[N,2] y) <float16[2,2] w = {1.0, 2.0, 3.0, 4.0}> { y = MatMul (x, w) }",
+    );
+    let artifacts = Trainable::new([LossSpec::parse("mse,sum").unwrap()]).optimizer("sgd", None).build(&model).unwrap();
+    assert_eq!(artifacts.manifest.state[0].r#type, "float");
+    let half = |v: &[f64]| TensorProto::from_floats(ElementType::Float16, &[1, 2], v);
+    let step = |x: &[f64]| {
+        let own = [("x", half(x)), ("labels", float(&[1, 2], &[0.0, 0.0])), ("learning_rate", float(&[], &[0.5]))];
+        run(&artifacts, "train", Precision::Own, &own)
+    };
+    let fine = step(&[0.0625, 0.0]);
+    assert_eq!(fine["next/w"], [1.0 - 0.5 * 2.0 * 0.0625 * 0.0625, 2.0 - 0.5 * 2.0 * 0.0625 * 0.125, 3.0, 4.0]);
+    assert_eq!((fine["next/step"][0], fine["next/loss_scale"][0], fine["next/good_steps"][0]), (1.0, 65536.0, 1.0));
+    let overflow = step(&[200.0, 300.0]);
+    assert_eq!(overflow["next/w"], [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!((overflow["next/step"][0], overflow["next/loss_scale"][0]), (0.0, 32768.0));
+    let (exported, _) = export(&artifacts.manifest, &model.proto, &artifacts.state, Adapters::Merged).unwrap();
+    let tensor = &exported.graph.as_ref().unwrap().initializer[0];
+    assert_eq!((tensor.element_type(), tensor.floats().unwrap()), (ElementType::Float16, vec![1.0, 2.0, 3.0, 4.0]));
+}
+
+#[test]
+fn groups_decay_and_several_losses() {
+    let model = parse(
+        17,
+        "g (double[N,2] x) => (double[N,2] y, double[N,2] z) <double[2] a = {1, 2}, double[2] b = {3, 4}> { y = Mul (x, a) z = Add (x, b) }",
+    );
+    let hyper = Hyper { weight_decay: 0.5, ..onnx_gradients::training::optimizers::find("sgd").unwrap().defaults() };
+    let losses = [LossSpec::parse("mse:y,sum").unwrap(), LossSpec::parse("0.5*mse:z,sum").unwrap()];
+    let request = Trainable::new(losses).optimizer("sgd", Some(hyper)).no_decay(["a"]).groups([("b".to_owned(), 0.1)]);
+    let artifacts = request.build(&model).unwrap();
+    let zeros = || double(&[1, 2], &[0.0, 0.0]);
+    let own = [
+        ("x", double(&[1, 2], &[1.0, 1.0])),
+        ("labels/y", zeros()),
+        ("labels/z", zeros()),
+        ("learning_rate", double(&[], &[0.1])),
+    ];
+    let results = run(&artifacts, "train", Precision::Double, &own);
+    assert_close("loss", &results["loss"], &[5.0 + 0.5 * (16.0 + 25.0)], 1e-9);
+    assert_close("a", &results["next/a"], &[1.0 - 0.1 * 2.0, 2.0 - 0.1 * 4.0], 1e-9);
+    assert_close("b", &results["next/b"], &[3.0 - 0.01 * (4.0 + 1.5), 4.0 - 0.01 * (5.0 + 2.0)], 1e-9);
+}
+
+#[test]
+fn another_model_may_be_the_loss() {
+    let model = parse(17, "g (double[N,2] x) => (double[N,2] y) <double[2] w = {1, 2}> { y = Mul (x, w) }");
+    let loss = parse(
+        17,
+        "l (double[N,2] y, double[N,2] goal) => (double cost) <double[2] w = {3, 1}> { d = Sub (y, goal) s = Mul (d, w) q = Mul (s, d) cost = ReduceSum <keepdims = 0> (q) }",
+    );
+    let artifacts = Trainable::new([]).loss_model(&loss).optimizer("sgd", None).build(&model).unwrap();
+    assert_eq!(artifacts.manifest.parameters.len(), 1, "the loss model's own constants are not trained");
+    assert!(artifacts.manifest.decisions.contains(&"the loss model takes 'y', and as new inputs 'goal'".to_owned()));
+    let own = [("x", double(&[1, 2], &[1.0, 1.0])), ("goal", double(&[1, 2], &[0.0, 0.0]))];
+    let results = run(&artifacts, "gradients", Precision::Double, &own);
+    assert_close("loss", &results["loss"], &[3.0 + 4.0], 1e-9);
+    assert_close("w", &results["gradient/w"], &[6.0, 4.0], 1e-9);
+    let wrong = parse(17, "l (float[N] a) => (float b) { b = ReduceSum <keepdims = 0> (a) }");
+    let error = format!("{:#}", Trainable::new([]).loss_model(&wrong).build(&model).unwrap_err());
+    assert_eq!(error, "--loss-model: no input of the loss model is called as a tensor of the model");
+}
+
+#[test]
+fn the_documentation_has_every_loss_and_optimizer() {
+    let text = std::fs::read_to_string(folder("docs/training.md")).unwrap().replace("&#124;", "|");
+    let losses = onnx_gradients::training::losses::LOSSES.iter().map(|l| (l.name, l.formula));
+    let optimizers = onnx_gradients::training::optimizers::OPTIMIZERS.iter().map(|o| (o.name, o.formula));
+    for (name, formula) in losses.chain(optimizers) {
+        assert!(text.contains(&format!("| `{name}` | {formula} |")), "docs/training.md lacks {name}");
+    }
+}
+
+// ---------------------------------------------------------------- training
+
+fn trainable(name: &str, request: Trainable, place: &Path) -> PathBuf {
+    let folder = place.join("t");
+    request.build(&model(name)).unwrap().write(&folder, true).unwrap();
+    folder
+}
+
+fn silent(folder: &Path, data: &Data, options: &Options, resume: bool) -> anyhow::Result<Vec<Epoch>> {
+    train(folder, data, None, options, resume, &mut |_| ())
+}
+
+/// The samples of which the label is one of `labels`, every `step`th of them.
+fn subset(data: &Data, labels: std::ops::Range<i64>, step: usize) -> Data {
+    let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-mlp")).unwrap();
+    let all: Vec<usize> = (0..data.count()).collect();
+    let given: BTreeMap<String, TensorProto> = data.batch(&all).into_iter().collect();
+    let classes = given["labels"].integers().unwrap();
+    let chosen: Vec<usize> = all.into_iter().filter(|&i| labels.contains(&classes[i])).step_by(step).collect();
+    Data::new(data.batch(&chosen), &artifacts.manifest).unwrap()
+}
+
+#[test]
+fn a_training_that_is_resumed_gives_the_same_numbers() {
+    let data = subset(&digits(), 0..10, 8);
+    let options = Options { epochs: 3, batch: 16, checkpoint_every: 4, ..Options::default() };
+    let request = || Trainable::new([LossSpec::new("cross-entropy")]).dropout([("active".to_owned(), 0.1)], false);
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (whole, parts) =
+        (trainable("digits-mlp", request(), whole.path()), trainable("digits-mlp", request(), parts.path()));
+    let expected = silent(&whole, &data, &options, false).unwrap();
+    // Stopped in the middle of the second epoch, by an error in the report's place.
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut steps = 0;
+        train(&parts, &data, None, &options, false, &mut |_| {
+            steps += 1;
+            assert!(steps < 19, "stop here");
+        })
+    }));
+    assert!(stopped.is_err());
+    let found = silent(&parts, &data, &options, true).unwrap();
+    assert_eq!(found, expected);
+    let read = |folder: &Path| std::fs::read(folder.join(CHECKPOINT)).unwrap();
+    assert_eq!(read(&whole), read(&parts));
+    let error = silent(&parts, &data, &Options { batch: 8, ..options.clone() }, true).unwrap_err().to_string();
+    assert!(error.starts_with("the checkpoint is of a training with other options"), "{error}");
+    let other = subset(&digits(), 0..10, 9);
+    let error = silent(&parts, &other, &options, true).unwrap_err().to_string();
+    assert!(error.starts_with("the checkpoint is of a training with other data"), "{error}");
+}
+
+#[test]
+fn a_training_survives_being_killed() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = trainable("digits-mlp", Trainable::new([LossSpec::new("cross-entropy")]), place.path());
+    let manifest = std::fs::read(folder.join("manifest.json")).unwrap();
+    let run = |resume: bool| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_onnx-gradients"));
+        command.arg("train").arg(&folder).arg("--data").arg(self::folder("data/digits.npz"));
+        command.args(["--epochs", "500", "--checkpoint-every", "1", if resume { "--resume" } else { "--force" }]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+    };
+    let mut last = 0.0;
+    for attempt in 0..4 {
+        let mut child = run(attempt > 0);
+        std::thread::sleep(std::time::Duration::from_millis(2500 + 370 * attempt));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(std::fs::read(folder.join("manifest.json")).unwrap(), manifest);
+        let Ok((state, metadata)) = state::read(&folder.join(CHECKPOINT)) else {
+            assert_eq!(attempt, 0, "a checkpoint is gone");
+            return;
+        };
+        assert!(metadata.is_some());
+        let step = state.iter().find(|(n, _)| n == "step").unwrap().1.integers().unwrap()[0] as f64;
+        assert!(step >= last, "the training went back from step {last} to {step}");
+        last = step;
+        let manifest = onnx_gradients::training::Manifest::read(&folder).unwrap();
+        export(&manifest, &model("digits-mlp").proto, &state, Adapters::Merged).unwrap();
+    }
+}
+
+/// The share of held-out digits that a trained model gets right, and the model with its weights.
+fn trained(model: &Model, request: Trainable, data: &Data, options: &Options) -> (f64, Model) {
+    let place = tempfile::tempdir().unwrap();
+    let folder = place.path().join("t");
+    let artifacts = request.build(model).unwrap();
+    artifacts.write(&folder, true).unwrap();
+    let history = silent(&folder, data, options, false).unwrap();
+    let (state, _) = state::read(&folder.join(CHECKPOINT)).unwrap();
+    let (exported, _) = export(&artifacts.manifest, &model.proto, &state, Adapters::Merged).unwrap();
+    (history.last().unwrap().held_out.as_ref().unwrap()["accuracy"], Model::from(exported))
+}
+
+fn cosine(epochs: usize, rate: f64) -> Options {
+    let schedule = onnx_gradients::training::trainer::Schedule::Cosine;
+    Options { epochs, rate, schedule, ..Options::default() }
+}
+
+fn smoothed() -> Trainable {
+    Trainable::new([LossSpec::parse("cross-entropy,smoothing=0.05").unwrap()])
+}
+
+#[test]
+#[ignore = "minutes without optimization: cargo test --release --test training -- --ignored"]
+fn a_perceptron_learns_the_digits() {
+    let request = smoothed().dropout([("image".to_owned(), 0.1), ("active".to_owned(), 0.3)], false);
+    let (accuracy, _) = trained(&model("digits-mlp"), request, &digits(), &cosine(40, 0.005));
+    assert!(accuracy >= 0.97, "{accuracy}");
+}
+
+#[test]
+#[ignore = "minutes without optimization: cargo test --release --test training -- --ignored"]
+fn convolutions_learn_the_digits() {
+    let request = smoothed().train_batch_norm(true).dropout([], true);
+    let (accuracy, _) = trained(&model("digits-cnn"), request, &digits(), &cosine(10, 0.005));
+    assert!(accuracy >= 0.98, "{accuracy}");
+}
+
+#[test]
+#[ignore = "minutes without optimization: cargo test --release --test training -- --ignored"]
+fn a_model_of_five_digits_learns_all_ten() {
+    let five = subset(&digits(), 0..5, 1);
+    let request = smoothed().train_batch_norm(true);
+    let (accuracy, pretrained) = trained(&model("digits-cnn"), request, &five, &cosine(4, 0.005));
+    assert!(accuracy >= 0.97, "{accuracy}");
+    let body_frozen = smoothed().choose(Choice { last: Some(1), ..Choice::default() });
+    for (what, request) in [
+        ("body frozen", body_frozen),
+        ("LoRA", smoothed().lora(8, 16.0)),
+        ("BatchNormalization in inference mode", smoothed()),
+        ("BatchNormalization in training mode", smoothed().train_batch_norm(true)),
+    ] {
+        let (accuracy, _) = trained(&pretrained, request, &digits(), &cosine(8, 0.005));
+        assert!(accuracy >= 0.95, "{what}: {accuracy}");
+    }
+}
+
+#[test]
+fn wrong_data_are_named() {
+    let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-mlp")).unwrap();
+    let image = |n: i64| float(&[n, 64], &vec![0.5; n as usize * 64]);
+    let mut nan = vec![0.5; 128];
+    nan[70] = f64::NAN;
+    let error = |tensors: Vec<(&str, TensorProto)>| {
+        let tensors = tensors.into_iter().map(|(n, t)| (n.to_owned(), t)).collect();
+        format!("{:#}", Data::new(tensors, &artifacts.manifest).unwrap_err())
+    };
+    let labels = |v: &[i64]| ints(&[v.len() as i64], v);
+    for (tensors, expected) in [
+        (vec![("images", image(2))], "it holds no 'image', which the model takes; it holds 'images'"),
+        (vec![("image", image(2)), ("labels", labels(&[1]))], "'labels' has 1 samples, the tensors before it have 2"),
+        (
+            vec![("image", image(2)), ("labels", labels(&[1, 10]))],
+            "'labels': sample 1 has the label 10; the model has classes 0 to 9",
+        ),
+        (
+            vec![("image", float(&[2, 64], &nan)), ("labels", labels(&[1, 1]))],
+            "'image': sample 1 holds a value that is no finite number",
+        ),
+        (
+            vec![("image", double(&[2, 64], &[0.0; 128])), ("labels", labels(&[1, 1]))],
+            "'image': elements of type double, the model takes float",
+        ),
+        (
+            vec![("image", float(&[2, 8, 8], &[0.0; 128])), ("labels", labels(&[1, 1]))],
+            "'image': shape [2, 8, 8] does not fit the model's [any, 64]",
+        ),
+        (vec![("image", image(0)), ("labels", labels(&[]))], "it holds no samples"),
+    ] {
+        assert_eq!(error(tensors), expected);
+    }
+}
+
+#[test]
+fn wrong_requests_are_named() {
+    let error = |loss: &str, name: &str| {
+        let spec = LossSpec::parse(loss).and_then(|l| Trainable::new([l]).build(&model(name)).map(drop));
+        format!("{:#}", spec.unwrap_err())
+    };
+    assert!(error("cross-entrpy", "digits-mlp").starts_with("'cross-entrpy' is neither a loss (cross-entropy, nll,"));
+    assert_eq!(error("mse:logit", "digits-mlp"), "loss: no tensor is called 'logit'; did you mean 'logits'?");
+    assert!(
+        error("mse", "mlp").starts_with("the model has the outputs logits, loss: say which one the loss mse is of")
+    );
+    assert!(error("mse,size=3", "digits-mlp").contains("there is no option 'size'"));
+    assert!(error("logits", "digits-mlp").contains("'logits' is no scalar"));
+}
