@@ -10,40 +10,34 @@ use anyhow::{Result, ensure};
 pub const RULES: &[Rule] = &[
     rule("Gather", "dx = dy, added up in the places of the indices", &[Formula(gather), Stop("indices")])
         .attributes("axis"),
-    rule(
-        "GatherElements",
-        "dx = dy, added up in the places of the indices",
-        &[Formula(gather_elements), Stop("indices")],
-    )
+    rule("GatherElements", "dx = dy, added up in the places of the indices", &[
+        Formula(gather_elements),
+        Stop("indices"),
+    ])
     .attributes("axis"),
     rule("GatherND", "dx = dy, added up in the places of the indices", &[Formula(gather_nd), Stop("indices")])
         .attributes("batch_dims"),
     rule("Scatter", "dx = dy, zero in the places; dupdates = dy in the places", ALONG_AXIS).attributes("axis"),
     rule("ScatterElements", SCATTERED, ALONG_AXIS).attributes("axis reduction").note(TIES),
     rule("ScatterND", SCATTERED, BY_TUPLES).attributes("reduction").note(TIES),
-    rule(
-        "TensorScatter",
-        "dx = dy, zero in the places; dupdates = dy in the places",
-        &[Formula(tensor_scatter_cache), Formula(tensor_scatter_update), Stop("indices")],
-    )
+    rule("TensorScatter", "dx = dy, zero in the places; dupdates = dy in the places", &[
+        Formula(tensor_scatter_cache),
+        Formula(tensor_scatter_update),
+        Stop("indices"),
+    ])
     .attributes("axis mode"),
     rule("OneHot", "doff = Σ dy [not hit], don = Σ dy [hit]", &[Stop("indices"), Stop("a size"), Formula(one_hot)])
         .attributes("axis"),
-    rule(
-        "Range",
-        "dstart = Σ dyᵢ, ddelta = Σ i dyᵢ",
-        &[
-            Formula(|c| Ok(c.dy()?.sum_all().reshape_like(c.x()?))),
-            Stop("it sets the length alone"),
-            Formula(range_delta),
-        ],
-    )
+    rule("Range", "dstart = Σ dyᵢ, ddelta = Σ i dyᵢ", &[
+        Formula(|c| Ok(c.dy()?.sum_all().reshape_like(c.x()?))),
+        Stop("it sets the length alone"),
+        Formula(range_delta),
+    ])
     .attributes("stash_type"),
-    rule(
-        "ArrayFeatureExtractor",
-        "dx = dy, added up in the places of the indices",
-        &[Formula(array_feature_extractor), Stop("indices")],
-    )
+    rule("ArrayFeatureExtractor", "dx = dy, added up in the places of the indices", &[
+        Formula(array_feature_extractor),
+        Stop("indices"),
+    ])
     .domain("ai.onnx.ml"),
 ];
 
