@@ -615,6 +615,38 @@ fn a_model_of_five_digits_learns_all_ten() {
 }
 
 #[test]
+fn the_command_line_makes_trains_and_exports() {
+    let place = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str], code: i32| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_onnx-gradients"));
+        let output = command.args(arguments).current_dir(place.path()).output().unwrap();
+        let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let (mlp, data) = (folder("models/digits-mlp.onnx"), folder("data/digits.npz"));
+    let (mlp, data) = (mlp.to_str().unwrap(), data.to_str().unwrap());
+    let (text, _) = run(&["trainable", mlp, "-o", "t", "--loss", "cross-entropy", "--optimizer", "adam"], 0);
+    assert!(text.contains("4 parameters, 9610 numbers; adam: w - η m̂ / (√v̂ + ε)"), "{text}");
+    let (_, error) = run(&["trainable", mlp, "-o", "t", "--loss", "cross-entropy"], 1);
+    assert_eq!(error, "error: t exists already; --force replaces it\n");
+    let options = ["--held-out", "0.9", "--epochs", "2", "--lr", "0.01", "--json"];
+    let train = |more: &[&str], code| run(&[&["train", "t", "--data", data], &options[..], more].concat(), code);
+    let report: serde_json::Value = serde_json::from_str(&train(&[], 0).0).unwrap();
+    let epochs = report["epochs"].as_array().unwrap();
+    assert_eq!(epochs.len(), 2);
+    assert!(epochs[1]["held_out"]["loss"].as_f64() < epochs[0]["held_out"]["loss"].as_f64());
+    let (_, error) = train(&[], 1);
+    assert!(error.contains("--resume goes on from it, --force starts anew"), "{error}");
+    assert!(std::fs::read_to_string(place.path().join("t/loss.svg")).unwrap().contains("held out loss"));
+    run(&["export", "t", "-o", "trained.onnx"], 0);
+    let trained = Model::load(place.path().join("trained.onnx")).unwrap();
+    assert_eq!(trained.proto.graph.as_ref().unwrap().node, model("digits-mlp").proto.graph.unwrap().node);
+    let (_, error) = run(&["export", "nowhere", "-o", "x.onnx"], 1);
+    assert_eq!(error, "error: nowhere/manifest.json (written by `onnx-gradients trainable`): there is no such file\n");
+}
+
+#[test]
 fn wrong_data_are_named() {
     let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-mlp")).unwrap();
     let image = |n: i64| float(&[n, 64], &vec![0.5; n as usize * 64]);

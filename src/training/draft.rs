@@ -1,18 +1,22 @@
 //! A model while it is being made trainable, as protobuf: names, new nodes, weights that become inputs.
 
 use crate::graph::{self, Dims, Fact};
-use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
+use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute};
 use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};
 
 /// A model that is being changed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Draft {
     /// The model.
     pub model: ModelProto,
     taken: HashSet<String>,
     /// Nodes that stand before all others.
     first: Vec<NodeProto>,
+    behind: HashMap<String, Vec<NodeProto>>,
+    removed: HashSet<String>,
+    redirected: HashMap<String, String>,
+    inputs: Vec<ValueInfoProto>,
 }
 
 impl Draft {
@@ -22,7 +26,7 @@ impl Draft {
         if let Some(graph) = &model.graph {
             names(graph, &mut taken);
         }
-        Draft { model, taken, first: Vec::new() }
+        Draft { model, taken, ..Draft::default() }
     }
 
     /// The main graph.
@@ -45,36 +49,17 @@ impl Draft {
     }
 
     /// A new graph input.
-    ///
-    /// # Errors
-    /// The model holds no graph.
-    pub fn input(&mut self, name: &str, element: ElementType, dims: &[i64]) -> Result<()> {
+    pub fn input(&mut self, name: &str, element: ElementType, dims: &[i64]) {
         let shape = dims.iter().map(|&d| graph::Dim::Known(d)).collect();
         let fact = Fact::tensor(Some(element), Some(shape));
         let empty = graph::Graph::new([]);
         let info = graph::write::value_info(&empty, name, &fact);
-        self.graph()?.input.push(info);
-        Ok(())
+        self.inputs.push(info);
     }
 
-    /// Takes an initializer out, and its entry among the inputs.
-    ///
-    /// # Errors
-    /// The model holds no graph.
-    pub fn remove_initializer(&mut self, name: &str) -> Result<()> {
-        let graph = self.graph()?;
-        graph.initializer.retain(|t| t.name() != name);
-        graph.input.retain(|i| i.name() != name);
-        Ok(())
-    }
-
-    /// Takes out the node that computes `output`.
-    ///
-    /// # Errors
-    /// The model holds no graph.
-    pub fn remove_node(&mut self, output: &str) -> Result<()> {
-        self.graph()?.node.retain(|n| !n.output.iter().any(|o| o == output));
-        Ok(())
+    /// Takes out the initializer of that name and its entry among the inputs, or the node that computes it.
+    pub fn remove(&mut self, name: &str) {
+        self.removed.insert(name.to_owned());
     }
 
     /// A node that stands before all nodes of the model; its output's name is made unique and returned.
@@ -95,22 +80,41 @@ impl Draft {
         self.first("Constant", &[], name, vec![attribute::tensor("value", value)])
     }
 
-    /// Where nodes of the model take `old`, they take `new`; bodies too, where the name cannot mean anything else.
-    ///
-    /// # Errors
-    /// The model holds no graph.
-    pub fn redirect(&mut self, old: &str, new: &str) -> Result<()> {
-        redirect(self.graph()?, old, new);
-        Ok(())
+    /// Where nodes of the model take `old`, they take `new`; those behind it, and those before all others, do not.
+    pub fn redirect(&mut self, old: &str, new: &str) {
+        self.redirected.insert(old.to_owned(), new.to_owned());
     }
 
-    /// The model with all new nodes in it.
+    /// Nodes that stand directly behind the one that computes `name`; before all where it is an input or initializer.
+    pub fn behind(&mut self, name: &str, nodes: Vec<NodeProto>) {
+        self.behind.entry(name.to_owned()).or_default().extend(nodes);
+    }
+
+    /// The model with all that has been asked for: one walk over it.
     ///
     /// # Errors
     /// The model holds no graph.
     pub fn finish(mut self) -> Result<ModelProto> {
-        let first = std::mem::take(&mut self.first);
-        self.graph()?.node.splice(0..0, first);
+        let (removed, redirected) = (std::mem::take(&mut self.removed), std::mem::take(&mut self.redirected));
+        let (first, mut behind) = (std::mem::take(&mut self.first), std::mem::take(&mut self.behind));
+        let new = std::mem::take(&mut self.inputs);
+        let graph = self.graph()?;
+        graph.initializer.retain(|t| !removed.contains(t.name()));
+        graph.input.retain(|i| !removed.contains(i.name()));
+        graph.input.extend(new);
+        graph.node.retain(|n| !n.output.iter().any(|o| removed.contains(o)));
+        redirect(graph, &redirected);
+        let mut nodes = first;
+        let at_first = graph.node.iter().flat_map(|n| &n.output).collect::<HashSet<_>>();
+        let mut early: Vec<String> = behind.keys().filter(|n| !at_first.contains(n)).cloned().collect();
+        early.sort_unstable();
+        nodes.extend(early.iter().filter_map(|n| behind.remove(n)).flatten());
+        for node in std::mem::take(&mut graph.node) {
+            let follow: Vec<NodeProto> = node.output.iter().filter_map(|o| behind.remove(o)).flatten().collect();
+            nodes.push(node);
+            nodes.extend(follow);
+        }
+        graph.node = nodes;
         Ok(self.model)
     }
 }
@@ -127,11 +131,19 @@ pub fn node(op: &str, inputs: &[&str], output: &str, attributes: Vec<crate::onnx
     }
 }
 
-fn redirect(graph: &mut GraphProto, old: &str, new: &str) {
+/// Bodies too: a name means the same there as outside.
+fn redirect(graph: &mut GraphProto, names: &HashMap<String, String>) {
+    if names.is_empty() {
+        return;
+    }
     for node in &mut graph.node {
-        node.input.iter_mut().filter(|i| *i == old).for_each(|i| *i = new.to_owned());
+        for input in &mut node.input {
+            if let Some(new) = names.get(input) {
+                input.clone_from(new);
+            }
+        }
         for attribute in &mut node.attribute {
-            attribute.g.iter_mut().chain(&mut attribute.graphs).for_each(|body| redirect(body, old, new));
+            attribute.g.iter_mut().chain(&mut attribute.graphs).for_each(|body| redirect(body, names));
         }
     }
 }

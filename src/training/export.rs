@@ -2,11 +2,11 @@
 
 use super::draft::{Draft, constants};
 use super::lora::Adapter;
-use super::manifest::Manifest;
+use super::manifest::{Feed, Manifest, Parameter};
 use super::select::{Source, quantized};
 use super::state::State;
-use crate::onnx::{ElementType, ModelProto, TensorProto, attribute};
-use anyhow::{Context, Result, ensure};
+use crate::onnx::{ElementType, ModelProto, NodeProto, TensorProto, attribute};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 
 /// How LoRA matrices are exported.
@@ -39,32 +39,29 @@ pub fn export(
         Ok(values)
     };
     let known = constants(inference);
-    let mut model = inference.clone();
+    let nodes = inference.graph.iter().flat_map(|g| &g.node);
+    let producers: HashMap<&str, &NodeProto> = nodes.filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
+    let feeds: HashMap<&str, &Feed> = manifest.state.iter().map(|f| (f.input.as_str(), f)).collect();
+    let shape = |name: &str| -> Result<&[i64]> {
+        Ok(&feeds.get(name).with_context(|| format!("the manifest has no state '{name}'"))?.shape)
+    };
+    let mut new: HashMap<String, TensorProto> = HashMap::new();
     for parameter in &manifest.parameters {
-        let feed = manifest.state.iter().find(|f| f.input == parameter.name);
-        let shape = &feed.with_context(|| format!("the manifest has no state '{}'", parameter.name))?.shape;
+        let name = parameter.name.as_str();
         match &parameter.source {
             Source::Lora { .. } => continue,
             Source::Dequantized => {
-                let values = values(&parameter.name, shape)?;
-                let nodes = inference.graph.iter().flat_map(|g| &g.node);
-                let node = nodes.clone().find(|n| n.output.first() == Some(&parameter.name));
-                let node = node.with_context(|| format!("no node computes '{}'", parameter.name))?;
+                let values = values(name, shape(name)?)?;
+                let node = producers.get(name).with_context(|| format!("no node computes '{name}'"))?;
                 let tensor = quantized(node, &known, &values);
-                let tensor = tensor.with_context(|| format!("'{}' cannot be quantized again", parameter.name))?;
-                let name = node.input.first().cloned().unwrap_or_default();
-                replace(&mut model, &name, tensor)?;
-                notes.push(format!(
-                    "'{}' has been rounded to its {} again",
-                    parameter.name,
-                    known.get(&name).map_or_else(String::new, |t| t.element_type().name())
-                ));
+                let tensor = tensor.with_context(|| format!("'{name}' cannot be quantized again"))?;
+                notes.push(format!("'{name}' has been rounded to its {} again", tensor.element_type().name()));
+                new.insert(node.input.first().cloned().unwrap_or_default(), tensor);
             }
             _ => {
-                let element = ElementType::from_name(&parameter.model_type).filter(|e| e.is_float());
-                let element = element.with_context(|| format!("'{}' is of no known type", parameter.name))?;
-                let values = values(&parameter.name, shape)?;
-                replace(&mut model, &parameter.name, TensorProto::from_floats(element, shape, &values))?;
+                let shape = shape(name)?;
+                let tensor = TensorProto::from_floats(float(parameter)?, shape, &values(name, shape)?);
+                new.insert(name.to_owned(), tensor);
             }
         }
     }
@@ -72,58 +69,71 @@ pub fn export(
         let element = known.get(&feed.input).map(TensorProto::element_type).filter(|e| e.is_float());
         let element = element.with_context(|| format!("the model has no statistic '{}'", feed.input))?;
         let values = values(&feed.input, &feed.shape)?;
-        replace(&mut model, &feed.input, TensorProto::from_floats(element, &feed.shape, &values))?;
+        new.insert(feed.input.clone(), TensorProto::from_floats(element, &feed.shape, &values));
     }
+    let parameters: HashMap<&str, &Parameter> = manifest.parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+    let mut draft = Draft::new(inference.clone());
     for adapter in &manifest.lora {
-        let [left, right] = [&adapter.left, &adapter.right].map(|n| (n, manifest.state.iter().find(|f| f.input == *n)));
-        let matrix = |(name, feed): (&String, Option<&super::manifest::Feed>)| {
-            values(name, &feed.map_or(vec![], |f| f.shape.clone()))
-        };
-        let (left, right) = (matrix(left)?, matrix(right)?);
-        match (adapters, known.get(&adapter.weight)) {
-            (Adapters::Merged, Some(weight)) => {
+        let matrix = |name: &str| values(name, shape(name)?);
+        let (left, right) = (matrix(&adapter.left)?, matrix(&adapter.right)?);
+        match known.get(&adapter.weight).filter(|_| adapters == Adapters::Merged) {
+            Some(weight) => {
                 let merged = adapter.merged(&weight.floats()?, &left, &right)?;
                 let merged = TensorProto::from_floats(weight.element_type(), &weight.dims, &merged);
-                replace(&mut model, &adapter.weight, merged)?;
+                new.insert(adapter.weight.clone(), merged);
             }
-            (Adapters::Merged, None) => {
-                notes.push(format!("'{}' is computed by a node; its LoRA matrices stay apart", adapter.weight));
-                model = apart(model, adapter, manifest, &left, &right)?;
+            None => {
+                if adapters == Adapters::Merged {
+                    notes.push(format!("'{}' is computed by a node; its LoRA matrices stay apart", adapter.weight));
+                }
+                let parameter = parameters.get(adapter.left.as_str());
+                let parameter = parameter.with_context(|| format!("the manifest has no '{}'", adapter.left))?;
+                apart(&mut draft, adapter, float(parameter)?, &left, &right)?;
             }
-            (Adapters::Apart, _) => model = apart(model, adapter, manifest, &left, &right)?,
         }
     }
+    let mut model = draft.finish()?;
+    replace(&mut model, new)?;
     Ok((model, notes))
 }
 
-/// The model with the matrices as initializers, and nodes that add their product to the weight.
-fn apart(model: ModelProto, adapter: &Adapter, manifest: &Manifest, left: &[f64], right: &[f64]) -> Result<ModelProto> {
-    let parameter = manifest.parameters.iter().find(|p| p.name == adapter.left);
-    let element = parameter.and_then(|p| ElementType::from_name(&p.model_type)).filter(|e| e.is_float());
-    let element = element.with_context(|| format!("'{}' is of no known type", adapter.left))?;
-    let mut draft = Draft::new(model);
+/// The element type of a parameter in the model.
+fn float(parameter: &Parameter) -> Result<ElementType> {
+    let element = ElementType::from_name(&parameter.model_type).filter(|e| e.is_float());
+    element.with_context(|| format!("'{}' is of no known type", parameter.name))
+}
+
+/// Adds the matrices as initializers, and nodes that add their product to the weight.
+fn apart(draft: &mut Draft, adapter: &Adapter, element: ElementType, left: &[f64], right: &[f64]) -> Result<()> {
     for (name, values, shape) in [(&adapter.left, left, adapter.shapes[0]), (&adapter.right, right, adapter.shapes[1])]
     {
         let mut tensor = TensorProto::from_floats(element, &shape, values);
         tensor.name = Some(name.clone());
         draft.graph()?.initializer.push(tensor);
     }
-    adapter.attach(&mut draft, &adapter.left, &adapter.right, element)?;
-    draft.finish()
+    adapter.attach(draft, &adapter.left, &adapter.right, element);
+    Ok(())
 }
 
-/// Gives an initializer, or a Constant node, another value.
-fn replace(model: &mut ModelProto, name: &str, mut tensor: TensorProto) -> Result<()> {
+/// Gives initializers, and Constant nodes, other values.
+fn replace(model: &mut ModelProto, mut new: HashMap<String, TensorProto>) -> Result<()> {
     let graph = model.graph.as_mut().context("the model holds no graph")?;
-    if let Some(old) = graph.initializer.iter_mut().find(|t| t.name() == name) {
-        tensor.name = old.name.clone();
-        tensor.doc_string = old.doc_string.clone();
-        *old = tensor;
-        return Ok(());
+    for old in &mut graph.initializer {
+        if let Some(mut tensor) = new.remove(old.name()) {
+            tensor.name = old.name.take();
+            tensor.doc_string = old.doc_string.take();
+            *old = tensor;
+        }
     }
-    let node = graph.node.iter_mut().find(|n| n.op_type() == "Constant" && n.output.iter().any(|o| o == name));
-    let node = node.with_context(|| format!("the model holds no weight '{name}'"))?;
-    node.attribute.retain(|a| !a.name().starts_with("value"));
-    node.attribute.push(attribute::tensor("value", tensor));
-    Ok(())
+    for node in graph.node.iter_mut().filter(|n| n.op_type() == "Constant") {
+        let Some(mut tensor) = node.output.first().and_then(|o| new.remove(o)) else { continue };
+        // A tensor in an attribute is named as it was, if it was.
+        tensor.name = attribute::get_tensor(&node.attribute, "value").and_then(|t| t.name.clone());
+        node.attribute.retain(|a| !a.name().starts_with("value"));
+        node.attribute.push(attribute::tensor("value", tensor));
+    }
+    match new.into_keys().min() {
+        Some(name) => bail!("the model holds no weight '{name}'"),
+        None => Ok(()),
+    }
 }

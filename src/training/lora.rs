@@ -67,10 +67,7 @@ impl Adapter {
     }
 
     /// Lets every node take the sum in place of the weight. `left` and `right` name the two matrices, of the weight's type.
-    ///
-    /// # Errors
-    /// The model holds no graph.
-    pub fn attach(&self, draft: &mut Draft, left: &str, right: &str, element: ElementType) -> Result<()> {
+    pub fn attach(&self, draft: &mut Draft, left: &str, right: &str, element: ElementType) {
         let (w, shape) = (&self.weight, &self.shape);
         let scale = TensorProto::from_floats(element, &[], &[self.scale]);
         let shape = TensorProto::from_ints(ElementType::Int64, &[shape.len() as i64], shape);
@@ -81,12 +78,8 @@ impl Adapter {
         let delta = draft.first("Reshape", &[&scaled, &shape], &format!("{w}/lora/delta"), vec![]);
         // The weight may be one that a node computes; the sum stands behind it.
         let sum = draft.unique(&format!("{w}/lora/sum"));
-        draft.redirect(w, &sum)?;
-        let node = super::draft::node("Add", &[w, &delta], &sum, vec![]);
-        let graph = draft.graph()?;
-        let place = graph.node.iter().position(|n| n.output.contains(w)).map_or(0, |p| p + 1);
-        graph.node.insert(place, node);
-        Ok(())
+        draft.redirect(w, &sum);
+        draft.behind(w, vec![super::draft::node("Add", &[w, &delta], &sum, vec![])]);
     }
 
     /// The weight with the product added.

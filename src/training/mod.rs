@@ -33,6 +33,7 @@ use manifest::{Feed, Input, ModelFile, OptimizerEntry};
 use optimizers::Hyper;
 use select::{Choice, Source, Weight, is_match};
 use state::{Random, State};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use step::{Forward, Plan, Scaling, Slot};
 
@@ -211,8 +212,11 @@ impl Trainable {
         let outputs: Vec<String> = base.graph.iter().flat_map(|g| &g.output).map(|o| o.name().to_owned()).collect();
         let ys = self.outputs(&losses, &loaded, &outputs)?;
         let mut weights = select::weights(&base, &loaded, &ys);
-        // What the loss is made of is no part of the model that is exported.
-        weights.retain(|w| connected.is_none() || !w.name.starts_with(loss_model::SCOPE));
+        // What the loss model holds, and what lies inside functions, cannot be put back into the model.
+        let own = draft::constants(&inference.proto);
+        let nodes = inference.proto.graph.iter().flat_map(|g| &g.node);
+        let computed: HashSet<&str> = nodes.flat_map(|n| &n.output).map(String::as_str).collect();
+        weights.retain(|w| own.contains_key(&w.name) || computed.contains(w.name.as_str()));
         let statistics = modes::statistics(&base, &loaded);
         let statistics = if self.batch_norm_train { statistics? } else { vec![] };
         weights.retain(|w| !statistics.contains(&w.name));
@@ -288,7 +292,7 @@ impl Trainable {
             })
             .collect::<Result<_>>()?;
         if !dropouts.is_empty() {
-            training.input(&plan.step[0], ElementType::Int64, &[])?;
+            training.input(&plan.step[0], ElementType::Int64, &[]);
             modes::drop_out(&mut training, &loaded, &dropouts, &plan.step[0])?;
         }
         let evaluation = self.prepared(names, &trained, &statistics)?;
@@ -333,7 +337,7 @@ impl Trainable {
                 trained.push(Trained { weight: weight.clone(), name: weight.name.clone(), value, adapter: None });
                 continue;
             };
-            ensure!(rank > 0 && alpha.is_finite(), "a LoRA rank is at least 1");
+            ensure!((1..=1 << 16).contains(&rank) && alpha.is_finite(), "a LoRA rank is from 1 to 65536");
             match lora::adapter(weight, base, rank, alpha) {
                 None => decisions
                     .push(format!("'{}' is no matrix of a product and has no LoRA: it is not trained", weight.name)),
@@ -402,25 +406,22 @@ impl Trainable {
         let constants = draft::constants(&draft.model);
         for name in statistics {
             let value = constants.get(name).with_context(|| format!("'{name}' is no constant"))?;
-            draft.remove_initializer(name)?;
-            draft.input(name, value.element_type(), &value.dims)?;
+            draft.remove(name);
+            draft.input(name, value.element_type(), &value.dims);
         }
         for t in trained.iter().filter(|t| t.adapter.is_none()) {
             let name = &t.name;
-            match t.weight.source {
-                Source::Initializer => draft.remove_initializer(name)?,
-                _ => draft.remove_node(name)?,
-            }
-            let inner = rounded(&mut draft, t)?;
+            draft.remove(name);
+            let inner = rounded(&mut draft, t);
             if inner != *name {
-                draft.redirect(name, &inner)?;
+                draft.redirect(name, &inner);
             }
         }
         for pair in trained.iter().filter(|t| t.adapter.is_some()).collect::<Vec<_>>().chunks(2) {
             let [left, right] = pair else { continue };
-            let (l, r) = (rounded(&mut draft, left)?, rounded(&mut draft, right)?);
+            let (l, r) = (rounded(&mut draft, left), rounded(&mut draft, right));
             if let Some(adapter) = &left.adapter {
-                adapter.attach(&mut draft, &l, &r, left.weight.value.element_type())?;
+                adapter.attach(&mut draft, &l, &r, left.weight.value.element_type());
             }
         }
         Ok(draft)
@@ -495,7 +496,8 @@ impl Trainable {
             metrics.push(plan.norm.clone());
         }
         let mut next: Vec<_> = next.into_iter().chain(statistics()?).collect();
-        let place = |name: &str| feeds.iter().position(|f| f.output == name).unwrap_or(usize::MAX);
+        let places: HashMap<&str, usize> = feeds.iter().enumerate().map(|(i, f)| (f.output.as_str(), i)).collect();
+        let place = |name: &str| places.get(name).copied().unwrap_or(usize::MAX);
         next.sort_by_key(|(_, name)| place(name));
         step.extend(next);
         models.push(("train", forward.write(step, &[], &order)?));
@@ -618,15 +620,15 @@ struct Trained {
 }
 
 /// Makes a parameter an input, and returns the tensor of the model's own type that nodes take.
-fn rounded(draft: &mut Draft, t: &Trained) -> Result<String> {
+fn rounded(draft: &mut Draft, t: &Trained) -> String {
     let (element, master) = (t.weight.value.element_type(), t.value.element_type());
-    draft.input(&t.name, master, &t.value.dims)?;
-    Ok(if element == master {
+    draft.input(&t.name, master, &t.value.dims);
+    if element == master {
         t.name.clone()
     } else {
         let to = crate::onnx::attribute::int("to", element as i64);
         draft.first("Cast", &[&t.name], &format!("{}/rounded", t.name), vec![to])
-    })
+    }
 }
 
 fn zeros(slot: &Slot) -> TensorProto {
@@ -637,7 +639,8 @@ fn zeros(slot: &Slot) -> TensorProto {
 /// The inputs of the step that are none of those in `order`: the data.
 fn data(models: &[(&str, ModelProto)], order: &[String]) -> Vec<Input> {
     let step = models.iter().find(|(role, _)| *role == "train").and_then(|(_, m)| m.graph.as_ref());
-    let inputs = step.iter().flat_map(|g| &g.input).filter(|i| !order.iter().any(|o| o == i.name()));
+    let order: HashSet<&str> = order.iter().map(String::as_str).collect();
+    let inputs = step.iter().flat_map(|g| &g.input).filter(|i| !order.contains(i.name()));
     let input = |i: &crate::onnx::ValueInfoProto| {
         let (element, dims) = draft::declared_dims(i).unwrap_or((ElementType::Undefined, vec![]));
         Input {

@@ -55,7 +55,7 @@ pub fn decisions(model: &ModelProto, batch_norm_train: bool, dropouts: &[(String
 /// # Errors
 /// One that is not constant.
 pub fn statistics(model: &ModelProto, loaded: &Loaded) -> Result<Vec<String>> {
-    let mut names: Vec<String> = Vec::new();
+    let (mut names, mut seen) = (Vec::new(), std::collections::HashSet::new());
     for node in batch_norms(model) {
         for i in [3, 4] {
             let name =
@@ -66,12 +66,15 @@ pub fn statistics(model: &ModelProto, loaded: &Loaded) -> Result<Vec<String>> {
                 "the running statistic '{name}' of node '{}' is no initializer",
                 node.name()
             );
-            ensure!(!names.contains(name), "two BatchNormalization share the running statistic '{name}'");
+            ensure!(seen.insert(name.clone()), "two BatchNormalization share the running statistic '{name}'");
             names.push(name.clone());
         }
     }
     Ok(names)
 }
+
+/// Appends a node of an operator with inputs and attributes, and returns its output, named after what it is.
+type Emit<'a> = dyn FnMut(&str, &[&str], &str, Vec<AttributeProto>) -> String + 'a;
 
 /// Writes every BatchNormalization as training mode computes it, in operators that every runtime has.
 ///
@@ -118,7 +121,7 @@ pub fn train_batch_norm(draft: &mut Draft, loaded: &Loaded) -> Result<Vec<Statis
             result.push(node(op, inputs, &output, attributes));
             output
         };
-        let average = |emit: &mut Emit, x: &str, what: &str| match opset >= 18 {
+        let average = |emit: &mut Emit<'_>, x: &str, what: &str| match opset >= 18 {
             true => emit("ReduceMean", &[x, &axes_input], what, vec![attribute::int("keepdims", 1)]),
             false => {
                 let attributes = vec![attribute::ints("axes", &axes), attribute::int("keepdims", 1)];
@@ -208,10 +211,8 @@ pub fn drop_out(draft: &mut Draft, loaded: &Loaded, sites: &[(String, f64)], ste
         let mask = emit(draft, "Reshape", &[&mask, &shape], vec![]);
         let masked = emit(draft, "Mul", &[name, &mask], vec![]);
         let result = emit(draft, "Mul", &[&masked, &scale], vec![]);
-        draft.redirect(name, &result)?;
-        let graph = draft.graph()?;
-        let place = graph.node.iter().position(|n| n.output.iter().any(|o| o == name)).map_or(0, |p| p + 1);
-        graph.node.splice(place..place, nodes);
+        draft.redirect(name, &result);
+        draft.behind(name, nodes);
     }
     Ok(())
 }
@@ -229,6 +230,3 @@ pub fn own_dropouts(
     };
     nodes.filter_map(site).collect()
 }
-
-/// Writes a node, of an operator with inputs, and returns its output, which is named after what it is.
-type Emit<'a> = dyn FnMut(&str, &[&str], &str, Vec<AttributeProto>) -> String + 'a;
