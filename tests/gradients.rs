@@ -5,9 +5,10 @@ mod common;
 
 use common::Case;
 use libtest_mimic::{Arguments, Failed, Trial};
+use onnx_gradients::onnx::TensorProto;
 use onnx_gradients::validate::{Options, Status, validate};
 use onnx_gradients::{Model, Output};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 /// Operators that tract does not have: the gradients of their cases are built here in both orders, their numbers are checked
@@ -48,18 +49,20 @@ fn check(case: &Case) -> Result<(), Failed> {
     if !opaque && missing.len() == first.gradients.len() {
         return Err("no input gets a gradient".into());
     }
-    compare(case, &first, "first order")?;
+    compare(case, &first, case.inputs(), "first order")?;
     if case.order < 2 {
         return Ok(());
     }
     let ys: Vec<String> = first.gradients.iter().filter_map(|g| g.gradient.clone()).collect();
     let second = common::gradients(&first.model, ys, case.xs()).map_err(|e| format!("second order: {e:#}"))?;
-    compare(case, &second, "second order")
+    let mut inputs = case.inputs();
+    inputs.extend(case.seeds(&first));
+    compare(case, &second, inputs, "second order")
 }
 
-fn compare(case: &Case, output: &Output, order: &str) -> Result<(), Failed> {
+fn compare(case: &Case, output: &Output, inputs: BTreeMap<String, TensorProto>, order: &str) -> Result<(), Failed> {
     let Model { proto, folder } = &output.model;
-    let options = Options { dims: case.sizes.clone(), inputs: case.inputs(), directions: 2, ..Options::default() };
+    let options = Options { dims: case.sizes.clone(), inputs, directions: 2, ..Options::default() };
     let validation = validate(proto, folder.as_deref(), &output.record, &options);
     let reason = validation.reason.unwrap_or_default();
     let uses = |list: &[&str]| case.operators().iter().any(|(_, op)| list.contains(&op.as_str()));

@@ -111,16 +111,30 @@ impl Case {
     pub fn inputs(&self) -> BTreeMap<String, TensorProto> {
         let graph = self.model.graph.as_ref().unwrap();
         let ranged = graph.input.iter().filter_map(|i| Some((i, *self.ranges.get(i.name())?)));
-        ranged
-            .map(|(input, (low, high))| {
-                let dims = dims(input, &self.sizes);
-                let count = dims.iter().product::<i64>() as u64;
-                // An irrational rotation: spread over the range, no two alike.
-                let at = |i: u64| low + (high - low) * ((i as f64 + 0.5) * 0.618_033_988_749_895).fract();
-                let values: Vec<f64> = (0..count).map(at).collect();
-                (input.name().to_owned(), TensorProto::from_floats(element(input).unwrap(), &dims, &values))
-            })
-            .collect()
+        ranged.map(|(input, range)| (input.name().to_owned(), self.spread(input, range))).collect()
+    }
+
+    /// Values for the seeds of outputs whose sizes follow from others: as inputs of a model they have any size.
+    pub fn seeds(&self, output: &Output) -> BTreeMap<String, TensorProto> {
+        let outputs = &self.model.graph.as_ref().unwrap().output;
+        let own = |value: &&ValueInfoProto| {
+            let given = |(name, size): (&String, &i64)| !SIZES.contains(&(name.as_str(), *size));
+            self.sizes.iter().any(given) && element(value).is_some_and(ElementType::is_float)
+        };
+        let named = output.record.seeds.iter().filter_map(|s| {
+            let y = outputs.iter().filter(own).find(|o| o.name() == s.y)?;
+            Some((s.seed.clone()?, self.spread(y, (-1.0, 1.0))))
+        });
+        named.collect()
+    }
+
+    fn spread(&self, value: &ValueInfoProto, (low, high): (f64, f64)) -> TensorProto {
+        let dims = dims(value, &self.sizes);
+        let count = dims.iter().product::<i64>() as u64;
+        // An irrational rotation: spread over the range, no two alike.
+        let at = |i: u64| low + (high - low) * ((i as f64 + 0.5) * 0.618_033_988_749_895).fract();
+        let values: Vec<f64> = (0..count).map(at).collect();
+        TensorProto::from_floats(element(value).unwrap(), &dims, &values)
     }
 }
 
