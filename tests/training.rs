@@ -448,6 +448,23 @@ fn groups_decay_and_several_losses() {
 }
 
 #[test]
+fn updates_may_be_operators_of_the_preview_domain() {
+    let request = |name: &str| Trainable::new([LossSpec::new("cross-entropy")]).optimizer(name, None).preview(true);
+    for (name, op, outputs) in
+        [("momentum", "Momentum", 2), ("nesterov", "Momentum", 2), ("adagrad", "Adagrad", 2), ("adam", "Adam", 3)]
+    {
+        let artifacts = request(name).build(&model("digits-mlp")).unwrap();
+        let step = role(&artifacts, "train");
+        assert_eq!(step.opset("ai.onnx.preview.training"), Some(1));
+        let nodes = step.graph.as_ref().unwrap().node.iter().filter(|n| n.domain() == "ai.onnx.preview.training");
+        let found: Vec<(&str, usize)> = nodes.map(|n| (n.op_type(), n.output.len())).collect();
+        assert_eq!(found, vec![(op, outputs); 4]);
+    }
+    let error = request("lion").build(&model("digits-mlp")).unwrap_err().to_string();
+    assert_eq!(error, "ai.onnx.preview.training has no lion; it has momentum, nesterov, adagrad, adam");
+}
+
+#[test]
 fn another_model_may_be_the_loss() {
     let model = parse(17, "g (double[N,2] x) => (double[N,2] y) <double[2] w = {1, 2}> { y = Mul (x, w) }");
     let loss = parse(

@@ -33,6 +33,9 @@ pub struct Args {
     /// sgd, momentum, nesterov, rmsprop, adagrad, adam, adamw, lamb or lion
     #[arg(long, default_value = "adamw")]
     optimizer: String,
+    /// Write updates as operators of ai.onnx.preview.training (momentum, nesterov, adagrad, adam), which few runtimes have
+    #[arg(long)]
+    preview_operators: bool,
     /// The share of the momentum that stays, or alpha of rmsprop [default: as PyTorch has it, here and below]
     #[arg(long)]
     momentum: Option<f64>,
@@ -145,6 +148,7 @@ fn request(args: &Args) -> Result<Trainable> {
     let mut request = Trainable::new(losses)
         .choose(choice)
         .optimizer(&args.optimizer, Some(hyper))
+        .preview(args.preview_operators)
         .no_decay(args.no_decay.clone())
         .groups(groups)
         .clip(args.clip_norm, args.clip_value)

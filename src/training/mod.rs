@@ -45,6 +45,7 @@ pub struct Trainable {
     choice: Choice,
     optimizer: String,
     hyper: Option<Hyper>,
+    preview: bool,
     no_decay: Vec<String>,
     groups: Vec<(String, f64)>,
     clip_norm: Option<f64>,
@@ -92,6 +93,7 @@ impl Trainable {
             choice: Choice::default(),
             optimizer: "adamw".to_owned(),
             hyper: None,
+            preview: false,
             no_decay: vec![],
             groups: vec![],
             clip_norm: None,
@@ -124,6 +126,12 @@ impl Trainable {
     pub fn optimizer(mut self, name: impl Into<String>, hyper: Option<Hyper>) -> Self {
         self.optimizer = name.into();
         self.hyper = hyper;
+        self
+    }
+
+    /// Whether updates are operators of ai.onnx.preview.training, which few runtimes have, in the place of plain ones.
+    pub fn preview(mut self, preview: bool) -> Self {
+        self.preview = preview;
         self
     }
 
@@ -261,6 +269,7 @@ impl Trainable {
             statistics: vec![],
             optimizer,
             hyper,
+            preview: self.preview,
             clip_norm: self.clip_norm,
             clip_value: self.clip_value,
             scaling,

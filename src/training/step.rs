@@ -8,8 +8,9 @@ use crate::backward::{Aggregation, Flow, Pass};
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, Loaded, NewNode, Origin, Producer, ValueId, load};
-use crate::onnx::{ElementType, ModelProto};
-use anyhow::{Context, Result, ensure};
+use crate::onnx::proto::OperatorSetIdProto;
+use crate::onnx::{ElementType, ModelProto, attribute};
+use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -49,6 +50,9 @@ pub struct Scaling {
 /// After so many steps without overflow the loss is scaled by twice as much.
 pub const GROWTH_INTERVAL: i64 = 2000;
 
+/// The domain of ONNX's own optimizers, which few runtimes have.
+pub const PREVIEW: &str = "ai.onnx.preview.training";
+
 /// What all models of a training have in common.
 #[derive(Clone)]
 pub struct Plan {
@@ -62,6 +66,8 @@ pub struct Plan {
     pub optimizer: &'static Optimizer,
     /// Its numbers.
     pub hyper: Hyper,
+    /// Whether its updates are operators of [`PREVIEW`].
+    pub preview: bool,
     /// The bound on the norm of all gradients.
     pub clip_norm: Option<f64>,
     /// The bound on each element.
@@ -277,7 +283,10 @@ impl Forward {
                 t: t.cast_like(w),
                 hyper: Hyper { weight_decay: slot.decay, ..plan.hyper },
             };
-            let (new, new_states) = plan.optimizer.update(&update)?;
+            let (new, new_states) = match plan.preview {
+                true => self.preview(plan.optimizer.name, &update, t)?,
+                false => plan.optimizer.update(&update)?,
+            };
             if let Some(error) = b.take_error() {
                 return Err(error.context(format!("the update of '{}'", slot.name)));
             }
@@ -298,6 +307,41 @@ impl Forward {
         }
         self.check()?;
         Ok((next, norm))
+    }
+
+    /// The update as one operator of [`PREVIEW`], where that has it; `t` is the number of the step.
+    fn preview<'g>(&'g self, optimizer: &str, u: &Update<'g>, t: Expr<'g>) -> Result<(Expr<'g>, Vec<Expr<'g>>)> {
+        let Hyper { momentum, beta1, beta2, epsilon, weight_decay } = u.hyper;
+        let number = |name: &str, v: f64| attribute::float(name, v as f32);
+        let momentum_of =
+            |mode: &str| vec![number("alpha", momentum), number("beta", 1.0), attribute::string("mode", mode)];
+        let (op, mut attributes) = match optimizer {
+            "momentum" => ("Momentum", momentum_of("standard")),
+            "nesterov" => ("Momentum", momentum_of("nesterov")),
+            "adagrad" => ("Adagrad", vec![number("epsilon", epsilon)]),
+            "adam" => ("Adam", vec![number("alpha", beta1), number("beta", beta2), number("epsilon", epsilon)]),
+            other => bail!("{PREVIEW} has no {other}; it has momentum, nesterov, adagrad, adam"),
+        };
+        attributes.push(number("norm_coefficient", weight_decay));
+        let inputs = [u.lr, t, u.w, u.g].into_iter().chain(u.states.iter().copied());
+        let fact = Fact { value: None, ..u.w.fact() };
+        let node = NewNode {
+            op_type: op.into(),
+            domain: PREVIEW.into(),
+            inputs: inputs.map(|e| Some(e.id())).collect(),
+            outputs: (0..=u.states.len()).map(|_| Some(None)).collect(),
+            attributes: attributes.into(),
+            origin: Origin::Backward(None),
+            ..NewNode::default()
+        };
+        let facts = vec![fact; u.states.len() + 1];
+        let outputs: Vec<ValueId> = {
+            let mut graph = self.builder.graph_mut();
+            let id = graph.push(Graph::MAIN, node, facts);
+            graph.node(id).outputs.iter().flatten().copied().collect()
+        };
+        let mut outputs = outputs.into_iter().map(|id| self.builder.expr(id));
+        Ok((outputs.next().context("an operator without outputs")?, outputs.collect()))
     }
 
     /// The sums of gradients after a micro-batch: each counts as its share of the step.
@@ -355,6 +399,10 @@ impl Forward {
             graph.output.extend(own);
         }
         prune(&mut model)?;
+        let mut nodes = model.graph.iter().flat_map(|g| &g.node);
+        if nodes.any(|n| n.domain() == PREVIEW) && model.opset(PREVIEW).is_none() {
+            model.opset_import.push(OperatorSetIdProto { domain: Some(PREVIEW.to_owned()), version: Some(1) });
+        }
         if let Some(graph) = model.graph.as_mut() {
             let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i + 1)).collect();
             graph.input.sort_by_key(|i| place.get(i.name()).copied().unwrap_or(0));
@@ -386,7 +434,7 @@ pub fn output_of<'a>(spec: &'a LossSpec, outputs: &'a [String]) -> Result<&'a st
     match (&spec.output, outputs) {
         (Some(name), _) => Ok(name),
         (None, [only]) => Ok(only),
-        (None, _) => anyhow::bail!(
+        (None, _) => bail!(
             "the model has the outputs {}: say which one the loss {2} is of, as {2}:{1}",
             outputs.join(", "),
             outputs.first().map(String::as_str).unwrap_or("OUTPUT"),
