@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub enum Precision {
     /// The model's own element types, the engine's own kernels.
     Own,
-    /// The model is one that [`super::float64`] has rewritten. Kernels that tract lacks are ours; where ONNX Runtime lacks one
+    /// The model is one that `float64` has rewritten. Kernels that tract lacks are ours; where ONNX Runtime lacks one
     /// it computes in float32, from float64 inputs to float64 outputs all the same.
     Double,
 }
