@@ -18,7 +18,8 @@ def main():
     for path in sys.argv[1:]:
         with open(path) as f:
             for case in json.load(f)["cases"]:
-                status = case["status"]
+                second = case.get("order2") or {}
+                status = case["status"] if case["status"] != "pass" else second.get("status", "pass")
                 if status in ("pass", "rough", "unmeasurable"):
                     passed += status == "pass"
                 elif case["name"].partition("@")[0] not in allowed and case["name"] not in allowed:
