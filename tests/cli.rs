@@ -81,6 +81,17 @@ fn grad_validates() {
 }
 
 #[test]
+#[cfg(feature = "validate")]
+fn only_gradients_are_validated_before_the_ys_go() {
+    let (folder, model) = folder("g (float[2] x) => (float[2] y) { y = Neg(x) }");
+    let output = tool(&["grad", &model, "-o", &out(&folder), "--inputs", "--only-gradients", "--json"]);
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["validation"]["status"], "passed", "{report}");
+    let written = Model::load(out(&folder)).unwrap().proto.graph.unwrap();
+    assert_eq!(written.output.iter().map(|o| o.name()).collect::<Vec<_>>(), ["gradients/x"]);
+}
+
+#[test]
 fn json_is_in_the_order_of_xs_and_ys() {
     let (folder, model) =
         folder("g (float a, float b) => (float y, float z) { y = Mul(a, b) z = Exp(a) unused = Exp(b) }");

@@ -74,6 +74,17 @@ pub struct Output {
     pub record: Record,
 }
 
+impl Output {
+    /// Drops the model's own outputs, with what only they need. What is left computes the gradients all the same, but can no
+    /// longer be compared with the ys.
+    ///
+    /// # Errors
+    /// The model holds no graph.
+    pub fn drop_model_outputs(&mut self) -> Result<()> {
+        keep_only(&mut self.model.proto, self.gradients.iter().filter_map(|g| g.gradient.as_deref()))
+    }
+}
+
 impl Gradients {
     /// The derivatives of `ys` with respect to `xs`, which are tensors of the main graph: inputs, initializers, node outputs.
     pub fn new<Y: Into<String>, X: Into<String>>(
@@ -239,10 +250,11 @@ impl Gradients {
             stops: self.stops.clone(),
         };
         record.attach(proto)?;
+        let mut output = Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record };
         if self.only_gradients {
-            keep_only(proto, gradients.iter().filter_map(|g| g.gradient.as_deref()))?;
+            output.drop_model_outputs()?;
         }
-        Ok(Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record })
+        Ok(output)
     }
 
     /// The outputs of those calls of model-local functions that lie between an x and a y: only their insides have gradients.

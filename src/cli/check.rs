@@ -240,7 +240,14 @@ fn table(v: &Validation) -> Table {
 
 /// A temporary copy of a model, for validation of what went to stdout.
 pub fn temporary(model: &Model) -> Result<tempfile::NamedTempFile> {
-    let mut file = tempfile::Builder::new().suffix(".onnx").tempfile()?;
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.suffix(".onnx");
+    // External data are found from the model's own folder.
+    let external = model.proto.graph.iter().flat_map(|g| &g.initializer).any(|t| t.is_external());
+    let mut file = match model.folder.as_deref().filter(|_| external) {
+        Some(folder) => builder.tempfile_in(folder)?,
+        None => builder.tempfile()?,
+    };
     onnx_gradients::onnx::file::write_to(&model.proto, file.as_file_mut())?;
     file.flush()?;
     Ok(file)

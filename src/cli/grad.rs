@@ -117,9 +117,14 @@ pub fn run(args: &Args) -> Result<()> {
         return lower(args, &model);
     }
     let loaded = graph::load(&model.proto)?;
-    let output = request(args, &loaded)?.build_loaded(model, loaded)?;
+    let mut output = request(args, &loaded)?.build_loaded(model, loaded)?;
+    // Gradients are compared with what the ys do: what is validated still holds them.
+    let whole = args.only_gradients.then(|| output.model.clone());
+    if args.only_gradients {
+        output.drop_model_outputs()?;
+    }
     let warnings = write(args, &output.model, output.warnings.clone())?;
-    let validation = validation(args, &output);
+    let validation = validation(args, &output, whole.as_ref());
     let text = if args.json { as_json(&output, &validation, &warnings) } else { as_text(&output, &validation) };
     print(args, &text);
     ensure!(
@@ -174,24 +179,26 @@ fn print(args: &Args, text: &str) {
 }
 
 /// What running the result has shown.
-fn validation(args: &Args, output: &Output) -> Value {
+fn validation(args: &Args, output: &Output, whole: Option<&Model>) -> Value {
     if args.no_validate {
         return json!({ "status": "skipped", "reason": "--no-validate" });
     }
-    run_in_engine(args, output).unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
+    run_in_engine(args, output, whole)
+        .unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
 }
 
 #[cfg(not(feature = "validate"))]
-fn run_in_engine(_: &Args, _: &Output) -> Result<Value> {
+fn run_in_engine(_: &Args, _: &Output, _: Option<&Model>) -> Result<Value> {
     Ok(json!({ "status": "skipped", "reason": "this build is without tract" }))
 }
 
 #[cfg(feature = "validate")]
-fn run_in_engine(args: &Args, output: &Output) -> Result<Value> {
+fn run_in_engine(args: &Args, output: &Output, whole: Option<&Model>) -> Result<Value> {
     use super::check;
-    let validation = match args.output == Path::new("-") {
-        true => check::after_grad(check::temporary(&output.model)?.path(), &output.record.name, &args.engine)?,
-        false => check::after_grad(&args.output, &output.record.name, &args.engine)?,
+    let unwritten = whole.or((args.output == Path::new("-")).then_some(&output.model));
+    let validation = match unwritten {
+        Some(model) => check::after_grad(check::temporary(model)?.path(), &output.record.name, &args.engine)?,
+        None => check::after_grad(&args.output, &output.record.name, &args.engine)?,
     };
     let mut value = json!(validation);
     value["summary"] = json!(check::summary(&validation));
@@ -243,8 +250,7 @@ fn request(args: &Args, loaded: &graph::Loaded) -> Result<Gradients> {
             Missing::None => Unconnected::None,
             Missing::Zero => Unconnected::Zero,
         })
-        .colocate(args.colocate_gradients_with_ops)
-        .only_gradients(args.only_gradients))
+        .colocate(args.colocate_gradients_with_ops))
 }
 
 /// A seed from its SPEC, which is split at its first colon.
