@@ -20,7 +20,7 @@ pub use select::{Selection, nearest};
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, Node, NodeId, Origin, ValueId};
 use crate::onnx::FunctionProto;
-use crate::rules::{self, Call, Rule, Slot};
+use crate::rules::{self, Call, Differentiate, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -54,11 +54,6 @@ impl<'g> Pass<'g> {
     /// The pass with gradients that the user gives as functions.
     pub fn with_functions(self, own_functions: &'g [FunctionProto]) -> Self {
         Pass { own_functions, ..self }
-    }
-
-    /// Where gradients are written to.
-    pub fn builder(&self) -> &'g Builder {
-        self.builder
     }
 
     /// The gradients that arrive at `xs` from the seeds, through `nodes`, which are in topological order. `None` for an x that
@@ -153,26 +148,8 @@ impl<'g> Pass<'g> {
         )
     }
 
-    /// The gradients of `xs`, of which a rule has built the `ys` by a formula, from the seeds of those.
-    pub(crate) fn differentiate_formula(
-        &'g self,
-        ys: &[(Expr<'g>, Expr<'g>)],
-        xs: &[Expr<'g>],
-    ) -> Result<HashMap<ValueId, Expr<'g>>> {
-        let leaves: HashSet<ValueId> = xs.iter().map(|x| x.id()).collect();
-        let nodes = self.between(ys.iter().map(|(y, _)| y.id()), &leaves);
-        let seeds: Vec<(ValueId, Expr<'g>)> = ys.iter().map(|(y, dy)| (y.id(), *dy)).collect();
-        let xs: Vec<ValueId> = leaves.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let flows = self.differentiate(&nodes, &seeds, &xs)?;
-        let value = |(x, flow): (ValueId, Option<Flow<'g>>)| match flow? {
-            Flow::Value(dx) => Some((x, dx)),
-            Flow::Zero => None,
-        };
-        Ok(xs.into_iter().zip(flows).filter_map(value).collect())
-    }
-
     /// The nodes that the builder has written between the leaves and the roots, in topological order.
-    fn between(&self, roots: impl Iterator<Item = ValueId>, leaves: &HashSet<ValueId>) -> Vec<NodeId> {
+    fn between(&self, roots: impl Iterator<Item = ValueId>, leaves: &BTreeSet<ValueId>) -> Vec<NodeId> {
         let graph = self.builder.graph();
         let mut found = BTreeSet::new();
         let mut open: Vec<ValueId> = roots.collect();
@@ -189,26 +166,6 @@ impl<'g> Pass<'g> {
             }
         }
         found.into_iter().collect()
-    }
-
-    /// The tensors through which a gradient can reach an x: forward from xs through floating-point tensors, past no stop.
-    pub(crate) fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
-        let graph = self.builder.graph();
-        let mut live: HashSet<ValueId> = xs.iter().copied().filter(|&x| graph.fact(x).may_carry_gradient()).collect();
-        for &id in nodes {
-            let node = graph.node(id);
-            let rule = self.rule(node);
-            let passes = |i: usize| !matches!(rule.and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
-            let direct = node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| live.contains(&v)) && passes(i));
-            if node.stop {
-                continue;
-            }
-            if direct || (!node.bodies.is_empty() && graph.captures(id).iter().any(|v| live.contains(v))) {
-                let outputs = node.outputs.iter().flatten();
-                live.extend(outputs.filter(|o| !self.stops.contains(o) && graph.fact(**o).may_carry_gradient()));
-            }
-        }
-        live
     }
 
     /// What has arrived at the outputs of a node. What has arrived at an x stays for the result, at a stop goes no further.
@@ -322,7 +279,7 @@ impl<'g> Pass<'g> {
         let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some((y?, c.opt_dy(i)?))).collect();
         let mut leaves: Vec<Expr<'g>> = (0..c.input_count()).filter_map(|i| c.opt(i)).collect();
         leaves.retain(|x| wanted.contains(&x.id()));
-        let gradients = self.differentiate_formula(&ys, &leaves)?;
+        let gradients = self.through_formula(&ys, &leaves)?;
         // What the formula does not lead to is connected all the same: the operator takes it.
         Ok(wanted.iter().map(|x| (*x, gradients.get(x).map_or(Flow::Zero, |dx| Flow::Value(*dx)))).collect())
     }
@@ -411,6 +368,64 @@ impl<'g> Pass<'g> {
         }
         let own = self.own_rules.iter().find(|r| r.op == &*node.op_type && r.domain == &*node.domain);
         own.or_else(|| rules::find(&node.domain, &node.op_type, self.builder.graph().opset(&node.domain)))
+    }
+}
+
+impl<'g> Differentiate<'g> for Pass<'g> {
+    fn builder(&self) -> &'g Builder {
+        self.builder
+    }
+
+    fn through_nodes(
+        &'g self,
+        nodes: &[NodeId],
+        seeds: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<Vec<Option<Expr<'g>>>> {
+        let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
+        let ids: Vec<_> = xs.iter().map(|x| x.id()).collect();
+        let value = |(flow, x): (Option<Flow<'g>>, &Expr<'g>)| match flow? {
+            Flow::Value(dx) => Some(dx),
+            Flow::Zero => Some(x.zeros_like()),
+        };
+        Ok(self.differentiate(nodes, &seeds, &ids)?.into_iter().zip(xs).map(value).collect())
+    }
+
+    fn through_formula(
+        &'g self,
+        seeds: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<HashMap<ValueId, Expr<'g>>> {
+        let leaves: BTreeSet<ValueId> = xs.iter().map(|x| x.id()).collect();
+        let nodes = self.between(seeds.iter().map(|(y, _)| y.id()), &leaves);
+        let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
+        let xs: Vec<ValueId> = leaves.into_iter().collect();
+        let flows = self.differentiate(&nodes, &seeds, &xs)?;
+        let value = |(x, flow)| match flow? {
+            Flow::Value(dx) => Some((x, dx)),
+            Flow::Zero => None,
+        };
+        Ok(xs.into_iter().zip(flows).filter_map(value).collect())
+    }
+
+    /// Forward from xs through floating-point tensors, past no stop.
+    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
+        let graph = self.builder.graph();
+        let mut live: HashSet<ValueId> = xs.iter().copied().filter(|&x| graph.fact(x).may_carry_gradient()).collect();
+        for &id in nodes {
+            let node = graph.node(id);
+            let rule = self.rule(node);
+            let passes = |i: usize| !matches!(rule.and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
+            let direct = node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| live.contains(&v)) && passes(i));
+            if node.stop {
+                continue;
+            }
+            if direct || (!node.bodies.is_empty() && graph.captures(id).iter().any(|v| live.contains(v))) {
+                let outputs = node.outputs.iter().flatten();
+                live.extend(outputs.filter(|o| !self.stops.contains(o) && graph.fact(**o).may_carry_gradient()));
+            }
+        }
+        live
     }
 }
 
