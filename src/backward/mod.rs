@@ -18,7 +18,7 @@ pub(crate) use select::matches;
 pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};
-use crate::graph::{Graph, Node, NodeId, Origin, ValueId};
+use crate::graph::{Dim, Graph, Node, NodeId, Origin, ValueId};
 use crate::onnx::FunctionProto;
 use crate::rules::{self, Call, Differentiate, Rule, Slot};
 use accumulate::Accumulator;
@@ -294,32 +294,46 @@ impl<'g> Pass<'g> {
         wanted.iter().filter(|v| !stops(v)).map(|v| (*v, Flow::Zero)).collect()
     }
 
-    /// A gradient has the shape and the element type of its input, or its rule is wrong.
+    /// The gradients as flows, each held against its input.
     fn checked<T: IntoFlow<'g>>(&self, gradients: Vec<(ValueId, T)>) -> Result<Vec<(ValueId, Flow<'g>)>> {
-        let graph = self.builder.graph();
-        let check = |(value, flow): (ValueId, T)| {
+        let check = |(x, flow): (ValueId, T)| {
             let flow = flow.into_flow();
             if let Flow::Value(dx) = flow {
-                let (x, dx) = (graph.fact(value), graph.fact(dx.id()));
-                let same_type = x.element.zip(dx.element).is_none_or(|(a, b)| a == b);
-                ensure!(
-                    same_type,
-                    "its rule gives a gradient of type {:?} for {:?}; please report this",
-                    dx.element,
-                    x.element
-                );
-                let contradict = |(a, b): (&crate::graph::Dim, &crate::graph::Dim)| {
-                    a.known().zip(b.known()).is_some_and(|(a, b)| a != b)
-                };
-                if let (Some(a), Some(b)) = (&x.shape, &dx.shape) {
-                    let same = a.len() == b.len() && !a.iter().zip(b.iter()).any(contradict);
-                    let (a, b) = (graph.dims.display(a), graph.dims.display(b));
-                    ensure!(same, "its rule gives a gradient of shape {b} for {a}; please report this");
-                }
+                self.hold_against(x, dx.id())?;
             }
-            Ok((value, flow))
+            Ok((x, flow))
         };
         gradients.into_iter().map(check).collect()
+    }
+
+    /// A gradient has the shape and the element type of its input, or its rule is wrong. What inference does not know of it is
+    /// known of the input.
+    fn hold_against(&self, x: ValueId, dx: ValueId) -> Result<()> {
+        let mut graph = self.builder.graph_mut();
+        let (of_x, of_dx) = (graph.fact(x), graph.fact(dx));
+        ensure!(
+            of_x.element.zip(of_dx.element).is_none_or(|(a, b)| a == b),
+            "its rule gives a gradient of type {:?} for {:?}; please report this",
+            of_dx.element,
+            of_x.element
+        );
+        let Some(shape) = &of_x.shape else { return Ok(()) };
+        let known = match &of_dx.shape {
+            None => shape.clone(),
+            Some(own) if own == shape => return Ok(()),
+            Some(own) => {
+                let contradict = |(a, b): (&Dim, &Dim)| a.known().zip(b.known()).is_some_and(|(a, b)| a != b);
+                ensure!(
+                    own.len() == shape.len() && !own.iter().zip(shape.iter()).any(contradict),
+                    "its rule gives a gradient of shape {} for {}; please report this",
+                    graph.dims.display(own),
+                    graph.dims.display(shape)
+                );
+                own.iter().zip(shape.iter()).map(|(&own, &dim)| if own.known().is_some() { own } else { dim }).collect()
+            }
+        };
+        graph.fact_mut(dx).shape = Some(known);
+        Ok(())
     }
 
     /// Adds to an error, returned or recorded by the builder, which node and input it is about.
