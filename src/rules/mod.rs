@@ -13,6 +13,7 @@ mod indexing;
 mod iteration;
 mod linear;
 mod losses;
+mod ml;
 mod normalization;
 mod opaque;
 mod pooling;
@@ -163,6 +164,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         iteration::RULES,
         linear::RULES,
         losses::RULES,
+        ml::RULES,
         normalization::RULES,
         opaque::RULES,
         pooling::RULES,

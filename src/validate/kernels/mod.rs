@@ -7,6 +7,7 @@ mod control;
 mod elementwise;
 mod linear;
 mod losses;
+mod ml;
 mod movement;
 mod normalization;
 mod random;
@@ -70,6 +71,7 @@ const FAMILIES: &[&[Row]] = &[
     elementwise::SUMS,
     linear::ROWS,
     losses::ROWS,
+    ml::ROWS,
     movement::ROWS,
     normalization::ROWS,
     random::ROWS,
