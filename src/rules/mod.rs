@@ -16,6 +16,7 @@ mod losses;
 mod ml;
 mod normalization;
 mod opaque;
+mod optimizers;
 mod pooling;
 mod quantization;
 mod recurrent;
@@ -167,6 +168,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         ml::RULES,
         normalization::RULES,
         opaque::RULES,
+        optimizers::RULES,
         pooling::RULES,
         quantization::RULES,
         recurrent::RULES,

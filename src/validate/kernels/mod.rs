@@ -10,6 +10,7 @@ mod losses;
 mod ml;
 mod movement;
 mod normalization;
+mod optimizers;
 mod random;
 mod recurrent;
 mod resampling;
@@ -74,6 +75,7 @@ const FAMILIES: &[&[Row]] = &[
     ml::ROWS,
     movement::ROWS,
     normalization::ROWS,
+    optimizers::ROWS,
     random::ROWS,
     recurrent::ROWS,
     resampling::ROWS,
