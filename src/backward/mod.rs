@@ -311,7 +311,7 @@ impl<'g> Pass<'g> {
         Ok(Some(Flow::Value(dx)))
     }
 
-    /// The gradients of a formula that computes the node's outputs from its inputs.
+    /// The gradients of a formula that computes the node's outputs from its inputs and what its bodies capture.
     fn through(
         &'g self,
         c: &Call<'g>,
@@ -320,8 +320,7 @@ impl<'g> Pass<'g> {
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let outputs = forward(c)?;
         let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some((y?, c.opt_dy(i)?))).collect();
-        let mut leaves: Vec<Expr<'g>> = (0..c.input_count()).filter_map(|i| c.opt(i)).collect();
-        leaves.retain(|x| wanted.contains(&x.id()));
+        let leaves: Vec<Expr<'g>> = wanted.iter().map(|&x| self.builder.expr(x)).collect();
         let gradients = self.differentiate_formula(&ys, &leaves)?;
         // What the formula does not lead to is connected all the same: the operator takes it.
         Ok(wanted.iter().map(|x| (*x, gradients.get(x).map_or(Flow::Zero, |dx| Flow::Value(*dx)))).collect())

@@ -269,7 +269,7 @@ impl Graph {
     /// message says what, not where: who calls knows the node's name.
     pub fn infer(&self, new: &NewNode) -> Result<Vec<Fact>> {
         let inputs: SmallVec<[Option<&Fact>; 4]> = new.inputs.iter().map(|i| i.map(|i| self.fact(i))).collect();
-        if !new.bodies.is_empty() {
+        if !new.bodies.is_empty() && new.domain.is_empty() {
             return Ok(control::infer(self, new, &inputs));
         }
         let op = infer::Op {

@@ -52,9 +52,16 @@ const RANDOM: &[&str] =
 /// # Errors
 /// What is computed again is random.
 pub fn close<'g>(c: &Call<'g>, scope: ScopeId, outputs: &[Expr<'g>], inputs: usize) -> Result<()> {
-    let b = c.builder();
-    b.close(scope, outputs, inputs);
-    let random = random_node(&b.graph(), scope);
+    c.builder().close(scope, outputs, inputs);
+    repeatable(c, scope)
+}
+
+/// Ensures that a body computes the same when it is computed again.
+///
+/// # Errors
+/// What it computes is random.
+pub fn repeatable(c: &Call<'_>, scope: ScopeId) -> Result<()> {
+    let random = random_node(&c.builder().graph(), scope);
     ensure!(
         random.is_none(),
         "its body holds {}, which draws other numbers when the body is computed again for the gradient; draw them outside \

@@ -70,7 +70,7 @@ pub enum Slot {
     Zero,
     /// Nothing: no gradient passes here, for the reason given. It holds for the inputs that follow, too, if it is the last.
     Stop(&'static str),
-    /// For all inputs: the gradients of the formula that computes the outputs.
+    /// For all inputs and captured values: the gradients of the formula that computes the outputs.
     Through(Forward),
     /// For all inputs and captured values: what a rule that looks into bodies returns.
     Structure(Structure),

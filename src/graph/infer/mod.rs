@@ -74,6 +74,7 @@ static RULES: LazyLock<HashMap<(&str, &str), Rule>> = LazyLock::new(|| {
     let standard = standard.into_iter().flatten().map(|&(name, rule)| (("", name), rule));
     let others = [
         ("ai.onnx.ml", ml::ROWS),
+        ("ai.onnx.preview", preview::ROWS),
         ("ai.onnx.preview.training", preview::TRAINING),
         ("com.microsoft", microsoft::ROWS),
     ];
