@@ -101,17 +101,14 @@ fn vectorized<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let &size = sizes.get(i).with_context(|| format!("inputdimensions has no number for input {i}"))?;
     ensure!(sizes.iter().all(|n| (0..=i64::from(i32::MAX)).contains(n)), "inputdimensions = {sizes:?} are no sizes");
     let start: i64 = sizes[..i].iter().sum();
-    let part = dy.narrow(1, start, start + size).cast_like(x);
-    let last = x.rank()?.saturating_sub(1);
-    Ok(match x.known_dim(last) {
-        // Features beyond the size are cut off, missing ones are zeros.
-        Some(features) if last < 2 && features != size => {
-            let kept = part.narrow(1, 0, features.min(size));
-            let b = c.builder();
-            unbatched(x, kept.pad_axis(1, b.ints(&[0]), b.ints(&[(features - size).max(0)])))?
-        }
-        _ => part.reshape_like(x),
-    })
+    let (part, axis) = (dy.narrow(1, start, start + size).cast_like(x), usize::from(!is_single(x)?));
+    if x.known_dim(axis) == Some(size) {
+        return unbatched(x, part);
+    }
+    // Features beyond the size are left out, missing ones are zeros.
+    let (b, features) = (c.builder(), x.dims([axis]));
+    let padded = part.pad_axis(1, b.ints(&[0]), features);
+    unbatched(x, padded.slice_at(b.ints(&[1]), b.ints(&[0]), features, b.ints(&[1])))
 }
 
 fn normalizer<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
@@ -180,7 +177,7 @@ fn classes(c: &Call<'_>) -> usize {
 }
 
 fn linear_regressor<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let targets = usize::try_from(c.int("targets", 1))?;
+    let targets = usize::try_from(c.int("targets", 1)).context("targets is negative")?;
     unbatched(c.x()?, untransformed(c, 0, targets, 0)?.matmul(matrix(c, "coefficients", targets)?))
 }
 
@@ -223,7 +220,7 @@ fn machine<'g>(c: &Call<'g>, weights: Expr<'g>, vectors: usize, ds: Expr<'g>) ->
 }
 
 fn svm_regressor<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let vectors = usize::try_from(c.int("n_supports", 0))?;
+    let vectors = usize::try_from(c.int("n_supports", 0)).context("n_supports is negative")?;
     if c.flag("one_class", false) {
         return Ok(c.x()?.zeros_like());
     }

@@ -15,7 +15,7 @@ pub const ROWS: &[Row] = &[
     ("Imputer", same),
     ("LabelEncoder", |c| Ok(vec![Fact { element: encoded(c), ..c.like(0) }])),
     ("LinearClassifier", |c| classifier(c, linear_scores(c))),
-    ("LinearRegressor", |c| Ok(vec![batch(c, Some(c.int("targets", 1).into()))])),
+    ("LinearRegressor", |c| Ok(vec![batch(c, size(c.int("targets", 1)))])),
     ("Normalizer", float),
     ("OneHotEncoder", one_hot),
     ("SVMClassifier", |c| classifier(c, vector_scores(c))),
@@ -49,7 +49,12 @@ fn count(c: &Context, name: &str) -> usize {
 
 /// What a tree ensemble counts.
 fn targets(c: &Context) -> Option<Dim> {
-    c.has("n_targets").then(|| c.int("n_targets", 0).into())
+    size(c.int("n_targets", -1))
+}
+
+/// A size that an attribute says.
+fn size(n: i64) -> Option<Dim> {
+    (n >= 0).then_some(Dim::Known(n))
 }
 
 /// How many classes have names.
@@ -92,8 +97,8 @@ fn extract(c: &Context) -> Result<Vec<Fact>> {
 }
 
 fn vectorize(c: &Context) -> Result<Vec<Fact>> {
-    let size = c.ints("inputdimensions").map(|sizes| sizes.iter().fold(0i64, |n, &s| n.saturating_add(s)).into());
-    Ok(vec![batch(c, size)])
+    let sum = |sizes: &[i64]| sizes.iter().try_fold(0i64, |n, &s| n.checked_add(s).filter(|_| s >= 0));
+    Ok(vec![batch(c, c.ints("inputdimensions").and_then(sum).and_then(size))])
 }
 
 fn one_hot(c: &Context) -> Result<Vec<Fact>> {

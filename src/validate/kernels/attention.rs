@@ -56,6 +56,7 @@ fn attend(
     bias: impl Fn(&[usize]) -> f64,
 ) -> Result<(Array, [Array; 4])> {
     let product = product(q, k, scale)?;
+    ensure!(v.rank() == 4 && v.dims[..3] == k.dims[..3], "keys {:?} and values {:?}", k.dims, v.dims);
     let capped = if softcap > 0.0 { product.map(|s| softcap * (s / softcap).tanh()) } else { product.clone() };
     let biased = Array::from_fn(&capped.dims, |index| capped.at(index) + bias(index))?;
     let probabilities = softmax(&biased);
@@ -64,7 +65,7 @@ fn attend(
 
 /// The scores of each query with each key.
 fn product(q: &Array, k: &Array, scale: Option<f64>) -> Result<Array> {
-    ensure!(q.rank() == 4 && k.rank() == 4 && k.dim(1) > 0 && q.dim(1) % k.dim(1) == 0, "heads");
+    ensure!(q.rank() == 4 && k.rank() == 4 && k.dim(1) > 0 && q.dim(1).is_multiple_of(k.dim(1)), "heads");
     ensure!(q.dim(0) == k.dim(0) && q.dim(3) == k.dim(3), "{:?} and {:?} have no product", q.dims, k.dims);
     let (group, size) = (q.dim(1) / k.dim(1), q.dim(3));
     let scale = scale.unwrap_or(1.0 / (size as f64).sqrt());
@@ -90,7 +91,8 @@ fn softmax(scores: &Array) -> Array {
 /// The values, each with its weight.
 fn weighted(weights: &Array, v: &Array) -> Result<Array> {
     let &[batch, heads, queries, keys] = weights.dims.as_slice() else { bail!("weights of rank {}", weights.rank()) };
-    ensure!(v.rank() == 4 && v.dim(0) == batch && v.dim(2) == keys && v.dim(1) > 0, "values {:?}", v.dims);
+    let shared = v.dim(1) > 0 && heads.is_multiple_of(v.dim(1));
+    ensure!(v.rank() == 4 && v.dim(0) == batch && v.dim(2) == keys && shared, "values {:?}", v.dims);
     let group = heads / v.dim(1);
     Array::from_fn(&[batch, heads, queries, v.dim(3)], |i| {
         (0..keys).map(|j| weights.at(&[i[0], i[1], i[2], j]) * v.at(&[i[0], i[1] / group, j, i[3]])).sum()

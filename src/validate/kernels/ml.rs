@@ -39,7 +39,7 @@ fn table(rows: Vec<Vec<f64>>) -> Result<Array> {
 fn extract(c: &Call) -> Result<Vec<Array>> {
     let (x, places) = (c.x()?, c.input(1)?.integers());
     let (&width, outer) = x.dims.split_last().context("a number has no features")?;
-    ensure!(places.iter().all(|&p| (0..width as i64).contains(&p)), "a place that is not one of {width}");
+    ensure!(width > 0 && places.iter().all(|&p| (0..width as i64).contains(&p)), "a place that is not one of {width}");
     let outer = if outer.is_empty() { &[1] } else { outer };
     let picked = x.values.chunks_exact(width).flat_map(|row| places.iter().map(|&p| row[p as usize])).collect();
     let flat = Array { values: picked, ..Array::filled(&[0], 0.0)? };
@@ -48,6 +48,7 @@ fn extract(c: &Call) -> Result<Vec<Array>> {
 
 fn vectorize(c: &Call) -> Result<Vec<Array>> {
     let sizes = c.ints("inputdimensions").context("inputdimensions is missing")?;
+    ensure!(sizes.iter().all(|n| (0..1 << 20).contains(n)), "inputdimensions {sizes:?}");
     let count = rows(c.x()?)?.len();
     let mut joined = vec![Vec::new(); count];
     for (i, &size) in sizes.iter().enumerate() {
@@ -99,6 +100,9 @@ fn normalize(c: &Call) -> Result<Vec<Array>> {
 
 /// The number below which that share of a normal distribution lies, by halving.
 fn probit(share: f64) -> f64 {
+    if !(0.0..=1.0).contains(&share) {
+        return f64::NAN;
+    }
     let (mut low, mut high) = (-40.0, 40.0);
     for _ in 0..100 {
         let middle: f64 = (low + high) / 2.0;
@@ -162,7 +166,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// The scores of each sample: products with rows of coefficients, and so many numbers added.
 fn linear(c: &Call, count: usize, added: &[f64]) -> Result<Vec<Vec<f64>>> {
     let (x, weights) = (rows(c.x()?)?, floats(c, "coefficients"));
-    let width = x.first().map_or(0, |row| row.len());
+    let width = c.x()?.dims.last().copied().unwrap_or(0);
     ensure!(weights.len() == count * width, "{} coefficients for {count} scores of {width} features", weights.len());
     let added = |i: usize| added.get(i).copied().unwrap_or(0.0);
     let score = |row: &[f64]| weights.chunks_exact(width).enumerate().map(|(i, w)| dot(row, w) + added(i)).collect();
@@ -212,17 +216,19 @@ fn svm_classifier(c: &Call) -> Result<Vec<Array>> {
         return classified(c, linear(c, classes, &added)?, classes, false);
     };
     let weights = floats(c, "coefficients");
-    let vectors = sizes.iter().sum::<i64>() as usize;
+    let sizes: Vec<usize> = sizes.iter().map(|&n| usize::try_from(n)).collect::<Result<_, _>>()?;
+    let vectors = sizes.iter().fold(0usize, |sum, &n| sum.saturating_add(n));
+    ensure!(sizes.len() == classes && classes > 1, "vectors of {} classes, where there are {classes}", sizes.len());
     // The contribution of one class's vectors against another class.
     let against = |k: &[f64], class: usize, other: usize| -> f64 {
         let row = if other > class { other - 1 } else { other };
-        let first = sizes[..class].iter().sum::<i64>() as usize;
-        (first..first + sizes[class] as usize).map(|v| weights[row * vectors + v] * k[v]).sum()
+        let first: usize = sizes[..class].iter().sum();
+        (first..first + sizes[class]).map(|v| weights[row * vectors + v] * k[v]).sum()
     };
     let mut raw = Vec::new();
     for x in rows(c.x()?)? {
         let k = kernels(c, x)?;
-        ensure!(k.len() == vectors && weights.len() == (classes - 1) * vectors, "coefficients and vectors");
+        ensure!(k.len() == vectors && weights.len() == vectors.saturating_mul(classes - 1), "coefficients and vectors");
         let pairs = (0..classes).flat_map(|i| (i + 1..classes).map(move |j| (i, j)));
         let scores = pairs.zip(rho.iter()).map(|((i, j), r)| against(&k, i, j) + against(&k, j, i) + r);
         raw.push(scores.collect());

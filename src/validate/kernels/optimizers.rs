@@ -17,7 +17,7 @@ fn number(c: &Call, i: usize) -> Result<f64> {
 
 /// The new value and the new states of each element, from the value, the gradient with its decay, and the states.
 fn update(c: &Call, states: usize, f: impl Fn(f64, f64, &[f64]) -> (f64, Vec<f64>)) -> Result<Vec<Array>> {
-    let tensors = c.inputs.len() - 2;
+    let tensors = c.inputs.len().saturating_sub(2);
     ensure!(tensors.is_multiple_of(states + 2), "{tensors} tensors are not groups of {}", states + 2);
     let (count, decay) = (tensors / (states + 2), c.float("norm_coefficient", 0.0));
     let mut outputs = Vec::new();
