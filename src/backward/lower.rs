@@ -23,6 +23,8 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::rc::Rc;
 
 const DOMAIN: &str = "ai.onnx.preview.training";
+/// The operator with its domain, as messages name it.
+pub(super) const NODE: &str = "ai.onnx.preview.training.Gradient";
 
 /// A model without `Gradient` nodes.
 #[derive(Clone, Debug, Default)]

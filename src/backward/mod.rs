@@ -147,9 +147,11 @@ impl<'g> Pass<'g> {
             let more = if nodes.len() > 3 { format!(" and {} more", nodes.len() - 3) } else { String::new() };
             format!("{op}: {}{more}", first.join(", "))
         });
+        let lowered = missing.iter().any(|(op, _)| op == lower::NODE);
         bail!(
-            "no gradient is known for {}; stop the gradient before them (--stop-gradients) or give one (--gradient-functions)",
-            list.collect::<Vec<_>>().join("; ")
+            "no gradient is known for {}; {}stop the gradient before them (--stop-gradients) or give one (--gradient-functions)",
+            list.collect::<Vec<_>>().join("; "),
+            if lowered { "write Gradient nodes out first (grad --lower), " } else { "" }
         )
     }
 
