@@ -221,7 +221,7 @@ fn attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     }
     let precision = match c.int("softmax_precision", 0) {
         11 => ElementType::Double,
-        _ => q.widened().element()?,
+        _ => q.element()?.widened(),
     };
     let scores = Scores {
         q,
@@ -257,10 +257,12 @@ fn padded<'g>(mask: Expr<'g>, k: Expr<'g>) -> Result<Expr<'g>> {
 
 fn flex_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (q, k, v) = (c.x()?, c.input(1)?, c.input(2)?);
+    ensure!(q.rank()? == 4, "queries of rank {}, where [batch, heads, steps, size] is expected", q.rank()?);
     let precision = match c.opt_int("softmax_precision") {
-        Some(number) => ElementType::from_number(i32::try_from(number)?),
+        Some(number) => i32::try_from(number).map_or(ElementType::Undefined, ElementType::from_number),
         None => q.element()?.widened(),
     };
+    ensure!(precision.is_float(), "softmax_precision is {}", precision.name());
     let modified = |e: Expr<'g>, name: &str| -> Result<Expr<'g>> {
         let Some(body) = c.opt_body(name) else { return Ok(e) };
         repeatable(c, body)?;
@@ -314,7 +316,7 @@ fn multi_head<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         allowed: causal(c, q, k, c.opt(6)),
         bias: c.opt(5),
         may_be_blind: false,
-        precision: q.widened().element()?,
+        precision: q.element()?.widened(),
     };
     Ok(vec![Some(join_heads(scores.attend()?.y)), Some(k), Some(v)])
 }
@@ -348,7 +350,7 @@ fn packed<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         allowed: causal(c, q, k, None),
         bias,
         may_be_blind: false,
-        precision: q.widened().element()?,
+        precision: q.element()?.widened(),
     };
     let present = || Expr::concat(&[k.unsqueeze(&[0]), v.unsqueeze(&[0])], 0);
     Ok(vec![Some(join_heads(scores.attend()?.y)), c.has_dy(1).then(present)])
