@@ -82,6 +82,15 @@ fn outputs_may_be_left_out() {
 }
 
 #[test]
+fn a_gradient_node_is_lowered_before_it_is_differentiated() {
+    let model = model(r#"g (float x) => (float dx) { y = Mul(x, x) dx = Gradient<xs = ["x"], y = "y">(x) }"#);
+    let call = onnx_gradients::Gradients::new(["dx"], ["x"]);
+    let message = call.build(&model).unwrap_err().to_string();
+    assert!(message.contains("write Gradient nodes out first (grad --lower)"), "{message}");
+    assert!(call.build(&model.lower_gradients().unwrap().model).is_ok());
+}
+
+#[test]
 fn what_cannot_be_lowered_is_an_error() {
     let one = |node: &str| error(&format!("g (float x, float u, int64 i) => (float y) {{ y = Mul(x, x) {node} }}"));
     for (node, message) in [

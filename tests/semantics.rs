@@ -402,6 +402,14 @@ fn an_attribute_that_the_rule_does_not_know_is_an_error() {
 }
 
 #[test]
+fn a_model_before_opset_7_is_an_error() {
+    let text = "<ir_version: 3, opset_import: [\"\": 6]>\ng (float[2] x) => (float[2] y) { y = Tanh(x) }";
+    let old: Model = text::parse(text).unwrap().into();
+    let message = format!("{:#}", Gradients::new(["y"], ["x"]).build(&old).unwrap_err());
+    assert!(message.contains("a gradient needs opset 7; the model is at 6: convert the model"), "{message}");
+}
+
+#[test]
 fn weights_are_tensors_and_not_the_numbers_that_they_hold() {
     // The scale is 1 today: whoever trains it, or differentiates by it again, means the tensor.
     let graph = "g (float[2] x) => (float[2] y) <float[2] w = {1, 1}> { y = Mul(x, w) }";

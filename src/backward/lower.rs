@@ -24,6 +24,14 @@ use std::rc::Rc;
 
 const DOMAIN: &str = "ai.onnx.preview.training";
 
+/// What to do first where one of these operators, named with their domains, has no gradient because it is one.
+pub(super) fn remedy<'a>(mut operators: impl Iterator<Item = &'a str>) -> &'static str {
+    match operators.any(|op| op == "ai.onnx.preview.training.Gradient") {
+        true => "write Gradient nodes out first (grad --lower), ",
+        false => "",
+    }
+}
+
 /// A model without `Gradient` nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Lowered {

@@ -143,8 +143,9 @@ impl<'g> Pass<'g> {
             format!("{op}: {}{more}", first.join(", "))
         });
         bail!(
-            "no gradient is known for {}; stop the gradient before them (--stop-gradients) or give one (--gradient-functions)",
-            list.collect::<Vec<_>>().join("; ")
+            "no gradient is known for {}; {}stop the gradient before them (--stop-gradients) or give one (--gradient-functions)",
+            list.collect::<Vec<_>>().join("; "),
+            lower::remedy(missing.iter().map(|(op, _)| op.as_str()))
         )
     }
 
@@ -268,7 +269,7 @@ impl<'g> Pass<'g> {
         Ok(Some(Flow::Value(dx)))
     }
 
-    /// The gradients of a formula that computes the node's outputs from its inputs.
+    /// The gradients of a formula that computes the node's outputs from its inputs and what its bodies capture.
     fn through(
         &'g self,
         c: &Call<'g>,
@@ -277,8 +278,7 @@ impl<'g> Pass<'g> {
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let outputs = forward(c)?;
         let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some((y?, c.opt_dy(i)?))).collect();
-        let mut leaves: Vec<Expr<'g>> = (0..c.input_count()).filter_map(|i| c.opt(i)).collect();
-        leaves.retain(|x| wanted.contains(&x.id()));
+        let leaves: Vec<Expr<'g>> = wanted.iter().map(|&x| self.builder.expr(x)).collect();
         let gradients = self.through_formula(&ys, &leaves)?;
         // What the formula does not lead to is connected all the same: the operator takes it.
         Ok(wanted.iter().map(|x| (*x, gradients.get(x).map_or(Flow::Zero, |dx| Flow::Value(*dx)))).collect())

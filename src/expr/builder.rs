@@ -22,6 +22,9 @@ struct Key {
 /// Results of constant folding are written into the graph up to this many elements: shapes, axes, scales.
 const MAX_FOLDED: usize = 64;
 
+/// Nodes are written for this opset and later ones: in earlier ones operators broadcast by attributes, and no other way.
+const OLDEST: i64 = 7;
+
 /// Appends nodes to a graph.
 pub struct Builder {
     graph: RefCell<Graph>,
@@ -163,6 +166,9 @@ impl Builder {
     ) -> Vec<Expr<'g>> {
         if self.error.borrow().is_some() {
             return vec![self.expr(self.nothing); outputs];
+        }
+        if self.opset() < OLDEST {
+            return vec![self.too_old("a gradient", OLDEST); outputs];
         }
         let op_type = self.string(op);
         let mut inputs: SmallVec<[Option<ValueId>; 4]> = inputs.iter().map(|e| e.map(|e| e.id)).collect();

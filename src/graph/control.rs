@@ -67,10 +67,26 @@ pub fn body_inputs(
                 None => Fact::default(),
             })
             .collect(),
+        "FlexAttention" => vec![scores(attributes, inputs)],
         _ => Vec::new(),
     };
     facts.resize_with(body_inputs, Fact::default);
     facts
+}
+
+/// What the bodies of a FlexAttention change: `[batch, heads, queries, keys]`, in the precision of its softmax.
+fn scores(attributes: &[AttributeProto], inputs: &[Option<Fact>]) -> Fact {
+    let input = |i: usize| inputs.get(i).and_then(Option::as_ref);
+    let given = attribute::get_int(attributes, "softmax_precision").and_then(|n| i32::try_from(n).ok());
+    let element = match given {
+        Some(number) => Some(ElementType::from_number(number)).filter(|e| e.is_float()),
+        None => input(0).and_then(|q| q.element).map(ElementType::widened),
+    };
+    let shape = match (input(0).and_then(|q| q.shape.as_deref()), input(1).and_then(|k| k.shape.as_deref())) {
+        (Some(&[batch, heads, queries, _]), Some(&[_, _, keys, _])) => Some([batch, heads, queries, keys].into()),
+        _ => None,
+    };
+    Fact::tensor(element, shape)
 }
 
 /// The carried states of a body: the input and the output of each.

@@ -280,7 +280,7 @@ impl Graph {
     /// # Errors
     /// As [`Graph::infer`].
     pub fn infer_from(&self, new: &NewNode, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
-        if !new.bodies.is_empty() {
+        if !new.bodies.is_empty() && new.domain.is_empty() {
             return Ok(control::infer(self, new, inputs));
         }
         let op = infer::Op {

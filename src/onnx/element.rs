@@ -8,6 +8,14 @@ impl ElementType {
         matches!(self, Self::Float | Self::Double | Self::Float16 | Self::Bfloat16)
     }
 
+    /// float32 for the floating-point types of 16 bits, in which sums and roots lose too much; the others as they are.
+    pub fn widened(self) -> Self {
+        match self {
+            Self::Float16 | Self::Bfloat16 => Self::Float,
+            other => other,
+        }
+    }
+
     /// Whether the elements are integers, signed or not, of any width.
     pub fn is_integer(self) -> bool {
         self.is_signed_integer()

@@ -4,6 +4,7 @@
 //! their outputs, so that nearly all of them has to be computed again whatever the form.
 
 use super::Slot::*;
+use super::control::repeatable;
 use super::{Call, Rule, rule};
 use crate::expr::{Along, Expr};
 use crate::graph::Fact;
@@ -16,6 +17,13 @@ pub const RULES: &[Rule] = &[
         "is_causal kv_num_heads q_num_heads qk_matmul_output_mode scale softcap softmax_precision left_window_size \
          right_window_size",
     ),
+    rule(
+        "FlexAttention",
+        "the gradients of prob_mod(softmax(score_mod(scale Q Kᵀ))) V, and of what the bodies capture",
+        &[Through(flex_attention)],
+    )
+    .attributes("prob_mod scale score_mod softmax_precision")
+    .domain("ai.onnx.preview"),
     rule("MultiHeadAttention", "the gradients of softmax(scale Q Kᵀ + bias) V", &[Through(multi_head)])
         .attributes("num_heads scale unidirectional mask_filter_value")
         .domain("com.microsoft")
@@ -83,6 +91,17 @@ fn scale_of<'g>(q: Expr<'g>, scale: Option<f64>) -> Expr<'g> {
     }
 }
 
+/// The matrix product of each head. Heads that share keys are further rows of one product; nothing is repeated.
+fn by_heads<'g>(rows: Expr<'g>, columns: Expr<'g>) -> Result<Expr<'g>> {
+    if rows.sizes()?.get(1) == columns.sizes()?.get(1) {
+        return Ok(rows.matmul(columns));
+    }
+    let b = rows.builder();
+    let together = Expr::concat(&[rows.dims([0]), columns.dims([1]), b.ints(&[-1]), rows.dims([3])], 0);
+    let product = rows.reshape(together).matmul(columns);
+    Ok(product.reshape(Expr::concat(&[rows.dims([0, 1, 2]), columns.dims([3])], 0)))
+}
+
 // ---------------------------------------------------------------- scores
 
 /// What attention is computed from: queries, keys and values of shape `[batch, heads, steps, size]`.
@@ -111,25 +130,14 @@ struct Attended<'g> {
 impl<'g> Scores<'g> {
     fn attend(&self) -> Result<Attended<'g>> {
         let (q, k, v) = (self.q, self.k, self.v);
-        let b = q.builder();
-        // Heads that share keys are further rows of one product; nothing is repeated.
-        let shared = q.sizes()?.get(1) != k.sizes()?.get(1);
-        let gathered = |e: Expr<'g>| match shared {
-            true => e.reshape(Expr::concat(&[e.dims([0]), k.dims([1]), b.ints(&[-1]), e.dims([3])], 0)),
-            false => e,
-        };
-        let spread = |e: Expr<'g>, last: Expr<'g>| match shared {
-            true => e.reshape(Expr::concat(&[q.dims([0, 1, 2]), last], 0)),
-            false => e,
-        };
-        let product = spread(gathered(q * self.scale).matmul(k.transposed()), k.dims([2]));
+        let product = by_heads(q * self.scale, k.transposed())?;
         let capped = match self.softcap {
             cap if cap > 0.0 => (product / cap).tanh() * cap,
             _ => product,
         };
         let (biased, safe, sees) = self.masked(capped);
         let probabilities = safe.cast(self.precision).softmax(3).cast_like(q);
-        let y = spread(gathered(probabilities).matmul(v.cast_like(q)), v.dims([3]));
+        let y = by_heads(probabilities, v.cast_like(q))?;
         // The zero rows of queries that see no key.
         let seen = |e: Expr<'g>| sees.map_or(e, |sees| e.where_(sees));
         Ok(Attended { y: seen(y), stages: [product, capped, biased, seen(probabilities)] })
@@ -213,7 +221,7 @@ fn attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     }
     let precision = match c.int("softmax_precision", 0) {
         11 => ElementType::Double,
-        _ => q.widened().element()?,
+        _ => q.element()?.widened(),
     };
     let scores = Scores {
         q,
@@ -243,6 +251,28 @@ fn padded<'g>(mask: Expr<'g>, k: Expr<'g>) -> Result<Expr<'g>> {
     let missing = k.dims([2]) - mask.dims([last]);
     let pads = Expr::concat(&[b.ints(&vec![0; rank + last]), missing], 0);
     Ok(mask.pad(pads, Some(if mask.is_float() { mask.like(f64::NEG_INFINITY) } else { mask.like(0.0) })))
+}
+
+// ---------------------------------------------------------------- FlexAttention
+
+fn flex_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
+    let (q, k, v) = (c.x()?, c.input(1)?, c.input(2)?);
+    ensure!(q.rank()? == 4, "queries of rank {}, where [batch, heads, steps, size] is expected", q.rank()?);
+    let precision = match c.opt_int("softmax_precision") {
+        Some(number) => i32::try_from(number).map_or(ElementType::Undefined, ElementType::from_number),
+        None => q.element()?.widened(),
+    };
+    ensure!(precision.is_float(), "softmax_precision is {}", precision.name());
+    let modified = |e: Expr<'g>, name: &str| -> Result<Expr<'g>> {
+        let Some(body) = c.opt_body(name) else { return Ok(e) };
+        repeatable(c, body)?;
+        let outputs = c.replay(body, &[e])?.outputs;
+        let &[y] = outputs.as_slice() else { bail!("{name} has {} outputs, where one is wanted", outputs.len()) };
+        Ok(y)
+    };
+    let scores = by_heads(q * scale_of(q, c.opt_float("scale")), k.transposed())?.cast(precision);
+    let probabilities = modified(modified(scores, "score_mod")?.softmax(3), "prob_mod")?;
+    Ok(vec![Some(by_heads(probabilities, v.cast(precision))?.cast_like(q))])
 }
 
 // ---------------------------------------------------------------- ONNX Runtime's
@@ -286,7 +316,7 @@ fn multi_head<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         allowed: causal(c, q, k, c.opt(6)),
         bias: c.opt(5),
         may_be_blind: false,
-        precision: q.widened().element()?,
+        precision: q.element()?.widened(),
     };
     Ok(vec![Some(join_heads(scores.attend()?.y)), Some(k), Some(v)])
 }
@@ -320,7 +350,7 @@ fn packed<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         allowed: causal(c, q, k, None),
         bias,
         may_be_blind: false,
-        precision: q.widened().element()?,
+        precision: q.element()?.widened(),
     };
     let present = || Expr::concat(&[k.unsqueeze(&[0]), v.unsqueeze(&[0])], 0);
     Ok(vec![Some(join_heads(scores.attend()?.y)), c.has_dy(1).then(present)])

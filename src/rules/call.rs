@@ -298,13 +298,17 @@ impl<'g> Call<'g> {
 
     // ---------------------------------------------------------------- structure
 
-    /// A body of a control-flow node.
+    /// A body.
     ///
     /// # Errors
     /// The node has no such attribute.
     pub fn body(&self, name: &str) -> Result<ScopeId> {
-        let found = self.node.bodies.iter().find(|(n, _)| &**n == name);
-        Ok(found.with_context(|| format!("attribute {name} is missing"))?.1)
+        self.opt_body(name).with_context(|| format!("attribute {name} is missing"))
+    }
+
+    /// A body, where the node has that attribute.
+    pub fn opt_body(&self, name: &str) -> Option<ScopeId> {
+        self.node.bodies.iter().find(|(n, _)| &**n == name).map(|(_, body)| *body)
     }
 
     /// The node.

@@ -26,7 +26,7 @@ fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let known = b.graph().truth(c.input(0)?.id());
     if let Some(known) = known {
         let (taken, other) = if known { ("then_branch", "else_branch") } else { ("else_branch", "then_branch") };
-        ensure_not_random(random_node(&b.graph(), c.body(taken)?))?;
+        repeatable(c, c.body(taken)?)?;
         let dxs = through(taken)?.into_iter().zip(&wanted);
         let zero = |x: &Expr<'g>| reaches_an_output(c, other, *x).map(|reaches| reaches.then(|| x.zeros_like()));
         let dxs = dxs.map(|(dx, x)| Ok((x.id(), dx.map_or_else(|| zero(x), |dx| Ok(Some(dx)))?)));
@@ -68,17 +68,21 @@ const RANDOM: &[&str] =
 /// # Errors
 /// What is computed again is random.
 pub fn close<'g>(c: &Call<'g>, scope: ScopeId, outputs: &[Expr<'g>], inputs: usize) -> Result<()> {
-    let b = c.builder();
-    b.close(scope, outputs, inputs);
-    ensure_not_random(random_node(&b.graph(), scope))
+    c.builder().close(scope, outputs, inputs);
+    repeatable(c, scope)
 }
 
-fn ensure_not_random(found: Option<String>) -> Result<()> {
+/// Ensures that a body computes the same when it is computed again.
+///
+/// # Errors
+/// What it computes is random.
+pub fn repeatable(c: &Call<'_>, scope: ScopeId) -> Result<()> {
+    let random = random_node(&c.builder().graph(), scope);
     ensure!(
-        found.is_none(),
+        random.is_none(),
         "its body holds {}, which draws other numbers when the body is computed again for the gradient; draw them outside \
          and let the body capture them",
-        found.unwrap_or_default()
+        random.unwrap_or_default()
     );
     Ok(())
 }

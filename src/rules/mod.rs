@@ -13,8 +13,10 @@ mod indexing;
 mod iteration;
 mod linear;
 mod losses;
+mod ml;
 mod normalization;
 mod opaque;
+mod optimizers;
 mod pooling;
 mod quantization;
 mod recurrent;
@@ -68,7 +70,7 @@ pub enum Slot {
     Zero,
     /// Nothing: no gradient passes here, for the reason given. It holds for the inputs that follow, too, if it is the last.
     Stop(&'static str),
-    /// For all inputs: the gradients of the formula that computes the outputs.
+    /// For all inputs and captured values: the gradients of the formula that computes the outputs.
     Through(Forward),
     /// For all inputs and captured values: what a rule that looks into bodies returns.
     Structure(Structure),
@@ -163,8 +165,10 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         iteration::RULES,
         linear::RULES,
         losses::RULES,
+        ml::RULES,
         normalization::RULES,
         opaque::RULES,
+        optimizers::RULES,
         pooling::RULES,
         quantization::RULES,
         recurrent::RULES,

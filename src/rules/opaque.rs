@@ -14,6 +14,7 @@ const DISCRETE: &[Slot] = &[Stop("integers or truth values")];
 const SHAPE: &[Slot] = &[Stop("only its shape matters")];
 const SIZE: &[Slot] = &[Stop("a size")];
 const TEXT: &[Slot] = &[Stop("text, tokens or bytes")];
+const MAPS: &[Slot] = &[Stop("maps carry no gradient")];
 const STEPS: &[Slot] = &[Stop("piecewise constant")];
 const BITS: &[Slot] = &[Stop("the bits of a number, not its value")];
 const FLOORED: &[Slot] = &[Stop("frequencies are rounded to bins")];
@@ -64,10 +65,13 @@ pub const RULES: &[Rule] = &[
     opaque("TfIdfVectorizer", TEXT),
     // Trees, thresholds and categories of classical machine learning.
     opaque("Binarizer", STEPS).domain("ai.onnx.ml"),
+    opaque("CastMap", MAPS).domain("ai.onnx.ml"),
     opaque("CategoryMapper", TEXT).domain("ai.onnx.ml"),
+    opaque("DictVectorizer", MAPS).domain("ai.onnx.ml"),
     opaque("LabelEncoder", STEPS).domain("ai.onnx.ml"),
     opaque("OneHotEncoder", STEPS).domain("ai.onnx.ml"),
     opaque("TreeEnsemble", STEPS).domain("ai.onnx.ml"),
     opaque("TreeEnsembleClassifier", STEPS).domain("ai.onnx.ml"),
     opaque("TreeEnsembleRegressor", STEPS).domain("ai.onnx.ml"),
+    opaque("ZipMap", MAPS).domain("ai.onnx.ml"),
 ];

@@ -324,7 +324,6 @@ impl Forward {
         };
         attributes.push(number("norm_coefficient", weight_decay));
         let inputs = [u.lr, t, u.w, u.g].into_iter().chain(u.states.iter().copied());
-        let fact = Fact { value: None, ..u.w.fact() };
         let node = NewNode {
             op_type: op.into(),
             domain: PREVIEW.into(),
@@ -334,7 +333,7 @@ impl Forward {
             origin: Origin::Backward(None),
             ..NewNode::default()
         };
-        let facts = vec![fact; u.states.len() + 1];
+        let facts = self.builder.graph().infer(&node)?;
         let outputs: Vec<ValueId> = {
             let mut graph = self.builder.graph_mut();
             let id = graph.push(Graph::MAIN, node, facts);

@@ -232,8 +232,8 @@ fn look(
         let (domain, op) = (canonical_domain(node.domain()), node.op_type());
         let ours = match domain {
             "" | "ai.onnx.ml" => true,
-            "com.microsoft" => CONTRIBUTED.contains(&op) || kernels::is_ours(domain, op),
-            _ => false,
+            "com.microsoft" if CONTRIBUTED.contains(&op) => true,
+            _ => kernels::is_ours(domain, op),
         };
         if !ours || !known(op) || functions.contains(&(domain, op)) {
             found.push(if domain.is_empty() { op.to_owned() } else { format!("{domain}.{op}") });

@@ -289,8 +289,8 @@ impl<'g> Expr<'g> {
     /// Half precision as float32, other types as they are: what long sums are computed in.
     pub fn widened(self) -> Expr<'g> {
         match self.fact().element {
-            Some(ElementType::Float16 | ElementType::Bfloat16) => self.cast(ElementType::Float),
-            _ => self,
+            Some(element) => self.cast(element.widened()),
+            None => self,
         }
     }
 

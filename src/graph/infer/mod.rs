@@ -8,8 +8,10 @@ mod elementwise;
 mod linear;
 mod loss;
 mod microsoft;
+mod ml;
 mod movement;
 mod normalize;
+mod preview;
 mod quantize;
 mod random;
 mod recurrent;
@@ -70,7 +72,15 @@ static RULES: LazyLock<HashMap<(&str, &str), Rule>> = LazyLock::new(|| {
         window::ROWS,
     ];
     let standard = standard.into_iter().flatten().map(|&(name, rule)| (("", name), rule));
-    standard.chain(microsoft::ROWS.iter().map(|&(name, rule)| (("com.microsoft", name), rule))).collect()
+    let others = [
+        ("ai.onnx.ml", ml::ROWS),
+        ("ai.onnx.preview", preview::ROWS),
+        ("ai.onnx.preview.training", preview::TRAINING),
+        ("com.microsoft", microsoft::ROWS),
+    ];
+    let others =
+        others.into_iter().flat_map(|(domain, rows)| rows.iter().map(move |&(name, rule)| ((domain, name), rule)));
+    standard.chain(others).collect()
 });
 
 /// The facts of the outputs, as many as [`Op::outputs`]. What is not known, and every output of an operator that is not

@@ -1,6 +1,6 @@
 use super::*;
 use crate::graph::{Container, Dim, Scalar, Value};
-use crate::onnx::attribute::{float, floats, int, ints, string, tensor};
+use crate::onnx::attribute::{float, floats, int, ints, string, strings, tensor};
 use crate::onnx::{ElementType, TensorProto};
 
 /// The facts of the outputs in the standard's domain.
@@ -256,6 +256,54 @@ fn sequences_know_what_their_elements_share() {
     assert!(matches!(shape(&both)[..], [Dim::Symbol(_), Dim::Known(3)]), "what all elements share");
     let same = first(d, "SequenceConstruct", &[], &[&a, &a]);
     assert_eq!(first(d, "SequenceAt", &[], &[&same, &scalar(0.into())]), a);
+}
+
+/// Shapes and element types as ONNX Runtime has them.
+#[test]
+fn classical_models_have_shapes() {
+    let d = &Dims::default();
+    let batch = floats_of(&[2, 3]);
+    let outputs = |op_type: &str, attributes: &[AttributeProto], inputs: &[&Fact]| {
+        let inputs: Vec<Option<&Fact>> = inputs.iter().map(|&f| Some(f)).collect();
+        let op = Op { op_type, domain: "ai.onnx.ml", version: 1, attributes, outputs: 2, dims: d };
+        infer(&op, &inputs).unwrap()
+    };
+    let sizes = |fact: &Fact| shape(fact).into_iter().map(|d| d.known()).collect::<Option<Vec<i64>>>();
+    let (two, three) = (ints("classlabels_ints", &[4, 5]), ints("classlabels_ints", &[4, 5, 6]));
+    let (one, four) = (floats("intercepts", &[0.0]), ints("classlabels_ints", &[4, 5, 6, 7]));
+    let vectors = floats("support_vectors", &[0.0; 12]);
+    let places = numbers(&[0, 2]);
+    for (op, attributes, expected) in [
+        ("FeatureVectorizer", vec![ints("inputdimensions", &[3])], vec![2, 3]),
+        ("LinearRegressor", vec![int("targets", 4)], vec![2, 4]),
+        ("OneHotEncoder", vec![ints("cats_int64s", &[1, 2, 3, 4])], vec![2, 3, 4]),
+        ("SVMRegressor", vec![], vec![2, 1]),
+        ("Scaler", vec![], vec![2, 3]),
+        ("TreeEnsembleRegressor", vec![int("n_targets", 2)], vec![2, 2]),
+    ] {
+        assert_eq!(sizes(&outputs(op, &attributes, &[&batch])[0]), Some(expected), "{op}");
+    }
+    for (op, attributes, expected) in [
+        ("LinearClassifier", vec![two.clone(), one.clone()], Some(vec![2, 2])),
+        ("LinearClassifier", vec![three.clone(), floats("intercepts", &[0.0; 3])], Some(vec![2, 3])),
+        ("SVMClassifier", vec![four.clone(), vectors.clone()], Some(vec![2, 6])),
+        ("SVMClassifier", vec![four.clone(), vectors.clone(), floats("prob_a", &[0.0; 6])], Some(vec![2, 4])),
+        ("SVMClassifier", vec![three.clone()], Some(vec![2, 3])),
+        ("SVMClassifier", vec![two.clone(), vectors.clone()], Some(vec![2, 2])),
+        ("TreeEnsembleClassifier", vec![ints("classlabels_int64s", &[1, 2])], Some(vec![2, 2])),
+        ("TreeEnsembleClassifier", vec![ints("classlabels_int64s", &[1])], None),
+    ] {
+        let facts = outputs(op, &attributes, &[&batch]);
+        assert_eq!((sizes(&facts[0]), facts[0].element), (Some(vec![2]), Some(ElementType::Int64)), "{op}");
+        assert_eq!((sizes(&facts[1]), facts[1].element), (expected, Some(ElementType::Float)), "{op}");
+    }
+    let named = outputs("LinearClassifier", &[strings("classlabels_strings", &["a", "b"]), one], &[&batch]);
+    assert_eq!(named[0].element, Some(ElementType::String));
+    let one_sample = floats_of(&[3]);
+    assert_eq!(sizes(&outputs("LinearRegressor", &[], &[&one_sample])[0]), Some(vec![1, 1]));
+    assert_eq!(sizes(&outputs("ArrayFeatureExtractor", &[], &[&one_sample, &places])[0]), Some(vec![1, 2]));
+    assert_eq!(sizes(&outputs("ArrayFeatureExtractor", &[], &[&batch, &places])[0]), Some(vec![2, 2]));
+    assert_eq!(outputs("ZipMap", &[], &[&batch])[0].container, Container::Other);
 }
 
 /// Sizes that a file claims do not allocate, and do not overflow.

@@ -7,6 +7,7 @@ const MICROSOFT: &str = "com.microsoft";
 
 pub const ROWS: &[Row] = &[
     row("Attention", attention),
+    row("FlexAttention", flex).domain("ai.onnx.preview"),
     row("Attention", packed).domain(MICROSOFT),
     row("MultiHeadAttention", multi_head).domain(MICROSOFT),
     row("RotaryEmbedding", rotary).domain(MICROSOFT),
@@ -54,28 +55,55 @@ fn attend(
     softcap: f64,
     bias: impl Fn(&[usize]) -> f64,
 ) -> Result<(Array, [Array; 4])> {
-    ensure!(k.dim(1) > 0 && q.dim(1) % k.dim(1) == 0 && v.dims[..3] == k.dims[..3], "heads and steps");
-    ensure!(q.dim(0) == k.dim(0) && q.dim(3) == k.dim(3), "{:?} and {:?} have no product", q.dims, k.dims);
-    let (group, size, keys) = (q.dim(1) / k.dim(1), q.dim(3), k.dim(2));
-    let scale = scale.unwrap_or(1.0 / (size as f64).sqrt());
-    let product = Array::from_fn(&[q.dim(0), q.dim(1), q.dim(2), keys], |i| {
-        let terms = (0..size).map(|d| q.at(&[i[0], i[1], i[2], d]) * k.at(&[i[0], i[1] / group, i[3], d]));
-        scale * terms.sum::<f64>()
-    })?;
+    let product = product(q, k, scale)?;
+    ensure!(v.rank() == 4 && v.dims[..3] == k.dims[..3], "keys {:?} and values {:?}", k.dims, v.dims);
     let capped = if softcap > 0.0 { product.map(|s| softcap * (s / softcap).tanh()) } else { product.clone() };
     let biased = Array::from_fn(&capped.dims, |index| capped.at(index) + bias(index))?;
-    let mut probabilities = biased.clone();
-    for row in probabilities.values.chunks_exact_mut(keys.max(1)) {
+    let probabilities = softmax(&biased);
+    Ok((weighted(&probabilities, v)?, [product, capped, biased, probabilities]))
+}
+
+/// The scores of each query with each key.
+fn product(q: &Array, k: &Array, scale: Option<f64>) -> Result<Array> {
+    ensure!(q.rank() == 4 && k.rank() == 4 && k.dim(1) > 0 && q.dim(1).is_multiple_of(k.dim(1)), "heads");
+    ensure!(q.dim(0) == k.dim(0) && q.dim(3) == k.dim(3), "{:?} and {:?} have no product", q.dims, k.dims);
+    let (group, size) = (q.dim(1) / k.dim(1), q.dim(3));
+    let scale = scale.unwrap_or(1.0 / (size as f64).sqrt());
+    Array::from_fn(&[q.dim(0), q.dim(1), q.dim(2), k.dim(2)], |i| {
+        let terms = (0..size).map(|d| q.at(&[i[0], i[1], i[2], d]) * k.at(&[i[0], i[1] / group, i[3], d]));
+        scale * terms.sum::<f64>()
+    })
+}
+
+/// Over the keys; zeros for a query that sees none.
+fn softmax(scores: &Array) -> Array {
+    let mut probabilities = scores.clone();
+    for row in probabilities.values.chunks_exact_mut(scores.dim(3).max(1)) {
         let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let seen = largest > f64::NEG_INFINITY;
         row.iter_mut().for_each(|p| *p = if seen { (*p - largest).exp() } else { 0.0 });
         let sum: f64 = row.iter().sum();
         row.iter_mut().filter(|_| seen).for_each(|p| *p /= sum);
     }
-    let y = Array::from_fn(&[q.dim(0), q.dim(1), q.dim(2), v.dim(3)], |i| {
-        (0..keys).map(|j| probabilities.at(&[i[0], i[1], i[2], j]) * v.at(&[i[0], i[1] / group, j, i[3]])).sum()
-    })?;
-    Ok((y, [product, capped, biased, probabilities]))
+    probabilities
+}
+
+/// The values, each with its weight.
+fn weighted(weights: &Array, v: &Array) -> Result<Array> {
+    let &[batch, heads, queries, keys] = weights.dims.as_slice() else { bail!("weights of rank {}", weights.rank()) };
+    let shared = v.dim(1) > 0 && heads.is_multiple_of(v.dim(1));
+    ensure!(v.rank() == 4 && v.dim(0) == batch && v.dim(2) == keys && shared, "values {:?}", v.dims);
+    let group = heads / v.dim(1);
+    Array::from_fn(&[batch, heads, queries, v.dim(3)], |i| {
+        (0..keys).map(|j| weights.at(&[i[0], i[1], i[2], j]) * v.at(&[i[0], i[1] / group, j, i[3]])).sum()
+    })
+}
+
+/// Attention whose scores and probabilities bodies change.
+fn flex(c: &Call) -> Result<Vec<Array>> {
+    let modified = |a: Array, name: &str| Ok::<_, anyhow::Error>(c.run_body(name, &a)?.unwrap_or(a));
+    let scores = modified(product(c.x()?, c.input(1)?, scale(c))?, "score_mod")?;
+    Ok(vec![weighted(&modified(softmax(&scores), "prob_mod")?, c.input(2)?)?])
 }
 
 /// A given scale.

@@ -8,7 +8,7 @@ use tract_onnx::pb::{AttributeProto, GraphProto, NodeProto};
 use tract_onnx::tract_core::plan::SimplePlan;
 use tract_onnx::tract_hir::internal::*;
 
-type Body = Arc<SimplePlan<InferenceFact, Box<dyn InferenceOp>>>;
+pub type Body = Arc<SimplePlan<InferenceFact, Box<dyn InferenceOp>>>;
 
 /// More trips than this are endless.
 const MAX_TRIPS: usize = 1 << 20;
@@ -39,10 +39,15 @@ fn find<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
 }
 
 fn body(context: &ParsingContext, node: &NodeProto) -> Result<(Body, usize, Vec<String>)> {
-    let graph: &GraphProto = find(node, "body").and_then(|a| a.g.as_ref()).context("the node has no body")?;
+    let graph = find(node, "body").and_then(|a| a.g.as_ref()).context("the node has no body")?;
+    let (body, captures) = plan(context, graph)?;
+    Ok((body.clone(), body.model().output_outlets()?.len(), captures))
+}
+
+/// A body that can run, and what it takes from around the node behind its inputs.
+pub fn plan(context: &ParsingContext, graph: &GraphProto) -> Result<(Body, Vec<String>)> {
     let parsed = context.parse_graph(graph)?;
-    let results = parsed.model.output_outlets()?.len();
-    Ok((SimplePlan::new(parsed.model)?, results, parsed.unresolved_inputs))
+    Ok((SimplePlan::new(parsed.model)?, parsed.unresolved_inputs))
 }
 
 fn built(repeated: Repeated, captures: Vec<String>) -> Built {

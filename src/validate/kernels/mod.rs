@@ -7,8 +7,10 @@ mod control;
 mod elementwise;
 mod linear;
 mod losses;
+mod ml;
 mod movement;
 mod normalization;
+mod optimizers;
 mod random;
 mod recurrent;
 mod resampling;
@@ -21,6 +23,7 @@ use crate::onnx::{ElementType, NodeProto, attribute, canonical_domain};
 use anyhow::{Context, Result, ensure};
 use prost::Message;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb;
@@ -70,8 +73,10 @@ const FAMILIES: &[&[Row]] = &[
     elementwise::SUMS,
     linear::ROWS,
     losses::ROWS,
+    ml::ROWS,
     movement::ROWS,
     normalization::ROWS,
+    optimizers::ROWS,
     random::ROWS,
     recurrent::ROWS,
     resampling::ROWS,
@@ -102,7 +107,7 @@ pub fn register(operators: &mut OnnxOpRegister, double: bool) {
 }
 
 fn build(context: &ParsingContext, node: &pb::NodeProto) -> Built {
-    let call = Call::new(node, context.onnx_operator_set_version)?;
+    let mut call = Call::new(node, context.onnx_operator_set_version)?;
     let engine = ENGINE.0.get(&node.op_type);
     let theirs =
         || engine.with_context(|| format!("tract has no {}", node.op_type)).and_then(|build| build(context, node));
@@ -114,18 +119,39 @@ fn build(context: &ParsingContext, node: &pb::NodeProto) -> Built {
             let (otherwise, names) = theirs()?;
             Ok((Box::new(Kernel { row, call, otherwise: Some(otherwise) }), names))
         }
-        _ => Ok((Box::new(Kernel { row, call, otherwise: None }), vec![])),
+        _ => {
+            let mut names = Vec::new();
+            for (name, graph) in node.attribute.iter().filter_map(|a| Some((&a.name, a.g.as_ref()?))) {
+                let (plan, captures) = control::plan(context, graph)?;
+                let first = names.len();
+                names.extend(captures);
+                call.bodies.push(Body { name: name.clone(), plan, captures: first..names.len() });
+            }
+            Ok((Box::new(Kernel { row, call, otherwise: None }), names))
+        }
     }
 }
 
+/// A body of a node.
+#[derive(Clone)]
+struct Body {
+    name: String,
+    plan: control::Body,
+    /// What it takes from around the node, of all that bodies of the node take.
+    captures: Range<usize>,
+}
+
 /// A node as a kernel sees it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Call {
     node: NodeProto,
     opset: i64,
     inputs: Vec<Option<Arc<Array>>>,
     /// Which inputs are truth values.
     booleans: Vec<bool>,
+    bodies: Vec<Body>,
+    /// What the bodies take from around the node.
+    captured: Vec<TValue>,
 }
 
 impl Call {
@@ -141,7 +167,7 @@ impl Call {
             }
         }
         let opset = if canonical_domain(node.domain()).is_empty() { opset } else { 1 };
-        Ok(Call { node, opset, inputs: vec![], booleans: vec![] })
+        Ok(Call { node, opset, inputs: vec![], booleans: vec![], bodies: vec![], captured: vec![] })
     }
 
     fn input(&self, i: usize) -> Result<&Array> {
@@ -186,6 +212,18 @@ impl Call {
     fn element(&self, name: &str, default: Element) -> Element {
         let number = attribute::get_int(&self.node.attribute, name).and_then(|n| i32::try_from(n).ok());
         number.map_or(default, |n| Element::Is(ElementType::from_number(n)))
+    }
+
+    /// What a body with one input and one output makes of a tensor; `None` where the node has no such body.
+    fn run_body(&self, name: &str, x: &Array) -> Result<Option<Array>> {
+        let Some(body) = self.bodies.iter().find(|b| b.name == name) else { return Ok(None) };
+        let declared = body.plan.model().input_fact(0)?.datum_type.concretize();
+        let x = double(&x.dims, &x.values)?.cast_to_dt(declared.unwrap_or(DatumType::F64))?.into_owned();
+        let mut feeds = tvec![x.into_tvalue()];
+        feeds.extend(self.captured.get(body.captures.clone()).unwrap_or_default().iter().cloned());
+        let results = body.plan.run(feeds)?;
+        let y = results.first().context("the body has no output")?;
+        Ok(Some(Array { dims: y.shape().to_vec(), values: values(y)?, element: Element::Like(0) }))
     }
 
     /// An axis, counted from the front.
@@ -249,6 +287,7 @@ impl EvalOp for Kernel {
             };
             call.inputs.push(tensor.map(array).transpose()?);
         }
+        call.captured = given.cloned().collect();
         let mut results = (self.row.run)(&call).with_context(|| self.row.op)?.into_iter();
         let mut outputs = tvec![];
         for name in &self.call.node.output {
