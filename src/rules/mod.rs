@@ -3,6 +3,7 @@
 //! A rule is a row. Its formula is text for the reader; its slots, one an input, are the same formula for the builder. All
 //! else that is said of operators (docs/operators.md, `onnx-gradients ops`, the tests over the table) derives from the rows.
 
+mod activation;
 mod attention;
 mod call;
 mod control;
@@ -155,6 +156,9 @@ impl Rule {
 pub fn all() -> impl Iterator<Item = &'static Rule> {
     const FAMILIES: &[&[Rule]] = &[
         attention::RULES,
+        attention::contributed::RULES,
+        attention::linear::RULES,
+        attention::rotary::RULES,
         control::RULES,
         convolution::RULES,
         dropout::RULES,
