@@ -244,7 +244,7 @@ fn swish<'g>(c: &Call<'g>, default: f32) -> Result<Expr<'g>> {
 }
 
 /// The derivative of `y = x s` with `s = σ(αx)`.
-fn swish_slope<'g>(y: Expr<'g>, s: Expr<'g>, alpha: f64) -> Expr<'g> {
+pub fn swish_slope<'g>(y: Expr<'g>, s: Expr<'g>, alpha: f64) -> Expr<'g> {
     s + alpha * y * (1.0 - s)
 }
 
@@ -275,7 +275,7 @@ fn fast_gelu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 /// The derivative of `x Φ(x)`: `Φ(x) + x φ(x)`, the normal distribution and its density.
-fn gelu_slope(x: Expr<'_>) -> Expr<'_> {
+pub fn gelu_slope(x: Expr<'_>) -> Expr<'_> {
     let (distribution, density) = (0.5 * (x * FRAC_1_SQRT_2).erf() + 0.5, (-0.5 * (x * x)).exp());
     distribution + x * density * (0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2)
 }

@@ -6,6 +6,7 @@
 mod activation;
 mod attention;
 mod call;
+mod contributed;
 mod control;
 mod convolution;
 mod dropout;
@@ -159,6 +160,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         attention::contributed::RULES,
         attention::linear::RULES,
         attention::rotary::RULES,
+        contributed::RULES,
         control::RULES,
         convolution::RULES,
         dropout::RULES,

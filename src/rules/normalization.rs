@@ -4,6 +4,7 @@
 //! dx = r (d - mean d - x̂ mean(d x̂)). Half-precision tensors are normalized in float32, as the operators themselves do.
 
 use super::Slot::*;
+use super::elementwise::swish_slope;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use anyhow::{Result, bail, ensure};
@@ -60,6 +61,13 @@ pub const RULES: &[Rule] = &[
     rule("GroupNormalization", GROUP, &[Formula(group_x), Each(group_parameter)])
         .attributes("epsilon num_groups stash_type")
         .since(21),
+    rule("GroupNorm", GROUP_ACTIVATED, &[Each(group_norm)])
+        .attributes("activation channels_last epsilon groups")
+        .domain("com.microsoft"),
+    rule("SkipGroupNorm", GROUP_ACTIVATED, &[Each(group_norm)])
+        .attributes("activation channels_last epsilon groups")
+        .domain("com.microsoft")
+        .note("of x + skip + bias, which all three get the gradient of"),
     rule("InstanceNormalization", GROUP, &[Formula(instance_x), Each(instance_parameter)]).attributes("epsilon"),
     rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Formula(lp)])
         .attributes("axis p")
@@ -77,6 +85,9 @@ pub const RULES: &[Rule] = &[
 const RMS: &str = "with d = dy scale, r = 1 / √(mean x² + ε), x̂ = x r: dx = r (d - x̂ mean(d x̂)), dscale = Σ dy x̂";
 
 const GROUP: &str = "with d = dy scale: dx = r (d - mean d - x̂ mean(d x̂)), dscale = Σ dy x̂, db = Σ dy";
+
+const GROUP_ACTIVATED: &str =
+    "as GroupNormalization, with dy silu'(x̂ scale + b) in place of dy where the activation is SiLU";
 
 // ---------------------------------------------------------------- shared
 
@@ -323,6 +334,46 @@ fn group_parameter_by_groups<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
 fn over_channels<'g>(e: Expr<'g>) -> Result<Expr<'g>> {
     let axes: Vec<usize> = (0..e.rank()?).filter(|&a| a != 1).collect();
     Ok(e.sum_out(&axes))
+}
+
+/// Of ONNX Runtime's own: the channels are the last axis or the second, SiLU may follow, and the inputs from the third on are
+/// added to x first.
+fn group_norm<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
+    let (x, input, last) = (c.x()?, c.input(i)?, c.flag("channels_last", true));
+    ensure!(x.rank()? == 4, "{x} has not 4 axes");
+    ensure!(last || c.opt(3).is_none(), "skip is known with the channels as the last axis only");
+    let image = |e: Expr<'g>| if last { e.transpose(&[0, 3, 1, 2]) } else { e };
+    // [N, C] stands for [N, 1, 1, C].
+    let flat = |e: Expr<'g>| e.rank().is_ok_and(|rank| rank == 2);
+    let over_places = |e: Expr<'g>| if flat(e) { e.unsqueeze(&[1, 2]) } else { e };
+    let computed =
+        || [c.opt(3).map(over_places), c.opt(4)].into_iter().flatten().fold(x.widened(), |sum, e| sum + e.widened());
+    let sum = image(c.output(1).map_or_else(computed, Expr::widened));
+    let groups = c.int("groups", 0);
+    ensure!(groups > 0, "groups = {groups} is not positive");
+    let grouped = |e: Expr<'g>| e.reshape_to(&[0, groups, -1]);
+    let n = Normalized::new(grouped(sum), vec![2], c.float("epsilon", 1e-5), None, None);
+    let x_hat = n.x_hat.reshape_like(sum);
+    let scale = per_channel(c.input(1)?, sum)?;
+    let dy = c.opt_dy(0).map(|dy| image(dy.widened()));
+    let d = match c.int("activation", 0) {
+        0 => dy,
+        1 => {
+            let z = x_hat * scale + per_channel(c.input(2)?, sum)?;
+            let s = z.sigmoid();
+            dy.map(|dy| dy * swish_slope(z * s, s, 1.0))
+        }
+        other => bail!("activation = {other} is neither 0 nor 1"),
+    };
+    if i == 1 || i == 2 {
+        let Some(d) = d else { return Ok(input.zeros_like()) };
+        return Ok(over_channels(if i == 1 { d * x_hat } else { d })?.cast_like(input));
+    }
+    let back = |e: Expr<'g>| if last { e.transpose(&[0, 2, 3, 1]) } else { e };
+    let dx = d.map(|d| back(n.dx(grouped(d * scale)).reshape_like(sum)));
+    let dx = sum_of(x.widened(), [dx, c.opt_dy(1).map(Expr::widened)]);
+    let dx = if i == 3 && flat(input) { dx.sum_out(&[1, 2]) } else { dx };
+    reduced(dx, input)
 }
 
 fn instance_normalized<'g>(c: &Call<'g>) -> Result<Normalized<'g>> {

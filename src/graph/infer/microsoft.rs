@@ -1,6 +1,6 @@
 //! The operators of onnxruntime's own domain that exported and optimized models use most.
 
-use super::context::{Context, Row, tensor};
+use super::context::{Context, Row, axis, tensor};
 use super::elementwise::same;
 use super::linear::{gemm, product};
 use super::normalize::layer;
@@ -9,12 +9,18 @@ use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
 
+/// What the standard has under the same name, with the same meaning.
+pub const STANDARD: &[&str] =
+    &["DequantizeLinear", "GatherND", "GridSample", "LinearAttention", "Pad", "QuantizeLinear", "Range", "Trilu"];
+
 pub const ROWS: &[Row] = &[
     ("Attention", projected_attention),
     ("BiasAdd", same),
     ("BiasGelu", same),
-    ("BiasSplitGelu", |c| Ok(vec![tensor(c.element(0), None)])),
+    ("BiasSplitGelu", bias_split_gelu),
+    ("CDist", distances),
     ("EmbedLayerNormalization", embed_layer),
+    ("ExpandDims", expand_dims),
     ("FastGelu", same),
     ("FusedConv", |c| convolution(c, 0, 1, c.element(0).or(c.element(1)))),
     ("FusedGemm", gemm),
@@ -22,12 +28,15 @@ pub const ROWS: &[Row] = &[
     ("Gelu", same),
     ("GroupNorm", same),
     ("GroupQueryAttention", group_query_attention),
+    ("Inverse", same),
+    ("IsAllFinite", |_| Ok(vec![tensor(Some(ElementType::Bool), Some(vec![]))])),
     ("LayerNormalization", layer),
     ("MatMulNBits", matmul_n_bits),
     ("MultiHeadAttention", multi_head_attention),
     ("QuickGelu", same),
     ("RotaryEmbedding", same),
     ("SimplifiedLayerNormalization", layer),
+    ("SkipGroupNorm", |c| Ok(vec![c.like(0), c.like(0)])),
     ("SkipLayerNormalization", skip_layer),
     ("SkipSimplifiedLayerNormalization", skip_layer),
     ("TransposeMatMul", fused_matmul),
@@ -53,6 +62,31 @@ fn fused_matmul(c: &Context) -> Result<Vec<Fact>> {
         _ => None,
     };
     Ok(vec![tensor(c.element(0).or(c.element(1)), shape)])
+}
+
+/// Half as many channels.
+fn bias_split_gelu(c: &Context) -> Result<Vec<Fact>> {
+    let half = |last: Dim| c.dims().floor_div(last, 2.into());
+    let shape = c.shape(0).and_then(<[Dim]>::split_last).map(|(&last, outer)| [outer, &[half(last)]].concat());
+    Ok(vec![tensor(c.element(0), shape)])
+}
+
+/// From each row of one matrix to each of the other.
+fn distances(c: &Context) -> Result<Vec<Fact>> {
+    Ok(vec![tensor(c.element(0), Some(vec![at(c, c.shape(0), 0), at(c, c.shape(1), 0)]))])
+}
+
+/// An axis of size 1; it may be counted from the back of the result.
+fn expand_dims(c: &Context) -> Result<Vec<Fact>> {
+    let shape = match (c.shape(0), c.scalar(1)) {
+        (Some(shape), Some(Dim::Known(at))) => {
+            let at = axis(at, shape.len() + 1)?;
+            Some([&shape[..at], &[Dim::Known(1)], &shape[at..]].concat())
+        }
+        (Some(shape), _) => Some(c.fresh(shape.len() + 1)),
+        _ => None,
+    };
+    Ok(vec![tensor(c.element(0), shape)])
 }
 
 /// The weight is `[N, K]` in blocks of few bits.

@@ -70,7 +70,12 @@ static RULES: LazyLock<HashMap<(&str, &str), Rule>> = LazyLock::new(|| {
         window::ROWS,
     ];
     let standard = standard.into_iter().flatten().map(|&(name, rule)| (("", name), rule));
-    standard.chain(microsoft::ROWS.iter().map(|&(name, rule)| (("com.microsoft", name), rule))).collect()
+    let mut rules: HashMap<_, Rule> = standard.collect();
+    for name in microsoft::STANDARD {
+        rules.extend(rules.get(&("", *name)).map(|&rule| (("com.microsoft", *name), rule)));
+    }
+    rules.extend(microsoft::ROWS.iter().map(|&(name, rule)| (("com.microsoft", name), rule)));
+    rules
 });
 
 /// The facts of the outputs, as many as [`Op::outputs`]. What is not known, and every output of an operator that is not

@@ -7,9 +7,11 @@ use crate::rules::{Call, Rule, rule};
 use anyhow::{Result, bail, ensure};
 
 /// The rows.
-pub const RULES: &[Rule] =
-    &[rule("LinearAttention", "the gradients of the recurrence, as a Scan", &[Through(linear_attention)])
-        .attributes("chunk_size kv_num_heads q_num_heads scale update_rule")];
+pub const RULES: &[Rule] = &[LINEAR, LINEAR.domain("com.microsoft")];
+
+const LINEAR: Rule =
+    rule("LinearAttention", "the gradients of the recurrence, as a Scan", &[Through(linear_attention)])
+        .attributes("chunk_size kv_num_heads q_num_heads scale update_rule");
 
 /// One step after the other: the state S of shape `[batch, heads, key size, value size]` fades by e^g, takes in β k (v - Sᵀ k)
 /// or k v, and is read with q.

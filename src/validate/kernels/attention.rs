@@ -12,6 +12,7 @@ pub const ROWS: &[Row] = &[
     row("MultiHeadAttention", multi_head).domain(MICROSOFT),
     row("RotaryEmbedding", rotary).domain(MICROSOFT),
     row("LinearAttention", linear),
+    row("LinearAttention", linear).domain(MICROSOFT),
     row("CausalConvWithState", causal_conv),
 ];
 

@@ -1,14 +1,23 @@
 //! Fusions of ONNX Runtime: what several operators of the standard compute, as one.
 
-use super::elementwise::activation;
+use super::elementwise::{activation, gelu};
 use super::{Array, Call, Element, Row, row};
 use crate::onnx::{ElementType, attribute};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 const MICROSOFT: &str = "com.microsoft";
 
-pub const ROWS: &[Row] =
-    &[row("EmbedLayerNormalization", embed_layer).domain(MICROSOFT), row("FusedConv", fused_conv).domain(MICROSOFT)];
+pub const ROWS: &[Row] = &[
+    row("BiasAdd", bias_add).domain(MICROSOFT),
+    row("BiasSplitGelu", bias_split_gelu).domain(MICROSOFT),
+    row("CDist", distances).domain(MICROSOFT),
+    row("EmbedLayerNormalization", embed_layer).domain(MICROSOFT),
+    row("ExpandDims", expand_dims).domain(MICROSOFT),
+    row("FusedConv", fused_conv).domain(MICROSOFT),
+    row("GroupNorm", group_norm).domain(MICROSOFT),
+    row("Inverse", inverse).domain(MICROSOFT),
+    row("SkipGroupNorm", group_norm).domain(MICROSOFT),
+];
 
 /// Each place of the result is a sum over the window that it sees; then bias, another tensor, and an activation.
 fn fused_conv(c: &Call) -> Result<Vec<Array>> {
@@ -69,4 +78,104 @@ fn embed_layer(c: &Call) -> Result<Vec<Array>> {
     })?;
     let like = Element::Like(2);
     Ok(vec![y.of(like), counts.of(Element::Is(ElementType::Int32)), sum.of(like)])
+}
+
+fn bias_add(c: &Call) -> Result<Vec<Array>> {
+    let (x, bias, skip) = (c.x()?, c.input(1)?, c.input(2)?);
+    Ok(vec![Array::from_fn(&x.dims, |i| x.at(i) + bias.broadcast_at(i) + skip.broadcast_at(i))?])
+}
+
+/// The first half of the channels times Gelu of the second, after a bias.
+fn bias_split_gelu(c: &Call) -> Result<Vec<Array>> {
+    let (x, bias) = (c.x()?, c.input(1)?);
+    ensure!(x.rank() == 3 && bias.values.len() == x.dim(2), "channels and bias");
+    let half = x.dim(2) / 2;
+    let at = |i: &[usize], d: usize| x.at(&[i[0], i[1], d]) + bias.values[d];
+    let y = Array::from_fn(&[x.dim(0), x.dim(1), half], |i| at(i, i[2]) * gelu(at(i, half + i[2])))?;
+    Ok(vec![y])
+}
+
+/// Between each row of one matrix and each of the other.
+fn distances(c: &Call) -> Result<Vec<Array>> {
+    let (a, b) = (c.x()?, c.input(1)?);
+    ensure!(a.rank() == 2 && b.rank() == 2 && a.dim(1) == b.dim(1), "matrices of equally long rows");
+    let root = match c.string("metric", "sqeuclidean") {
+        "sqeuclidean" => false,
+        "euclidean" => true,
+        other => bail!("metric {other}"),
+    };
+    let y = Array::from_fn(&[a.dim(0), b.dim(0)], |i| {
+        let square: f64 = (0..a.dim(1)).map(|d| (a.at(&[i[0], d]) - b.at(&[i[1], d])).powi(2)).sum();
+        if root { square.sqrt() } else { square }
+    })?;
+    Ok(vec![y])
+}
+
+fn expand_dims(c: &Call) -> Result<Vec<Array>> {
+    let x = c.x()?;
+    let at = *c.input(1)?.integers().first().context("no axis")?;
+    let mut dims = x.dims.clone();
+    dims.insert(c.axis(at, x.rank() + 1)?, 1);
+    Ok(vec![x.clone().reshaped(&dims)?])
+}
+
+/// By elimination, the largest pivot first.
+fn inverse(c: &Call) -> Result<Vec<Array>> {
+    let x = c.x()?;
+    let n = *x.dims.last().context("a number has no inverse")?;
+    ensure!(x.rank() >= 2 && x.dim(x.rank() - 2) == n, "the matrices are not square");
+    let mut y = x.clone();
+    for matrix in y.values.chunks_exact_mut((n * n).max(1)) {
+        // The matrix, and beside it what the same steps make of the identity.
+        let mut rows: Vec<Vec<f64>> = (0..n)
+            .map(|i| matrix[i * n..][..n].iter().copied().chain((0..n).map(|j| f64::from(u8::from(i == j)))).collect())
+            .collect();
+        for k in 0..n {
+            let pivot = (k..n).max_by(|&a, &b| rows[a][k].abs().total_cmp(&rows[b][k].abs())).unwrap_or(k);
+            rows.swap(k, pivot);
+            let scale = 1.0 / rows[k][k];
+            rows[k].iter_mut().for_each(|v| *v *= scale);
+            let row = rows[k].clone();
+            for (_, other) in rows.iter_mut().enumerate().filter(|&(i, _)| i != k) {
+                let factor = other[k];
+                other.iter_mut().zip(&row).for_each(|(v, r)| *v -= factor * r);
+            }
+        }
+        matrix.iter_mut().enumerate().for_each(|(i, v)| *v = rows[i / n][n + i % n]);
+    }
+    Ok(vec![y])
+}
+
+/// Of `x + skip + bias`, which is the second output; channels last or second; SiLU may follow.
+fn group_norm(c: &Call) -> Result<Vec<Array>> {
+    let (x, gamma, beta) = (c.x()?, c.input(1)?, c.input(2)?);
+    let last = c.int("channels_last", 1) != 0;
+    ensure!(x.rank() == 4, "an image");
+    let axis = if last { 3 } else { 1 };
+    let (channels, groups) = (x.dim(axis), usize::try_from(c.int("groups", 0))?);
+    ensure!(groups > 0 && channels % groups == 0, "{groups} groups of {channels} channels");
+    let skip = |i: &[usize]| match c.opt(3) {
+        Some(skip) if skip.rank() == 2 => skip.at(&[i[0], i[3]]),
+        Some(skip) => skip.broadcast_at(i),
+        None => 0.0,
+    };
+    let sum = Array::from_fn(&x.dims, |i| x.at(i) + skip(i) + c.opt(4).map_or(0.0, |b| b.values[i[axis]]))?;
+    let size = channels / groups;
+    let group = |i: &[usize]| i[0] * groups + i[axis] / size;
+    let mut members = vec![Vec::new(); x.dim(0) * groups];
+    super::each_index(&x.dims, |i| members[group(i)].push(sum.at(i)));
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let statistics = members.iter().map(|m| {
+        let mu = mean(m);
+        (mu, mean(&m.iter().map(|v| (v - mu).powi(2)).collect::<Vec<_>>()))
+    });
+    let statistics: Vec<(f64, f64)> = statistics.collect();
+    let silu = c.int("activation", 0) == 1;
+    let y = Array::from_fn(&x.dims, |i| {
+        let (mu, var) = statistics[group(i)];
+        let x_hat = (sum.at(i) - mu) / (var + c.float("epsilon", 1e-5)).sqrt();
+        let z = x_hat * gamma.values[i[axis]] + beta.values[i[axis]];
+        if silu { z / (1.0 + (-z).exp()) } else { z }
+    })?;
+    Ok(vec![y, sum])
 }

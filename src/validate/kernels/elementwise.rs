@@ -106,7 +106,7 @@ fn shrink(x: f64, lambd: f64, bias: f64) -> f64 {
     }
 }
 
-fn gelu(x: f64) -> f64 {
+pub fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
