@@ -10,8 +10,17 @@ use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
 
 /// What the standard has under the same name, with the same meaning.
-pub const STANDARD: &[&str] =
-    &["DequantizeLinear", "GatherND", "GridSample", "LinearAttention", "Pad", "QuantizeLinear", "Range", "Trilu"];
+pub const STANDARD: &[&str] = &[
+    "DequantizeLinear",
+    "GatherND",
+    "GridSample",
+    "LinearAttention",
+    "Pad",
+    "QuantizeLinear",
+    "Range",
+    "SimplifiedLayerNormalization",
+    "Trilu",
+];
 
 pub const ROWS: &[Row] = &[
     ("Attention", projected_attention),
@@ -35,7 +44,6 @@ pub const ROWS: &[Row] = &[
     ("MultiHeadAttention", multi_head_attention),
     ("QuickGelu", same),
     ("RotaryEmbedding", same),
-    ("SimplifiedLayerNormalization", layer),
     ("SkipGroupNorm", |c| Ok(vec![c.like(0), c.like(0)])),
     ("SkipLayerNormalization", skip_layer),
     ("SkipSimplifiedLayerNormalization", skip_layer),

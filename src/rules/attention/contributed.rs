@@ -178,6 +178,7 @@ fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let b = c.builder();
     let (heads, stored) = (c.int("num_heads", 0), c.int("kv_num_heads", 0));
     ensure!(heads > 0 && stored > 0 && heads % stored == 0, "{heads} heads cannot share {stored} keys and values");
+    let together = stored.checked_mul(2).and_then(|n| n.checked_add(heads)).context("too many heads")?;
     for name in ["k_quant_type", "v_quant_type"] {
         c.expect(name, &c.string(name, "NONE"), &["NONE"])?;
     }
@@ -185,8 +186,8 @@ fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let [q, k, v] = match (c.opt(1), c.opt(2)) {
         (Some(k), Some(v)) => [split_heads(c.x()?, heads)?, split_heads(k, stored)?, split_heads(v, stored)?],
         (None, None) => {
-            let all = c.x()?.reshape_to(&[0, 0, heads + 2 * stored, -1]).transpose(&[0, 2, 1, 3]);
-            let bounds = [(0, heads), (heads, heads + stored), (heads + stored, heads + 2 * stored)];
+            let all = c.x()?.reshape_to(&[0, 0, together, -1]).transpose(&[0, 2, 1, 3]);
+            let bounds = [(0, heads), (heads, heads + stored), (heads + stored, together)];
             bounds.map(|(start, end)| all.narrow(1, start, end))
         }
         _ => bail!("keys without values"),
@@ -271,9 +272,7 @@ fn turn<'g>(c: &Call<'g>, q: Expr<'g>, before: Expr<'g>, total: Expr<'g>) -> Res
     };
     let read = |i: usize| Ok::<_, anyhow::Error>(c.input(i)?.gather(positions, 0).unsqueeze(&[1]));
     let (cos, sin) = (read(7).context("do_rotary without cos_cache")?, read(8).context("do_rotary without sin_cache")?);
-    let whole = match (cos.known_dim(3), q.known_dim(3)) {
-        (Some(half), Some(size)) => 2 * half == size,
-        _ => false,
-    };
-    Ok(Turn { cos, sin, interleaved: c.flag("rotary_interleaved", false), partial: !whole })
+    let turned = cos.known_dim(3).and_then(|half| half.checked_mul(2));
+    let partial = turned.is_none() || turned != q.known_dim(3);
+    Ok(Turn { cos, sin, interleaved: c.flag("rotary_interleaved", false), partial })
 }

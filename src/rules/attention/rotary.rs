@@ -28,7 +28,7 @@ pub const RULES: &[Rule] = &[
             Formula(|c| Rotary::new(c, [2, 3, 1])?.dcache(c, 3)),
         ],
     )
-    .attributes("interleaved num_heads rotary_embedding_dim")
+    .attributes("interleaved is_packed_batching num_heads rotary_embedding_dim scale")
     .domain("com.microsoft"),
 ];
 
@@ -96,6 +96,8 @@ impl<'g> Rotary<'g> {
     /// Of the inputs `[cos, sin, positions]`.
     fn new(c: &Call<'g>, [cos, sin, positions]: [usize; 3]) -> Result<Self> {
         let x = c.x()?;
+        let scale = c.float("scale", 1.0);
+        ensure!(scale == 1.0, "engines differ in what scale = {scale} does");
         let heads = if x.rank()? == 4 { 1 } else { 2 };
         let mut positions = c.opt(positions);
         if let Some(first) = positions.filter(|p| p.rank().is_ok_and(|r| r == 1)) {

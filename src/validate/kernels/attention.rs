@@ -142,14 +142,14 @@ fn filter(c: &Call, mask: usize, batch: usize) -> Result<impl Fn(&[usize]) -> f6
     let (mask, value) = (c.opt(mask).cloned(), c.float("mask_filter_value", -10000.0));
     let size = mask.as_ref().map_or(0, |m| m.values.len());
     let lists = mask.as_ref().is_none_or(|m| m.rank() > 1 || [batch, 2 * batch, 3 * batch + 2].contains(&size));
-    ensure!(lists && mask.as_ref().is_none_or(|m| m.rank() <= 3), "a mask of another shape");
+    ensure!(lists && mask.as_ref().is_none_or(|m| m.rank() <= 3 && m.dim(0) >= batch), "a mask of another shape");
     Ok(move |i: &[usize]| {
         let Some(mask) = &mask else { return 0.0 };
         let (n, query, key) = (i[0], i[2], i[3] as f64);
         let seen = match mask.rank() {
             1 => key < mask.values[n] && (size != 2 * batch || key >= mask.values[batch + n]),
-            2 => mask.at(&[n, i[3]]) > 0.0,
-            _ => mask.at(&[n, query, i[3]]) > 0.0,
+            2 => mask.broadcast_at(&[n, i[3]]) > 0.0,
+            _ => mask.broadcast_at(&[n, query, i[3]]) > 0.0,
         };
         if seen { 0.0 } else { value }
     })
@@ -157,7 +157,7 @@ fn filter(c: &Call, mask: usize, batch: usize) -> Result<impl Fn(&[usize]) -> f6
 
 /// One of the tensors that are packed along the axis before the last.
 fn unpacked(a: &Array, part: usize) -> Result<Array> {
-    ensure!(a.rank() == 5, "rank {} is not packed", a.rank());
+    ensure!(a.rank() == 5 && part < a.dim(3), "{:?} is not packed", a.dims);
     let size = a.dim(4);
     Array::from_fn(&[a.dim(0), a.dim(1), a.dim(2) * size], |i| a.at(&[i[0], i[1], i[2] / size, part, i[2] % size]))
 }
@@ -201,7 +201,7 @@ fn group_query(c: &Call) -> Result<Vec<Array>> {
     let (q, k, v) = match (c.opt(1), c.opt(2)) {
         (Some(k), Some(v)) => (split(c.x()?, || Ok(all))?, split(k, || Ok(stored))?, split(v, || Ok(stored))?),
         _ => {
-            let together = split(c.x()?, || Ok(all + 2 * stored))?;
+            let together = split(c.x()?, || Ok(all.saturating_add(stored.saturating_mul(2))))?;
             let part = |first: usize, count: usize| {
                 let dims = [together.dim(0), count, together.dim(2), together.dim(3)];
                 Array::from_fn(&dims, |i| together.at(&[i[0], first + i[1], i[2], i[3]]))
@@ -213,11 +213,18 @@ fn group_query(c: &Call) -> Result<Vec<Array>> {
     let last = c.input(5)?.integers();
     let total = *c.input(6)?.integers().first().context("total_sequence_length")?;
     let own = c.opt(16).map(Array::integers);
-    ensure!(last.len() == batch, "one number of keys a sequence");
+    let small = |numbers: &[i64]| numbers.len() == batch && numbers.iter().all(|n| (0..1 << 32).contains(n));
+    ensure!(small(&last) && own.as_ref().is_none_or(|own| small(own)), "one number of keys a sequence");
+    ensure!(k.dim(0) == batch && k.dim(2) == steps && v.dims == k.dims, "keys and values");
+    let given = c.opt(9).map(Array::integers);
+    ensure!(given.as_ref().is_none_or(|given| given.len() == batch * steps), "one position a step");
+    let fits = |past: &Array| past.rank() == 4 && past.dims[..2] == k.dims[..2] && past.dim(3) == k.dim(3);
+    ensure!([3, 4].iter().all(|&i| c.opt(i).is_none_or(fits)), "past of other sizes");
+    ensure!(c.opt(11).is_none_or(|sinks| sinks.values.len() == all), "one sink a head");
     let before: Vec<i64> =
         (0..batch).map(|n| last[n] + 1 - own.as_ref().map_or((last[n] + 1).min(steps as i64), |o| o[n])).collect();
-    let position = |n: usize, t: usize| match c.opt(9).map(Array::integers) {
-        Some(given) if steps as i64 == total => given[0] + t as i64,
+    let position = |n: usize, t: usize| match &given {
+        Some(given) if steps as i64 == total => given[0].saturating_add(t as i64),
         Some(given) => given[n * steps + t],
         None => before[n] + t as i64,
     };
@@ -235,7 +242,7 @@ fn group_query(c: &Call) -> Result<Vec<Array>> {
         Array::from_fn(&[batch, stored, length, now.dim(3)], |i| {
             let now_at = i[2] as i64 - before[i[0]];
             match now_at {
-                ..0 => past.at(i),
+                ..0 => past.at_or_zero(&i.iter().map(|&i| i as i64).collect::<Vec<_>>()),
                 at if at < steps as i64 => now.at(&[i[0], i[1], at as usize, i[3]]),
                 _ => 0.0,
             }
@@ -276,6 +283,7 @@ fn packed(c: &Call) -> Result<Vec<Array>> {
         split(&part, || heads(c, "num_heads"))
     };
     let (q, k, v) = (part(sizes[0])?, part(sizes[1])?, part(sizes[2])?);
+    ensure!(c.opt(4).is_none_or(|past| past.rank() == 5 && past.dim(0) == 2), "past keys and values");
     let past = |i: usize| {
         let past = c.opt(4)?;
         let half = past.values.len() / 2;

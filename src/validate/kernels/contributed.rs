@@ -24,12 +24,16 @@ fn fused_conv(c: &Call) -> Result<Vec<Array>> {
     let (x, w) = (c.x()?, c.input(1)?);
     ensure!(x.rank() == w.rank() && x.rank() > 2, "an image and weights");
     ensure!(c.string("auto_pad", "NOTSET") == "NOTSET", "auto_pad");
-    let axes = x.rank() - 2;
+    let (axes, outputs) = (x.rank() - 2, w.dim(0));
     let list = |name: &str, length: usize, default: i64| c.ints(name).unwrap_or_else(|| vec![default; length]);
     let (strides, dilations) = (list("strides", axes, 1), list("dilations", axes, 1));
     let pads = list("pads", 2 * axes, 0);
     let groups = usize::try_from(c.int("group", 1))?.max(1);
-    let mut dims = vec![x.dim(0), w.dim(0)];
+    ensure!(outputs.is_multiple_of(groups) && x.dim(1) == groups * w.dim(1), "channels in {groups} groups");
+    let lists = strides.len() == axes && dilations.len() == axes && pads.len() == 2 * axes;
+    let small = [&strides, &dilations, &pads].iter().all(|list| list.iter().all(|n| (0..1 << 16).contains(n)));
+    ensure!(lists && small && !strides.contains(&0), "strides, dilations or pads");
+    let mut dims = vec![x.dim(0), outputs];
     for a in 0..axes {
         let seen = (w.dim(a + 2) as i64 - 1) * dilations[a] + 1;
         dims.push(usize::try_from((x.dim(a + 2) as i64 + pads[a] + pads[axes + a] - seen) / strides[a] + 1)?);
@@ -37,7 +41,9 @@ fn fused_conv(c: &Call) -> Result<Vec<Array>> {
     let params = attribute::find(&c.node.attribute, "activation_params").map_or(vec![], |p| p.floats.clone());
     let parameter = |i: usize| params.get(i).copied().unwrap_or_default().into();
     let activation = activation(c.string("activation", ""), [parameter(0), parameter(1), parameter(2)])?;
-    let own = w.dim(0) / groups;
+    ensure!(c.opt(2).is_none_or(|b| b.values.len() == outputs), "one bias a channel");
+    ensure!(c.opt(3).is_none_or(|z| z.dims == dims), "what is added has other sizes");
+    let own = (outputs / groups).max(1);
     let y = Array::from_fn(&dims, |i| {
         let mut sum = c.opt(2).map_or(0.0, |b| b.values[i[1]]) + c.opt(3).map_or(0.0, |z| z.at(i));
         super::each_index(&w.dims[1..], |k| {
@@ -55,6 +61,8 @@ fn fused_conv(c: &Call) -> Result<Vec<Array>> {
 fn embed_layer(c: &Call) -> Result<Vec<Array>> {
     let (words, table, gamma, beta) = (c.x()?, c.input(2)?, c.input(5)?, c.input(6)?);
     let (steps, size) = (words.dim(1), table.dim(1));
+    ensure!(words.rank() == 2 && gamma.values.len() == size && beta.values.len() == size, "sizes");
+    ensure!([1, 7].iter().all(|&i| c.opt(i).is_none_or(|a| a.dims == words.dims)), "segments or mask");
     let found = |table: &Array, row: f64, d: usize| table.at_or_zero(&[row as i64, d as i64]);
     let segments = c.opt(1).map(|s| c.input(4).map(|table| (s, table))).transpose()?;
     let positions = c.input(3)?;
@@ -154,6 +162,9 @@ fn group_norm(c: &Call) -> Result<Vec<Array>> {
     let axis = if last { 3 } else { 1 };
     let (channels, groups) = (x.dim(axis), usize::try_from(c.int("groups", 0))?);
     ensure!(groups > 0 && channels % groups == 0, "{groups} groups of {channels} channels");
+    let each = |a: &Array| a.values.len() == channels;
+    ensure!(each(gamma) && each(beta) && c.opt(4).is_none_or(each), "one number a channel");
+    ensure!(c.opt(3).is_none_or(|s| last && (s.rank() == 4 || s.dims == [x.dim(0), channels])), "skip");
     let skip = |i: &[usize]| match c.opt(3) {
         Some(skip) if skip.rank() == 2 => skip.at(&[i[0], i[3]]),
         Some(skip) => skip.broadcast_at(i),
