@@ -4,7 +4,7 @@ use crate::expr::Expr;
 use anyhow::{Context, Result, bail, ensure};
 
 /// The gradient of what an activation takes, from its result and its gradient: of an operator by its name, with its parameters
-/// in the order of its attributes. Where the slope jumps it is 0.
+/// in the order of its attributes. At the bounds of Clip it is 0, elsewhere as the activation has it on its own.
 ///
 /// # Errors
 /// The activation is not known, a parameter is missing, or the result does not tell which slope it is of.

@@ -26,7 +26,7 @@ pub const RULES: &[Rule] = &[
     )
     .attributes("activation activation_params auto_pad dilations group kernel_shape pads strides")
     .domain("com.microsoft")
-    .note("0 where the activation has a kink"),
+    .note("at the bounds of Clip 0, elsewhere as the activation has it on its own"),
     rule(
         "ConvTranspose",
         "dx = Conv(dy, w), dw = Σ over windows of x times what they see of dy, db = Σ dy",

@@ -280,12 +280,23 @@ pub fn gelu_slope(x: Expr<'_>) -> Expr<'_> {
     distribution + x * density * (0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2)
 }
 
-/// The derivative of `x (1 + t) / 2` with `t = tanh(√(2/π) (x + 0.044715 x³))`. Squares of x are multiplied to what vanishes
+const CUBIC: f64 = 0.044715;
+const SCALE: f64 = 0.5 * FRAC_2_SQRT_PI * SQRT_2;
+
+/// `x (1 + t) / 2` with `t = tanh(√(2/π) (x + 0.044715 x³))`.
+pub fn gelu_tanh(x: Expr<'_>) -> Expr<'_> {
+    x * (0.5 * gelu_tanh_factor(x) + 0.5)
+}
+
+/// t
+fn gelu_tanh_factor(x: Expr<'_>) -> Expr<'_> {
+    (SCALE * (x * (1.0 + CUBIC * (x * x)))).tanh()
+}
+
+/// The derivative of [`gelu_tanh`]. Squares of x are multiplied to what vanishes
 /// where they are large.
 fn gelu_tanh_slope(x: Expr<'_>) -> Expr<'_> {
-    const CUBIC: f64 = 0.044715;
-    const SCALE: f64 = 0.5 * FRAC_2_SQRT_PI * SQRT_2;
-    let t = (SCALE * (x * (1.0 + CUBIC * (x * x)))).tanh();
+    let t = gelu_tanh_factor(x);
     let u = x * (1.0 - t * t);
     0.5 * t + 0.5 + 0.5 * SCALE * u + 1.5 * SCALE * CUBIC * (u * x * x)
 }

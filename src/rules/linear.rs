@@ -23,7 +23,7 @@ pub const RULES: &[Rule] = &[
     )
     .attributes("activation activation_alpha activation_beta activation_gamma alpha beta transA transB")
     .domain("com.microsoft")
-    .note("0 where the activation has a kink"),
+    .note("at the bounds of Clip 0, elsewhere as the activation has it on its own"),
     rule(
         "Einsum",
         "dxᵢ = the Einsum of dy and the other operands to the indices of xᵢ, on the diagonal where one is repeated",

@@ -76,6 +76,11 @@ def cases():
     yield "GroupQueryAttention", [*now, *past, ints(4, 2), I(5), cos, sin], 3, dict(**heads, do_rotary=1, local_window_size=3)
     yield "GroupQueryAttention", [*now, *past, ints(3, 2), I(4)], 3, heads
 
+    router, up, down = normal(3, 4), normal(4, 12, 4), normal(4, 4, 6)
+    gated = dict(activation_type="swiglu", swiglu_fusion=1, activation_alpha=1.7, activation_beta=1.0, swiglu_limit=0.7)
+    yield "MoE", [normal(1, 3, 4), router, up, normal(4, 12), down, normal(4, 4)], 1, dict(**gated, k=2, normalize_routing_weights=1)
+    yield "MoE", [normal(3, 4), router, up[:, :6].copy(), None, down], 1, dict(k=2, activation_type="gelu")
+
     yield "Inverse", [normal(2, 3, 3) + 3 * np.eye(3, dtype=F)], 1, {}
     yield "CDist", [normal(4, 3), normal(5, 3)], 1, dict(metric="euclidean")
     yield "ExpandDims", [normal(3, 4), I(-1)], 1, {}

@@ -41,6 +41,7 @@ pub const ROWS: &[Row] = &[
     ("IsAllFinite", |_| Ok(vec![tensor(Some(ElementType::Bool), Some(vec![]))])),
     ("LayerNormalization", layer),
     ("MatMulNBits", matmul_n_bits),
+    ("MoE", same),
     ("MultiHeadAttention", multi_head_attention),
     ("QuickGelu", same),
     ("RotaryEmbedding", same),

@@ -1,6 +1,6 @@
 //! Fusions of ONNX Runtime: what several operators of the standard compute, as one.
 
-use super::elementwise::{activation, gelu};
+use super::elementwise::{activation, gelu, gelu_tanh};
 use super::{Array, Call, Element, Row, row};
 use crate::onnx::{ElementType, attribute};
 use anyhow::{Context, Result, bail, ensure};
@@ -16,6 +16,7 @@ pub const ROWS: &[Row] = &[
     row("FusedConv", fused_conv).domain(MICROSOFT),
     row("GroupNorm", group_norm).domain(MICROSOFT),
     row("Inverse", inverse).domain(MICROSOFT),
+    row("MoE", mixture).domain(MICROSOFT),
     row("SkipGroupNorm", group_norm).domain(MICROSOFT),
 ];
 
@@ -189,4 +190,55 @@ fn group_norm(c: &Call) -> Result<Vec<Array>> {
         if silu { z / (1.0 + (-z).exp()) } else { z }
     })?;
     Ok(vec![y, sum])
+}
+
+/// Each row goes through the k experts that its router has the largest probabilities for.
+fn mixture(c: &Call) -> Result<Vec<Array>> {
+    let (x, router, up, down) = (c.x()?, c.input(1)?, c.input(2)?, c.input(4)?);
+    ensure!(up.rank() == 3 && down.rank() == 3 && router.rank() == 2 && c.opt(6).is_none(), "two layers of experts");
+    let (size, wide, inner, experts) = (up.dim(2), up.dim(1), down.dim(2), up.dim(0));
+    let kind = c.string("activation_type", "relu");
+    let gated = kind == "swiglu";
+    let rows = x.values.len() / size.max(1);
+    ensure!(router.dims == [rows, experts] && down.dims == [experts, size, inner], "sizes");
+    ensure!(wide == if gated { 2 * inner } else { inner }, "sizes of the layers");
+    let biased = |bias: Option<&Array>, e: usize, i: usize| bias.map_or(0.0, |b| b.broadcast_at(&[e, i]));
+    let limit = attribute::get_float(&c.node.attribute, "swiglu_limit").map_or(f64::INFINITY, f64::from);
+    let (alpha, beta) = (c.float("activation_alpha", 1.0), c.float("activation_beta", 0.0));
+    let activated = |h: &[f64], i: usize| -> Result<f64> {
+        let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
+        Ok(match kind {
+            "identity" => h[i],
+            "relu" => h[i].max(0.0),
+            "silu" => h[i] * sigmoid(h[i]),
+            "gelu" => gelu_tanh(h[i]),
+            "swiglu" => {
+                let together = c.int("swiglu_fusion", 0) == 1;
+                let (gate, linear) = if together { (h[2 * i], h[2 * i + 1]) } else { (h[i], h[inner + i]) };
+                let gate = gate.min(limit);
+                gate * sigmoid(alpha * gate) * (linear.max(-limit).min(limit) + beta)
+            }
+            other => bail!("activation {other}"),
+        })
+    };
+    let mut y = Array::filled(&x.dims, 0.0)?;
+    for t in 0..rows {
+        let row = &x.values[t * size..][..size];
+        let exp: Vec<f64> = (0..experts).map(|e| router.at(&[t, e]).exp()).collect();
+        let mut order: Vec<usize> = (0..experts).collect();
+        order.sort_by(|&a, &b| exp[b].total_cmp(&exp[a]));
+        order.truncate(usize::try_from(c.int("k", 1))?);
+        let kept = if c.int("normalize_routing_weights", 0) != 0 { &order } else { &(0..experts).collect() };
+        let total: f64 = kept.iter().map(|&e| exp[e]).sum();
+        for &e in &order {
+            let h = |i: usize| row.iter().enumerate().map(|(d, v)| v * up.at(&[e, i, d])).sum::<f64>();
+            let h: Vec<f64> = (0..wide).map(|i| h(i) + biased(c.opt(3), e, i)).collect();
+            let h = (0..inner).map(|i| activated(&h, i)).collect::<Result<Vec<_>>>()?;
+            for d in 0..size {
+                let out: f64 = h.iter().enumerate().map(|(i, v)| v * down.at(&[e, d, i])).sum();
+                y.values[t * size + d] += exp[e] / total * (out + biased(c.opt(5), e, d));
+            }
+        }
+    }
+    Ok(vec![y])
 }
