@@ -2,7 +2,7 @@
 
 use super::Slot::*;
 use super::window::Window;
-use super::{Call, Rule, rule};
+use super::{Call, Rule, activation, rule};
 use crate::expr::{ConvLike, Expr};
 use anyhow::{Context, Result, bail, ensure};
 
@@ -11,13 +11,26 @@ pub const RULES: &[Rule] = &[
     rule(
         "Conv",
         "dx = ConvTranspose(dy, w), dw = Σ over windows of dy times what they see, db = Σ dy",
-        &[Formula(conv_x), Formula(conv_w), Formula(bias)],
+        &[Formula(|c| conv_x(c, c.dy()?)), Formula(|c| conv_w(c, c.dy()?)), Formula(|c| bias(c.dy()?))],
     )
     .attributes("auto_pad dilations group kernel_shape pads strides"),
     rule(
+        "FusedConv",
+        "with d = dy act'(x * w + b + z), read from y: those of Conv with d in place of dy, and dz = d",
+        &[
+            Formula(|c| conv_x(c, inner(c)?)),
+            Formula(|c| conv_w(c, inner(c)?)),
+            Formula(|c| bias(inner(c)?)),
+            Formula(inner),
+        ],
+    )
+    .attributes("activation activation_params auto_pad dilations group kernel_shape pads strides")
+    .domain("com.microsoft")
+    .note("at the bounds of Clip 0, elsewhere as the activation has it on its own"),
+    rule(
         "ConvTranspose",
         "dx = Conv(dy, w), dw = Σ over windows of x times what they see of dy, db = Σ dy",
-        &[Formula(transposed_x), Formula(transposed_w), Formula(bias)],
+        &[Formula(transposed_x), Formula(transposed_w), Formula(|c| bias(c.dy()?))],
     )
     .attributes("auto_pad dilations group kernel_shape output_padding output_shape pads strides"),
     rule("CausalConvWithState", "through the convolution of past state and input", &[Through(causal)])
@@ -31,8 +44,14 @@ fn group(c: &Call<'_>) -> Result<i64> {
     Ok(group)
 }
 
-fn conv_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, w, dy) = (c.x()?, c.input(1)?, c.dy()?);
+/// What arrives before the activation.
+fn inner<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let parameters = c.floats("activation_params").unwrap_or_default();
+    activation::before(&c.string("activation", ""), &parameters, c.y()?, c.dy()?)
+}
+
+fn conv_x<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+    let (x, w) = (c.x()?, c.input(1)?);
     let (window, group) = (Window::of(c, x, c.y()?, Some(w))?, group(c)?);
     if group == 1 && window.is_pointwise() {
         let matrix = w.squeeze(&(2..w.rank()?).collect::<Vec<_>>());
@@ -41,14 +60,13 @@ fn conv_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(window.spread(dy, w, group))
 }
 
-fn conv_w<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+fn conv_w<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
     let (x, w) = (c.x()?, c.input(1)?);
-    Window::of(c, x, c.y()?, Some(w))?.weights(x, c.dy()?, w, group(c)?)
+    Window::of(c, x, c.y()?, Some(w))?.weights(x, dy, w, group(c)?)
 }
 
 /// One number a channel.
-fn bias<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let dy = c.dy()?;
+fn bias<'g>(dy: Expr<'g>) -> Result<Expr<'g>> {
     let others: Vec<usize> = (0..dy.rank()?).filter(|&a| a != 1).collect();
     Ok(dy.sum_out(&others))
 }

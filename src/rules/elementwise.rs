@@ -244,7 +244,7 @@ fn swish<'g>(c: &Call<'g>, default: f32) -> Result<Expr<'g>> {
 }
 
 /// The derivative of `y = x s` with `s = σ(αx)`.
-fn swish_slope<'g>(y: Expr<'g>, s: Expr<'g>, alpha: f64) -> Expr<'g> {
+pub fn swish_slope<'g>(y: Expr<'g>, s: Expr<'g>, alpha: f64) -> Expr<'g> {
     s + alpha * y * (1.0 - s)
 }
 
@@ -275,17 +275,28 @@ fn fast_gelu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 /// The derivative of `x Φ(x)`: `Φ(x) + x φ(x)`, the normal distribution and its density.
-fn gelu_slope(x: Expr<'_>) -> Expr<'_> {
+pub fn gelu_slope(x: Expr<'_>) -> Expr<'_> {
     let (distribution, density) = (0.5 * (x * FRAC_1_SQRT_2).erf() + 0.5, (-0.5 * (x * x)).exp());
     distribution + x * density * (0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2)
 }
 
-/// The derivative of `x (1 + t) / 2` with `t = tanh(√(2/π) (x + 0.044715 x³))`. Squares of x are multiplied to what vanishes
+const CUBIC: f64 = 0.044715;
+const SCALE: f64 = 0.5 * FRAC_2_SQRT_PI * SQRT_2;
+
+/// `x (1 + t) / 2` with `t = tanh(√(2/π) (x + 0.044715 x³))`.
+pub fn gelu_tanh(x: Expr<'_>) -> Expr<'_> {
+    x * (0.5 * gelu_tanh_factor(x) + 0.5)
+}
+
+/// t
+fn gelu_tanh_factor(x: Expr<'_>) -> Expr<'_> {
+    (SCALE * (x * (1.0 + CUBIC * (x * x)))).tanh()
+}
+
+/// The derivative of [`gelu_tanh`]. Squares of x are multiplied to what vanishes
 /// where they are large.
 fn gelu_tanh_slope(x: Expr<'_>) -> Expr<'_> {
-    const CUBIC: f64 = 0.044715;
-    const SCALE: f64 = 0.5 * FRAC_2_SQRT_PI * SQRT_2;
-    let t = (SCALE * (x * (1.0 + CUBIC * (x * x)))).tanh();
+    let t = gelu_tanh_factor(x);
     let u = x * (1.0 - t * t);
     0.5 * t + 0.5 + 0.5 * SCALE * u + 1.5 * SCALE * CUBIC * (u * x * x)
 }

@@ -16,8 +16,8 @@ pub const RULES: &[Rule] = &[
         &[Formula(gather_elements), Stop("indices")],
     )
     .attributes("axis"),
-    rule("GatherND", "dx = dy, added up in the places of the indices", &[Formula(gather_nd), Stop("indices")])
-        .attributes("batch_dims"),
+    GATHER_ND,
+    GATHER_ND.domain(MICROSOFT),
     rule("Scatter", "dx = dy, zero in the places; dupdates = dy in the places", ALONG_AXIS).attributes("axis"),
     rule("ScatterElements", SCATTERED, ALONG_AXIS).attributes("axis reduction").note(TIES),
     rule("ScatterND", SCATTERED, BY_TUPLES).attributes("reduction").note(TIES),
@@ -29,16 +29,8 @@ pub const RULES: &[Rule] = &[
     .attributes("axis mode"),
     rule("OneHot", "doff = Σ dy [not hit], don = Σ dy [hit]", &[Stop("indices"), Stop("a size"), Formula(one_hot)])
         .attributes("axis"),
-    rule(
-        "Range",
-        "dstart = Σ dyᵢ, ddelta = Σ i dyᵢ",
-        &[
-            Formula(|c| Ok(c.dy()?.sum_all().reshape_like(c.x()?))),
-            Stop("it sets the length alone"),
-            Formula(range_delta),
-        ],
-    )
-    .attributes("stash_type"),
+    RANGE,
+    RANGE.domain(MICROSOFT),
     rule(
         "ArrayFeatureExtractor",
         "dx = dy, added up in the places of the indices",
@@ -47,6 +39,16 @@ pub const RULES: &[Rule] = &[
     .domain("ai.onnx.ml"),
 ];
 
+const MICROSOFT: &str = "com.microsoft";
+const GATHER_ND: Rule =
+    rule("GatherND", "dx = dy, added up in the places of the indices", &[Formula(gather_nd), Stop("indices")])
+        .attributes("batch_dims");
+const RANGE: Rule = rule(
+    "Range",
+    "dstart = Σ dyᵢ, ddelta = Σ i dyᵢ",
+    &[Formula(|c| Ok(c.dy()?.sum_all().reshape_like(c.x()?))), Stop("it sets the length alone"), Formula(range_delta)],
+)
+.attributes("stash_type");
 const SCATTERED: &str = "none: dx = dy, zero in the places, dupdates = dy in the places; add: dx = dy; \
                          mul: dx = dy y / x; max, min: dx = dy [x = y] / Σ [x = y]";
 const ALONG_AXIS: &[Slot] = &[
@@ -88,7 +90,7 @@ fn gather_elements<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, indices, dy) = (c.x()?, c.input(1)?, c.dy()?);
+    let (x, indices, dy) = (c.x()?, c.input(1)?.cast(ElementType::Int64), c.dy()?);
     let batch = usize::try_from(c.int("batch_dims", 0)).unwrap_or(usize::MAX);
     if batch == 0 {
         return Ok(x.zeros_like().scatter_nd_add(indices, dy));

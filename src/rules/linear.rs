@@ -1,7 +1,7 @@
 //! Products of matrices.
 
 use super::Slot::*;
-use super::{Call, Rule, rule};
+use super::{Call, Rule, Slot, activation, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
@@ -12,10 +12,18 @@ pub const RULES: &[Rule] = &[
     rule(
         "Gemm",
         "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes; dC = β dY",
-        &[Formula(gemm_a), Formula(gemm_b), Broadcast(gemm_c)],
+        &[Formula(|c| gemm_a(c, c.dy()?)), Formula(|c| gemm_b(c, c.dy()?)), Broadcast(|c| gemm_c(c, c.dy()?))],
     )
     .attributes("alpha beta transA transB")
     .since(7),
+    rule(
+        "FusedGemm",
+        "with d = dy act'(α op(A) op(B) + β C), read from y: those of Gemm with d in place of dy",
+        &[Formula(|c| gemm_a(c, inner(c)?)), Formula(|c| gemm_b(c, inner(c)?)), Broadcast(|c| gemm_c(c, inner(c)?))],
+    )
+    .attributes("activation activation_alpha activation_beta activation_gamma alpha beta transA transB")
+    .domain("com.microsoft")
+    .note("at the bounds of Clip 0, elsewhere as the activation has it on its own"),
     rule(
         "Einsum",
         "dxᵢ = the Einsum of dy and the other operands to the indices of xᵢ, on the diagonal where one is repeated",
@@ -24,21 +32,19 @@ pub const RULES: &[Rule] = &[
     .attributes("equation"),
     rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Formula(det)])
         .note("singular matrices have their true gradient"),
-    rule(
-        "FusedMatMul",
-        "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes",
-        &[Broadcast(fused_a), Broadcast(fused_b)],
-    )
-    .attributes("alpha transA transB transBatchA transBatchB")
-    .domain("com.microsoft"),
+    rule("FusedMatMul", FUSED, FUSED_OPERANDS)
+        .attributes("alpha transA transB transBatchA transBatchB")
+        .domain("com.microsoft"),
+    rule("TransposeMatMul", FUSED, FUSED_OPERANDS).attributes("alpha transA transB").domain("com.microsoft"),
     rule(
         "MatMulNBits",
-        "with W = (q - zero point) scale, unpacked: dA = dY W, dscale = Σ (q - zero point) dYᵀ A, dbias = Σ dY",
+        "with W = (q - zero point) scale, unpacked: dA = dY W, dscale = Σ (q - zero point) dYᵀ A, dzero = -Σ scale dYᵀ A, \
+         dbias = Σ dY",
         &[
             Formula(n_bits_a),
             Stop("quantized weights"),
             Formula(n_bits_scales),
-            Stop("quantization zero points"),
+            Formula(n_bits_zero_points),
             Stop("indices of groups"),
             Broadcast(|c| c.dy()),
         ],
@@ -46,6 +52,9 @@ pub const RULES: &[Rule] = &[
     .attributes("K N bits block_size accuracy_level")
     .domain("com.microsoft"),
 ];
+
+const FUSED: &str = "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes";
+const FUSED_OPERANDS: &[Slot] = &[Formula(|c| fused(c, 0)), Formula(|c| fused(c, 1))];
 
 // ---------------------------------------------------------------- MatMul
 
@@ -89,42 +98,77 @@ fn matmul_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 // ---------------------------------------------------------------- Gemm
 
-fn gemm_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (b, dy, alpha) = (c.input(1)?, c.dy()?, c.float("alpha", 1.0));
-    let (trans_a, trans_b) = (c.flag("transA", false), c.flag("transB", false));
-    Ok(match trans_a {
-        false => dy.gemm(false, b, !trans_b, alpha),
-        true => b.gemm(trans_b, dy, true, alpha),
+/// Factors of a product, each transposed or not, with a number before it.
+struct Factors<'g> {
+    a: Expr<'g>,
+    b: Expr<'g>,
+    trans_a: bool,
+    trans_b: bool,
+    alpha: f64,
+}
+
+impl<'g> Factors<'g> {
+    fn da(&self, dy: Expr<'g>) -> Expr<'g> {
+        match self.trans_a {
+            false => dy.gemm(false, self.b, !self.trans_b, self.alpha),
+            true => self.b.gemm(self.trans_b, dy, true, self.alpha),
+        }
+    }
+
+    fn db(&self, dy: Expr<'g>) -> Expr<'g> {
+        match self.trans_b {
+            false => self.a.gemm(!self.trans_a, dy, false, self.alpha),
+            true => dy.gemm(true, self.a, self.trans_a, self.alpha),
+        }
+    }
+}
+
+fn gemm<'g>(c: &Call<'g>) -> Result<Factors<'g>> {
+    Ok(Factors {
+        a: c.x()?,
+        b: c.input(1)?,
+        trans_a: c.flag("transA", false),
+        trans_b: c.flag("transB", false),
+        alpha: c.float("alpha", 1.0),
     })
 }
 
-fn gemm_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (a, dy, alpha) = (c.x()?, c.dy()?, c.float("alpha", 1.0));
-    let (trans_a, trans_b) = (c.flag("transA", false), c.flag("transB", false));
-    Ok(match trans_b {
-        false => a.gemm(!trans_a, dy, false, alpha),
-        true => dy.gemm(true, a, trans_a, alpha),
-    })
+fn gemm_a<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+    Ok(gemm(c)?.da(dy))
 }
 
-fn gemm_c<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(c.dy()? * c.float("beta", 1.0))
+fn gemm_b<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+    Ok(gemm(c)?.db(dy))
 }
 
-fn fused_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    check_batches(c)?;
-    gemm_a(c)
+fn gemm_c<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+    Ok(dy * c.float("beta", 1.0))
 }
 
-fn fused_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    check_batches(c)?;
-    gemm_b(c)
+/// What arrives before the activation.
+fn inner<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let named = ["activation_alpha", "activation_beta", "activation_gamma"];
+    let parameters: Vec<f64> = named.iter().filter_map(|name| c.opt_float(name)).collect();
+    activation::before(&c.string("activation", ""), &parameters, c.y()?, c.dy()?)
 }
 
-fn check_batches(c: &Call<'_>) -> Result<()> {
-    let moved = c.flag("transBatchA", false) || c.flag("transBatchB", false);
-    ensure!(!moved, "transBatchA and transBatchB have no gradient yet; write a Transpose before the product");
-    Ok(())
+/// Of one operand of a stack of products; a vector is not transposed.
+fn fused<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
+    let [a, b, dy] = matrices(c)?;
+    let is = |flag: &str, i: usize| -> Result<bool> { Ok(c.flag(flag, false) && c.input(i)?.rank()? > 1) };
+    // The first axis can be the rows' or the columns', and the stack's stand before them.
+    let moves = [is("transBatchA", 0)?, is("transBatchB", 1)?];
+    let moved = |e: Expr<'g>, moves: bool| -> Result<Expr<'g>> {
+        Ok(if moves { e.move_axis(0, e.rank()?.saturating_sub(2)) } else { e })
+    };
+    let (a, b) = (moved(a, moves[0])?, moved(b, moves[1])?);
+    let (trans_a, trans_b) = (is("transA", 0)?, is("transB", 1)?);
+    let turned = trans_a || moves[0];
+    ensure!(!turned || c.input(1)?.rank()? > 1, "engines differ in what a transposed matrix times a vector is");
+    let factors = Factors { a, b, trans_a, trans_b, alpha: c.float("alpha", 1.0) };
+    let d = if i == 0 { factors.da(dy).unbroadcast(a)? } else { factors.db(dy).unbroadcast(b)? };
+    let d = if moves[i] { d.move_axis(d.rank()?.saturating_sub(2), 0) } else { d };
+    Ok(if c.input(i)?.rank()? == 1 { d.reshape_like(c.input(i)?) } else { d })
 }
 
 // ---------------------------------------------------------------- Einsum
@@ -263,17 +307,19 @@ fn det<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 // ---------------------------------------------------------------- quantized weights
 
-/// The sizes of packed weights: N rows of blocks, each block of `size` numbers of some bits.
-struct Packed {
+/// Packed weights: N rows of blocks, each block of `size` numbers of some bits that share a scale and a zero point.
+struct Packed<'g> {
     rows: i64,
     columns: i64,
     blocks: i64,
     size: i64,
     bits: i64,
+    /// For each column the block whose scale and zero point are its; without it the one that it is in.
+    groups: Option<Expr<'g>>,
 }
 
-impl Packed {
-    fn new(c: &Call<'_>) -> Result<Self> {
+impl<'g> Packed<'g> {
+    fn new(c: &Call<'g>) -> Result<Self> {
         let (rows, columns, size) = (c.int("N", 0), c.int("K", 0), c.int("block_size", 0));
         let bits = c.int("bits", 4);
         ensure!(matches!(bits, 2 | 4 | 8), "weights of {bits} bits are not known here: 2, 4 and 8 are");
@@ -282,12 +328,11 @@ impl Packed {
             "N = {rows}, K = {columns}, block_size = {size}: not all positive"
         );
         ensure!(columns.checked_add(size).is_some(), "block_size = {size} is out of range");
-        ensure!(c.opt(4).is_none(), "weights in groups (g_idx) have no gradient yet");
-        Ok(Packed { rows, columns, blocks: (columns + size - 1) / size, size, bits })
+        Ok(Packed { rows, columns, blocks: (columns + size - 1) / size, size, bits, groups: c.opt(4) })
     }
 
     /// Bytes as the numbers that they are made of, the lowest bits first, along a new last axis.
-    fn unpack<'g>(&self, bytes: Expr<'g>) -> Result<Expr<'g>> {
+    fn unpack(&self, bytes: Expr<'g>) -> Result<Expr<'g>> {
         let b = bytes.builder();
         let bytes = bytes.cast(ElementType::Int32);
         let numbers = |values: &[f64]| b.numbers(values, &[values.len() as i64], ElementType::Int32);
@@ -296,32 +341,73 @@ impl Packed {
         Ok(shifted.modulo(numbers(&[f64::from(1 << self.bits)])))
     }
 
-    /// q - zero point, `[N, blocks, block_size]`.
-    fn steps<'g>(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let a = c.x()?;
-        let q = self.unpack(c.input(1)?)?.reshape_to(&[self.rows, self.blocks, -1]).cast_like(a);
+    /// The numbers, `[N, blocks, block_size]`, or `[N, K]` where there are groups.
+    fn numbers(&self, c: &Call<'g>) -> Result<Expr<'g>> {
+        let q = self.unpack(c.input(1)?)?.reshape_to(&[self.rows, self.blocks, -1]).cast_like(c.x()?);
         let q = q.narrow(2, 0, self.size);
+        Ok(if self.groups.is_some() { self.matrix(q) } else { q })
+    }
+
+    /// Numbers in blocks as a matrix of N rows and K columns.
+    fn matrix(&self, e: Expr<'g>) -> Expr<'g> {
+        e.reshape_to(&[self.rows, -1]).narrow(1, 0, self.columns)
+    }
+
+    /// One number a block, such that it broadcasts to the numbers.
+    fn spread(&self, e: Expr<'g>) -> Expr<'g> {
+        match self.groups {
+            Some(groups) => e.reshape_to(&[self.rows, self.blocks]).gather(groups, 1),
+            None => e.reshape_to(&[self.rows, self.blocks, 1]),
+        }
+    }
+
+    /// The other way round: the sums of the numbers that share one of `parameter`.
+    fn total(&self, e: Expr<'g>, parameter: Expr<'g>) -> Expr<'g> {
+        let sums = match self.groups {
+            Some(groups) => parameter.cast_like(e).reshape_to(&[self.rows, self.blocks]).ungather(groups, e, 1),
+            None => e.sum_out(&[2]),
+        };
+        sums.cast_like(parameter).reshape_like(parameter)
+    }
+
+    /// q - zero point
+    fn steps(&self, c: &Call<'g>) -> Result<Expr<'g>> {
+        let (a, q) = (c.x()?, self.numbers(c)?);
         Ok(match c.opt(3) {
             None => q - f64::from(1 << (self.bits - 1)),
-            Some(zero) if zero.is_float() => q - zero.reshape_to(&[self.rows, self.blocks, 1]).cast_like(a),
+            Some(zero) if zero.is_float() => q - self.spread(zero.cast_like(a)),
             Some(zero) => {
                 let zero = self.unpack(zero)?.reshape_to(&[self.rows, -1]).narrow(1, 0, self.blocks);
-                q - zero.unsqueeze(&[2]).cast_like(a)
+                q - self.spread(zero.cast_like(a))
             }
         })
+    }
+
+    /// Those of the weights, laid out as the numbers are.
+    fn gradient(&self, c: &Call<'g>) -> Result<Expr<'g>> {
+        let (a, dy) = (c.x()?, c.dy()?);
+        let dw = dy.stacked_before(1)?.gemm(true, a.stacked_before(1)?, false, 1.0);
+        if self.groups.is_some() {
+            return Ok(dw);
+        }
+        let missing = self.blocks.checked_mul(self.size).context("block_size is out of range")? - self.columns;
+        Ok(dw.pad(c.builder().ints(&[0, 0, 0, missing]), None).reshape_to(&[self.rows, self.blocks, self.size]))
     }
 }
 
 fn n_bits_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (a, p) = (c.x()?, Packed::new(c)?);
-    let weights = p.steps(c)? * c.input(2)?.cast_like(a).reshape_to(&[p.rows, p.blocks, 1]);
-    Ok(c.dy()?.matmul(weights.reshape_to(&[p.rows, -1]).narrow(1, 0, p.columns)))
+    let weights = p.steps(c)? * p.spread(c.input(2)?.cast_like(a));
+    Ok(c.dy()?.matmul(p.matrix(weights)))
 }
 
 fn n_bits_scales<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (a, dy, scales, p) = (c.x()?, c.dy()?, c.input(2)?, Packed::new(c)?);
-    let dw = dy.stacked_before(1)?.gemm(true, a.stacked_before(1)?, false, 1.0);
-    let missing = p.blocks.checked_mul(p.size).context("block_size is out of range")? - p.columns;
-    let dw = dw.pad(c.builder().ints(&[0, 0, 0, missing]), None).reshape_to(&[p.rows, p.blocks, p.size]);
-    Ok((dw * p.steps(c)?).sum_out(&[2]).cast_like(scales).reshape_like(scales))
+    let p = Packed::new(c)?;
+    Ok(p.total(p.gradient(c)? * p.steps(c)?, c.input(2)?))
+}
+
+/// Of zero points that are numbers of their own.
+fn n_bits_zero_points<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let p = Packed::new(c)?;
+    Ok(p.total(-p.gradient(c)? * p.spread(c.input(2)?.cast_like(c.x()?)), c.input(3)?))
 }

@@ -3,8 +3,10 @@
 //! A rule is a row. Its formula is text for the reader; its slots, one an input, are the same formula for the builder. All
 //! else that is said of operators (docs/operators.md, `onnx-gradients ops`, the tests over the table) derives from the rows.
 
+mod activation;
 mod attention;
 mod call;
+mod contributed;
 mod control;
 mod convolution;
 mod dropout;
@@ -157,6 +159,11 @@ impl Rule {
 pub fn all() -> impl Iterator<Item = &'static Rule> {
     const FAMILIES: &[&[Rule]] = &[
         attention::RULES,
+        attention::contributed::RULES,
+        attention::flex::RULES,
+        attention::linear::RULES,
+        attention::rotary::RULES,
+        contributed::RULES,
         control::RULES,
         convolution::RULES,
         dropout::RULES,

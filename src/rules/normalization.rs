@@ -4,6 +4,7 @@
 //! dx = r (d - mean d - x̂ mean(d x̂)). Half-precision tensors are normalized in float32, as the operators themselves do.
 
 use super::Slot::*;
+use super::elementwise::swish_slope;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use anyhow::{Result, bail, ensure};
@@ -36,6 +37,23 @@ pub const RULES: &[Rule] = &[
     )
     .attributes("epsilon")
     .domain("com.microsoft"),
+    rule(
+        "EmbedLayerNormalization",
+        "LayerNormalization of the sum of embeddings; each table gets its gradient added up in the places of the indices",
+        &[
+            Stop("indices"),
+            Stop("indices"),
+            Formula(|c| embedded(c)?.table(c, 2)),
+            Formula(|c| embedded(c)?.table(c, 3)),
+            Formula(|c| embedded(c)?.table(c, 4)),
+            Formula(|c| embedded(c)?.layer.dscale(c.input(5)?)),
+            Formula(|c| reduced(c.dy()?.widened(), c.input(6)?)),
+            Stop("a mask"),
+            Stop("indices"),
+        ],
+    )
+    .attributes("epsilon mask_index_type")
+    .domain("com.microsoft"),
     rule("GroupNormalization", GROUP, &[Formula(group_x_by_groups), Each(group_parameter_by_groups)])
         .attributes("epsilon num_groups")
         .until(20)
@@ -43,6 +61,13 @@ pub const RULES: &[Rule] = &[
     rule("GroupNormalization", GROUP, &[Formula(group_x), Each(group_parameter)])
         .attributes("epsilon num_groups stash_type")
         .since(21),
+    rule("GroupNorm", GROUP_ACTIVATED, &[Each(group_norm)])
+        .attributes("activation channels_last epsilon groups")
+        .domain("com.microsoft"),
+    rule("SkipGroupNorm", GROUP_ACTIVATED, &[Each(group_norm)])
+        .attributes("activation channels_last epsilon groups")
+        .domain("com.microsoft")
+        .note("of x + skip + bias, which all three get the gradient of"),
     rule("InstanceNormalization", GROUP, &[Formula(instance_x), Each(instance_parameter)]).attributes("epsilon"),
     rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Formula(lp)])
         .attributes("axis p")
@@ -60,6 +85,9 @@ pub const RULES: &[Rule] = &[
 const RMS: &str = "with d = dy scale, r = 1 / √(mean x² + ε), x̂ = x r: dx = r (d - x̂ mean(d x̂)), dscale = Σ dy x̂";
 
 const GROUP: &str = "with d = dy scale: dx = r (d - mean d - x̂ mean(d x̂)), dscale = Σ dy x̂, db = Σ dy";
+
+const GROUP_ACTIVATED: &str =
+    "as GroupNormalization, with dy silu'(x̂ scale + b) in place of dy where the activation is SiLU";
 
 // ---------------------------------------------------------------- shared
 
@@ -116,22 +144,23 @@ struct Layer<'g> {
 }
 
 impl<'g> Layer<'g> {
-    /// `mean` and `inv_std` are the numbers of the outputs.
+    /// `mean` and `inv_std` are the numbers of the outputs that have the statistics; `epsilon` is the default.
     fn new(
         c: &Call<'g>,
         x: Expr<'g>,
         axis: usize,
         scale: Expr<'g>,
-        mean: Option<usize>,
-        inv_std: Option<usize>,
+        centered: bool,
+        [mean, inv_std]: [Option<usize>; 2],
+        epsilon: f32,
     ) -> Result<Self> {
         let x = x.widened();
         let axes: Vec<usize> = (axis..x.rank()?).collect();
         let output = |i: Option<usize>| i.and_then(|i| c.output(i));
-        let epsilon = c.float("epsilon", 1e-5);
-        let n = match mean {
-            Some(_) => Normalized::new(x, axes, epsilon, output(mean), output(inv_std)),
-            None => Normalized::by_root_mean_square(x, axes, epsilon, output(inv_std)),
+        let epsilon = c.float("epsilon", epsilon);
+        let n = match centered {
+            true => Normalized::new(x, axes, epsilon, output(mean), output(inv_std)),
+            false => Normalized::by_root_mean_square(x, axes, epsilon, output(inv_std)),
         };
         let dys = [Some(0), mean, inv_std].map(|i| Some(c.opt_dy(i?)?.cast_like(x)));
         Ok(Layer { n, x, scale: scale.cast_like(x), dys })
@@ -156,7 +185,7 @@ impl<'g> Layer<'g> {
 }
 
 fn layer<'g>(c: &Call<'g>) -> Result<Layer<'g>> {
-    Layer::new(c, c.x()?, c.axis(-1)?, c.input(1)?, Some(1), Some(2))
+    Layer::new(c, c.x()?, c.axis(-1)?, c.input(1)?, true, [Some(1), Some(2)], 1e-5)
 }
 
 fn layer_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -173,7 +202,7 @@ fn layer_bias<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 /// Some of these operators put r out, too.
 fn rms<'g>(c: &Call<'g>, inv_std: Option<usize>) -> Result<Layer<'g>> {
-    Layer::new(c, c.x()?, c.axis(-1)?, c.input(1)?, None, inv_std)
+    Layer::new(c, c.x()?, c.axis(-1)?, c.input(1)?, false, [None, inv_std], 1e-5)
 }
 
 fn rms_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -204,12 +233,55 @@ fn skip<'g>(c: &Call<'g>, i: usize, beta: Option<usize>, bias: usize) -> Result<
     };
     let sum = c.output(3).map_or_else(computed, |s| Ok(s.widened()))?;
     let axis = sum.axis(-1)?;
-    let layer = Layer::new(c, sum, axis, c.input(2)?, beta.map(|_| 1), Some(2))?;
+    let layer = Layer::new(c, sum, axis, c.input(2)?, beta.is_some(), [beta.map(|_| 1), Some(2)], 1e-12)?;
     if i == 2 {
         return layer.dscale(input);
     }
     let d = [Some(layer.dx()).filter(|_| (0..3).any(|o| c.has_dy(o))), c.opt_dy(3).map(|d| d.cast_like(sum))];
     reduced(sum_of(sum, d), input)
+}
+
+// ---------------------------------------------------------------- of embeddings
+
+/// The embeddings of words, positions and, where there are any, segments, added and normalized.
+struct Embedded<'g> {
+    layer: Layer<'g>,
+    words: Expr<'g>,
+    positions: Expr<'g>,
+    segments: Option<Expr<'g>>,
+    sum: Expr<'g>,
+}
+
+fn embedded<'g>(c: &Call<'g>) -> Result<Embedded<'g>> {
+    let (words, segments) = (c.x()?, c.opt(1));
+    let positions = c.opt(8).unwrap_or_else(|| c.builder().range(words.dim(1)).unsqueeze(&[0]));
+    let computed = || -> Result<Expr<'g>> {
+        let sum = c.input(2)?.gather(words, 0).widened() + c.input(3)?.gather(positions, 0).widened();
+        Ok(match segments {
+            Some(segments) => sum + c.input(4)?.gather(segments, 0).widened(),
+            None => sum,
+        })
+    };
+    let sum = c.output(2).map_or_else(computed, |s| Ok(s.widened()))?;
+    let layer = Layer::new(c, sum, sum.axis(-1)?, c.input(5)?, true, [None, None], 1e-12)?;
+    Ok(Embedded { layer, words, positions, segments, sum })
+}
+
+impl<'g> Embedded<'g> {
+    /// Of the table that is input `i`.
+    fn table(&self, c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
+        let table = c.input(i)?;
+        let indices = match (i, self.segments) {
+            (2, _) => self.words,
+            (3, _) => self.positions,
+            (_, Some(segments)) => segments,
+            (_, None) => return Ok(table.zeros_like()),
+        };
+        let d = [c.opt_dy(0).map(|_| self.layer.dx()), c.opt_dy(2).map(|d| d.cast_like(self.sum))];
+        // One row of positions may serve the whole batch.
+        let d = sum_of(self.sum, d).unbroadcast(table.gather(indices, 0))?.cast_like(table);
+        Ok(table.ungather(indices, d, 0))
+    }
 }
 
 // ---------------------------------------------------------------- in groups of channels, in instances
@@ -262,6 +334,46 @@ fn group_parameter_by_groups<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
 fn over_channels<'g>(e: Expr<'g>) -> Result<Expr<'g>> {
     let axes: Vec<usize> = (0..e.rank()?).filter(|&a| a != 1).collect();
     Ok(e.sum_out(&axes))
+}
+
+/// Of ONNX Runtime's own: the channels are the last axis or the second, SiLU may follow, and the inputs from the third on are
+/// added to x first.
+fn group_norm<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
+    let (x, input, last) = (c.x()?, c.input(i)?, c.flag("channels_last", true));
+    ensure!(x.rank()? == 4, "{x} has not 4 axes");
+    ensure!(last || c.opt(3).is_none(), "skip is known with the channels as the last axis only");
+    let image = |e: Expr<'g>| if last { e.transpose(&[0, 3, 1, 2]) } else { e };
+    // [N, C] stands for [N, 1, 1, C].
+    let flat = |e: Expr<'g>| e.rank().is_ok_and(|rank| rank == 2);
+    let over_places = |e: Expr<'g>| if flat(e) { e.unsqueeze(&[1, 2]) } else { e };
+    let computed =
+        || [c.opt(3).map(over_places), c.opt(4)].into_iter().flatten().fold(x.widened(), |sum, e| sum + e.widened());
+    let sum = image(c.output(1).map_or_else(computed, Expr::widened));
+    let groups = c.int("groups", 0);
+    ensure!(groups > 0, "groups = {groups} is not positive");
+    let grouped = |e: Expr<'g>| e.reshape_to(&[0, groups, -1]);
+    let n = Normalized::new(grouped(sum), vec![2], c.float("epsilon", 1e-5), None, None);
+    let x_hat = n.x_hat.reshape_like(sum);
+    let scale = per_channel(c.input(1)?, sum)?;
+    let dy = c.opt_dy(0).map(|dy| image(dy.widened()));
+    let d = match c.int("activation", 0) {
+        0 => dy,
+        1 => {
+            let z = x_hat * scale + per_channel(c.input(2)?, sum)?;
+            let s = z.sigmoid();
+            dy.map(|dy| dy * swish_slope(z * s, s, 1.0))
+        }
+        other => bail!("activation = {other} is neither 0 nor 1"),
+    };
+    if i == 1 || i == 2 {
+        let Some(d) = d else { return Ok(input.zeros_like()) };
+        return Ok(over_channels(if i == 1 { d * x_hat } else { d })?.cast_like(input));
+    }
+    let back = |e: Expr<'g>| if last { e.transpose(&[0, 2, 3, 1]) } else { e };
+    let dx = d.map(|d| back(n.dx(grouped(d * scale)).reshape_like(sum)));
+    let dx = sum_of(x.widened(), [dx, c.opt_dy(1).map(Expr::widened)]);
+    let dx = if i == 3 && flat(input) { dx.sum_out(&[1, 2]) } else { dx };
+    reduced(dx, input)
 }
 
 fn instance_normalized<'g>(c: &Call<'g>) -> Result<Normalized<'g>> {

@@ -30,6 +30,7 @@ pub const RULES: &[Rule] = &[
     opaque("Equal", TRUTH),
     opaque("Greater", TRUTH),
     opaque("GreaterOrEqual", TRUTH),
+    opaque("IsAllFinite", TRUTH).domain("com.microsoft"),
     opaque("IsInf", TRUTH),
     opaque("IsNaN", TRUTH),
     opaque("Less", TRUTH),

@@ -11,12 +11,9 @@ const INTEGERS: &[Slot] = &[Stop("integers")];
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("QuantizeLinear", "none", ROUNDED),
-    rule(
-        "DequantizeLinear",
-        "dscale = Σ dy (x - zero_point), over each axis slice or block that shares a scale",
-        &[Stop("integers"), Formula(scale), Stop("integers")],
-    )
-    .attributes("axis block_size output_dtype"),
+    rule("QuantizeLinear", "none", ROUNDED).domain(MICROSOFT),
+    DEQUANTIZE,
+    DEQUANTIZE.domain(MICROSOFT),
     rule("DynamicQuantizeLinear", "dx = that of y_scale = (max(x, 0) - min(x, 0)) / 255", &[Through(dynamic)])
         .note("only y_scale passes a gradient"),
     rule("QLinearConv", "none", ROUNDED),
@@ -24,6 +21,14 @@ pub const RULES: &[Rule] = &[
     rule("ConvInteger", "none", INTEGERS),
     rule("MatMulInteger", "none", INTEGERS),
 ];
+
+const MICROSOFT: &str = "com.microsoft";
+const DEQUANTIZE: Rule = rule(
+    "DequantizeLinear",
+    "dscale = Σ dy (x - zero_point), over each axis slice or block that shares a scale",
+    &[Stop("integers"), Formula(scale), Stop("integers")],
+)
+.attributes("axis block_size output_dtype");
 
 fn scale<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, scale, dy) = (c.x()?, c.input(1)?, c.dy()?);

@@ -27,9 +27,13 @@ pub const RULES: &[Rule] = &[
     rule("DeformConv", "through the product of the weights and the elements around each point", &[Through(deformed)])
         .attributes("dilations group kernel_shape offset_group pads strides"),
     rule("AffineGrid", "dθ = dyᵀ base", &[Formula(affine_grid), Stop("a shape")]).attributes("align_corners"),
-    rule("GridSample", "through the weighted sum of the elements around each point", &[Through(grid_sample)])
-        .attributes("align_corners mode padding_mode"),
+    GRID_SAMPLE,
+    GRID_SAMPLE.domain("com.microsoft"),
 ];
+
+const GRID_SAMPLE: Rule =
+    rule("GridSample", "through the weighted sum of the elements around each point", &[Through(grid_sample)])
+        .attributes("align_corners mode padding_mode");
 
 /// What the node does along one axis.
 enum Along<'g> {

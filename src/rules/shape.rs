@@ -19,16 +19,13 @@ pub const RULES: &[Rule] = &[
     rule("Slice", "dx = dy in its place, zeros around", &[Formula(slice), Stop("bounds")])
         .attributes("axes starts ends"),
     rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")]),
-    rule(
-        "Pad",
-        "dx = the part of dy in the place of x; dvalue = Σ dy around it",
-        &[Formula(pad), Stop("amounts"), Formula(pad_value), Stop("axes")],
-    )
-    .attributes("mode pads paddings value"),
+    PAD,
+    PAD.domain(MICROSOFT),
     rule("Tile", "dx = dy, summed over the copies", &[Formula(tile), Stop("repeats")]),
     rule("DepthToSpace", "dx = dy, its squares as channels", &[Formula(depth_to_space)]).attributes("blocksize mode"),
     rule("SpaceToDepth", "dx = dy, its channels as squares", &[Formula(space_to_depth)]).attributes("blocksize mode"),
-    rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")]).attributes("upper"),
+    TRILU,
+    TRILU.domain(MICROSOFT),
     rule("Compress", "dx = dy in the chosen places", &[Formula(compress), Stop("truth values")]).attributes("axis"),
     rule("ReverseSequence", "dx = dy, put back", &[Formula(reverse_sequence), Stop("lengths")])
         .attributes("batch_axis time_axis"),
@@ -36,6 +33,15 @@ pub const RULES: &[Rule] = &[
         .attributes("axes"),
     rule("Unique", "dx = dy in the place of the first of its kind", &[Formula(unique)]).attributes("axis sorted"),
 ];
+
+const MICROSOFT: &str = "com.microsoft";
+const PAD: Rule = rule(
+    "Pad",
+    "dx = the part of dy in the place of x; dvalue = Σ dy around it",
+    &[Formula(pad), Stop("amounts"), Formula(pad_value), Stop("axes")],
+)
+.attributes("mode pads paddings value");
+const TRILU: Rule = rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")]).attributes("upper");
 
 fn squeeze<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy) = (c.x()?, c.dy()?);
@@ -135,6 +141,8 @@ fn pads<'g>(c: &Call<'g>, rank: usize) -> Result<(Expr<'g>, Expr<'g>)> {
     let b = c.builder();
     let zeros = || b.ints(&vec![0; 2 * rank]);
     let amounts = c.list_at(1, "pads").or_else(|| c.list_at(1, "paddings")).unwrap_or_else(zeros);
+    // ONNX Runtime's own operator takes them as a row, too.
+    let amounts = if amounts.fact().rank() == Some(2) { amounts.flattened() } else { amounts };
     let (begins, ends) = amounts.halves();
     match c.opt(3) {
         Some(axes) => Ok((begins.over_axes(axes, rank, 0)?, ends.over_axes(axes, rank, 0)?)),

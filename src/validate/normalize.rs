@@ -202,7 +202,7 @@ fn crop_first(node: &mut NodeProto, integers: &HashMap<String, Vec<i64>>, opset:
 }
 
 /// Contributed operators that tract computes as ONNX Runtime does.
-const CONTRIBUTED: &[&str] = &["Gelu", "QuickGelu"];
+const CONTRIBUTED: &[&str] = &["Gelu", "GatherND", "Pad", "QuickGelu", "Range", "Trilu"];
 const MAX_KERNEL: i64 = 1 << 20;
 
 /// The operators of a model, of its bodies too, that tract has not (`known` says which it has), computes wrongly, or

@@ -408,6 +408,16 @@ impl<'g> Expr<'g> {
 
     /// The upper (or lower) triangles of matrices, from diagonal `k` on.
     pub fn trilu(self, k: Expr<'g>, upper: bool) -> Expr<'g> {
-        self.since(14, "Trilu", || self.builder.emit("Trilu", &[Some(self), Some(k)], vec![int("upper", upper.into())]))
+        let b = self.builder;
+        if b.opset() >= 14 {
+            return b.emit("Trilu", &[Some(self), Some(k)], vec![int("upper", upper.into())]);
+        }
+        b.attempt(|| {
+            let rank = self.rank()?;
+            let (row, column) = (rank.saturating_sub(2), rank.saturating_sub(1));
+            let diagonal = b.range(self.dim(column)).unsqueeze(&[0]) - b.range(self.dim(row)).unsqueeze(&[1]);
+            let k = k.reshape_to(&[1, 1]);
+            Ok(self.where_(if upper { diagonal.greater_or_equal(k) } else { diagonal.less_or_equal(k) }))
+        })
     }
 }

@@ -72,15 +72,20 @@ static RULES: LazyLock<HashMap<(&str, &str), Rule>> = LazyLock::new(|| {
         window::ROWS,
     ];
     let standard = standard.into_iter().flatten().map(|&(name, rule)| (("", name), rule));
+    let mut rules: HashMap<_, Rule> = standard.collect();
+    for name in microsoft::STANDARD {
+        rules.extend(rules.get(&("", *name)).map(|&rule| (("com.microsoft", *name), rule)));
+    }
     let others = [
         ("ai.onnx.ml", ml::ROWS),
         ("ai.onnx.preview", preview::ROWS),
         ("ai.onnx.preview.training", preview::TRAINING),
         ("com.microsoft", microsoft::ROWS),
     ];
-    let others =
-        others.into_iter().flat_map(|(domain, rows)| rows.iter().map(move |&(name, rule)| ((domain, name), rule)));
-    standard.chain(others).collect()
+    rules.extend(
+        others.into_iter().flat_map(|(domain, rows)| rows.iter().map(move |&(name, rule)| ((domain, name), rule))),
+    );
+    rules
 });
 
 /// The facts of the outputs, as many as [`Op::outputs`]. What is not known, and every output of an operator that is not

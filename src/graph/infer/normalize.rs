@@ -18,6 +18,7 @@ pub const ROWS: &[Row] = &[
     ("LpNormalization", same),
     ("MeanVarianceNormalization", same),
     ("RMSNormalization", rms),
+    ("SimplifiedLayerNormalization", |c| layer(c).map(|facts| facts.into_iter().take(2).collect())),
     ("Softmax", same),
 ];
 

@@ -9,9 +9,11 @@ pub const ROWS: &[Row] = &[
     row("Attention", attention),
     row("FlexAttention", flex).domain("ai.onnx.preview"),
     row("Attention", packed).domain(MICROSOFT),
+    row("GroupQueryAttention", group_query).domain(MICROSOFT),
     row("MultiHeadAttention", multi_head).domain(MICROSOFT),
     row("RotaryEmbedding", rotary).domain(MICROSOFT),
     row("LinearAttention", linear),
+    row("LinearAttention", linear).domain(MICROSOFT),
     row("CausalConvWithState", causal_conv),
 ];
 
@@ -48,18 +50,19 @@ fn cached(past: Option<&Array>, now: Array) -> Result<Array> {
 }
 
 /// What a query sees: the result, and the scores of the product, capped, with bias, as probabilities. The bias is -∞ where a
-/// query may not look; one that may look nowhere gets zeros.
+/// query may not look; one that may look nowhere gets zeros. A head may have a score of looking at nothing.
 fn attend(
     [q, k, v]: [&Array; 3],
     scale: Option<f64>,
     softcap: f64,
     bias: impl Fn(&[usize]) -> f64,
+    sink: impl Fn(usize) -> Option<f64>,
 ) -> Result<(Array, [Array; 4])> {
     let product = product(q, k, scale)?;
     ensure!(v.rank() == 4 && v.dims[..3] == k.dims[..3], "keys {:?} and values {:?}", k.dims, v.dims);
     let capped = if softcap > 0.0 { product.map(|s| softcap * (s / softcap).tanh()) } else { product.clone() };
     let biased = Array::from_fn(&capped.dims, |index| capped.at(index) + bias(index))?;
-    let probabilities = softmax(&biased);
+    let probabilities = softmax(&biased, sink);
     Ok((weighted(&probabilities, v)?, [product, capped, biased, probabilities]))
 }
 
@@ -75,14 +78,15 @@ fn product(q: &Array, k: &Array, scale: Option<f64>) -> Result<Array> {
     })
 }
 
-/// Over the keys; zeros for a query that sees none.
-fn softmax(scores: &Array) -> Array {
+/// Over the keys, and a score of each head for seeing nothing; zeros for a query that sees none.
+fn softmax(scores: &Array, sink: impl Fn(usize) -> Option<f64>) -> Array {
     let mut probabilities = scores.clone();
-    for row in probabilities.values.chunks_exact_mut(scores.dim(3).max(1)) {
-        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    for (i, row) in probabilities.values.chunks_exact_mut(scores.dim(3).max(1)).enumerate() {
+        let sink = sink(i / scores.dim(2) % scores.dim(1)).unwrap_or(f64::NEG_INFINITY);
+        let largest = row.iter().copied().fold(sink, f64::max);
         let seen = largest > f64::NEG_INFINITY;
         row.iter_mut().for_each(|p| *p = if seen { (*p - largest).exp() } else { 0.0 });
-        let sum: f64 = row.iter().sum();
+        let sum: f64 = row.iter().sum::<f64>() + (sink - largest).exp();
         row.iter_mut().filter(|_| seen).for_each(|p| *p /= sum);
     }
     probabilities
@@ -103,7 +107,7 @@ fn weighted(weights: &Array, v: &Array) -> Result<Array> {
 fn flex(c: &Call) -> Result<Vec<Array>> {
     let modified = |a: Array, name: &str| Ok::<_, anyhow::Error>(c.run_body(name, &a)?.unwrap_or(a));
     let scores = modified(product(c.x()?, c.input(1)?, scale(c))?, "score_mod")?;
-    Ok(vec![weighted(&modified(softmax(&scores), "prob_mod")?, c.input(2)?)?])
+    Ok(vec![weighted(&modified(softmax(&scores, |_| None), "prob_mod")?, c.input(2)?)?])
 }
 
 /// A given scale.
@@ -148,7 +152,7 @@ fn attention(c: &Call) -> Result<Vec<Array>> {
         }
     };
     ensure!(mask.is_none_or(|m| m.rank() <= 4 && m.dims.last().is_none_or(|&n| n <= keys)), "a mask that is too large");
-    let (y, stages) = attend([&q, &k, &v], scale(c), c.float("softcap", 0.0), bias)?;
+    let (y, stages) = attend([&q, &k, &v], scale(c), c.float("softcap", 0.0), bias, |_| None)?;
     let y = if c.x()?.rank() == 3 { join(&y)? } else { y };
     let mode = usize::try_from(c.int("qk_matmul_output_mode", 0)).unwrap_or(usize::MAX);
     let stage = stages.into_iter().nth(mode).context("qk_matmul_output_mode is none of 0, 1, 2, 3")?;
@@ -160,40 +164,139 @@ fn scale_or_none(c: &Call) -> Option<f64> {
     scale(c).filter(|&s| s != 0.0)
 }
 
+/// What a mask adds to a score of ONNX Runtime's own operators. Of one axis it has for each sequence its number of keys, or all
+/// ends and then all starts, or numbers of keys and more; of two and three it is not positive where a key is not to be seen.
+fn filter(c: &Call, mask: usize, batch: usize) -> Result<impl Fn(&[usize]) -> f64> {
+    let (mask, value) = (c.opt(mask).cloned(), c.float("mask_filter_value", -10000.0));
+    let size = mask.as_ref().map_or(0, |m| m.values.len());
+    let lists = mask.as_ref().is_none_or(|m| m.rank() > 1 || [batch, 2 * batch, 3 * batch + 2].contains(&size));
+    ensure!(lists && mask.as_ref().is_none_or(|m| m.rank() <= 3 && m.dim(0) >= batch), "a mask of another shape");
+    Ok(move |i: &[usize]| {
+        let Some(mask) = &mask else { return 0.0 };
+        let (n, query, key) = (i[0], i[2], i[3] as f64);
+        let seen = match mask.rank() {
+            1 => key < mask.values[n] && (size != 2 * batch || key >= mask.values[batch + n]),
+            2 => mask.broadcast_at(&[n, i[3]]) > 0.0,
+            _ => mask.broadcast_at(&[n, query, i[3]]) > 0.0,
+        };
+        if seen { 0.0 } else { value }
+    })
+}
+
+/// One of the tensors that are packed along the axis before the last.
+fn unpacked(a: &Array, part: usize) -> Result<Array> {
+    ensure!(a.rank() == 5 && part < a.dim(3), "{:?} is not packed", a.dims);
+    let size = a.dim(4);
+    Array::from_fn(&[a.dim(0), a.dim(1), a.dim(2) * size], |i| a.at(&[i[0], i[1], i[2] / size, part, i[2] % size]))
+}
+
 fn multi_head(c: &Call) -> Result<Vec<Array>> {
-    let (x, k, v) = (c.x()?, c.input(1)?, c.input(2)?);
-    ensure!(
-        c.opt(4).is_none() && (8..c.inputs.len()).all(|i| c.opt(i).is_none()),
-        "key_padding_mask or shared buffers"
-    );
+    let x = c.x()?;
+    ensure!((8..c.inputs.len()).all(|i| c.opt(i).is_none()), "shared buffers");
+    let (q, k, v) = match (c.opt(1), c.opt(2)) {
+        (Some(k), Some(v)) => (x.clone(), k.clone(), v.clone()),
+        (Some(kv), None) => (x.clone(), unpacked(kv, 0)?, unpacked(kv, 1)?),
+        _ => (unpacked(x, 0)?, unpacked(x, 1)?, unpacked(x, 2)?),
+    };
     let mut start = 0;
     let mut with_bias = |a: &Array| -> Result<Array> {
-        let width = *a.dims.last().context("a number has no heads")?;
+        if a.rank() == 4 {
+            return Ok(a.clone());
+        }
         let first = start;
-        start += width;
+        start += a.dim(2);
         ensure!(c.opt(3).is_none_or(|b| b.values.len() >= start), "too few numbers in the bias");
         let bias = |i: usize| c.opt(3).map_or(0.0, |b| b.values[first + i]);
         let biased = Array::from_fn(&a.dims, |i| a.at(i) + i.last().map_or(0.0, |&i| bias(i)))?;
         split(&biased, || heads(c, "num_heads"))
     };
-    let (q, k, v) = (with_bias(x)?, with_bias(k)?, with_bias(v)?);
+    let (q, k, v) = (with_bias(&q)?, with_bias(&k)?, with_bias(&v)?);
     let (k, v) = (cached(c.opt(6), k)?, cached(c.opt(7), v)?);
     let (causal, before) = (c.int("unidirectional", 0) != 0, c.opt(6).map_or(0, |past| past.dim(2)));
+    let filter = filter(c, 4, q.dim(0))?;
     let bias = |i: &[usize]| match causal && i[3] > i[2] + before {
         true => f64::NEG_INFINITY,
-        false => c.opt(5).map_or(0.0, |b| b.broadcast_at(i)),
+        false => c.opt(5).map_or(0.0, |b| b.broadcast_at(i)) + filter(i),
     };
-    let (y, _) = attend([&q, &k, &v], scale_or_none(c), 0.0, bias)?;
+    let (y, [_, _, scores, _]) = attend([&q, &k, &v], scale_or_none(c), 0.0, bias, |_| None)?;
+    Ok(vec![join(&y)?, k, v, scores])
+}
+
+/// Heads that share keys, in a cache of which each sequence has used as much as it is told, and turned by their positions.
+fn group_query(c: &Call) -> Result<Vec<Array>> {
+    let (all, stored) = (heads(c, "num_heads")?, heads(c, "kv_num_heads")?);
+    ensure!((12..16).all(|i| c.opt(i).is_none()), "a quantized cache, or norms");
+    let (q, k, v) = match (c.opt(1), c.opt(2)) {
+        (Some(k), Some(v)) => (split(c.x()?, || Ok(all))?, split(k, || Ok(stored))?, split(v, || Ok(stored))?),
+        _ => {
+            let together = split(c.x()?, || Ok(all.saturating_add(stored.saturating_mul(2))))?;
+            let part = |first: usize, count: usize| {
+                let dims = [together.dim(0), count, together.dim(2), together.dim(3)];
+                Array::from_fn(&dims, |i| together.at(&[i[0], first + i[1], i[2], i[3]]))
+            };
+            (part(0, all)?, part(all, stored)?, part(all + stored, stored)?)
+        }
+    };
+    let (batch, steps) = (q.dim(0), q.dim(2));
+    let last = c.input(5)?.integers();
+    let total = *c.input(6)?.integers().first().context("total_sequence_length")?;
+    let own = c.opt(16).map(Array::integers);
+    let small = |numbers: &[i64]| numbers.len() == batch && numbers.iter().all(|n| (0..1 << 32).contains(n));
+    ensure!(small(&last) && own.as_ref().is_none_or(|own| small(own)), "one number of keys a sequence");
+    ensure!(k.dim(0) == batch && k.dim(2) == steps && v.dims == k.dims, "keys and values");
+    let given = c.opt(9).map(Array::integers);
+    ensure!(given.as_ref().is_none_or(|given| given.len() == batch * steps), "one position a step");
+    let fits = |past: &Array| past.rank() == 4 && past.dims[..2] == k.dims[..2] && past.dim(3) == k.dim(3);
+    ensure!([3, 4].iter().all(|&i| c.opt(i).is_none_or(fits)), "past of other sizes");
+    ensure!(c.opt(11).is_none_or(|sinks| sinks.values.len() == all), "one sink a head");
+    let before: Vec<i64> =
+        (0..batch).map(|n| last[n] + 1 - own.as_ref().map_or((last[n] + 1).min(steps as i64), |o| o[n])).collect();
+    let position = |n: usize, t: usize| match &given {
+        Some(given) if steps as i64 == total => given[0].saturating_add(t as i64),
+        Some(given) => given[n * steps + t],
+        None => before[n] + t as i64,
+    };
+    let turned = |a: &Array| -> Result<Array> {
+        if c.int("do_rotary", 0) == 0 {
+            return Ok(a.clone());
+        }
+        let angles = [c.input(7)?, c.input(8)?];
+        turned(a, angles, c.int("rotary_interleaved", 0) != 0, position)
+    };
+    let (q, k) = (turned(&q)?, turned(&k)?);
+    let cache = |past: Option<&Array>, now: &Array| -> Result<Array> {
+        let Some(past) = past else { return Ok(now.clone()) };
+        let length = past.dim(2).max(usize::try_from(total)?);
+        Array::from_fn(&[batch, stored, length, now.dim(3)], |i| {
+            let now_at = i[2] as i64 - before[i[0]];
+            match now_at {
+                ..0 => past.at_or_zero(&i.iter().map(|&i| i as i64).collect::<Vec<_>>()),
+                at if at < steps as i64 => now.at(&[i[0], i[1], at as usize, i[3]]),
+                _ => 0.0,
+            }
+        })
+    };
+    let (k, v) = (cache(c.opt(3), &k)?, cache(c.opt(4), &v)?);
+    let (causal, window) = (c.int("causal", 1) != 0, c.int("local_window_size", -1));
+    let bias = |i: &[usize]| {
+        let (key, place) = (i[3] as i64, before[i[0]] + i[2] as i64);
+        let hidden = if causal { key > place } else { key > last[i[0]] };
+        match hidden || (window > 0 && key <= place - window) {
+            true => f64::NEG_INFINITY,
+            false => c.opt(10).map_or(0.0, |b| b.broadcast_at(i)),
+        }
+    };
+    let smooth = (c.int("smooth_softmax", -1) > 0).then_some(0.0);
+    let sink = |head: usize| c.opt(11).map_or(smooth, |sinks| Some(sinks.values[head]));
+    let (y, _) = attend([&q, &k, &v], scale_or_none(c), c.float("softcap", 0.0), bias, sink)?;
     Ok(vec![join(&y)?, k, v])
 }
 
 /// ONNX Runtime's own: one product of x gives queries, keys and values.
 fn packed(c: &Call) -> Result<Vec<Array>> {
     let (x, w) = (c.x()?, c.input(1)?);
-    ensure!(c.opt(4).is_none() && (6..c.inputs.len()).all(|i| c.opt(i).is_none()), "past keys and values");
+    ensure!((6..c.inputs.len()).all(|i| c.opt(i).is_none()), "shared buffers");
     ensure!(x.rank() == 3 && w.rank() == 2 && w.dim(0) == x.dim(2), "sizes");
-    let mask = c.opt(3);
-    ensure!(mask.is_none_or(|m| m.dims == x.dims[..2]), "a mask that is not [batch, keys]");
     let sizes = c.ints("qkv_hidden_sizes").unwrap_or_else(|| vec![w.dim(1) as i64 / 3; 3]);
     ensure!(sizes.len() == 3 && sizes.iter().sum::<i64>() == w.dim(1) as i64, "qkv_hidden_sizes");
     let mut start = 0;
@@ -208,14 +311,20 @@ fn packed(c: &Call) -> Result<Vec<Array>> {
         split(&part, || heads(c, "num_heads"))
     };
     let (q, k, v) = (part(sizes[0])?, part(sizes[1])?, part(sizes[2])?);
-    let (causal, filter) = (c.int("unidirectional", 0) != 0, c.float("mask_filter_value", -10000.0));
-    let bias = |i: &[usize]| match causal && i[3] > i[2] {
-        true => f64::NEG_INFINITY,
-        false => {
-            c.opt(5).map_or(0.0, |b| b.broadcast_at(i)) + mask.map_or(0.0, |m| (1.0 - m.at(&[i[0], i[3]])) * filter)
-        }
+    ensure!(c.opt(4).is_none_or(|past| past.rank() == 5 && past.dim(0) == 2), "past keys and values");
+    let past = |i: usize| {
+        let past = c.opt(4)?;
+        let half = past.values.len() / 2;
+        Some(Array { dims: past.dims[1..].to_vec(), values: past.values[i * half..][..half].to_vec(), ..past.clone() })
     };
-    let (y, _) = attend([&q, &k, &v], scale_or_none(c), 0.0, bias)?;
+    let (k, v) = (cached(past(0).as_ref(), k)?, cached(past(1).as_ref(), v)?);
+    let (causal, before) = (c.int("unidirectional", 0) != 0, c.opt(4).map_or(0, |past| past.dim(3)));
+    let filter = filter(c, 3, q.dim(0))?;
+    let bias = |i: &[usize]| match causal && i[3] > i[2] + before {
+        true => f64::NEG_INFINITY,
+        false => c.opt(5).map_or(0.0, |b| b.broadcast_at(i)) + filter(i),
+    };
+    let (y, _) = attend([&q, &k, &v], scale_or_none(c), 0.0, bias, |_| None)?;
     let mut dims = vec![2];
     dims.extend(&k.dims);
     let present = match c.has_output(1) {
@@ -225,30 +334,38 @@ fn packed(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![join(&y)?, present])
 }
 
-/// Each pair of x turned by the angle of its position.
-fn rotary(c: &Call) -> Result<Vec<Array>> {
-    let (x, positions, cos, sin) = (c.x()?, c.input(1)?, c.input(2)?, c.input(3)?);
-    ensure!(cos.rank() == 2 && sin.dims == cos.dims, "caches");
+/// Each pair of x, `[batch, heads, steps, size]`, turned by the angle of its position.
+fn turned(
+    x: &Array,
+    [cos, sin]: [&Array; 2],
+    interleaved: bool,
+    position: impl Fn(usize, usize) -> i64,
+) -> Result<Array> {
     let half = cos.dim(1);
-    let given = c.int("num_heads", 0);
-    let split_x =
-        split(x, || if given > 0 { heads(c, "num_heads") } else { Ok((x.dim(2) / (2 * half).max(1)).max(1)) })?;
-    let (steps, interleaved) = (split_x.dim(2), c.int("interleaved", 0) != 0);
-    ensure!(2 * half <= split_x.dim(3), "heads that are too small");
-    let numbers = positions.integers();
-    ensure!(numbers.len() == 1 || numbers.len() == split_x.dim(0) * steps, "one position a step");
-    let row = |n: usize, t: usize| if numbers.len() == 1 { numbers[0] + t as i64 } else { numbers[n * steps + t] };
-    let y = Array::from_fn(&split_x.dims, |i| {
-        let (d, at) = (i[3], |d: usize| split_x.at(&[i[0], i[1], i[2], d]));
+    ensure!(cos.rank() == 2 && sin.dims == cos.dims && 2 * half <= x.dim(3), "caches");
+    Array::from_fn(&x.dims, |i| {
+        let (d, at) = (i[3], |d: usize| x.at(&[i[0], i[1], i[2], d]));
         if d >= 2 * half {
             return at(d);
         }
         let (pair, second) = if interleaved { (d / 2, d % 2 == 1) } else { (d % half, d >= half) };
         let (first_at, second_at) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
-        let angle = [row(i[0], i[2]), pair as i64];
+        let angle = [position(i[0], i[2]), pair as i64];
         let (cos, sin) = (cos.at_or_zero(&angle), sin.at_or_zero(&angle));
         if second { at(first_at) * sin + at(second_at) * cos } else { at(first_at) * cos - at(second_at) * sin }
-    })?;
+    })
+}
+
+fn rotary(c: &Call) -> Result<Vec<Array>> {
+    let (x, positions, cos, sin) = (c.x()?, c.input(1)?, c.input(2)?, c.input(3)?);
+    let (half, given) = (cos.dim(1), c.int("num_heads", 0));
+    let split_x =
+        split(x, || if given > 0 { heads(c, "num_heads") } else { Ok((x.dim(2) / (2 * half).max(1)).max(1)) })?;
+    let steps = split_x.dim(2);
+    let numbers = positions.integers();
+    ensure!(numbers.len() == 1 || numbers.len() == split_x.dim(0) * steps, "one position a step");
+    let position = |n: usize, t: usize| if numbers.len() == 1 { numbers[0] + t as i64 } else { numbers[n * steps + t] };
+    let y = turned(&split_x, [cos, sin], c.int("interleaved", 0) != 0, position)?;
     Ok(vec![if x.rank() == 3 { join(&y)? } else { y }])
 }
 

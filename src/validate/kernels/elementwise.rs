@@ -73,6 +73,21 @@ fn binary(c: &Call, f: impl Fn(f64, f64) -> f64) -> anyhow::Result<Vec<Array>> {
     Ok(vec![Array::from_fn(&dims, |index| f(a.broadcast_at(index), b.broadcast_at(index)))?])
 }
 
+/// The activation that an operator has behind it, with its alpha, beta and gamma; for Clip the first two are the bounds.
+pub fn activation(name: &str, [a, b, g]: [f64; 3]) -> anyhow::Result<Box<dyn Fn(f64) -> f64>> {
+    let f: fn(f64, f64, f64, f64) -> f64 = match name {
+        "" => |x, _, _, _| x,
+        "Clip" => |x, a, b, _| x.max(a).min(b),
+        "Tanh" => |x, _, _, _| x.tanh(),
+        "Selu" => |x, a, _, g| g * if x < 0.0 { a * x.exp_m1() } else { x },
+        _ => {
+            let f = ROWS.iter().find(|r| r.name == name).with_context(|| format!("activation {name}"))?.f;
+            return Ok(Box::new(move |x| f(x, a, b)));
+        }
+    };
+    Ok(Box::new(move |x| f(x, a, b, g)))
+}
+
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
@@ -91,11 +106,11 @@ fn shrink(x: f64, lambd: f64, bias: f64) -> f64 {
     }
 }
 
-fn gelu(x: f64) -> f64 {
+pub fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
-fn gelu_tanh(x: f64) -> f64 {
+pub fn gelu_tanh(x: f64) -> f64 {
     0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
 }
 

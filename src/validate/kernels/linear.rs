@@ -1,5 +1,6 @@
 //! Products of matrices, and what is made of them.
 
+use super::elementwise::activation;
 use super::{Array, Call, Row, When, broadcast, each_index, row};
 use anyhow::{Context, Result, ensure};
 
@@ -18,6 +19,8 @@ pub const ROWS: &[Row] = &[
     })),
     row("Det", det),
     row("FusedMatMul", fused_matmul).domain(MICROSOFT),
+    row("TransposeMatMul", fused_matmul).domain(MICROSOFT),
+    row("FusedGemm", fused_gemm).domain(MICROSOFT),
     row("MatMulNBits", matmul_n_bits).domain(MICROSOFT),
 ];
 
@@ -56,10 +59,12 @@ fn matmul(c: &Call) -> Result<Vec<Array>> {
 }
 
 fn fused_matmul(c: &Call) -> Result<Vec<Array>> {
-    let operand = |i: usize, flag: &str, batch: &str| {
+    let operand = |i: usize, flag: &str, batch: &str| -> Result<Array> {
         let mut x = c.input(i)?.clone();
         let rank = x.rank();
-        ensure!(rank >= 2, "a vector is not transposed");
+        if rank < 2 {
+            return Ok(x);
+        }
         if c.int(batch, 0) != 0 {
             // The first axis moves to the place before the last.
             let mut perm: Vec<usize> = (1..rank - 1).collect();
@@ -78,10 +83,25 @@ fn fused_matmul(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![product(&a, &b)?.map(|v| alpha * v)])
 }
 
+fn fused_gemm(c: &Call) -> Result<Vec<Array>> {
+    let operand = |i: usize, flag: &str| {
+        let x = c.input(i)?;
+        if c.int(flag, 0) != 0 { x.transposed(&[1, 0]) } else { Ok(x.clone()) }
+    };
+    let mut y = product(&operand(0, "transA")?, &operand(1, "transB")?)?.map(|v| c.float("alpha", 1.0) * v);
+    if let Some(bias) = c.opt(2) {
+        let beta = c.float("beta", 1.0);
+        y = Array::from_fn(&y.dims, |index| y.at(index) + beta * bias.broadcast_at(index))?;
+    }
+    let (alpha, beta, gamma) =
+        (c.float("activation_alpha", 0.0), c.float("activation_beta", 0.0), c.float("activation_gamma", 0.0));
+    Ok(vec![y.map(activation(c.string("activation", ""), [alpha, beta, gamma])?)])
+}
+
 /// `y = x Wᵀ + bias`, W from numbers of few bits, in blocks that share a scale and a zero point.
 fn matmul_n_bits(c: &Call) -> Result<Vec<Array>> {
     let (x, quantized, scales) = (c.x()?, c.input(1)?, c.input(2)?);
-    ensure!(c.opt(4).is_none(), "MatMulNBits with g_idx");
+    let groups = c.opt(4).map(Array::integers);
     let positive = |name: &str, default: i64| usize::try_from(c.int(name, default)).ok().filter(|&n| n > 0);
     let size = |name: &str| positive(name, 0).with_context(|| format!("MatMulNBits without {name}"));
     let (k, n, block, bits) = (size("K")?, size("N")?, size("block_size")?, positive("bits", 4).context("bits")?);
@@ -95,10 +115,10 @@ fn matmul_n_bits(c: &Call) -> Result<Vec<Array>> {
     ensure!(quantized.values.len() >= n * row_bytes && scales.values.len() >= n * blocks, "too few numbers");
     let weights = Array::from_fn(&[k, n], |index| {
         let (k, n) = (index[0], index[1]);
-        let b = k / block;
+        let b = groups.as_ref().map_or(k / block, |g| g.get(k).map_or(0, |&g| g as usize));
         let zero = match c.opt(3) {
             None => f64::from(1u32 << (bits - 1)),
-            Some(z) if z.values.len() == scales.values.len() && per_byte > 1 => z.values[n * blocks + b],
+            Some(z) if !c.is_integer(3) => z.values[n * blocks + b],
             Some(z) => unpack(z.values.get(n * zero_bytes..).unwrap_or(&[]), b),
         };
         (unpack(&quantized.values[n * row_bytes..], k) - zero) * scales.values[n * blocks + b]

@@ -3,6 +3,7 @@
 
 mod array;
 mod attention;
+mod contributed;
 mod control;
 mod elementwise;
 mod linear;
@@ -70,6 +71,7 @@ impl Row {
 
 const FAMILIES: &[&[Row]] = &[
     attention::ROWS,
+    contributed::ROWS,
     elementwise::SUMS,
     linear::ROWS,
     losses::ROWS,
@@ -147,8 +149,7 @@ pub struct Call {
     node: NodeProto,
     opset: i64,
     inputs: Vec<Option<Arc<Array>>>,
-    /// Which inputs are truth values.
-    booleans: Vec<bool>,
+    types: Vec<Option<DatumType>>,
     bodies: Vec<Body>,
     /// What the bodies take from around the node.
     captured: Vec<TValue>,
@@ -167,7 +168,7 @@ impl Call {
             }
         }
         let opset = if canonical_domain(node.domain()).is_empty() { opset } else { 1 };
-        Ok(Call { node, opset, inputs: vec![], booleans: vec![], bodies: vec![], captured: vec![] })
+        Ok(Call { node, opset, inputs: vec![], types: vec![], bodies: vec![], captured: vec![] })
     }
 
     fn input(&self, i: usize) -> Result<&Array> {
@@ -184,7 +185,12 @@ impl Call {
 
     /// Whether an input holds truth values.
     fn is_bool(&self, i: usize) -> bool {
-        self.booleans.get(i) == Some(&true)
+        self.types.get(i) == Some(&Some(DatumType::Bool))
+    }
+
+    /// Whether an input holds integers.
+    fn is_integer(&self, i: usize) -> bool {
+        self.types.get(i).copied().flatten().is_some_and(|t| t.is_integer())
     }
 
     /// Whether the node has an output of that number.
@@ -276,12 +282,10 @@ impl EvalOp for Kernel {
             return otherwise.eval(context, tensors);
         }
         let mut call = self.call.clone();
-        let mut types = Vec::new();
         let mut given = tensors.iter();
         for name in &self.call.node.input {
             let tensor = if name.is_empty() { None } else { given.next() };
-            types.push(tensor.map(|t| t.datum_type()));
-            call.booleans.push(tensor.is_some_and(|t| t.datum_type() == DatumType::Bool));
+            call.types.push(tensor.map(|t| t.datum_type()));
             let array = |t: &TValue| {
                 anyhow::Ok(Arc::new(Array { dims: t.shape().to_vec(), values: values(t)?, element: Element::Like(0) }))
             };
@@ -297,7 +301,9 @@ impl EvalOp for Kernel {
             }
             let datum = match result.element {
                 Element::Is(element) => datum_type(element)?,
-                Element::Like(i) => types.get(i).copied().flatten().context("the input whose type an output has")?,
+                Element::Like(i) => {
+                    call.types.get(i).copied().flatten().context("the input whose type an output has")?
+                }
             };
             let wide = double(&result.dims, &result.values)?;
             outputs.push(wide.cast_to_dt(datum)?.into_owned().into_tvalue());

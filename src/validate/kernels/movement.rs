@@ -11,6 +11,7 @@ pub const ROWS: &[Row] = &[
     row("CumProd", cum_prod),
     row("DFT", dft).when(When::Double),
     row("DequantizeLinear", dequantize),
+    row("DequantizeLinear", dequantize).domain("com.microsoft"),
     row("MaxUnpool", max_unpool),
     row("ReverseSequence", reverse_sequence),
     row("STFT", stft).when(When::Double),

@@ -8,7 +8,7 @@ const MICROSOFT: &str = "com.microsoft";
 pub const ROWS: &[Row] = &[
     row("BatchNormalization", batch).when(When::Node(trains)),
     row("GroupNormalization", group).when(When::Double),
-    row("LayerNormalization", |c| layer(c, c.x()?, c.input(1)?, c.opt(2), true)).when(When::Double),
+    row("LayerNormalization", |c| layer(c, [c.x()?, c.input(1)?], c.opt(2), true, 1e-5)).when(When::Double),
     row("RMSNormalization", rms).when(When::Double),
     row("SimplifiedLayerNormalization", rms).when(When::Double),
     row("SimplifiedLayerNormalization", rms).domain(MICROSOFT),
@@ -71,9 +71,9 @@ fn group(c: &Call) -> Result<Vec<Array>> {
 }
 
 /// Over the axes from `axis` on; with the statistics.
-fn layer(c: &Call, x: &Array, scale: &Array, b: Option<&Array>, centered: bool) -> Result<Vec<Array>> {
+fn layer(c: &Call, [x, scale]: [&Array; 2], b: Option<&Array>, centered: bool, epsilon: f32) -> Result<Vec<Array>> {
     let axis = c.axis(c.int("axis", -1), x.rank())?;
-    let epsilon = c.float("epsilon", 1e-5);
+    let epsilon = c.float("epsilon", epsilon);
     let (outer, inner) = x.dims.split_at(axis);
     let mut kept = outer.to_vec();
     kept.extend(inner.iter().map(|_| 1));
@@ -99,7 +99,7 @@ fn layer(c: &Call, x: &Array, scale: &Array, b: Option<&Array>, centered: bool) 
 }
 
 fn rms(c: &Call) -> Result<Vec<Array>> {
-    let mut outputs = layer(c, c.x()?, c.input(1)?, None, false)?;
+    let mut outputs = layer(c, [c.x()?, c.input(1)?], None, false, 1e-5)?;
     outputs.remove(1);
     Ok(outputs)
 }
@@ -111,7 +111,7 @@ fn skip(c: &Call, bias: usize, centered: bool) -> Result<Vec<Array>> {
         x.at(index) + skip.broadcast_at(index) + bias.map_or(0.0, |b| b.broadcast_at(index))
     })?;
     let beta = if centered { c.opt(3) } else { None };
-    let mut outputs = layer(c, &sum, c.input(2)?, beta, centered)?;
+    let mut outputs = layer(c, [&sum, c.input(2)?], beta, centered, 1e-12)?;
     outputs.push(sum);
     Ok(outputs)
 }

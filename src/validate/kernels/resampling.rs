@@ -7,6 +7,7 @@ pub const ROWS: &[Row] = &[
     row("DeformConv", deform_conv),
     row("GlobalLpPool", global_lp_pool),
     row("GridSample", grid_sample),
+    row("GridSample", grid_sample).domain("com.microsoft"),
     row("LpPool", lp_pool),
     row("MaxRoiPool", max_roi_pool),
     row("Resize", resize),

@@ -1,0 +1,84 @@
+//! Attention without Softmax: a state that is carried along.
+
+use crate::expr::{Along, Expr};
+use crate::graph::Fact;
+use crate::rules::Slot::*;
+use crate::rules::{Call, Rule, rule};
+use anyhow::{Result, bail, ensure};
+
+/// The rows.
+pub const RULES: &[Rule] = &[LINEAR, LINEAR.domain("com.microsoft")];
+
+const LINEAR: Rule =
+    rule("LinearAttention", "the gradients of the recurrence, as a Scan", &[Through(linear_attention)])
+        .attributes("chunk_size kv_num_heads q_num_heads scale update_rule");
+
+/// One step after the other: the state S of shape `[batch, heads, key size, value size]` fades by e^g, takes in β k (v - Sᵀ k)
+/// or k v, and is read with q.
+fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
+    let b = c.builder();
+    let (heads, stored) = (c.int("q_num_heads", 0), c.int("kv_num_heads", 0));
+    ensure!(heads > 0 && stored > 0 && heads % stored == 0, "{heads} heads cannot share {stored} keys and values");
+    let rule = c.string("update_rule", "gated_delta");
+    let (gated, delta) = match rule.as_str() {
+        "linear" => (false, false),
+        "gated" => (true, false),
+        "delta" => (false, true),
+        "gated_delta" => (true, true),
+        _ => bail!("update_rule = '{rule}' is not one of linear, gated, delta, gated_delta"),
+    };
+    let wide = |i: usize| -> Result<Expr<'g>> { Ok(c.input(i)?.widened()) };
+    // Queries that share a key are rows of one matrix: [batch, steps, stored, group, size]; keys and values are rows, too.
+    let q = wide(0)?.reshape_to(&[0, 0, stored, heads / stored, -1]);
+    let row = |e: Expr<'g>, heads: i64| e.reshape_to(&[0, 0, heads, 1, -1]);
+    let (k, v) = (row(wide(1)?, stored), row(wide(2)?, stored));
+    let scale = c.opt_float("scale").filter(|&s| s != 0.0);
+    let scale = match (scale, q.known_dim(4)) {
+        (Some(scale), _) => q.like(scale),
+        (None, Some(size)) => q.like(1.0 / (size as f64).sqrt()),
+        (None, None) => q.count(&[4]).sqrt().reciprocal(),
+    };
+    let mut along = vec![q * scale, k, v];
+    if gated {
+        along.push(wide(4)?.exp().reshape_to(&[0, 0, stored, -1, 1]));
+    }
+    if delta {
+        let beta = wide(5)?;
+        along.push(if beta.known_dim(2) == Some(1) { beta.unsqueeze(&[3, 4]) } else { row(beta, stored) });
+    }
+    let past = match c.opt(3) {
+        Some(past) => past.widened().cast_like(q),
+        None => {
+            let shape = Expr::concat(&[q.dims([0]), b.ints(&[stored]), k.dims([4]), v.dims([4])], 0);
+            b.full(shape, 0.0, q.element()?)
+        }
+    };
+    let fact = |e: Expr<'g>| {
+        let fact = e.fact();
+        let shape = fact.shape.map(|s| s.iter().enumerate().filter(|&(a, _)| a != 1).map(|(_, &d)| d).collect());
+        Fact::tensor(fact.element, shape)
+    };
+    let mut inputs = vec![Fact::tensor(past.fact().element, past.fact().shape)];
+    inputs.extend(along.iter().map(|&e| fact(e)));
+    let (body, inputs) = b.open(inputs);
+    let step = || {
+        let [state, q, k, v, ref gates @ ..] = inputs[..] else { bail!("the recurrence has too few inputs") };
+        let mut gates = gates.iter().copied();
+        let faded = if gated { gates.next().map_or(state, |g| state * g) } else { state };
+        let value = match gates.next() {
+            Some(beta) => beta * (v - k.matmul(faded)),
+            None => v,
+        };
+        let state = faded + k.transposed() * value;
+        Ok([state, q.matmul(state)])
+    };
+    let outputs = b.within(body, step)?;
+    b.close(body, &outputs, inputs.len());
+    let along: Vec<Along<'g>> = along.into_iter().map(|tensor| Along { tensor, axis: 1, reverse: false }).collect();
+    let [state, y] = b.scan(&[past], &along, &[(1, false)], body)[..] else { bail!("the recurrence has no result") };
+    let state = match c.output(1) {
+        Some(present) => state.cast_like(present),
+        None => state,
+    };
+    Ok(vec![Some(y.reshape_to(&[0, 0, -1]).cast_like(c.x()?)), Some(state)])
+}
