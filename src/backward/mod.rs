@@ -19,10 +19,11 @@ pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, Node, NodeId, Origin, ValueId};
-use crate::onnx::FunctionProto;
-use crate::rules::{self, Call, Rule, Slot};
+use crate::onnx::{ElementType, FunctionProto};
+use crate::rules::{self, Call, Integers, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What arrives at a tensor. Absence of a flow is the third case: the tensor is not connected.
@@ -43,12 +44,22 @@ pub struct Pass<'g> {
     own_rules: &'g [Rule],
     /// Functions that go before every row: the user's own gradients.
     own_functions: &'g [FunctionProto],
+    /// Whether rounding counts as the identity: then quantized integers carry gradients.
+    straight_through: bool,
+    /// The quantized integers that depend on an x, with the element type of their gradients.
+    cotangents: RefCell<HashMap<ValueId, ElementType>>,
 }
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
     pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: HashSet<ValueId>, own_rules: &'g [Rule]) -> Self {
-        Pass { builder, aggregation, stops, own_rules, own_functions: &[] }
+        let cotangents = RefCell::default();
+        Pass { builder, aggregation, stops, own_rules, own_functions: &[], straight_through: false, cotangents }
+    }
+
+    /// The pass for which rounding counts as the identity, or not.
+    pub fn with_straight_through(self, straight_through: bool) -> Self {
+        Pass { straight_through, ..self }
     }
 
     /// The pass with gradients that the user gives as functions.
@@ -59,6 +70,19 @@ impl<'g> Pass<'g> {
     /// Where gradients are written to.
     pub fn builder(&self) -> &'g Builder {
         self.builder
+    }
+
+    /// The element type of the gradient of a tensor of quantized integers that depends on an x.
+    pub(crate) fn cotangent(&self, value: ValueId) -> Option<ElementType> {
+        self.cotangents.borrow().get(&value).copied()
+    }
+
+    /// Zeros in the place of a tensor's gradient.
+    pub(crate) fn zeros_like(&self, x: Expr<'g>) -> Expr<'g> {
+        match self.cotangent(x.id()) {
+            Some(element) => self.builder.full(x.shape(), 0.0, element),
+            None => x.zeros_like(),
+        }
     }
 
     /// The gradients that arrive at `xs` from the seeds, through `nodes`, which are in topological order. `None` for an x that
@@ -122,11 +146,8 @@ impl<'g> Pass<'g> {
             let rule = self.rule(node);
             let before = reached.len();
             let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-            let stopped = |i: usize| matches!(rule.and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
-            reached.extend(inputs.filter(|(i, v)| live.contains(v) && !stopped(*i)).map(|(_, v)| v));
-            if !node.bodies.is_empty() {
-                reached.extend(graph.captures(id).into_iter().filter(|v| live.contains(v)));
-            }
+            reached.extend(inputs.filter(|&(i, v)| live.contains(&v) && self.enters(node, i, v)).map(|(_, v)| v));
+            reached.extend(self.live_captures(id, live));
             let leads_on = reached.len() > before || node.inputs.iter().flatten().any(|v| live.contains(v));
             if rule.is_none() && self.own_function(node).is_none() && leads_on {
                 let op = match &*node.domain {
@@ -191,24 +212,76 @@ impl<'g> Pass<'g> {
         found.into_iter().collect()
     }
 
-    /// The tensors through which a gradient can reach an x: forward from xs through floating-point tensors, past no stop.
+    /// Whether what a node's rule gives an input may pass to it.
+    fn enters(&self, node: &Node, input: usize, value: ValueId) -> bool {
+        match self.rule(node) {
+            Some(rule) => {
+                let known = rule.integers != Integers::Ignored || self.cotangent(value).is_none();
+                known && !matches!(rule.slot(input), Some(Slot::Stop(_)))
+            }
+            // An operator that is not known stands in the way of all that it takes.
+            None => self.own_function(node).is_none() || self.cotangent(value).is_none(),
+        }
+    }
+
+    /// The captured values of a node's bodies that lead to an x. Quantized integers do not lead out of bodies.
+    fn live_captures(&self, id: NodeId, live: &HashSet<ValueId>) -> Vec<ValueId> {
+        let graph = self.builder.graph();
+        if graph.node(id).bodies.is_empty() {
+            return vec![];
+        }
+        graph.captures(id).into_iter().filter(|v| live.contains(v) && self.cotangent(*v).is_none()).collect()
+    }
+
+    /// The tensors through which a gradient can reach an x: forward from xs through floating-point tensors, and quantized
+    /// integers where rounding counts as the identity, past no stop.
     pub(crate) fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
         let graph = self.builder.graph();
-        let mut live: HashSet<ValueId> = xs.iter().copied().filter(|&x| graph.fact(x).may_carry_gradient()).collect();
+        let may = |x: &ValueId| graph.fact(*x).may_carry_gradient() || self.cotangent(*x).is_some();
+        let mut live: HashSet<ValueId> = xs.iter().copied().filter(may).collect();
         for &id in nodes {
             let node = graph.node(id);
-            let rule = self.rule(node);
-            let passes = |i: usize| !matches!(rule.and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
-            let direct = node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| live.contains(&v)) && passes(i));
             if node.stop {
                 continue;
             }
-            if direct || (!node.bodies.is_empty() && graph.captures(id).iter().any(|v| live.contains(v))) {
-                let outputs = node.outputs.iter().flatten();
-                live.extend(outputs.filter(|o| !self.stops.contains(o) && graph.fact(**o).may_carry_gradient()));
+            let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
+            let entering = |&(i, v): &(usize, ValueId)| live.contains(&v) && self.enters(node, i, v);
+            let sources: Vec<ValueId> = inputs.filter(entering).map(|(_, v)| v).collect();
+            if sources.is_empty() && self.live_captures(id, &live).is_empty() {
+                continue;
+            }
+            for &output in node.outputs.iter().flatten().filter(|o| !self.stops.contains(o)) {
+                let cotangent = self.cotangent_of_output(node, output, &sources);
+                self.cotangents.borrow_mut().extend(cotangent.map(|element| (output, element)));
+                if cotangent.is_some() || (graph.fact(output).may_carry_gradient() && !self.rounds(node, output)) {
+                    live.insert(output);
+                }
             }
         }
         live
+    }
+
+    /// Whether a node's output holds rounded numbers, where its type may not even be known.
+    fn rounds(&self, node: &Node, output: ValueId) -> bool {
+        let float = self.builder.graph().fact(output).element.is_some_and(ElementType::is_float);
+        !float && self.rule(node).is_some_and(|r| r.integers == Integers::Rounded)
+    }
+
+    /// The element type of the gradient of a node's output that holds quantized integers, where they depend on one of the
+    /// `sources` among the node's inputs in a way that its rule knows of.
+    fn cotangent_of_output(&self, node: &Node, output: ValueId, sources: &[ValueId]) -> Option<ElementType> {
+        let graph = self.builder.graph();
+        let element = |v: ValueId| graph.fact(v).element;
+        if !self.straight_through || element(output).is_some_and(ElementType::is_float) {
+            return None;
+        }
+        let integers = || sources.iter().filter_map(|&v| Some((v, self.cotangent(v)?)));
+        match self.rule(node).map(|r| r.integers) {
+            Some(Integers::Ignored) => None,
+            Some(Integers::Moved) => integers().find(|&(v, _)| element(v) == element(output)).map(|(_, e)| e),
+            Some(Integers::Rounded) => sources.first().and_then(|&v| self.cotangent(v).or(element(v))),
+            None => integers().next().map(|(_, e)| e),
+        }
     }
 
     /// What has arrived at the outputs of a node. What has arrived at an x stays for the result, at a stop goes no further.
@@ -239,8 +312,10 @@ impl<'g> Pass<'g> {
         flows: &[Option<Flow<'g>>],
         live: &HashSet<ValueId>,
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
-        let mut wanted: Vec<ValueId> = node.inputs.iter().flatten().filter(|v| live.contains(v)).copied().collect();
-        wanted.extend(self.builder.graph().captures(id).into_iter().filter(|v| live.contains(v)));
+        let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
+        let entering = inputs.filter(|&(i, v)| live.contains(&v) && self.enters(node, i, v));
+        let mut wanted: Vec<ValueId> = entering.map(|(_, v)| v).collect();
+        wanted.extend(self.live_captures(id, live));
         // A tensor that is taken twice gets the sum of both, once.
         wanted.sort_unstable();
         wanted.dedup();
@@ -260,7 +335,8 @@ impl<'g> Pass<'g> {
         });
         let call = Call::new(self, id, dys.collect(), wanted.clone());
         match rule.slots.first() {
-            _ if only_zeros => Ok(self.zeros(node, rule, &wanted)),
+            // Where only zeros arrive, zeros leave: derivatives are linear.
+            _ if only_zeros => Ok(wanted.iter().map(|&v| (v, Flow::Zero)).collect()),
             Some(Slot::Through(forward)) => {
                 let gradients = self.through(&call, *forward, &wanted).and_then(|g| self.checked(g));
                 self.blame(gradients, id, None)
@@ -269,22 +345,15 @@ impl<'g> Pass<'g> {
                 let gradients = structure(&call).and_then(|g| self.checked(g));
                 self.blame(gradients, id, None)
             }
-            _ => self.slots(&call, id, node, rule, live),
+            _ => self.slots(&call, id, node, rule),
         }
     }
 
     /// What each input gets by its slot. All are computed before any is used.
-    fn slots(
-        &self,
-        call: &Call<'g>,
-        id: NodeId,
-        node: &Node,
-        rule: &Rule,
-        live: &HashSet<ValueId>,
-    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
+    fn slots(&self, call: &Call<'g>, id: NodeId, node: &Node, rule: &Rule) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let mut gradients = Vec::new();
         for (i, input) in node.inputs.iter().enumerate() {
-            let Some(value) = input.filter(|v| live.contains(v)) else { continue };
+            let Some(value) = input.filter(|v| call.wants(*v)) else { continue };
             let x = self.builder.expr(value);
             let flow = match rule.slot(i) {
                 None => Err(anyhow!("the operator has no input {i}")),
@@ -327,29 +396,23 @@ impl<'g> Pass<'g> {
         Ok(wanted.iter().map(|x| (*x, gradients.get(x).map_or(Flow::Zero, |dx| Flow::Value(*dx)))).collect())
     }
 
-    /// Where only zeros arrive, zeros leave: derivatives are linear.
-    fn zeros(&self, node: &Node, rule: &Rule, wanted: &[ValueId]) -> Vec<(ValueId, Flow<'g>)> {
-        let stops = |v: &ValueId| {
-            let inputs = node.inputs.iter().enumerate().filter(|(_, i)| i.as_ref() == Some(v));
-            let mut slots = inputs.map(|(i, _)| rule.slot(i)).peekable();
-            slots.peek().is_some() && slots.all(|s| matches!(s, Some(Slot::Stop(_))))
-        };
-        wanted.iter().filter(|v| !stops(v)).map(|v| (*v, Flow::Zero)).collect()
-    }
-
-    /// A gradient has the shape and the element type of its input, or its rule is wrong.
+    /// A gradient has the shape and the element type of its input, or its rule is wrong. That of quantized integers has one
+    /// type, whichever their consumers compute in.
     fn checked<T: IntoFlow<'g>>(&self, gradients: Vec<(ValueId, T)>) -> Result<Vec<(ValueId, Flow<'g>)>> {
-        let graph = self.builder.graph();
         let check = |(value, flow): (ValueId, T)| {
-            let flow = flow.into_flow();
+            let flow = match (flow.into_flow(), self.cotangent(value)) {
+                (Flow::Value(dx), Some(element)) => Flow::Value(dx.cast(element)),
+                (flow, _) => flow,
+            };
             if let Flow::Value(dx) = flow {
+                let graph = self.builder.graph();
                 let (x, dx) = (graph.fact(value), graph.fact(dx.id()));
-                let same_type = x.element.zip(dx.element).is_none_or(|(a, b)| a == b);
+                let element = self.cotangent(value).or(x.element);
+                let same_type = element.zip(dx.element).is_none_or(|(a, b)| a == b);
                 ensure!(
                     same_type,
-                    "its rule gives a gradient of type {:?} for {:?}; please report this",
-                    dx.element,
-                    x.element
+                    "its rule gives a gradient of type {:?} for {element:?}; please report this",
+                    dx.element
                 );
                 let contradict = |(a, b): (&crate::graph::Dim, &crate::graph::Dim)| {
                     a.known().zip(b.known()).is_some_and(|(a, b)| a != b)

@@ -142,7 +142,7 @@ impl<'g> Call<'g> {
     pub fn dy_of(&self, i: usize) -> Result<Expr<'g>> {
         match self.dys.get(i) {
             Some(Some(dy)) => Ok(*dy),
-            _ => Ok(self.output(i).with_context(|| format!("output {i} is left out"))?.zeros_like()),
+            _ => Ok(self.pass.zeros_like(self.output(i).with_context(|| format!("output {i} is left out"))?)),
         }
     }
 
@@ -159,6 +159,15 @@ impl<'g> Call<'g> {
     /// Whether an input, or a value that a body captures, leads to an x.
     pub fn wants(&self, value: ValueId) -> bool {
         self.wanted.contains(&value)
+    }
+
+    /// The element type of an input's gradient: that of the input, but for quantized integers.
+    ///
+    /// # Errors
+    /// The node does not have the input, or its type is not known.
+    pub fn gradient_element(&self, i: usize) -> Result<ElementType> {
+        let x = self.input(i)?;
+        self.pass.cotangent(x.id()).map_or_else(|| x.element(), Ok)
     }
 
     // ---------------------------------------------------------------- attributes

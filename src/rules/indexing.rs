@@ -9,14 +9,17 @@ use anyhow::{Result, ensure};
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Gather", "dx = dy, added up in the places of the indices", &[Formula(gather), Stop("indices")])
+        .moves_integers()
         .attributes("axis"),
     rule(
         "GatherElements",
         "dx = dy, added up in the places of the indices",
         &[Formula(gather_elements), Stop("indices")],
     )
+    .moves_integers()
     .attributes("axis"),
     rule("GatherND", "dx = dy, added up in the places of the indices", &[Formula(gather_nd), Stop("indices")])
+        .moves_integers()
         .attributes("batch_dims"),
     rule("Scatter", "dx = dy, zero in the places; dupdates = dy in the places", ALONG_AXIS).attributes("axis"),
     rule("ScatterElements", SCATTERED, ALONG_AXIS).attributes("axis reduction").note(TIES),
@@ -83,15 +86,21 @@ fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     }
 }
 
+/// Zeros of the shape of x, to add `dy` to.
+fn zeros<'g>(x: Expr<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+    Ok(dy.builder().full(x.shape(), 0.0, dy.element()?))
+}
+
 fn gather_elements<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(c.x()?.zeros_like().scatter_elements_add(c.input(1)?, c.dy()?, c.axis(0)?))
+    let dy = c.dy()?;
+    Ok(zeros(c.x()?, dy)?.scatter_elements_add(c.input(1)?, dy, c.axis(0)?))
 }
 
 fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, indices, dy) = (c.x()?, c.input(1)?, c.dy()?);
     let batch = usize::try_from(c.int("batch_dims", 0)).unwrap_or(usize::MAX);
     if batch == 0 {
-        return Ok(x.zeros_like().scatter_nd_add(indices, dy));
+        return Ok(zeros(x, dy)?.scatter_nd_add(indices, dy));
     }
     let (rank, index_rank) = (x.rank()?, indices.rank()?);
     ensure!(batch < rank.min(index_rank), "batch_dims {batch} for ranks {rank} and {index_rank}");
@@ -105,7 +114,7 @@ fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         tuples.push(b.range(x.dim(axis)).reshape_to(&place).expand(column));
     }
     tuples.push(indices);
-    Ok(x.zeros_like().scatter_nd_add(Expr::concat(&tuples, index_rank - 1), dy))
+    Ok(zeros(x, dy)?.scatter_nd_add(Expr::concat(&tuples, index_rank - 1), dy))
 }
 
 /// The places that a ScatterElements or ScatterND names.

@@ -4,6 +4,7 @@ use super::context::{Context, Row, tensor};
 use super::elementwise::same;
 use super::linear::{gemm, product};
 use super::normalize::layer;
+use super::quantize::{dequantize, quantize};
 use super::window::convolution;
 use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
@@ -13,6 +14,7 @@ pub const ROWS: &[Row] = &[
     ("BiasAdd", same),
     ("BiasGelu", same),
     ("BiasSplitGelu", |c| Ok(vec![tensor(c.element(0), None)])),
+    ("DequantizeLinear", dequantize),
     ("FastGelu", same),
     ("FusedConv", |c| convolution(c, 0, 1, c.element(0).or(c.element(1)))),
     ("FusedGemm", gemm),
@@ -21,6 +23,7 @@ pub const ROWS: &[Row] = &[
     ("GroupNorm", same),
     ("LayerNormalization", layer),
     ("MatMulNBits", matmul_n_bits),
+    ("QuantizeLinear", quantize),
     ("QuickGelu", same),
     ("RotaryEmbedding", same),
     ("SimplifiedLayerNormalization", layer),
