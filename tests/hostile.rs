@@ -2,9 +2,7 @@
 
 mod common;
 
-use onnx_gradients::backward::Selection;
-use onnx_gradients::onnx::file::read_bytes;
-use onnx_gradients::{Gradients, Model, graph};
+use common::process::process;
 use prost::Message;
 
 /// splitmix64
@@ -18,17 +16,6 @@ impl Random {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) % n.max(1) as u64) as usize
     }
-}
-
-/// Reads a model and differentiates all that it can be asked for.
-fn process(bytes: Vec<u8>) -> anyhow::Result<()> {
-    let model = Model::from(read_bytes(bytes.into())?);
-    let loaded = graph::load(&model.proto)?;
-    let selection = Selection::new(&loaded);
-    let names = |ids: Vec<graph::ValueId>| ids.into_iter().map(|id| selection.name(id)).collect::<Vec<_>>();
-    let xs = names([selection.inputs(), selection.parameters()].concat());
-    Gradients::new(names(selection.outputs()), xs).build(&model)?;
-    Ok(())
 }
 
 #[test]

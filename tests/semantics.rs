@@ -410,3 +410,14 @@ fn weights_are_tensors_and_not_the_numbers_that_they_hold() {
     let found = values(&second, &[("x", &[5.0, 6.0]), ("v", &[2.0, 3.0])]);
     assert_eq!(found, [Some(vec![2.0, 3.0])]);
 }
+
+#[test]
+fn equal_symbols_need_no_arithmetic_on_shapes() {
+    let graph = "g (float[N,4] x, float[N,3] t) => (float y) <float[4,3] w = {1,2,3,4,5,6,7,8,9,10,11,12}, float[3] b = {1,2,3}> {
+        h = MatMul(x, w) s = Add(h, b) p = Softmax(s) d = Sub(p, t) e = Mul(d, d) y = ReduceSum<keepdims = 0>(e) }";
+    let output = Gradients::new(["y"], ["w", "b", "x"]).build(&model(graph)).unwrap();
+    let added = &output.model.proto.graph.as_ref().unwrap().node[6..];
+    let shapes = ["Shape", "Reshape", "Gather", "Concat", "Div", "Max"];
+    let found: Vec<&str> = added.iter().filter(|n| shapes.contains(&n.op_type())).map(|n| n.name()).collect();
+    assert_eq!(found, [""; 0]);
+}

@@ -11,7 +11,8 @@ use onnx_gradients::training::state::{self, State};
 use onnx_gradients::training::trainer::{CHECKPOINT, Epoch, Options, train};
 use onnx_gradients::training::{Artifacts, LossSpec, Trainable};
 use onnx_gradients::validate::engine::Precision;
-use onnx_gradients::validate::tract::{self, Plan, Tensors};
+use onnx_gradients::validate::tensors::{self, Tensors};
+use onnx_gradients::validate::tract::Plan;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,10 +40,10 @@ fn run(artifacts: &Artifacts, name: &str, precision: Precision, own: &[(&str, Te
 }
 
 fn run_with(model: &ModelProto, precision: Precision, feeds: &State) -> Values {
-    let feeds: Tensors = feeds.iter().map(|(n, t)| (n.clone(), Arc::new(tract::tensor(t).unwrap()))).collect();
+    let feeds: Tensors = feeds.iter().map(|(n, t)| (n.clone(), Arc::new(tensors::tensor(t).unwrap()))).collect();
     let plan = Plan::new(model, &feeds, precision).unwrap_or_else(|e| panic!("{e}"));
     let results = plan.run(&feeds).unwrap_or_else(|e| panic!("{e}"));
-    results.iter().map(|(n, t)| (n.clone(), tract::values(t).unwrap())).collect()
+    results.iter().map(|(n, t)| (n.clone(), tensors::values(t).unwrap())).collect()
 }
 
 fn float(dims: &[i64], values: &[f64]) -> TensorProto {
@@ -107,12 +108,12 @@ fn optimizers_agree_with_their_references_over_twenty_steps() {
         let request = Trainable::new([LossSpec::new("y")]).optimizer(&case.optimizer, Some(case.hyper));
         let artifacts = request.build(&model).unwrap();
         let mut state: Tensors =
-            (artifacts.state.iter()).map(|(n, t)| (n.clone(), Arc::new(tract::tensor(t).unwrap()))).collect();
-        let rate = tract::tensor(&double(&[], &[reference.lr])).unwrap();
+            (artifacts.state.iter()).map(|(n, t)| (n.clone(), Arc::new(tensors::tensor(t).unwrap()))).collect();
+        let rate = tensors::tensor(&double(&[], &[reference.lr])).unwrap();
         state.insert("learning_rate".to_owned(), Arc::new(rate));
         let mut plan = None;
         for (t, (gradient, expected)) in reference.gradients.iter().zip(&case.path).enumerate() {
-            let x = tract::tensor(&double(&reference.shape, gradient)).unwrap();
+            let x = tensors::tensor(&double(&reference.shape, gradient)).unwrap();
             state.insert("x".to_owned(), Arc::new(x));
             let plan =
                 plan.get_or_insert_with(|| Plan::new(role(&artifacts, "train"), &state, Precision::Double).unwrap());
@@ -120,10 +121,10 @@ fn optimizers_agree_with_their_references_over_twenty_steps() {
             for feed in &artifacts.manifest.state {
                 state.insert(feed.input.clone(), results[&feed.output].clone());
             }
-            let found = tract::values(&state["w"]).unwrap();
+            let found = tensors::values(&state["w"]).unwrap();
             assert_close(&format!("{} {:?}, step {t}", case.optimizer, case.hyper), &found, expected, 1e-6);
         }
-        assert_eq!(tract::values(&state["step"]).unwrap(), [20.0]);
+        assert_eq!(tensors::values(&state["step"]).unwrap(), [20.0]);
     }
 }
 

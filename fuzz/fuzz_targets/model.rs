@@ -5,20 +5,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use onnx_gradients::backward::Selection;
-use onnx_gradients::onnx::file::read_bytes;
-use onnx_gradients::{Gradients, Model, graph};
-
-fn process(bytes: &[u8]) -> anyhow::Result<()> {
-    let model = Model::from(read_bytes(bytes.to_vec().into())?);
-    let loaded = graph::load(&model.proto)?;
-    let selection = Selection::new(&loaded);
-    let names = |ids: Vec<graph::ValueId>| ids.into_iter().map(|id| selection.name(id)).collect::<Vec<_>>();
-    let xs = names([selection.inputs(), selection.parameters()].concat());
-    Gradients::new(names(selection.outputs()), xs).build(&model)?;
-    Ok(())
-}
+#[path = "../../tests/common/process.rs"]
+mod process;
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = process(bytes);
+    let _ = process::process(bytes.to_vec());
 });

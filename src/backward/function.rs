@@ -43,7 +43,7 @@ impl<'g> Pass<'g> {
         flows: &[Option<Flow<'g>>],
         wanted: &[ValueId],
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
-        let b = self.builder();
+        let b = self.builder;
         let (inputs, outputs) = (node.inputs.len(), node.outputs.len());
         ensure!(
             function.input.len() == inputs + 2 * outputs,

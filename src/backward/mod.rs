@@ -20,7 +20,7 @@ pub use select::{Selection, nearest};
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, Node, NodeId, Origin, ValueId};
 use crate::onnx::{ElementType, FunctionProto};
-use crate::rules::{self, Call, Integers, Rule, Slot};
+use crate::rules::{self, Call, Differentiate, Integers, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use std::cell::RefCell;
@@ -65,24 +65,6 @@ impl<'g> Pass<'g> {
     /// The pass with gradients that the user gives as functions.
     pub fn with_functions(self, own_functions: &'g [FunctionProto]) -> Self {
         Pass { own_functions, ..self }
-    }
-
-    /// Where gradients are written to.
-    pub fn builder(&self) -> &'g Builder {
-        self.builder
-    }
-
-    /// The element type of the gradient of a tensor of quantized integers that depends on an x.
-    pub(crate) fn cotangent(&self, value: ValueId) -> Option<ElementType> {
-        self.cotangents.borrow().get(&value).copied()
-    }
-
-    /// Zeros in the place of a tensor's gradient.
-    pub(crate) fn zeros_like(&self, x: Expr<'g>) -> Expr<'g> {
-        match self.cotangent(x.id()) {
-            Some(element) => self.builder.full(x.shape(), 0.0, element),
-            None => x.zeros_like(),
-        }
     }
 
     /// The gradients that arrive at `xs` from the seeds, through `nodes`, which are in topological order. `None` for an x that
@@ -174,26 +156,8 @@ impl<'g> Pass<'g> {
         )
     }
 
-    /// The gradients of `xs`, of which a rule has built the `ys` by a formula, from the seeds of those.
-    pub(crate) fn differentiate_formula(
-        &'g self,
-        ys: &[(Expr<'g>, Expr<'g>)],
-        xs: &[Expr<'g>],
-    ) -> Result<HashMap<ValueId, Expr<'g>>> {
-        let leaves: HashSet<ValueId> = xs.iter().map(|x| x.id()).collect();
-        let nodes = self.between(ys.iter().map(|(y, _)| y.id()), &leaves);
-        let seeds: Vec<(ValueId, Expr<'g>)> = ys.iter().map(|(y, dy)| (y.id(), *dy)).collect();
-        let xs: Vec<ValueId> = leaves.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let flows = self.differentiate(&nodes, &seeds, &xs)?;
-        let value = |(x, flow): (ValueId, Option<Flow<'g>>)| match flow? {
-            Flow::Value(dx) => Some((x, dx)),
-            Flow::Zero => None,
-        };
-        Ok(xs.into_iter().zip(flows).filter_map(value).collect())
-    }
-
     /// The nodes that the builder has written between the leaves and the roots, in topological order.
-    fn between(&self, roots: impl Iterator<Item = ValueId>, leaves: &HashSet<ValueId>) -> Vec<NodeId> {
+    fn between(&self, roots: impl Iterator<Item = ValueId>, leaves: &BTreeSet<ValueId>) -> Vec<NodeId> {
         let graph = self.builder.graph();
         let mut found = BTreeSet::new();
         let mut open: Vec<ValueId> = roots.collect();
@@ -231,34 +195,6 @@ impl<'g> Pass<'g> {
             return vec![];
         }
         graph.captures(id).into_iter().filter(|v| live.contains(v) && self.cotangent(*v).is_none()).collect()
-    }
-
-    /// The tensors through which a gradient can reach an x: forward from xs through floating-point tensors, and quantized
-    /// integers where rounding counts as the identity, past no stop.
-    pub(crate) fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
-        let graph = self.builder.graph();
-        let may = |x: &ValueId| graph.fact(*x).may_carry_gradient() || self.cotangent(*x).is_some();
-        let mut live: HashSet<ValueId> = xs.iter().copied().filter(may).collect();
-        for &id in nodes {
-            let node = graph.node(id);
-            if node.stop {
-                continue;
-            }
-            let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-            let entering = |&(i, v): &(usize, ValueId)| live.contains(&v) && self.enters(node, i, v);
-            let sources: Vec<ValueId> = inputs.filter(entering).map(|(_, v)| v).collect();
-            if sources.is_empty() && self.live_captures(id, &live).is_empty() {
-                continue;
-            }
-            for &output in node.outputs.iter().flatten().filter(|o| !self.stops.contains(o)) {
-                let cotangent = self.cotangent_of_output(node, output, &sources);
-                self.cotangents.borrow_mut().extend(cotangent.map(|element| (output, element)));
-                if cotangent.is_some() || (graph.fact(output).may_carry_gradient() && !self.rounds(node, output)) {
-                    live.insert(output);
-                }
-            }
-        }
-        live
     }
 
     /// Whether a node's output holds rounded numbers, where its type may not even be known.
@@ -391,7 +327,7 @@ impl<'g> Pass<'g> {
         let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some((y?, c.opt_dy(i)?))).collect();
         let mut leaves: Vec<Expr<'g>> = (0..c.input_count()).filter_map(|i| c.opt(i)).collect();
         leaves.retain(|x| wanted.contains(&x.id()));
-        let gradients = self.differentiate_formula(&ys, &leaves)?;
+        let gradients = self.through_formula(&ys, &leaves)?;
         // What the formula does not lead to is connected all the same: the operator takes it.
         Ok(wanted.iter().map(|x| (*x, gradients.get(x).map_or(Flow::Zero, |dx| Flow::Value(*dx)))).collect())
     }
@@ -474,6 +410,76 @@ impl<'g> Pass<'g> {
         }
         let own = self.own_rules.iter().find(|r| r.op == &*node.op_type && r.domain == &*node.domain);
         own.or_else(|| rules::find(&node.domain, &node.op_type, self.builder.graph().opset(&node.domain)))
+    }
+}
+
+impl<'g> Differentiate<'g> for Pass<'g> {
+    fn builder(&self) -> &'g Builder {
+        self.builder
+    }
+
+    fn through_nodes(
+        &'g self,
+        nodes: &[NodeId],
+        seeds: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<Vec<Option<Expr<'g>>>> {
+        let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
+        let ids: Vec<_> = xs.iter().map(|x| x.id()).collect();
+        let value = |(flow, x): (Option<Flow<'g>>, &Expr<'g>)| match flow? {
+            Flow::Value(dx) => Some(dx),
+            Flow::Zero => Some(x.zeros_like()),
+        };
+        Ok(self.differentiate(nodes, &seeds, &ids)?.into_iter().zip(xs).map(value).collect())
+    }
+
+    fn through_formula(
+        &'g self,
+        seeds: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<HashMap<ValueId, Expr<'g>>> {
+        let leaves: BTreeSet<ValueId> = xs.iter().map(|x| x.id()).collect();
+        let nodes = self.between(seeds.iter().map(|(y, _)| y.id()), &leaves);
+        let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
+        let xs: Vec<ValueId> = leaves.into_iter().collect();
+        let flows = self.differentiate(&nodes, &seeds, &xs)?;
+        let value = |(x, flow)| match flow? {
+            Flow::Value(dx) => Some((x, dx)),
+            Flow::Zero => None,
+        };
+        Ok(xs.into_iter().zip(flows).filter_map(value).collect())
+    }
+
+    /// Forward from xs through floating-point tensors, and quantized integers where rounding counts as the identity, past no
+    /// stop.
+    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
+        let graph = self.builder.graph();
+        let may = |x: &ValueId| graph.fact(*x).may_carry_gradient() || self.cotangent(*x).is_some();
+        let mut live: HashSet<ValueId> = xs.iter().copied().filter(may).collect();
+        for &id in nodes {
+            let node = graph.node(id);
+            if node.stop {
+                continue;
+            }
+            let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
+            let entering = |&(i, v): &(usize, ValueId)| live.contains(&v) && self.enters(node, i, v);
+            let sources: Vec<ValueId> = inputs.filter(entering).map(|(_, v)| v).collect();
+            if sources.is_empty() && self.live_captures(id, &live).is_empty() {
+                continue;
+            }
+            for &output in node.outputs.iter().flatten().filter(|o| !self.stops.contains(o)) {
+                let cotangent = self.cotangent_of_output(node, output, &sources);
+                self.cotangents.borrow_mut().extend(cotangent.map(|element| (output, element)));
+                if cotangent.is_some() || (graph.fact(output).may_carry_gradient() && !self.rounds(node, output)) {
+                    live.insert(output);
+                }
+            }
+        }
+        live
+    }
+
+    fn cotangent(&self, value: ValueId) -> Option<ElementType> {
+        self.cotangents.borrow().get(&value).copied()
     }
 }
 

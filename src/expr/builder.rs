@@ -196,16 +196,13 @@ impl Builder {
             origin: Origin::Backward(self.forward.get()),
             stop: false,
         };
-        let mut facts = match self.graph().infer(&new) {
+        let facts = match self.infer(&new) {
             Ok(facts) => facts,
             Err(error) => {
                 let error = error.context(format!("the gradient's own {op} cannot be built"));
                 return vec![self.fail(error); outputs];
             }
         };
-        if !new.inputs.iter().flatten().all(|&i| self.is_literal(i)) {
-            facts.iter_mut().for_each(|f| f.value = None);
-        }
         if op != "Constant"
             && let [fact] = facts.as_slice()
             && let Some(folded) = self.fold(fact)
@@ -218,6 +215,24 @@ impl Builder {
             self.nodes.borrow_mut().insert(key, node);
         }
         self.outputs(node)
+    }
+
+    /// The facts of a node's outputs. Values in them follow from literals and from shapes alone.
+    fn infer(&self, new: &NewNode) -> Result<Vec<Fact>> {
+        let graph = self.graph();
+        let mut facts = graph.infer(new)?;
+        if facts.iter().any(|f| f.value.is_some()) && !new.inputs.iter().flatten().all(|&i| self.is_literal(i)) {
+            let hide = |i: ValueId| match self.is_literal(i) {
+                true => graph.fact(i).clone(),
+                false => Fact { value: None, ..graph.fact(i).clone() },
+            };
+            let inputs: Vec<Option<Fact>> = new.inputs.iter().map(|i| i.map(hide)).collect();
+            let inputs: Vec<Option<&Fact>> = inputs.iter().map(Option::as_ref).collect();
+            for (fact, literal) in facts.iter_mut().zip(graph.infer_from(new, &inputs)?) {
+                fact.value = literal.value;
+            }
+        }
+        Ok(facts)
     }
 
     /// Appends a node of its own, whatever others compute.

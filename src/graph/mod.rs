@@ -269,8 +269,16 @@ impl Graph {
     /// message says what, not where: who calls knows the node's name.
     pub fn infer(&self, new: &NewNode) -> Result<Vec<Fact>> {
         let inputs: SmallVec<[Option<&Fact>; 4]> = new.inputs.iter().map(|i| i.map(|i| self.fact(i))).collect();
+        self.infer_from(new, &inputs)
+    }
+
+    /// The facts of the outputs that a node would have if no more were known of its inputs than this.
+    ///
+    /// # Errors
+    /// As [`Graph::infer`].
+    pub fn infer_from(&self, new: &NewNode, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
         if !new.bodies.is_empty() {
-            return Ok(control::infer(self, new, &inputs));
+            return Ok(control::infer(self, new, inputs));
         }
         let op = infer::Op {
             op_type: &new.op_type,
@@ -280,7 +288,7 @@ impl Graph {
             outputs: new.outputs.len(),
             dims: &self.dims,
         };
-        infer::infer(&op, &inputs)
+        infer::infer(&op, inputs)
     }
 
     /// Appends a node, the facts of whose outputs are [`Graph::infer`]red, to a scope.

@@ -350,18 +350,7 @@ impl Body<'_, '_> {
 
     fn graph(&mut self, graph: &GraphProto) -> Result<GraphProto> {
         self.scopes.push(HashMap::new());
-        let mut result = GraphProto {
-            node: Vec::with_capacity(graph.node.len()),
-            name: graph.name.clone(),
-            initializer: graph.initializer.clone(),
-            sparse_initializer: graph.sparse_initializer.clone(),
-            doc_string: graph.doc_string.clone(),
-            input: graph.input.clone(),
-            output: graph.output.clone(),
-            value_info: graph.value_info.clone(),
-            quantization_annotation: graph.quantization_annotation.clone(),
-            metadata_props: graph.metadata_props.clone(),
-        };
+        let mut result = GraphProto { initializer: graph.initializer.clone(), ..graph.frame() };
         for input in &mut result.input {
             input.name = Some(self.fresh(input.name())?);
         }

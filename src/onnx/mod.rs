@@ -52,6 +52,22 @@ impl ModelProto {
 }
 
 impl GraphProto {
+    /// The graph without its nodes and initializers.
+    pub fn frame(&self) -> GraphProto {
+        GraphProto {
+            node: Vec::new(),
+            name: self.name.clone(),
+            initializer: Vec::new(),
+            sparse_initializer: self.sparse_initializer.clone(),
+            doc_string: self.doc_string.clone(),
+            input: self.input.clone(),
+            output: self.output.clone(),
+            value_info: self.value_info.clone(),
+            quantization_annotation: self.quantization_annotation.clone(),
+            metadata_props: self.metadata_props.clone(),
+        }
+    }
+
     /// Adds every name that nodes and outputs of the graph, or of the bodies in it, use.
     pub fn used_names(&self, names: &mut std::collections::HashSet<String>) {
         for node in &self.node {

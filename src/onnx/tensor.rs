@@ -2,7 +2,7 @@
 
 use super::proto::tensor_proto::DataLocation;
 use super::{ElementType, TensorProto};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use half::{bf16, f16};
 
@@ -15,6 +15,17 @@ impl TensorProto {
     /// The number of elements; `None` where a dimension is negative or the product overflows.
     pub fn element_count(&self) -> Option<usize> {
         self.dims.iter().try_fold(1usize, |n, &d| usize::try_from(d).ok().and_then(|d| n.checked_mul(d)))
+    }
+
+    /// The bytes that the elements take, the last one filled up.
+    ///
+    /// # Errors
+    /// Dimensions that no tensor can have, elements that are no numbers.
+    pub fn byte_size(&self) -> Result<usize> {
+        let size = || self.element_count()?.checked_mul(self.element_type().bits()?).map(|bits| bits.div_ceil(8));
+        size().with_context(|| {
+            format!("no {} tensor can have the dimensions {:?}", self.element_type().name(), self.dims)
+        })
     }
 
     /// Whether the elements lie in a file beside the model.

@@ -1,15 +1,46 @@
 //! One forward node as a rule sees it: its inputs, outputs and attributes, in their newest form, and the gradients of its outputs.
 
-use crate::backward::{Flow, Pass};
 use crate::expr::{Builder, Expr, normalize_axis};
 use crate::graph::{Fact, NewNode, Node, NodeId, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
+/// The pass that calls a rule, as the rule asks it for gradients of what it has written itself.
+pub trait Differentiate<'g> {
+    /// Where gradients are written to.
+    fn builder(&self) -> &'g Builder;
+
+    /// The gradients that arrive at `xs` from the seeds of ys, through `nodes`, which are in topological order; `None` for an x
+    /// that is not connected.
+    ///
+    /// # Errors
+    /// An operator on a path has no gradient, or its rule cannot be applied.
+    fn through_nodes(
+        &'g self,
+        nodes: &[NodeId],
+        seeds: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<Vec<Option<Expr<'g>>>>;
+
+    /// The gradients of `xs`, of which a rule has built the ys by a formula, from the seeds of those; an x to which nothing but
+    /// zeros leads is left out.
+    ///
+    /// # Errors
+    /// As for nodes.
+    fn through_formula(&'g self, seeds: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>])
+    -> Result<HashMap<ValueId, Expr<'g>>>;
+
+    /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them.
+    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId>;
+
+    /// The element type of the gradient of a tensor of quantized integers that depends on an x.
+    fn cotangent(&self, value: ValueId) -> Option<ElementType>;
+}
+
 /// A body that is computed again.
 pub struct Replay<'g> {
-    pass: &'g Pass<'g>,
+    pass: &'g dyn Differentiate<'g>,
     /// Its outputs.
     pub outputs: Vec<Expr<'g>>,
     nodes: Vec<NodeId>,
@@ -21,20 +52,13 @@ impl<'g> Replay<'g> {
     /// # Errors
     /// An operator between them has no gradient, or its rule cannot be applied.
     pub fn gradients(&self, seeds: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<Vec<Option<Expr<'g>>>> {
-        let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
-        let ids: Vec<_> = xs.iter().map(|x| x.id()).collect();
-        let flows = self.pass.differentiate(&self.nodes, &seeds, &ids)?;
-        let value = |(flow, x): (Option<Flow<'g>>, &Expr<'g>)| match flow? {
-            Flow::Value(dx) => Some(dx),
-            Flow::Zero => Some(x.zeros_like()),
-        };
-        Ok(flows.into_iter().zip(xs).map(value).collect())
+        self.pass.through_nodes(&self.nodes, seeds, xs)
     }
 }
 
 /// A forward node and the gradients of its outputs.
 pub struct Call<'g> {
-    pass: &'g Pass<'g>,
+    pass: &'g dyn Differentiate<'g>,
     id: NodeId,
     node: Node,
     dys: Vec<Option<Expr<'g>>>,
@@ -43,7 +67,12 @@ pub struct Call<'g> {
 
 impl<'g> Call<'g> {
     /// The node, with the gradients of its outputs where they have any, for the gradients of the `wanted` inputs and captures.
-    pub(crate) fn new(pass: &'g Pass<'g>, id: NodeId, dys: Vec<Option<Expr<'g>>>, wanted: Vec<ValueId>) -> Self {
+    pub(crate) fn new(
+        pass: &'g dyn Differentiate<'g>,
+        id: NodeId,
+        dys: Vec<Option<Expr<'g>>>,
+        wanted: Vec<ValueId>,
+    ) -> Self {
         Call { pass, id, node: pass.builder().graph().node(id).clone(), dys, wanted }
     }
 
@@ -142,7 +171,11 @@ impl<'g> Call<'g> {
     pub fn dy_of(&self, i: usize) -> Result<Expr<'g>> {
         match self.dys.get(i) {
             Some(Some(dy)) => Ok(*dy),
-            _ => Ok(self.pass.zeros_like(self.output(i).with_context(|| format!("output {i} is left out"))?)),
+            _ => {
+                let y = self.output(i).with_context(|| format!("output {i} is left out"))?;
+                let quantized = self.pass.cotangent(y.id());
+                Ok(quantized.map_or_else(|| y.zeros_like(), |element| y.builder().full(y.shape(), 0.0, element)))
+            }
         }
     }
 
@@ -327,14 +360,14 @@ impl<'g> Call<'g> {
     /// # Errors
     /// An operator between them without a gradient.
     pub fn differentiate(&self, ys: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<HashMap<ValueId, Expr<'g>>> {
-        self.pass.differentiate_formula(ys, xs)
+        self.pass.through_formula(ys, xs)
     }
 
     /// Ensures that an attribute has one of the values that the formula is right for.
     ///
     /// # Errors
     /// It has another.
-    pub fn expect(&self, name: &str, value: &str, known: &[&str]) -> Result<()> {
+    pub fn ensure_known(&self, name: &str, value: &str, known: &[&str]) -> Result<()> {
         ensure!(known.contains(&value), "{name} = '{value}' is not one of {}", known.join(", "));
         Ok(())
     }

@@ -81,7 +81,7 @@ fn causal<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         y = y + bias.unsqueeze(&[1]);
     }
     let activation = c.string("activation", "none");
-    c.expect("activation", &activation, &["none", "silu", "swish"])?;
+    c.ensure_known("activation", &activation, &["none", "silu", "swish"])?;
     if activation != "none" {
         y = y * y.sigmoid();
     }

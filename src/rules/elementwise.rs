@@ -266,7 +266,7 @@ fn swiglu_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn gelu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy, approximate) = (c.x()?, c.dy()?, c.string("approximate", "none"));
-    c.expect("approximate", &approximate, &["none", "tanh"])?;
+    c.ensure_known("approximate", &approximate, &["none", "tanh"])?;
     Ok(dy * if approximate == "tanh" { gelu_tanh_slope(x) } else { gelu_slope(x) })
 }
 

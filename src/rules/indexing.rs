@@ -166,7 +166,7 @@ impl<'g> Places<'g> {
 
 fn reduction(c: &Call<'_>) -> Result<String> {
     let reduction = c.string("reduction", "none");
-    c.expect("reduction", &reduction, &["none", "add", "mul", "max", "min"])?;
+    c.ensure_known("reduction", &reduction, &["none", "add", "mul", "max", "min"])?;
     Ok(reduction)
 }
 
@@ -218,7 +218,7 @@ fn tensor_scatter_update<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, update, dy, axis, b) = (c.x()?, c.input(1)?, c.dy()?, c.axis(-2)?, c.builder());
     ensure!(axis > 0, "axis 0 is the batch");
     let mode = c.string("mode", "linear");
-    c.expect("mode", &mode, &["linear", "circular"])?;
+    c.ensure_known("mode", &mode, &["linear", "circular"])?;
     // [batch, sequence]: where each slice of the update went.
     let steps = b.range(update.dim(axis)).unsqueeze(&[0]);
     let starts = match c.opt(2) {

@@ -338,25 +338,25 @@ fn keeps_shape<'g>(c: &Call<'g>, body: &Body<'g>, s: usize) -> Result<()> {
 /// More steps than this are not written out.
 const MAX_STEPS: i64 = 1024;
 
-/// The Scan of opset 8, with a batch in front of everything.
+/// The first Scan, with a batch in front of everything.
 fn batched_scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let body = c.body("body")?;
-    ensure!(c.opt(0).is_none(), "a Scan with sequence_lens has no gradient; convert the model to opset 9 or newer");
+    ensure!(
+        c.opt(0).is_none(),
+        "a Scan with sequence_lens has no gradient; convert the model to Scan 9, which has none"
+    );
     let inputs = c.inputs_from(1)?;
     let scanned = usize::try_from(c.int("num_scan_inputs", 0)).unwrap_or(0);
     ensure!((1..=inputs.len()).contains(&scanned), "num_scan_inputs is {scanned}, of {} inputs", inputs.len());
     let (states, along) = inputs.split_at(inputs.len() - scanned);
     let size = |axis| {
-        along[0].known_dim(axis).with_context(|| {
-            "batch and length of a Scan must be known before opset 9; convert the model to a newer opset".to_owned()
-        })
+        along[0]
+            .known_dim(axis)
+            .with_context(|| "batch and length of a Scan 8 must be known; convert the model to Scan 9".to_owned())
     };
     let (batch, steps) = (size(0)?, size(1)?);
     let few = batch.checked_mul(steps).is_some_and(|n| (1..=MAX_STEPS).contains(&n));
-    ensure!(
-        few,
-        "a Scan of {batch} by {steps} steps needs opset 9 for its gradient; convert the model to a newer opset"
-    );
+    ensure!(few, "a Scan 8 of {batch} by {steps} steps is too long to be written out; convert the model to Scan 9");
     let directions = list(c, "directions", scanned)?;
     let at = |e: Expr<'g>, axis: usize, i: i64| e.narrow(axis, i, i + 1).squeeze(&[axis]);
 

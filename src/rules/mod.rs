@@ -28,7 +28,7 @@ mod signal;
 mod softmax;
 mod window;
 
-pub use call::{Call, Replay};
+pub use call::{Call, Differentiate, Replay};
 
 use crate::expr::Expr;
 use crate::graph::ValueId;

@@ -336,7 +336,7 @@ impl<'g> Batch<'g> {
         let x = c.x()?.widened();
         let rank = x.rank()?;
         ensure!(rank >= 2, "the input of rank {rank} has no channels");
-        // Until opset 8 there may be statistics for every place, not only every channel.
+        // Old models may have statistics for every place, not only every channel.
         let own = if c.flag("spatial", true) { 2 } else { rank };
         let axes: Vec<usize> = [0].into_iter().chain(own..rank).collect();
         let spread: Vec<usize> = (own - 1..rank - 1).collect();
@@ -387,8 +387,8 @@ fn batch<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     Ok(d.map_or_else(zeros, Ok)?.cast_like(c.input(i)?))
 }
 
-/// Of the batch that the statistics are of: the running ones are `momentum` parts old and the rest new, the saved ones, before
-/// opset 14, all new.
+/// Of the batch that the statistics are of: the running ones are `momentum` parts old and the rest new, the saved ones of old
+/// versions all new.
 fn batch_training<'g>(c: &Call<'g>, b: &Batch<'g>, dy: Option<Expr<'g>>) -> Expr<'g> {
     let new = 1.0 - c.float("momentum", 0.9);
     let arrived = |outputs: [(usize, f64); 2]| {

@@ -248,7 +248,7 @@ fn grid_sample<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 
 fn neighbours<'g>(c: &Call<'g>, at: Expr<'g>, size: Expr<'g>, x: Expr<'g>) -> Result<Vec<Neighbour<'g>>> {
     let (mode, padding) = (c.string("mode", "linear"), c.string("padding_mode", "zeros"));
-    c.expect("padding_mode", &padding, &["zeros", "border", "reflection"])?;
+    c.ensure_known("padding_mode", &padding, &["zeros", "border", "reflection"])?;
     let n = size.cast_like(at);
     let aligned = c.flag("align_corners", false);
     let (first, last) = if aligned { (n.like(0.0), n - 1.0) } else { (n.like(-0.5), n - 0.5) };

@@ -166,7 +166,7 @@ fn pad<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy) = (c.x()?, c.dy()?);
     let (begins, ends) = pads(c, x.rank()?)?;
     let mode = c.string("mode", "constant");
-    c.expect("mode", &mode, &["constant", "reflect", "edge", "wrap"])?;
+    c.ensure_known("mode", &mode, &["constant", "reflect", "edge", "wrap"])?;
     match &*mode {
         "constant" => Ok(dy.crop(begins, ends)),
         mode => x.unpad(begins, ends, mode, dy),
@@ -204,7 +204,7 @@ fn tile<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn blocks(c: &Call<'_>) -> Result<(i64, String)> {
     let (block, mode) = (c.int("blocksize", 1), c.string("mode", "DCR"));
-    c.expect("mode", &mode, &["DCR", "CRD"])?;
+    c.ensure_known("mode", &mode, &["DCR", "CRD"])?;
     ensure!(block > 0, "blocksize is {block}");
     Ok((block, mode))
 }

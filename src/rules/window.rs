@@ -79,7 +79,7 @@ impl<'g> Window<'g> {
         };
         let extra = numbers(c, "output_padding", rank, 0, 0)?;
         let auto_pad = c.string("auto_pad", "NOTSET");
-        c.expect("auto_pad", &auto_pad, &["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])?;
+        c.ensure_known("auto_pad", &auto_pad, &["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])?;
         let (s, image, dense) = (b.ints(&strides), image.dims(2..full), strides.iter().all(|&s| s == 1));
         // In single steps there are as many windows as elements, by whatever names the model calls the sizes.
         let count = if dense && auto_pad.starts_with("SAME") { image } else { windows.dims(2..full) };
@@ -309,8 +309,9 @@ impl<'g> Window<'g> {
 
     /// Weights of which each looks at one tap: `[taps, 1, K...]`.
     fn one_hot(&self, like: Expr<'g>) -> Result<Expr<'g>> {
-        let taps =
-            self.taps().filter(|&t| t <= 1024).context("a window of more than 1024 elements needs a newer opset")?;
+        let taps = self.taps().filter(|&t| t <= 1024).context(
+            "a window of more than 1024 elements is too large; convert the model to a newer version of ONNX",
+        )?;
         let identity: Vec<f64> = (0..taps * taps).map(|i| if i % (taps + 1) == 0 { 1.0 } else { 0.0 }).collect();
         let dims = [&[taps as i64, 1], self.kernel()?].concat();
         Ok(like.builder().numbers(&identity, &dims, like.element()?))

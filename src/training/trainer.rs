@@ -6,7 +6,8 @@ use super::state::{self, Random, State};
 use crate::model::Model;
 use crate::onnx::{ElementType, ModelProto, TensorProto};
 use crate::validate::engine::Precision;
-use crate::validate::tract::{self, Plan, Tensor, Tensors};
+use crate::validate::tensors::{self, Tensor, Tensors};
+use crate::validate::tract::Plan;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -277,7 +278,7 @@ impl Trainer {
                 given.get(feed.input.as_str()).with_context(|| format!("the state holds no '{}'", feed.input))?;
             let fits = tensor.dims == feed.shape && tensor.element_type().name() == feed.r#type;
             ensure!(fits, "'{}' of the state does not fit the model", feed.input);
-            self.state.insert(feed.input.clone(), Arc::new(tract::tensor(tensor)?));
+            self.state.insert(feed.input.clone(), Arc::new(tensors::tensor(tensor)?));
         }
         Ok(())
     }
@@ -311,7 +312,7 @@ impl Trainer {
             sums.insert(p.sum.clone(), Arc::new(zeros(like)?));
         }
         let mut mean: BTreeMap<String, f64> = BTreeMap::new();
-        let first = self.state.get(&self.manifest.step).map(|t| tract::values(t)).transpose()?;
+        let first = self.state.get(&self.manifest.step).map(|t| tensors::values(t)).transpose()?;
         let first = first.and_then(|v| v.first().copied()).unwrap_or(0.0) as i64;
         for (i, samples) in micro.iter().enumerate() {
             let mut feeds = self.feeds(data, samples)?;
@@ -319,7 +320,7 @@ impl Trainer {
             // Each micro-batch counts as a step for what is dropped out.
             let count = first.saturating_mul(micro.len() as i64).saturating_add(i as i64);
             let count = TensorProto::from_ints(ElementType::Int64, &[], &[count]);
-            feeds.insert(self.manifest.step.clone(), Arc::new(tract::tensor(&count)?));
+            feeds.insert(self.manifest.step.clone(), Arc::new(tensors::tensor(&count)?));
             let results = self.run("accumulate", samples.len(), &feeds)?;
             self.take(&results);
             for p in &self.manifest.parameters {
@@ -361,7 +362,7 @@ impl Trainer {
     fn feeds(&self, data: &Data, samples: &[usize]) -> Result<Tensors> {
         let mut feeds = self.state.clone();
         for (name, tensor) in data.batch(samples) {
-            feeds.insert(name, Arc::new(tract::tensor(&tensor)?));
+            feeds.insert(name, Arc::new(tensors::tensor(&tensor)?));
         }
         Ok(feeds)
     }
@@ -369,7 +370,7 @@ impl Trainer {
     fn scalar(&self, value: f64) -> Result<Arc<Tensor>> {
         let element = ElementType::from_name(&self.manifest.learning_rate.r#type).filter(|e| e.is_float());
         let element = element.context("the manifest gives the learning rate no type")?;
-        Ok(Arc::new(tract::tensor(&TensorProto::from_floats(element, &[], &[value]))?))
+        Ok(Arc::new(tensors::tensor(&TensorProto::from_floats(element, &[], &[value]))?))
     }
 
     /// Runs a model, which is prepared once for each number of samples.
@@ -417,7 +418,7 @@ fn numbers(results: &Tensors, names: &[String]) -> Result<BTreeMap<String, f64>>
     let mut found = BTreeMap::new();
     for name in names {
         if let Some(tensor) = results.get(name) {
-            found.insert(name.clone(), tract::values(tensor)?.first().copied().unwrap_or(f64::NAN));
+            found.insert(name.clone(), tensors::values(tensor)?.first().copied().unwrap_or(f64::NAN));
         }
     }
     Ok(found)

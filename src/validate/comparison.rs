@@ -4,8 +4,8 @@ use super::differences::{self, Function, Outcome, Rounding, Target};
 use super::double::Double;
 use super::engine::Precision;
 use super::own::uses;
-use super::tract;
-use super::{Check, Stop, failed, listed, normalize, not_compared, unique};
+use super::tensors;
+use super::{Check, Stop, edit, failed, listed, not_compared, unique};
 use crate::onnx::{ElementType, GraphProto};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
@@ -20,24 +20,24 @@ impl Double {
         }
         let mut model = self.model.clone();
         let xs: HashSet<String> = (check.record.gradients.iter())
-            .filter(|g| self.value_of(&g.x).is_some_and(|t| tract::is_float(t)))
+            .filter(|g| self.value_of(&g.x).is_some_and(|t| tensors::is_float(t)))
             .map(|g| g.x.clone())
             .collect();
-        normalize::open(&mut model, &xs, &self.cut);
+        edit::open(&mut model, &xs, &self.cut);
         let ys = unique(seeds.iter().map(|(y, _)| y.clone()));
-        normalize::prune(&mut model, &ys);
+        edit::prune(&mut model, &ys);
         let inputs: HashSet<String> = model.graph.iter().flat_map(|g| &g.input).map(|i| i.name().to_owned()).collect();
         let mut feeds = self.feeds.clone();
         let mut targets = BTreeMap::new();
         for x in &xs {
             let Some(value) = self.value_of(x) else { continue };
-            let values = tract::values(value)?;
+            let values = tensors::values(value)?;
             let reach = differences::reach(&values);
-            let (input, base) = match inputs.contains(&normalize::delta(x)) {
-                true => (normalize::delta(x), vec![0.0; values.len()]),
+            let (input, base) = match inputs.contains(&edit::delta(x)) {
+                true => (edit::delta(x), vec![0.0; values.len()]),
                 false => (x.clone(), values),
             };
-            feeds.insert(input.clone(), Arc::new(tract::double(value.shape(), &base)?));
+            feeds.insert(input.clone(), Arc::new(tensors::double(value.shape(), &base)?));
             if inputs.contains(&input) {
                 let dims = value.shape().to_vec();
                 targets.insert(x.clone(), Target { input, base: Arc::new(base), dims, gradient: vec![], reach });
@@ -78,7 +78,7 @@ impl Comparison<'_> {
         let mut joint = Vec::new();
         for (i, c) in checks.iter_mut().enumerate() {
             let gradient = c.gradient.as_ref().and_then(|g| self.double.value_of(g));
-            let values = gradient.map(|g| tract::values(g)).transpose()?;
+            let values = gradient.map(|g| tensors::values(g)).transpose()?;
             let Some(target) = self.targets.get_mut(&c.x) else {
                 // No y depends on x any more: whatever is not zero is wrong.
                 match values {
@@ -216,7 +216,7 @@ impl Paths {
     fn new(graph: Option<&GraphProto>) -> Self {
         let nodes = graph.into_iter().flat_map(|g| &g.node).map(|node| {
             let mut used = Vec::new();
-            normalize::uses(node, &mut |name| used.push(name.to_owned()));
+            edit::uses(node, &mut |name| used.push(name.to_owned()));
             (node.op_type().to_owned(), used, node.output.clone())
         });
         Paths { nodes: nodes.collect() }

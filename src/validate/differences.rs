@@ -6,7 +6,8 @@
 //! another x stays as it is, and a direction over all xs together has the slope Σ ⟨g, v⟩, whichever depends on which.
 
 use super::engine::Run;
-use super::tract::{self, Tensors, Trouble};
+use super::engine::Trouble;
+use super::tensors::{self, Tensors};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -156,12 +157,12 @@ impl<'a> Function<'a> {
         let mut feeds = self.feeds.clone();
         for (target, v) in direction {
             let moved: Vec<f64> = target.base.iter().zip(v).map(|(x, v)| x + h * v).collect();
-            feeds.insert(target.input.clone(), Arc::new(tract::double(&target.dims, &moved)?));
+            feeds.insert(target.input.clone(), Arc::new(tensors::double(&target.dims, &moved)?));
         }
         let outputs = self.plan.run(&feeds)?;
         let values = self.seeds.iter().map(|(y, seed)| {
             let tensor = outputs.get(y).ok_or_else(|| Trouble::Failed(format!("'{y}' was not computed")))?;
-            let values = tract::values(tensor)?;
+            let values = tensors::values(tensor)?;
             match values.len() == seed.len() {
                 true => Ok(values),
                 false => {

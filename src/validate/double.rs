@@ -1,8 +1,9 @@
 //! The run in float64, which gives the gradients that are compared, and where everything is unperturbed.
 
 use super::engine::Precision;
-use super::tract::{self, Tensor, Tensors, Trouble};
-use super::{Check, Own, Stop, failed, float64, is_finite, listed, normalize, not_compared, root_mean_square, unique};
+use super::engine::Trouble;
+use super::tensors::{self, Tensor, Tensors};
+use super::{Check, Own, Stop, edit, failed, float64, is_finite, listed, not_compared, root_mean_square, unique};
 use crate::onnx::{ElementType, ModelProto};
 use crate::record::Record;
 use std::collections::HashSet;
@@ -10,8 +11,8 @@ use std::sync::Arc;
 
 /// Floating-point inputs in float64.
 pub fn doubled(feeds: &Tensors) -> Result<Tensors, Trouble> {
-    let double = |t: &Arc<Tensor>| match tract::is_float(t) {
-        true => anyhow::Ok(Arc::new(tract::double(t.shape(), &tract::values(t)?)?)),
+    let double = |t: &Arc<Tensor>| match tensors::is_float(t) {
+        true => anyhow::Ok(Arc::new(tensors::double(t.shape(), &tensors::values(t)?)?)),
         false => Ok(t.clone()),
     };
     feeds.iter().map(|(name, t)| Ok((name.clone(), double(t)?))).collect()
@@ -31,10 +32,10 @@ pub fn feed_weights(model: &mut ModelProto, xs: &HashSet<String>, feeds: &mut Te
             let name = tensor.name().to_owned();
             // What is fed already is a default that was overridden.
             if !feeds.contains_key(&name) {
-                feeds.insert(name.clone(), Arc::new(tract::tensor(&tensor)?));
+                feeds.insert(name.clone(), Arc::new(tensors::tensor(&tensor)?));
             }
             graph.input.retain(|i| i.name() != name);
-            graph.input.push(normalize::double_input(&name));
+            graph.input.push(edit::double_input(&name));
         } else {
             kept.push(tensor);
         }
@@ -67,13 +68,13 @@ impl Double {
                 cut.extend(node.output.iter().filter(|o| !o.is_empty()).cloned());
             }
         }
-        let known = tract::computed(&model);
+        let known = edit::computed(&model);
         cut.retain(|name| known.contains(name.as_str()));
         let xs: HashSet<String> = record.gradients.iter().map(|g| g.x.clone()).collect();
         let seeds = record.seeds.iter().flat_map(|s| [Some(s.y.clone()), s.seed.clone()]).flatten();
         let names =
             unique(check.gradients().into_iter().chain(seeds).chain(cut.iter().cloned()).chain(xs.iter().cloned()));
-        normalize::prune(&mut model, &names);
+        edit::prune(&mut model, &names);
         float64::to_double(&mut model)?;
         let mut feeds = doubled(&own.feeds)?;
         feed_weights(&mut model, &xs, &mut feeds)?;
@@ -83,7 +84,7 @@ impl Double {
             .and_then(|plan| plan.run(&feeds))
             .map_err(|t| not_compared(&t))?;
         // Integers are not cut: they are not differentiated, and the plan wants them as they were.
-        cut.retain(|name| values.get(name).is_some_and(|t| tract::is_float(t)));
+        cut.retain(|name| values.get(name).is_some_and(|t| tensors::is_float(t)));
         Ok(Double { model, feeds, values, cut })
     }
 
@@ -99,7 +100,7 @@ impl Double {
             let Some(y) = self.value_of(&seed.y) else {
                 return Err(failed(format!("nothing computes y '{}'", seed.y)));
             };
-            if !tract::is_float(y) {
+            if !tensors::is_float(y) {
                 continue;
             }
             let values = match &seed.seed {
@@ -114,7 +115,7 @@ impl Double {
                             y.shape()
                         )));
                     }
-                    tract::values(tensor)?
+                    tensors::values(tensor)?
                 }
                 None => vec![seed.fill.unwrap_or(1.0); y.len()],
             };
@@ -128,7 +129,7 @@ impl Check<'_> {
     /// Shapes, finiteness, and that both precisions say the same.
     pub(super) fn check_gradients(&mut self, own: &Own, double: &Double) -> Result<(), Stop> {
         let mut problems = Vec::new();
-        let rms = |t: &Tensor| tract::values(t).map(|v| root_mean_square(&v)).unwrap_or(0.0);
+        let rms = |t: &Tensor| tensors::values(t).map(|v| root_mean_square(&v)).unwrap_or(0.0);
         let wide = |name: &str| double.values.get(name);
         let largest = self.gradients().iter().filter_map(|g| wide(g)).map(|t| rms(t)).fold(0.0, f64::max);
         for check in &mut self.validation.gradients {
@@ -152,7 +153,7 @@ impl Check<'_> {
                 problems.push(format!("gradient '{name}' with respect to '{}' is not finite", check.x));
             } else if let Some(narrow) = narrow.filter(|t| t.shape() == gradient.shape()) {
                 let tolerance = if narrow.datum_type().size_of() < 4 { 0.2 } else { 0.02 };
-                let (a, b) = (tract::values(narrow)?, tract::values(gradient)?);
+                let (a, b) = (tensors::values(narrow)?, tensors::values(gradient)?);
                 let error = root_mean_square(&a.iter().zip(&b).map(|(a, b)| a - b).collect::<Vec<_>>());
                 if error > tolerance * (root_mean_square(&b) + 0.05 * largest) + 1e-6 {
                     problems.push(format!(

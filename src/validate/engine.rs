@@ -1,9 +1,8 @@
-//! What runs models: tract, or an ONNX Runtime that is installed.
+//! What an engine is: it prepares models and runs them, or says why it does not.
 
-use super::tract::{Tensors, Tract, Trouble};
+use super::tensors::Tensors;
 use crate::onnx::ModelProto;
-#[cfg(feature = "onnxruntime")]
-use std::path::PathBuf;
+use std::fmt;
 
 /// In which arithmetic a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,35 +37,56 @@ pub trait Run {
     }
 }
 
-/// Which engine validates.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Choice {
-    /// tract, which is part of this library.
-    #[default]
-    Tract,
-    /// An installed ONNX Runtime of version 1.17 or later: the shared library at the path, else the one that the environment
-    /// variable `ORT_DYLIB_PATH` names, else the one that the system finds. A process loads one.
-    #[cfg(feature = "onnxruntime")]
-    OnnxRuntime(Option<PathBuf>),
+/// Why a model does not run.
+#[derive(Clone, Debug)]
+pub enum Trouble {
+    /// tract has no such operator, or is known to compute another function for it.
+    Unsupported(Vec<String>),
+    /// tract says why.
+    Failed(String),
+    /// tract crashed.
+    Panicked(String),
+    /// Another engine says why, its name in front.
+    Elsewhere {
+        /// What it says.
+        message: String,
+        /// Whether it lacks what the model needs, rather than that the model is wrong.
+        unsupported: bool,
+    },
 }
 
-impl Choice {
-    /// What reports call it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Choice::Tract => "tract",
-            #[cfg(feature = "onnxruntime")]
-            Choice::OnnxRuntime(_) => "ONNX Runtime",
-        }
+impl Trouble {
+    /// Whether the engine lacks what the model needs.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, Trouble::Unsupported(_) | Trouble::Elsewhere { unsupported: true, .. })
     }
+}
 
-    /// The engine, loaded.
-    pub(super) fn open(&self) -> Result<Box<dyn Engine>, Trouble> {
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Choice::Tract => Ok(Box::new(Tract)),
-            #[cfg(feature = "onnxruntime")]
-            Choice::OnnxRuntime(path) => Ok(Box::new(super::onnxruntime::OnnxRuntime::load(path.as_deref())?)),
+            Trouble::Unsupported(operators) => write!(f, "tract has no {}", operators.join(", ")),
+            Trouble::Failed(message) => write!(f, "tract: {message}"),
+            Trouble::Panicked(message) => write!(f, "tract crashed: {message}"),
+            Trouble::Elsewhere { message, .. } => f.write_str(message),
         }
     }
+}
+
+impl From<anyhow::Error> for Trouble {
+    fn from(e: anyhow::Error) -> Self {
+        Trouble::Failed(one_line(&format!("{e:#}")))
+    }
+}
+
+/// tract repeats itself in its messages, with dumps of nodes; the first words and the innermost cause say it.
+pub(super) fn one_line(message: &str) -> String {
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let count = message.chars().count();
+    if count <= 300 {
+        return message;
+    }
+    let head: String = message.chars().take(140).collect();
+    let tail: String = message.chars().skip(count - 140).collect();
+    format!("{head} ... {tail}")
 }

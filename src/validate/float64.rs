@@ -2,7 +2,7 @@
 //!
 //! Every floating-point tensor becomes float64. Where an operator takes float32 only, a Cast stands before and after it.
 
-use super::normalize::{bodies_mut, node};
+use super::edit::{bodies_mut, node};
 use crate::onnx::proto::type_proto;
 use crate::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,

@@ -1,7 +1,7 @@
 //! Values for the inputs of a model: given ones, and random ones of the declared shapes.
 
-use super::Options;
-use super::tract::{self, Tensor, Tensors};
+use super::tensors::{self, Tensor, Tensors};
+use super::{Options, edit};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
 use crate::onnx::{ModelProto, ValueInfoProto, attribute};
 use anyhow::{Context, Result, bail, ensure};
@@ -79,13 +79,15 @@ fn declared(input: &ValueInfoProto) -> Option<&[tensor_shape_proto::Dimension]> 
 pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>, positive: bool) -> Result<Tensors> {
     let mut tensors = Tensors::new();
     for (name, given) in &options.inputs {
-        tensors
-            .insert(name.clone(), Arc::new(tract::tensor_or_double(given).with_context(|| format!("input '{name}'"))?));
+        tensors.insert(
+            name.clone(),
+            Arc::new(tensors::tensor_or_double(given).with_context(|| format!("input '{name}'"))?),
+        );
     }
     let indices = indices(model);
     for (i, input) in free_inputs(model).enumerate() {
         let name = input.name();
-        let Some(element) = tract::element_type(input.r#type.as_ref()) else { bail!("input '{name}' is no tensor") };
+        let Some(element) = edit::element_type(input.r#type.as_ref()) else { bail!("input '{name}' is no tensor") };
         if let Some(given) = options.inputs.get(name) {
             ensure!(
                 given.element_type() == element,
@@ -111,7 +113,7 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
                 _ => 1.0,
             })
             .collect();
-        tensors.insert(name.to_owned(), Arc::new(tract::cast(tract::double(&dims, &values)?, element)?));
+        tensors.insert(name.to_owned(), Arc::new(tensors::cast(tensors::double(&dims, &values)?, element)?));
     }
     Ok(tensors)
 }
@@ -123,7 +125,7 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
 pub fn random(dims: &[usize], seed: u64) -> Result<Tensor> {
     let mut random = fastrand::Rng::with_seed(seed);
     let values: Vec<f64> = (0..dims.iter().product()).map(|_| draw(&mut random, false)).collect();
-    tract::double(dims, &values)
+    tensors::double(dims, &values)
 }
 
 fn size(dim: &tensor_shape_proto::Dimension, sizes: &BTreeMap<String, i64>) -> usize {

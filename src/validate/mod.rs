@@ -3,9 +3,11 @@
 //! A gradient that passes was computed twice, in float64, by ways that share nothing but the forward nodes. What tract
 //! cannot run is reported as that: neither as a right gradient nor as a wrong one.
 
+mod choice;
 mod comparison;
 mod differences;
 mod double;
+mod edit;
 pub mod engine;
 mod float64;
 mod inputs;
@@ -16,9 +18,10 @@ mod onnxruntime;
 mod own;
 mod report;
 mod run;
+pub mod tensors;
 pub mod tract;
 
-pub use engine::Choice as Engine;
+pub use choice::Choice as Engine;
 pub use report::{GradientCheck, OutputCheck, Status, Validation};
 pub use run::run;
 
@@ -28,11 +31,12 @@ use crate::onnx::{ModelProto, TensorProto};
 use crate::record::Record;
 use differences::Rounding;
 use double::Double;
+use engine::Trouble;
 use own::Own;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
-use tract::{Tensor, Trouble};
+use tensors::Tensor;
 
 /// How to validate.
 #[derive(Clone, Debug)]
@@ -182,7 +186,7 @@ fn listed(problems: &[String]) -> String {
 }
 
 fn is_finite(tensor: &Tensor) -> bool {
-    tract::values(tensor).is_ok_and(|v| v.iter().all(|v| v.is_finite()))
+    tensors::values(tensor).is_ok_and(|v| v.iter().all(|v| v.is_finite()))
 }
 
 fn root_mean_square(values: &[f64]) -> f64 {

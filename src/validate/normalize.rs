@@ -1,39 +1,17 @@
 //! The copy of a model that is handed to tract: what tract cannot run, or runs wrongly, said in another way; and what
 //! cannot be said in another way, found before it runs.
 
+use super::edit::{bodies, bodies_mut, node};
 use super::kernels;
-use super::tract::computed;
 use crate::onnx::proto::{SparseTensorProto, tensor_shape_proto, type_proto};
 use crate::onnx::{
-    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
+    ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
 /// Tensors of more elements than this are not made from a few bytes of a file.
 const MAX_ELEMENTS: usize = 1 << 28;
-
-/// The graphs in a node's attributes.
-pub fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
-}
-
-/// The graphs in a node's attributes, to be changed.
-pub fn bodies_mut(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
-    node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs))
-}
-
-/// A node of the standard's.
-pub fn node(op_type: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> NodeProto {
-    NodeProto {
-        op_type: Some(op_type.to_owned()),
-        name: Some(output.to_owned()),
-        input: inputs.iter().map(|&i| i.to_owned()).collect(),
-        output: vec![output.to_owned()],
-        attribute: attributes,
-        ..Default::default()
-    }
-}
 
 /// The same model, for tract. The graph's outputs have the same order, not always the same names.
 ///
@@ -292,89 +270,5 @@ fn wrong(node: &NodeProto, opset: i64) -> Option<&'static str> {
             (kernel.iter().any(|&k| k < 0) || size.is_none_or(|n| n > MAX_KERNEL)).then_some("with a huge kernel")
         }
         _ => None,
-    }
-}
-
-/// Removes what the chosen tensors do not depend on, and makes these the outputs.
-pub fn prune(model: &mut ModelProto, outputs: &[String]) {
-    let Some(graph) = &mut model.graph else { return };
-    let mut needed: HashSet<String> = outputs.iter().cloned().collect();
-    let mut kept = Vec::new();
-    for node in std::mem::take(&mut graph.node).into_iter().rev() {
-        if node.output.iter().any(|o| needed.contains(o)) {
-            uses(&node, &mut |name| {
-                needed.insert(name.to_owned());
-            });
-            kept.push(node);
-        }
-    }
-    kept.reverse();
-    graph.node = kept;
-    graph.input.retain(|i| needed.contains(i.name()));
-    graph.initializer.retain(|i| needed.contains(i.name()));
-    graph.sparse_initializer.retain(|s| s.values.as_ref().is_some_and(|v| needed.contains(v.name())));
-    let types: HashMap<String, _> = (graph.output.drain(..)).map(|o| (o.name().to_owned(), o)).collect();
-    let output = |name: &String| types.get(name).cloned().unwrap_or_else(|| named(name));
-    graph.output = outputs.iter().map(output).collect();
-}
-
-fn named(name: &str) -> crate::onnx::ValueInfoProto {
-    crate::onnx::ValueInfoProto { name: Some(name.to_owned()), ..Default::default() }
-}
-
-/// Calls `found` for every name that a node uses, those of its bodies included; names that only a body knows too.
-pub fn uses(node: &NodeProto, found: &mut impl FnMut(&str)) {
-    fn inside(graph: &GraphProto, found: &mut dyn FnMut(&str)) {
-        for node in &graph.node {
-            node.input.iter().filter(|i| !i.is_empty()).for_each(|i| found(i));
-            bodies(node).for_each(|body| inside(body, found));
-        }
-        graph.output.iter().for_each(|o| found(o.name()));
-    }
-    node.input.iter().filter(|i| !i.is_empty()).for_each(|i| found(i));
-    bodies(node).for_each(|body| inside(body, found));
-}
-
-/// What a node's output is called once something else stands under its name.
-pub const BEFORE: &str = "/before";
-
-/// Gives the tensors of `names` that nodes compute another name, `<name>/before`, and makes what is left of the name an
-/// input (`cut`), or the sum of the tensor and an input `<name>/delta`.
-pub fn open(model: &mut ModelProto, names: &HashSet<String>, cut: &HashSet<String>) {
-    let present: HashSet<String> = computed(model).into_iter().map(str::to_owned).collect();
-    let Some(graph) = &mut model.graph else { return };
-    let mut nodes = Vec::with_capacity(graph.node.len());
-    for mut node in std::mem::take(&mut graph.node) {
-        let mut added = Vec::new();
-        for output in &mut node.output {
-            if cut.contains(output) {
-                *output = format!("{output}{BEFORE}");
-            } else if names.contains(output) {
-                let before = format!("{output}{BEFORE}");
-                added.push(self::node("Add", &[&before, &delta(output)], output, vec![]));
-                *output = before;
-            }
-        }
-        nodes.push(node);
-        nodes.extend(added);
-    }
-    graph.node = nodes;
-    let mut inputs: Vec<String> = cut.iter().filter(|n| present.contains(*n)).cloned().collect();
-    inputs.extend(names.iter().filter(|n| present.contains(*n) && !cut.contains(*n)).map(|n| delta(n)));
-    inputs.sort();
-    graph.input.extend(inputs.iter().map(|name| double_input(name)));
-}
-
-/// The input that is added to a tensor.
-pub fn delta(name: &str) -> String {
-    format!("{name}/delta")
-}
-
-/// A graph input of float64 elements and any shape.
-pub fn double_input(name: &str) -> crate::onnx::ValueInfoProto {
-    let tensor = type_proto::Tensor { elem_type: Some(ElementType::Double as i32), shape: None };
-    crate::onnx::ValueInfoProto {
-        r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }),
-        ..named(name)
     }
 }

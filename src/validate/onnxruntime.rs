@@ -3,9 +3,9 @@
 //! Its graph optimizations are off: a model with gradients and the same model without are to compute the same numbers.
 //! Many of its kernels are missing in float64; a float64 model that it refuses runs in float32 instead.
 
-use super::engine::{Engine, Precision, Run};
-use super::normalize::bodies_mut;
-use super::tract::{self, Tensor, Tensors, Trouble};
+use super::edit::bodies_mut;
+use super::engine::{Engine, Precision, Run, Trouble, one_line};
+use super::tensors::{self, Tensor, Tensors};
 use crate::onnx::proto::type_proto;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto, TypeProto};
 use anyhow::{Context, Result, anyhow, bail};
@@ -39,7 +39,7 @@ impl OnnxRuntime {
 }
 
 fn elsewhere(message: impl std::fmt::Display, unsupported: bool) -> Trouble {
-    Trouble::Elsewhere { message: format!("ONNX Runtime: {}", tract::one_line(&message.to_string())), unsupported }
+    Trouble::Elsewhere { message: format!("ONNX Runtime: {}", one_line(&message.to_string())), unsupported }
 }
 
 fn trouble<T>(error: ort::Error<T>) -> Trouble {
@@ -93,7 +93,7 @@ impl Run for Prepared {
         let tensor = |name: &str, value: &DynValue| {
             let tensor = from_value(value).with_context(|| format!("output '{name}'"))?;
             let single = self.single && tensor.datum_type() == DatumType::F32;
-            let tensor = if single { tract::cast(tensor, ElementType::Double)? } else { tensor };
+            let tensor = if single { tensors::cast(tensor, ElementType::Double)? } else { tensor };
             Ok((name.to_owned(), Arc::new(tensor)))
         };
         outputs.iter().map(|(name, value)| tensor(name, &value)).collect::<Result<_>>().map_err(failed)

@@ -1,9 +1,10 @@
 //! The run in the model's own element types: which inputs it takes, and that its outputs are the same with the gradients.
 
 use super::double::{doubled, feed_weights};
+use super::engine::Trouble;
 use super::engine::{Engine, Precision};
-use super::tract::{self, Tensor, Tensors, Trouble};
-use super::{Check, OutputCheck, Stop, failed, float64, inputs, is_finite, normalize, skipped};
+use super::tensors::{self, Tensor, Tensors};
+use super::{Check, OutputCheck, Stop, edit, failed, float64, inputs, is_finite, skipped};
 use crate::onnx::{ElementType, GraphProto, ModelProto};
 use crate::record::Record;
 use std::collections::HashSet;
@@ -32,7 +33,7 @@ impl Check<'_> {
                 // The first one is of the sizes that are tried first.
                 Err(other) => trouble = trouble.or(Some(skipped(other))),
                 Ok(outputs) => {
-                    let finite = outputs.values().filter(|t| tract::is_float(t)).all(|t| is_finite(t));
+                    let finite = outputs.values().filter(|t| tensors::is_float(t)).all(|t| is_finite(t));
                     if !finite && trouble.is_none() {
                         trouble = Some(skipped("the model's outputs are not finite for random inputs; give --input"));
                     }
@@ -50,7 +51,7 @@ impl Check<'_> {
     /// Runs what some tensors need of the model.
     fn run_part(&self, names: &[String], feeds: &Tensors, typed: bool) -> Result<Tensors, Trouble> {
         let mut part = self.model.clone();
-        normalize::prune(&mut part, names);
+        edit::prune(&mut part, names);
         match typed {
             true => self.engine.prepare(&part, feeds, Precision::Own)?.run(feeds),
             false => double_run(self.engine, part, feeds),
@@ -95,7 +96,7 @@ impl Check<'_> {
         let mut names: Vec<String> = bare.keys().cloned().collect();
         names.extend(self.gradients());
         let mut full = self.model.clone();
-        normalize::prune(&mut full, &names);
+        edit::prune(&mut full, &names);
         let tensors =
             self.engine.prepare(&full, &feeds, Precision::Own).and_then(|p| p.run(&feeds)).map_err(|t| match t {
                 t if t.is_unsupported() => Stop::from(t),
@@ -104,7 +105,7 @@ impl Check<'_> {
         for (name, expected) in &bare {
             let difference = tensors.get(name).and_then(|t| difference(expected, t));
             self.validation.outputs.push(OutputCheck { name: name.clone(), max_difference: difference });
-            let same = tensors.get(name).is_some_and(|t| tract::identical(expected, t));
+            let same = tensors.get(name).is_some_and(|t| tensors::identical(expected, t));
             if !same {
                 return Err(failed(format!("output '{name}' is another one with the gradients than without")));
             }
@@ -124,7 +125,7 @@ fn difference(a: &Tensor, b: &Tensor) -> Option<f64> {
     if a.shape() != b.shape() {
         return None;
     }
-    let (a, b) = (tract::values(a).ok()?, tract::values(b).ok()?);
+    let (a, b) = (tensors::values(a).ok()?, tensors::values(b).ok()?);
     Some(a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max))
 }
 
@@ -132,13 +133,13 @@ fn difference(a: &Tensor, b: &Tensor) -> Option<f64> {
 pub fn uses(graph: Option<&GraphProto>, element: ElementType) -> bool {
     let Some(graph) = graph else { return false };
     let number = element as i32;
-    let typed = |v: &crate::onnx::ValueInfoProto| tract::element_type(v.r#type.as_ref()) == Some(element);
+    let typed = |v: &crate::onnx::ValueInfoProto| edit::element_type(v.r#type.as_ref()) == Some(element);
     graph.initializer.iter().any(|t| t.data_type() == number)
         || graph.input.iter().any(typed)
         || graph.node.iter().any(|n| {
             n.attribute.iter().any(|a| {
                 a.t.as_ref().is_some_and(|t| t.data_type() == number)
                     || (matches!(a.name(), "to" | "dtype" | "output_datatype") && a.i() == i64::from(number))
-            }) || normalize::bodies(n).any(|b| uses(Some(b), element))
+            }) || edit::bodies(n).any(|b| uses(Some(b), element))
         })
 }

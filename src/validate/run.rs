@@ -1,7 +1,8 @@
 //! Runs a model once.
 
 use super::engine::Precision;
-use super::tract::{Plan, Tensors, datum_type, tensor};
+use super::tensors::{Tensors, datum_type, tensor};
+use super::tract::Plan;
 use crate::onnx::{ElementType, ModelProto, TensorProto};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;

@@ -6,6 +6,8 @@
 //! `domain com.microsoft` (an operator set besides the standard's), `straight-through` (rounding counts as the identity).
 #![allow(dead_code)]
 
+pub mod process;
+
 use onnx_gradients::onnx::proto::OperatorSetIdProto;
 use onnx_gradients::onnx::proto::{tensor_shape_proto::dimension, type_proto};
 use onnx_gradients::onnx::{ElementType, ModelProto, TensorProto, ValueInfoProto, text};

@@ -46,7 +46,7 @@ fn check(tensor: &TensorProto) -> Result<()> {
         ensure!(element != E::String || strings == count, "{strings} strings for dimensions {:?}", tensor.dims);
         return Ok(());
     };
-    let bytes = byte_size(tensor)?;
+    let bytes = tensor.byte_size()?;
     if let Some(raw) = &tensor.raw_data {
         ensure!(raw.len() == bytes, "{} bytes for {} of dimensions {:?}", raw.len(), element.name(), tensor.dims);
         return Ok(());
@@ -66,12 +66,4 @@ fn check(tensor: &TensorProto) -> Result<()> {
     };
     ensure!(Some(found) == wanted, "{found} elements for {} of dimensions {:?}", element.name(), tensor.dims);
     Ok(())
-}
-
-/// The bytes that a tensor's elements take, the last one filled up.
-pub fn byte_size(tensor: &TensorProto) -> Result<usize> {
-    let size = || tensor.element_count()?.checked_mul(tensor.element_type().bits()?).map(|bits| bits.div_ceil(8));
-    size().with_context(|| {
-        format!("no {} tensor can have the dimensions {:?}", tensor.element_type().name(), tensor.dims)
-    })
 }

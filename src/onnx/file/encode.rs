@@ -168,18 +168,7 @@ impl Piece<'_> {
 
 fn graph_pieces<'a>(graph: &'a GraphProto, external: &mut External<'a>) -> Pieces<'a> {
     let mut pieces = Pieces::default();
-    pieces.message(&GraphProto {
-        node: Vec::new(),
-        name: graph.name.clone(),
-        initializer: Vec::new(),
-        sparse_initializer: graph.sparse_initializer.clone(),
-        doc_string: graph.doc_string.clone(),
-        input: graph.input.clone(),
-        output: graph.output.clone(),
-        value_info: graph.value_info.clone(),
-        quantization_annotation: graph.quantization_annotation.clone(),
-        metadata_props: graph.metadata_props.clone(),
-    });
+    pieces.message(&graph.frame());
     for node in &graph.node {
         pieces.nested(1, node_pieces(node, external));
     }

@@ -3,7 +3,7 @@
 //! A model is not trusted: its data may lie in its own folder and below, nowhere else, not by a symbolic link either.
 
 use super::super::{ModelProto, TensorProto};
-use super::{check, plain, replace, visit};
+use super::{plain, replace, visit};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
@@ -47,7 +47,7 @@ fn part(tensor: &TensorProto, file: &Bytes) -> Result<Bytes> {
         Some(text) => text.parse().map(Some).map_err(|_| anyhow::anyhow!("its {key} '{text}' is not a number")),
         None => Ok(None),
     };
-    let size = check::byte_size(tensor)?;
+    let size = tensor.byte_size()?;
     let (offset, length): (usize, usize) = (number("offset")?.unwrap_or(0), number("length")?.unwrap_or(size));
     ensure!(length == size, "{length} bytes for {} of dimensions {:?}", tensor.element_type().name(), tensor.dims);
     let end = offset.checked_add(length).filter(|&end| end <= file.len());

@@ -55,7 +55,7 @@ impl<'a> Parser<'a> {
         if self.peek() == Some(b'<') {
             self.list(b'<', b'>', |p| {
                 let key = p.identifier()?;
-                p.expect(b':')?;
+                p.demand(b':')?;
                 match key.as_str() {
                     "ir_version" => model.ir_version = Some(p.int()?),
                     "model_version" => model.model_version = Some(p.int()?),
@@ -86,7 +86,7 @@ impl<'a> Parser<'a> {
         if self.peek() == Some(b'<') {
             self.list(b'<', b'>', |p| {
                 let key = p.identifier()?;
-                p.expect(b':')?;
+                p.demand(b':')?;
                 match key.as_str() {
                     "opset_import" => f.opset_import = p.opsets()?,
                     "domain" => f.domain = Some(p.string()?),
@@ -111,8 +111,8 @@ impl<'a> Parser<'a> {
         }
         for outputs in [false, true] {
             if outputs {
-                self.expect(b'=')?;
-                self.expect(b'>')?;
+                self.demand(b'=')?;
+                self.demand(b'>')?;
             }
             self.list(b'(', b')', |p| {
                 let value = p.value_info()?;
@@ -143,8 +143,8 @@ impl<'a> Parser<'a> {
             graph.input.push(value);
             Ok(())
         })?;
-        self.expect(b'=')?;
-        self.expect(b'>')?;
+        self.demand(b'=')?;
+        self.demand(b'>')?;
         self.list(b'(', b')', |p| {
             graph.output.push(p.value_info()?);
             Ok(())
@@ -167,7 +167,7 @@ impl<'a> Parser<'a> {
 
     fn nodes(&mut self) -> Result<Vec<NodeProto>> {
         let mut nodes = Vec::new();
-        self.expect(b'{')?;
+        self.demand(b'{')?;
         while !self.accept(b'}') {
             nodes.push(self.node()?);
         }
@@ -178,10 +178,10 @@ impl<'a> Parser<'a> {
         let mut node = NodeProto::default();
         if self.accept(b'[') {
             node.name = Some(self.name()?);
-            self.expect(b']')?;
+            self.demand(b']')?;
         }
         node.output = self.names()?;
-        self.expect(b'=')?;
+        self.demand(b'=')?;
         let mut operator = self.name()?;
         let mut domain = Vec::new();
         while self.accept(b'.') {
@@ -193,9 +193,9 @@ impl<'a> Parser<'a> {
             node.overload = Some(self.name()?);
         }
         node.attribute = self.attributes()?;
-        self.expect(b'(')?;
+        self.demand(b'(')?;
         node.input = self.names()?;
-        self.expect(b')')?;
+        self.demand(b')')?;
         if node.attribute.is_empty() {
             node.attribute = self.attributes()?;
         }
@@ -235,7 +235,7 @@ impl<'a> Parser<'a> {
             let r#type = self.identifier()?;
             wanted = attribute_type(&r#type).ok_or_else(|| anyhow!("there is no attribute type '{type}'"))?;
         }
-        self.expect(b'=')?;
+        self.demand(b'=')?;
         let mut a = AttributeProto::default();
         if self.accept(b'@') {
             ensure!(wanted != AttributeType::Undefined, "a reference needs a type: {name}: float = @...");
@@ -333,18 +333,18 @@ impl<'a> Parser<'a> {
             "seq" => Type::SequenceType(Box::new(type_proto::Sequence { elem_type: self.inner_type()? })),
             "optional" => Type::OptionalType(Box::new(type_proto::Optional { elem_type: self.inner_type()? })),
             "map" => {
-                self.expect(b'(')?;
+                self.demand(b'(')?;
                 let key_type = Some(self.element_type()? as i32);
-                self.expect(b',')?;
+                self.demand(b',')?;
                 let value_type = Some(Box::new(self.r#type()?));
-                self.expect(b')')?;
+                self.demand(b')')?;
                 Type::MapType(Box::new(type_proto::Map { key_type, value_type }))
             }
             "sparse_tensor" => {
-                self.expect(b'(')?;
+                self.demand(b'(')?;
                 let elem_type = Some(self.element_type()? as i32);
                 let shape = self.shape()?;
-                self.expect(b')')?;
+                self.demand(b')')?;
                 Type::SparseTensorType(type_proto::SparseTensor { elem_type, shape })
             }
             "opaque" => {
@@ -372,9 +372,9 @@ impl<'a> Parser<'a> {
     }
 
     fn inner_type(&mut self) -> Result<Option<Box<TypeProto>>> {
-        self.expect(b'(')?;
+        self.demand(b'(')?;
         let inner = self.r#type()?;
-        self.expect(b')')?;
+        self.demand(b')')?;
         Ok(Some(Box::new(inner)))
     }
 
@@ -481,7 +481,7 @@ impl<'a> Parser<'a> {
         let mut opsets = Vec::new();
         self.list(b'[', b']', |p| {
             let domain = Some(p.string()?);
-            p.expect(b':')?;
+            p.demand(b':')?;
             opsets.push(OperatorSetIdProto { domain, version: Some(p.int()?) });
             Ok(())
         })?;
@@ -492,7 +492,7 @@ impl<'a> Parser<'a> {
         let mut entries = Vec::new();
         self.list(b'[', b']', |p| {
             let key = Some(p.string()?);
-            p.expect(b':')?;
+            p.demand(b':')?;
             entries.push(StringStringEntryProto { key, value: Some(p.string()?) });
             Ok(())
         })?;
@@ -573,7 +573,7 @@ impl<'a> Parser<'a> {
 
     /// What stands between brackets, divided by commas.
     fn list(&mut self, open: u8, close: u8, mut item: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
-        self.expect(open)?;
+        self.demand(open)?;
         if self.accept(close) {
             return Ok(());
         }
@@ -589,7 +589,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn expect(&mut self, wanted: u8) -> Result<()> {
+    fn demand(&mut self, wanted: u8) -> Result<()> {
         ensure!(self.accept(wanted), "expected '{}', found {}", char::from(wanted), self.found());
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Loop and Scan: a body that runs once a trip. Its sizes need not be known before.
 
-use super::Built;
+use super::{Built, Facts, unknown};
 use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
 use tract_onnx::model::ParsingContext;
@@ -189,16 +189,14 @@ impl EvalOp for Repeated {
     }
 }
 
-/// Nothing is known of the outputs before they are computed.
 impl InferenceOp for Repeated {
     fn infer_facts(
         &mut self,
         inputs: TVec<&InferenceFact>,
         outputs: TVec<&InferenceFact>,
         observed: TVec<&InferenceFact>,
-    ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
-        let owned = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect();
-        Ok((owned(inputs), owned(outputs), owned(observed)))
+    ) -> TractResult<Facts> {
+        Ok(unknown(inputs, outputs, observed))
     }
 
     fn nboutputs(&self) -> TractResult<usize> {

@@ -15,7 +15,7 @@ mod resampling;
 
 pub use array::{Array, Element, broadcast, each_index};
 
-use super::tract::{datum_type, double, values};
+use super::tensors::{datum_type, double, values};
 use crate::onnx::proto::attribute_proto;
 use crate::onnx::{ElementType, NodeProto, attribute, canonical_domain};
 use anyhow::{Context, Result, ensure};
@@ -272,16 +272,22 @@ impl EvalOp for Kernel {
     }
 }
 
+type Facts = (TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>);
+
 /// Nothing is known of the outputs before they are computed.
+fn unknown(inputs: TVec<&InferenceFact>, outputs: TVec<&InferenceFact>, observed: TVec<&InferenceFact>) -> Facts {
+    let owned = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect();
+    (owned(inputs), owned(outputs), owned(observed))
+}
+
 impl InferenceOp for Kernel {
     fn infer_facts(
         &mut self,
         inputs: TVec<&InferenceFact>,
         outputs: TVec<&InferenceFact>,
         observed: TVec<&InferenceFact>,
-    ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
-        let owned = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect();
-        Ok((owned(inputs), owned(outputs), owned(observed)))
+    ) -> TractResult<Facts> {
+        Ok(unknown(inputs, outputs, observed))
     }
 
     fn nboutputs(&self) -> TractResult<usize> {

@@ -3,7 +3,7 @@
 
 use super::{Array, Call, Element, Row, row};
 use crate::onnx::ElementType;
-use crate::validate::normalize::BEFORE;
+use crate::validate::edit::BEFORE;
 use anyhow::{Context, Result};
 
 pub const ROWS: &[Row] = &[
