@@ -125,6 +125,11 @@ checks! {
         a [2] at [1.0, 2.0] => Some(&[0.0, 1.0]), b [2] at [1.5, 1.0] => Some(&[1.0, 0.0]);
     pooled at 17: "g (float[1,1,3] x) => (float[1,1,2] y) <float s = {0.5}, uint8 z = {0}> { q = QuantizeLinear(x, s, z) t = MaxPool<kernel_shape=[2]>(q) y = DequantizeLinear(t, s, z) }",
         x [1, 1, 3] at [1.0, 2.0, 1.0] => Some(&[0.0, 2.0, 0.0]);
+    resized at 13: "g (float[1,1,2] x, float[1,1,4] w) => (float[1,1,4] y) <float s = {0.5}, uint8 z = {0}, float[3] k = {1, 1, 2}> {
+        q = QuantizeLinear(x, s, z) t = Resize<mode=\"nearest\", coordinate_transformation_mode=\"asymmetric\", nearest_mode=\"floor\">(q, , k) d = DequantizeLinear(t, s, z) y = Mul(d, w) }",
+        x [1, 1, 2] at [1.0, 2.0] => Some(&[3.0, 7.0]), w [1, 1, 4] at [1.0, 2.0, 3.0, 4.0] => Some(&[1.0, 1.0, 2.0, 2.0]);
+    largest at 13: "g (float[4] x) => (float[1] y) <float s = {0.5}, uint8 z = {0}> { q = QuantizeLinear(x, s, z) t = ReduceMax(q) y = DequantizeLinear(t, s, z) }",
+        x [4] at [1.0, 2.0, 2.1, 1.5] => Some(&[0.0, 0.5, 0.5, 0.0]);
     cast_to_numbers at 13: "g (float[2] x) => (float[2] y) <float s = {0.5}, int8 z = {0}> { q = QuantizeLinear(x, s, z) y = Cast<to=1>(q) }",
         x [2] at [1.0, 100.0] => Some(&[2.0, 0.0]);
     // Nothing passes the rest.

@@ -14,10 +14,12 @@ pub const RULES: &[Rule] = &[
     rule("ReduceMean", "dx = dy / n, copied along the axes", &[Formula(mean), Stop("axes")]).attributes(AXES),
     rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
         .attributes(AXES)
-        .note("ties share equally"),
+        .note("ties share equally")
+        .moves_integers(),
     rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
         .attributes(AXES)
-        .note("ties share equally"),
+        .note("ties share equally")
+        .moves_integers(),
     rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Formula(product), Stop("axes")])
         .attributes(AXES)
         .note("exact with zeros"),
@@ -33,6 +35,7 @@ pub const RULES: &[Rule] = &[
         .note("exact with zeros"),
     rule("TopK", "dx = dy in the places of the indices", &[Formula(top_k), Stop("k")])
         .attributes("axis k largest sorted")
+        .moves_integers()
         .note("of equal elements the one that the operator has chosen"),
 ];
 
@@ -94,7 +97,7 @@ fn mean<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 fn extreme<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
     let chosen = x.equal(y);
-    let ties = sums(c, chosen.cast_like(x))?;
+    let ties = sums(c, chosen.cast_like(dy))?;
     Ok((dy / ties).where_(chosen))
 }
 
