@@ -130,6 +130,8 @@ checks! {
         x [1, 1, 2] at [1.0, 2.0] => Some(&[3.0, 7.0]), w [1, 1, 4] at [1.0, 2.0, 3.0, 4.0] => Some(&[1.0, 1.0, 2.0, 2.0]);
     largest at 13: "g (float[4] x) => (float[1] y) <float s = {0.5}, uint8 z = {0}> { q = QuantizeLinear(x, s, z) t = ReduceMax(q) y = DequantizeLinear(t, s, z) }",
         x [4] at [1.0, 2.0, 2.1, 1.5] => Some(&[0.0, 0.5, 0.5, 0.0]);
+    largest_two at 13: "g (float[4] x, float[2] w) => (float[2] y) <float s = {0.5}, uint8 z = {0}, int64[1] k = {2}> { q = QuantizeLinear(x, s, z) t, i = TopK(q, k) d = DequantizeLinear(t, s, z) y = Mul(d, w) }",
+        x [4] at [1.0, 2.0, 3.0, 1.5] => Some(&[0.0, 5.0, 4.0, 0.0]), w [2] at [4.0, 5.0] => Some(&[3.0, 2.0]);
     cast_to_numbers at 13: "g (float[2] x) => (float[2] y) <float s = {0.5}, int8 z = {0}> { q = QuantizeLinear(x, s, z) y = Cast<to=1>(q) }",
         x [2] at [1.0, 100.0] => Some(&[2.0, 0.0]);
     // Nothing passes the rest.
@@ -206,6 +208,18 @@ fn integers_that_are_xs_or_stops() {
     assert!(output.gradients[0].gradient.is_some());
     let stopped = Gradients::new(["y"], ["x"]).stop(["q"]).straight_through(true).build(&model(13, PAIR)).unwrap();
     assert_eq!(stopped.gradients[0].gradient, None);
+}
+
+#[test]
+fn what_passes_integers_no_gradient_is_named() {
+    let warnings = |graph: &str| gradients(17, graph, &["x"]).warnings.join("; ");
+    let added = "g (float[2] x, float s) => (float[2] y) { q = QuantizeLinear(x, s) t = Add(q, q) u = Sub(q, q) y = DequantizeLinear(t, s) }";
+    assert_eq!(warnings(added), "node of 't' (Add) passes no gradient to the quantized integers that it takes");
+    let captured = "g (float[2] x, bool c, float s) => (float[2] y) {
+        q = QuantizeLinear(x, s)
+        y = If(c) <then_branch = t () => (float[2] a) { a = DequantizeLinear(q, s) }, else_branch = e () => (float[2] b) { b = Identity(x) }> }";
+    assert_eq!(warnings(captured), "node of 'y' (If) passes no gradient to the quantized integers that it takes");
+    assert_eq!(warnings(PAIR), "");
 }
 
 #[test]

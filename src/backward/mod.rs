@@ -48,13 +48,23 @@ pub struct Pass<'g> {
     straight_through: bool,
     /// The quantized integers that depend on an x, with the element type of their gradients.
     cotangents: RefCell<HashMap<ValueId, ElementType>>,
+    /// The nodes that take such integers and pass them no gradient.
+    shut: RefCell<BTreeSet<NodeId>>,
 }
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
     pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: HashSet<ValueId>, own_rules: &'g [Rule]) -> Self {
-        let cotangents = RefCell::default();
-        Pass { builder, aggregation, stops, own_rules, own_functions: &[], straight_through: false, cotangents }
+        Pass {
+            builder,
+            aggregation,
+            stops,
+            own_rules,
+            own_functions: &[],
+            straight_through: false,
+            cotangents: RefCell::default(),
+            shut: RefCell::default(),
+        }
     }
 
     /// The pass for which rounding counts as the identity, or not.
@@ -195,6 +205,26 @@ impl<'g> Pass<'g> {
             return vec![];
         }
         graph.captures(id).into_iter().filter(|v| live.contains(v) && self.cotangent(*v).is_none()).collect()
+    }
+
+    /// Whether a node takes quantized integers that depend on an x, and passes them no gradient though their values matter.
+    fn is_shut(&self, id: NodeId, node: &Node) -> bool {
+        let takes = |i: usize, v: ValueId| {
+            let stopped = matches!(self.rule(node).and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
+            self.cotangent(v).is_some() && !stopped && !self.enters(node, i, v)
+        };
+        let captures = || self.builder.graph().captures(id).iter().any(|&v| self.cotangent(v).is_some());
+        node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| takes(i, v)))
+            || (!node.bodies.is_empty() && captures())
+    }
+
+    /// The nodes on paths to `ys` that take quantized integers which depend on an x, and pass them no gradient.
+    fn shut_nodes(&self, ys: &[ValueId]) -> Vec<String> {
+        let graph = self.builder.graph();
+        let sources = graph.sources(ys);
+        let leads = |id: &NodeId| graph.node(*id).outputs.iter().flatten().any(|o| sources.contains(o));
+        let shut: BTreeSet<NodeId> = self.shut.borrow().iter().map(|&id| self.origin(id)).collect();
+        shut.into_iter().filter(leads).map(|id| graph.describe(id)).collect()
     }
 
     /// Whether a node's output holds rounded numbers, where its type may not even be known.
@@ -464,6 +494,9 @@ impl<'g> Differentiate<'g> for Pass<'g> {
             let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
             let entering = |&(i, v): &(usize, ValueId)| live.contains(&v) && self.enters(node, i, v);
             let sources: Vec<ValueId> = inputs.filter(entering).map(|(_, v)| v).collect();
+            if self.straight_through && self.is_shut(id, node) {
+                self.shut.borrow_mut().insert(id);
+            }
             if sources.is_empty() && self.live_captures(id, &live).is_empty() {
                 continue;
             }

@@ -232,6 +232,9 @@ impl Gradients {
             .with_functions(&self.functions)
             .with_straight_through(self.straight_through);
         let flows = pass.differentiate(&forward, &seeded, &xs)?;
+        for node in pass.shut_nodes(&ys) {
+            warnings.push(format!("{node} passes no gradient to the quantized integers that it takes"));
+        }
         let outputs = call.outputs(&xs, &self.xs, &flows, self.unconnected)?;
         if let Some(error) = builder.take_error() {
             return Err(error);

@@ -86,21 +86,16 @@ fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     }
 }
 
-/// Zeros of the shape of x, to add `dy` to.
-fn zeros<'g>(x: Expr<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
-    Ok(dy.builder().full(x.shape(), 0.0, dy.element()?))
-}
-
 fn gather_elements<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let dy = c.dy()?;
-    Ok(zeros(c.x()?, dy)?.scatter_elements_add(c.input(1)?, dy, c.axis(0)?))
+    Ok(dy.zeros_shaped(c.x()?).scatter_elements_add(c.input(1)?, dy, c.axis(0)?))
 }
 
 fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, indices, dy) = (c.x()?, c.input(1)?, c.dy()?);
     let batch = usize::try_from(c.int("batch_dims", 0)).unwrap_or(usize::MAX);
     if batch == 0 {
-        return Ok(zeros(x, dy)?.scatter_nd_add(indices, dy));
+        return Ok(dy.zeros_shaped(x).scatter_nd_add(indices, dy));
     }
     let (rank, index_rank) = (x.rank()?, indices.rank()?);
     ensure!(batch < rank.min(index_rank), "batch_dims {batch} for ranks {rank} and {index_rank}");
@@ -114,7 +109,7 @@ fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         tuples.push(b.range(x.dim(axis)).reshape_to(&place).expand(column));
     }
     tuples.push(indices);
-    Ok(zeros(x, dy)?.scatter_nd_add(Expr::concat(&tuples, index_rank - 1), dy))
+    Ok(dy.zeros_shaped(x).scatter_nd_add(Expr::concat(&tuples, index_rank - 1), dy))
 }
 
 /// The places that a ScatterElements or ScatterND names.

@@ -185,5 +185,6 @@ fn top_k<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         Some(indices) => indices,
         None => c.demand_output(1, ElementType::Int64)?,
     };
-    Ok(c.x()?.zeros_like().scatter_elements(indices, c.dy()?, c.axis(-1)?))
+    let dy = c.dy()?;
+    Ok(dy.zeros_shaped(c.x()?).scatter_elements(indices, dy, c.axis(-1)?))
 }

@@ -181,7 +181,7 @@ fn pad_value<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     }
     let b = c.builder();
     let zero = b.ints(&[0]);
-    let inside = b.full(x.shape(), 0.0, dy.element()?).crop((-begins).max(zero), (-ends).max(zero));
+    let inside = dy.zeros_shaped(x).crop((-begins).max(zero), (-ends).max(zero));
     let amounts = Expr::concat(&[begins.max(zero), ends.max(zero)], 0);
     let around = inside.pad(amounts, Some(dy.like(1.0)));
     Ok((dy * around).sum_all().reshape_like(value))
