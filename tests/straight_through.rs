@@ -134,6 +134,9 @@ checks! {
         x [4] at [1.0, 2.0, 3.0, 1.5] => Some(&[0.0, 5.0, 4.0, 0.0]), w [2] at [4.0, 5.0] => Some(&[3.0, 2.0]);
     cast_to_numbers at 13: "g (float[2] x) => (float[2] y) <float s = {0.5}, int8 z = {0}> { q = QuantizeLinear(x, s, z) y = Cast<to=1>(q) }",
         x [2] at [1.0, 100.0] => Some(&[2.0, 0.0]);
+    in_a_branch at 13: "g (float[2] x, float s) => (float[2] y) <bool c = {1}> {
+        y = If(c) <then_branch = t () => (float[2] a) { q = QuantizeLinear(x, s) a = DequantizeLinear(q, s) }, else_branch = e () => (float[2] b) { b = Identity(x) }> }",
+        x [2] at [1.2, -1.0] => Some(&[1.0, 0.0]), s [] at [0.5] => Some(&[2.0 - 2.4]);
     // Nothing passes the rest.
     added_integers at 14: "g (float[2] x, float s) => (float[2] y) { q = QuantizeLinear(x, s) t = Add(q, q) y = DequantizeLinear(t, s) }",
         x [2] at [1.0, 2.0] => None, s [] at [0.5] => Some(&[12.0]);
@@ -219,7 +222,11 @@ fn what_passes_integers_no_gradient_is_named() {
         q = QuantizeLinear(x, s)
         y = If(c) <then_branch = t () => (float[2] a) { a = DequantizeLinear(q, s) }, else_branch = e () => (float[2] b) { b = Identity(x) }> }";
     assert_eq!(warnings(captured), "node of 'y' (If) passes no gradient to the quantized integers that it takes");
-    assert_eq!(warnings(PAIR), "");
+    // A wider type would hold the same numbers, but a narrower one would not.
+    let cast = "g (float[2] x, float s) => (float[2] y) { q = QuantizeLinear(x, s) t = Cast<to=6>(q) y = DequantizeLinear(t, s) }";
+    assert_eq!(warnings(cast), "node of 't' (Cast) passes no gradient to the quantized integers that it takes");
+    let compared = "g (float[2] x, float s) => (float[2] y) { q = QuantizeLinear(x, s) n = Shape(q) d = DequantizeLinear(q, s) y = Reshape(d, n) }";
+    assert_eq!(warnings(compared) + &warnings(PAIR), "");
 }
 
 #[test]
