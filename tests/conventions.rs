@@ -81,6 +81,13 @@ conventions! {
     sqrt: "g (float[2] x) => (float[2] y) { y = Sqrt(x) }", x at [0.0, 4.0] => [INF, 0.25];
     guarded_sqrt: "g (float[2] x) => (float[2] y) <float zero = {0}> { c = Greater(x, zero) r = Sqrt(x) y = Where(c, r, zero) }",
         x at [0.0, 4.0] => [0.0, 0.25];
+    masked_softmax: "g (float[4] x) => (float y) <float[2,2] mask = {0, 0, -inf, -inf}, float zero = {0}> {
+        s = Constant<value_ints = [2, 2]>() r = Reshape(x, s) m = Add(r, mask) p = Softmax(m) n = IsNaN(p) k = Where(n, zero, p)
+        q = Mul(k, r) y = ReduceSum<keepdims = 0>(q) }",
+        x at [0.0, 0.0, 1.0, 1.0] => [0.5, 0.5, 0.0, 0.0];
+    masked_log_softmax: "g (float[2] x) => (float y) <float[2] mask = {-inf, -inf}, float zero = {0}> {
+        m = Add(x, mask) p = LogSoftmax(m) n = IsNaN(p) k = Where(n, zero, p) y = ReduceSum<keepdims = 0>(k) }",
+        x at [1.0, 2.0] => [0.0, 0.0];
     power_zero: "g (float[3] x, float[3] p) => (float[3] y) { y = Pow(x, p) }",
         x at [0.0, 2.0, -2.0] => [0.0, 0.0, 0.0], p at [0.0, 0.0, 0.0] => [0.0, std::f64::consts::LN_2, 0.0];
     power_of_a_negative_number: "g (float[2] x, float[2] p) => (float[2] y) { y = Pow(x, p) }",

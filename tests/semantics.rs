@@ -421,3 +421,17 @@ fn equal_symbols_need_no_arithmetic_on_shapes() {
     let found: Vec<&str> = added.iter().filter(|n| shapes.contains(&n.op_type())).map(|n| n.name()).collect();
     assert_eq!(found, [""; 0]);
 }
+
+#[test]
+fn a_branch_that_is_never_taken_is_connected_and_zero() {
+    let graph = "g (float[2] a, float[2] b, float[2] u) => (float[2] y) {
+        n = Size(a) two = Constant<value = int64 {2}>() c = Equal(n, two)
+        y = If(c) <then_branch = t () => (float[2] p) { p = Mul(a, a) },
+                   else_branch = e () => (float[2] q) { s = Shape(u) f = Cast<to = 1>(s) r = Mul(b, b) q = Add(r, f) }> }";
+    let call = Gradients::new(["y"], ["a", "b", "u"]);
+    let found = gradients(graph, &call, &[("a", &[1.0, 2.0]), ("b", &[3.0, 4.0]), ("u", &[5.0, 6.0])]);
+    assert_eq!(found, [Some(vec![2.0, 4.0]), Some(vec![0.0, 0.0]), None]);
+    let output = call.build(&model(graph)).unwrap();
+    let nodes = &output.model.proto.graph.as_ref().unwrap().node;
+    assert_eq!(nodes.iter().filter(|n| n.op_type() == "If").count(), 1, "nothing is left to decide");
+}

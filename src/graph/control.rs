@@ -1,6 +1,6 @@
 //! What is known of the bodies of control flow: of their inputs from the node's inputs, of the node's outputs from theirs.
 
-use super::{Container, Dim, Dims, Fact, Graph, NewNode, ScopeId, Shape};
+use super::{Container, Dim, Dims, Fact, Graph, NewNode, Producer, Scalar, ScopeId, Shape, ValueId};
 use crate::onnx::{AttributeProto, ElementType, attribute};
 use std::collections::HashSet;
 
@@ -147,6 +147,28 @@ pub fn forget_states(op_type: &str, version: i64, attributes: &[AttributeProto],
     }
 }
 
+/// What a condition is whatever the inputs and the weights hold, because it follows from shapes and integers alone.
+pub fn truth(graph: &Graph, condition: ValueId) -> Option<bool> {
+    /// A condition that follows from more tensors than this is left to the run.
+    const MAX_TENSORS: usize = 1000;
+    let Scalar::Int(known) = graph.fact(condition).uniform()? else { return None };
+    let (mut seen, mut open) = (HashSet::new(), vec![condition]);
+    while let Some(value) = open.pop() {
+        let weight = graph.value(value).producer == Producer::Initializer
+            && graph.fact(value).element.is_none_or(ElementType::is_float);
+        if weight || seen.len() > MAX_TENSORS {
+            return None;
+        }
+        if let Some((node, _)) = graph.producer(value)
+            && !matches!(&*graph.node(node).op_type, "Shape" | "Size")
+            && seen.insert(value)
+        {
+            open.extend(graph.node(node).inputs.iter().flatten());
+        }
+    }
+    known.known().map(|truth| truth != 0)
+}
+
 /// What holds of a value that is one of two: a dimension in which they differ is unknown.
 fn join(a: &Fact, b: &Fact, dims: &Dims) -> Fact {
     let shape = a.shape.as_ref().zip(b.shape.as_ref()).and_then(|(a, b)| {
@@ -182,8 +204,12 @@ pub fn infer(graph: &Graph, node: &NewNode, inputs: &[Option<&Fact>]) -> Vec<Fac
     };
     let input = |i: usize| inputs.get(i).copied().flatten().cloned().unwrap_or_default();
     match (&*node.op_type, node.bodies.as_slice()) {
-        ("If", [(_, a), (_, b)]) => {
-            outputs(*a).into_iter().zip(outputs(*b)).map(|(a, b)| join(a, b, &graph.dims)).collect()
+        ("If", [(name, a), (_, b)]) => {
+            let taken = node.inputs.first().copied().flatten().and_then(|condition| truth(graph, condition));
+            match taken.map(|taken| if taken == (&**name == "then_branch") { a } else { b }) {
+                Some(branch) => outputs(*branch).into_iter().cloned().collect(),
+                None => outputs(*a).into_iter().zip(outputs(*b)).map(|(a, b)| join(a, b, &graph.dims)).collect(),
+            }
         }
         ("Loop", [(_, body)]) => {
             let states = graph.scope(*body).inputs.len().saturating_sub(2);

@@ -143,6 +143,8 @@ pub struct Graph {
     /// The symbolic sizes.
     pub dims: Dims,
     opsets: HashMap<Rc<str>, i64>,
+    /// What a Where takes, or leaves.
+    alternatives: HashSet<ValueId>,
 }
 
 impl Graph {
@@ -157,6 +159,7 @@ impl Graph {
             scopes: vec![Scope::default()],
             dims: Dims::default(),
             opsets: opsets.into_iter().map(|(domain, version)| (canonical_domain(&domain).into(), version)).collect(),
+            alternatives: HashSet::new(),
         }
     }
 
@@ -291,9 +294,36 @@ impl Graph {
         infer::infer(&op, inputs)
     }
 
+    /// Whether a Where takes the value, or leaves it for another: that it is not finite in some places may not matter.
+    pub fn is_alternative(&self, id: ValueId) -> bool {
+        self.alternatives.contains(&id)
+    }
+
+    /// Notes a Where's input, and what it is a copy of. What is noted already is not walked again.
+    fn note_alternative(&mut self, mut id: ValueId) {
+        const COPIES: &[&str] = &["Cast", "CastLike", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"];
+        while self.alternatives.insert(id)
+            && let Some((node, _)) = self.producer(id)
+            && let node = self.node(node)
+            && node.domain.is_empty()
+            && COPIES.contains(&&*node.op_type)
+            && let Some(&Some(source)) = node.inputs.first()
+        {
+            id = source;
+        }
+    }
+
+    /// What a condition is whatever the inputs and the weights hold; `None` where that depends on them.
+    pub fn truth(&self, condition: ValueId) -> Option<bool> {
+        control::truth(self, condition)
+    }
+
     /// Appends a node, the facts of whose outputs are [`Graph::infer`]red, to a scope.
     pub fn push(&mut self, scope: ScopeId, new: NewNode, facts: Vec<Fact>) -> NodeId {
         let id = NodeId(self.nodes.len() as u32);
+        if &*new.op_type == "Where" && new.domain.is_empty() {
+            new.inputs.iter().skip(1).flatten().for_each(|&input| self.note_alternative(input));
+        }
         let mut facts = facts.into_iter();
         let outputs = new.outputs.into_iter().enumerate().map(|(i, output)| {
             let fact = facts.next().unwrap_or_default();

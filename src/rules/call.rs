@@ -128,6 +128,11 @@ impl<'g> Call<'g> {
         Some(self.builder().expr((*self.node.outputs.get(i)?)?))
     }
 
+    /// Whether the model may put the first output aside where it is not finite, for what a Where takes in its place.
+    pub fn is_alternative(&self) -> bool {
+        self.node.outputs.first().copied().flatten().is_some_and(|y| self.builder().graph().is_alternative(y))
+    }
+
     /// How many outputs the node has.
     pub fn output_count(&self) -> usize {
         self.node.outputs.len()

@@ -18,16 +18,25 @@ pub const RULES: &[Rule] = &[rule(
 fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let b = c.builder();
     let wanted = c.wanted_captures();
+    let through = |name: &str| {
+        let replay = c.replay(c.body(name)?, &[])?;
+        let seeds: Vec<_> = replay.outputs.iter().zip(c.dys()).filter_map(|(y, dy)| Some((*y, (*dy)?))).collect();
+        replay.gradients(&seeds, &wanted)
+    };
+    let known = b.graph().truth(c.input(0)?.id());
+    if let Some(known) = known {
+        let (taken, other) = if known { ("then_branch", "else_branch") } else { ("else_branch", "then_branch") };
+        ensure_not_random(random_node(&b.graph(), c.body(taken)?))?;
+        let dxs = through(taken)?.into_iter().zip(&wanted);
+        let zero = |x: &Expr<'g>| reaches_an_output(c, other, *x).map(|reaches| reaches.then(|| x.zeros_like()));
+        let dxs = dxs.map(|(dx, x)| Ok((x.id(), dx.map_or_else(|| zero(x), |dx| Ok(Some(dx)))?)));
+        let dxs: Vec<(ValueId, Option<Expr<'g>>)> = dxs.collect::<Result<_>>()?;
+        return Ok(dxs.into_iter().filter_map(|(x, dx)| Some((x, dx?))).collect());
+    }
     let mut branches = Vec::new();
     for name in ["then_branch", "else_branch"] {
-        let body = c.body(name)?;
         let (scope, _) = b.open(vec![]);
-        let dxs = b.within(scope, || {
-            let replay = c.replay(body, &[])?;
-            let seeds: Vec<_> = replay.outputs.iter().zip(c.dys()).filter_map(|(y, dy)| Some((*y, (*dy)?))).collect();
-            replay.gradients(&seeds, &wanted)
-        })?;
-        branches.push((scope, dxs));
+        branches.push((scope, b.within(scope, || through(name))?));
     }
     let connected = |i: &usize| branches.iter().any(|(_, dxs)| dxs[*i].is_some());
     let connected: Vec<usize> = (0..wanted.len()).filter(connected).collect();
@@ -43,6 +52,13 @@ fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     Ok(connected.into_iter().map(|i| wanted[i].id()).zip(dxs).collect())
 }
 
+/// Whether a body leads from a captured tensor to one of its outputs.
+fn reaches_an_output(c: &Call<'_>, body: &str, x: Expr<'_>) -> Result<bool> {
+    let scope = c.builder().graph().scope(c.body(body)?).clone();
+    let carriers = c.carriers(&scope.nodes, &[x.id()]);
+    Ok(scope.outputs.iter().any(|o| carriers.contains(o)))
+}
+
 /// Operators that draw random numbers: computed again they draw others.
 const RANDOM: &[&str] =
     &["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
@@ -54,12 +70,15 @@ const RANDOM: &[&str] =
 pub fn close<'g>(c: &Call<'g>, scope: ScopeId, outputs: &[Expr<'g>], inputs: usize) -> Result<()> {
     let b = c.builder();
     b.close(scope, outputs, inputs);
-    let random = random_node(&b.graph(), scope);
+    ensure_not_random(random_node(&b.graph(), scope))
+}
+
+fn ensure_not_random(found: Option<String>) -> Result<()> {
     ensure!(
-        random.is_none(),
+        found.is_none(),
         "its body holds {}, which draws other numbers when the body is computed again for the gradient; draw them outside \
          and let the body capture them",
-        random.unwrap_or_default()
+        found.unwrap_or_default()
     );
     Ok(())
 }

@@ -31,10 +31,20 @@ fn flattened(c: &Call<'_>) -> Result<Vec<usize>> {
 
 fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
     let (y, dy) = (c.y()?, c.dy()?);
-    Ok((dy - (dy * y).sum(axes)) * y)
+    let sum = (dy * y).sum(axes);
+    Ok(guarded(c, sum, (dy - sum) * y))
 }
 
 fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
     let (y, dy) = (c.y()?, c.dy()?);
-    Ok(dy - y.exp() * dy.sum(axes))
+    Ok(guarded(c, y, dy - y.exp() * dy.sum(axes)))
+}
+
+/// The gradient where `y` is a number. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the model
+/// puts that aside, its zero gradient stays zero.
+fn guarded<'g>(c: &Call<'g>, y: Expr<'g>, dx: Expr<'g>) -> Expr<'g> {
+    match (c.is_alternative(), c.opt_dy(0)) {
+        (true, Some(dy)) => y.is_nan().select(dy, dx),
+        _ => dx,
+    }
 }
