@@ -227,6 +227,8 @@ fn what_passes_integers_no_gradient_is_named() {
     assert_eq!(warnings(cast), "node of 't' (Cast) passes no gradient to the quantized integers that it takes");
     let compared = "g (float[2] x, float s) => (float[2] y) { q = QuantizeLinear(x, s) n = Shape(q) d = DequantizeLinear(q, s) y = Reshape(d, n) }";
     assert_eq!(warnings(compared) + &warnings(PAIR), "");
+    let dynamic = "g (float[1,2] x) => (float[1,1] y) <uint8[2,1] b = {7, 130}> { q, s, z = DynamicQuantizeLinear(x) p = MatMulInteger(q, b, z) y = Cast<to=1>(p) }";
+    assert_eq!(warnings(dynamic), "");
 }
 
 #[test]

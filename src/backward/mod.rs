@@ -207,22 +207,23 @@ impl<'g> Pass<'g> {
         graph.captures(id).into_iter().filter(|v| live.contains(v) && self.cotangent(*v).is_none()).collect()
     }
 
-    /// Whether a node takes quantized integers that depend on an x, and passes them no gradient though their values matter:
+    /// Whether a node takes live quantized integers, and passes them no gradient though their values matter:
     /// they are not among the `sources` that its outputs carry gradients to, or no output carries any.
-    fn is_shut(&self, id: NodeId, node: &Node, sources: &[ValueId]) -> bool {
+    fn is_shut(&self, id: NodeId, node: &Node, live: &HashSet<ValueId>, sources: &[ValueId]) -> bool {
         if self.cotangents.borrow().is_empty() {
             return false;
         }
         let graph = self.builder.graph();
-        let float = |o: ValueId| graph.fact(o).may_carry_gradient();
-        let carries = |&o: &ValueId| float(o) || self.cotangent_of_output(node, o, sources).is_some();
+        let carries =
+            |&o: &ValueId| graph.fact(o).may_carry_gradient() || self.cotangent_of_output(node, o, sources).is_some();
         let passes = node.outputs.iter().flatten().any(carries);
+        let integers = |v: ValueId| live.contains(&v) && self.cotangent(v).is_some();
         let takes = |i: usize, v: ValueId| {
             let stopped = matches!(self.rule(node).and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
-            self.cotangent(v).is_some() && !stopped && !(passes && sources.contains(&v))
+            integers(v) && !stopped && !(passes && sources.contains(&v))
         };
         node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| takes(i, v)))
-            || (!node.bodies.is_empty() && graph.captures(id).iter().any(|&v| self.cotangent(v).is_some()))
+            || (!node.bodies.is_empty() && graph.captures(id).into_iter().any(integers))
     }
 
     /// The nodes on paths to `ys` that take quantized integers which depend on an x, and pass them no gradient.
@@ -501,7 +502,7 @@ impl<'g> Differentiate<'g> for Pass<'g> {
             let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
             let entering = |&(i, v): &(usize, ValueId)| live.contains(&v) && self.enters(node, i, v);
             let sources: Vec<ValueId> = inputs.filter(entering).map(|(_, v)| v).collect();
-            if self.is_shut(id, node, &sources) {
+            if self.is_shut(id, node, &live, &sources) {
                 self.shut.borrow_mut().insert(id);
             }
             if sources.is_empty() && self.live_captures(id, &live).is_empty() {

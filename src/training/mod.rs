@@ -355,10 +355,12 @@ impl Trainable {
         let more = if found.len() > 3 { format!(" and {} more", found.len() - 3) } else { String::new() };
         (!first.is_empty()).then(|| match self.straight_through {
             true => format!(
-                "rounding to integers between weights and loss ({first}{more}) counts as the identity for gradients                  (--rounding true: they stop there)"
+                "rounding to integers between weights and loss ({first}{more}) counts as the identity for gradients \
+                 (--rounding true: they stop there)"
             ),
             false => format!(
-                "gradients stop at the rounding to integers between weights and loss ({first}{more}): nothing before it                  is trained (--rounding straight-through: they pass)"
+                "gradients stop at the rounding to integers between weights and loss ({first}{more}): nothing before it \
+                 is trained (--rounding straight-through: they pass)"
             ),
         })
     }
