@@ -17,6 +17,9 @@ pub struct Record {
     /// The tensors that no gradient passes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stops: Vec<String>,
+    /// Whether rounding counted as the identity.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub straight_through: bool,
 }
 
 /// The gradient with respect to one x.

@@ -49,6 +49,22 @@ fn grad_prints_a_table() {
 }
 
 #[test]
+fn grad_passes_rounding_on_request() {
+    let (folder, model) =
+        folder("g (float[3] x, float s) => (float[3] y) { q = QuantizeLinear(x, s) y = DequantizeLinear(q, s) }");
+    let gradient = |options: &[&str]| {
+        let out = out(&folder);
+        let common = ["grad", &model, "-o", &out, "--ys", "y", "--xs", "x", "--no-validate", "--json", "--force"];
+        let output = tool(&[&common, options].concat());
+        assert!(output.status.success(), "{output:?}");
+        let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        report["gradients"][0]["gradient"].clone()
+    };
+    assert_eq!(gradient(&[]), Value::Null);
+    assert_eq!(gradient(&["--straight-through"]), "gradients/x");
+}
+
+#[test]
 fn grad_lowers() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.onnx").display().to_string();

@@ -30,7 +30,7 @@ const NOT_IN_TRACT: &[&str] = &[
     // Its axis of batches and its lengths are of that opset alone.
     "Scan before opset 9",
 ];
-/// Operators whose gradient is not the slope of what they compute, but what conventions say.
+/// Operators whose gradient is not the slope of what they compute, but what conventions say: tests/straight_through.rs checks it.
 const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear"];
 
 fn main() -> ExitCode {
@@ -54,7 +54,7 @@ fn check(case: &Case) -> Result<(), Failed> {
         return Ok(());
     }
     let ys: Vec<String> = first.gradients.iter().filter_map(|g| g.gradient.clone()).collect();
-    let second = common::gradients(&first.model, ys, case.xs()).map_err(|e| format!("second order: {e:#}"))?;
+    let second = case.gradients(&first.model, ys).map_err(|e| format!("second order: {e:#}"))?;
     let mut inputs = case.inputs();
     inputs.extend(case.seeds(&first));
     compare(case, &second, inputs, "second order")

@@ -348,6 +348,29 @@ fn weights_are_found_where_exporters_hide_them() {
 }
 
 #[test]
+fn gradients_pass_quantized_activations() {
+    let model = parse(
+        13,
+        r#"g (float[N,2] x) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}, float[2,2] v = {1, 0, 0, 1}, float s = {0.5}, int8 z = {0}>
+        { a = MatMul (x, w) q = QuantizeLinear (a, s, z) d = DequantizeLinear (q, s, z) y = MatMul (d, v) }"#,
+    );
+    let own = [("x", float(&[1, 2], &[1.0, 1.0])), ("labels", float(&[1, 2], &[0.0, 0.0]))];
+    let gradients = |request: Trainable| {
+        let artifacts = request.build(&model).unwrap();
+        let said: Vec<String> =
+            artifacts.manifest.decisions.iter().filter(|d| d.contains("rounding")).cloned().collect();
+        (run(&artifacts, "gradients", Precision::Own, &own)["gradient/w"].clone(), said.join("; "))
+    };
+    // y = [4, 6], and the loss is the mean of its squares.
+    let (gradient, said) = gradients(Trainable::new([LossSpec::new("mse")]));
+    assert_close("straight through", &gradient, &[4.0, 6.0, 4.0, 6.0], 1e-6);
+    assert!(said.contains("('q') counts as the identity"), "{said}");
+    let (gradient, said) = gradients(Trainable::new([LossSpec::new("mse")]).straight_through(false));
+    assert_eq!(gradient, [0.0; 4]);
+    assert!(said.contains("stop at the rounding to integers between weights and loss ('q')"), "{said}");
+}
+
+#[test]
 fn choices_are_patterns_and_last_layers() {
     let names = |choice: Choice| -> Vec<String> {
         let request = Trainable::new([LossSpec::new("cross-entropy")]).choose(choice);

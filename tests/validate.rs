@@ -92,7 +92,7 @@ fn record(y: &str, gradients: &[(&str, &str)]) -> Record {
             .map(|&(x, g)| Gradient { x: x.into(), gradient: (!g.is_empty()).then(|| g.into()) })
             .collect(),
         seeds: vec![SeedOf { y: y.into(), seed: None, fill: Some(1.0) }],
-        stops: vec![],
+        ..Record::default()
     }
 }
 

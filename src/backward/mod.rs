@@ -19,10 +19,11 @@ pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};
 use crate::graph::{Dim, Graph, Node, NodeId, Origin, ValueId};
-use crate::onnx::FunctionProto;
-use crate::rules::{self, Call, Differentiate, Rule, Slot};
+use crate::onnx::{ElementType, FunctionProto};
+use crate::rules::{self, Call, Differentiate, Integers, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What arrives at a tensor. Absence of a flow is the third case: the tensor is not connected.
@@ -43,12 +44,32 @@ pub struct Pass<'g> {
     own_rules: &'g [Rule],
     /// Functions that go before every row: the user's own gradients.
     own_functions: &'g [FunctionProto],
+    /// Whether rounding counts as the identity: then quantized integers carry gradients.
+    straight_through: bool,
+    /// The quantized integers that depend on an x, with the element type of their gradients.
+    cotangents: RefCell<HashMap<ValueId, ElementType>>,
+    /// The nodes that take such integers and pass them no gradient.
+    shut: RefCell<BTreeSet<NodeId>>,
 }
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
     pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: HashSet<ValueId>, own_rules: &'g [Rule]) -> Self {
-        Pass { builder, aggregation, stops, own_rules, own_functions: &[] }
+        Pass {
+            builder,
+            aggregation,
+            stops,
+            own_rules,
+            own_functions: &[],
+            straight_through: false,
+            cotangents: RefCell::default(),
+            shut: RefCell::default(),
+        }
+    }
+
+    /// The pass for which rounding counts as the identity, or not.
+    pub fn with_straight_through(self, straight_through: bool) -> Self {
+        Pass { straight_through, ..self }
     }
 
     /// The pass with gradients that the user gives as functions.
@@ -117,11 +138,8 @@ impl<'g> Pass<'g> {
             let rule = self.rule(node);
             let before = reached.len();
             let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-            let stopped = |i: usize| matches!(rule.and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
-            reached.extend(inputs.filter(|(i, v)| live.contains(v) && !stopped(*i)).map(|(_, v)| v));
-            if !node.bodies.is_empty() {
-                reached.extend(graph.captures(id).into_iter().filter(|v| live.contains(v)));
-            }
+            reached.extend(inputs.filter(|&(i, v)| live.contains(&v) && self.enters(node, i, v)).map(|(_, v)| v));
+            reached.extend(self.live_captures(id, live));
             let leads_on = reached.len() > before || node.inputs.iter().flatten().any(|v| live.contains(v));
             if rule.is_none() && self.own_function(node).is_none() && leads_on {
                 let op = match &*node.domain {
@@ -169,6 +187,78 @@ impl<'g> Pass<'g> {
         found.into_iter().collect()
     }
 
+    /// Whether what a node's rule gives an input may pass to it.
+    fn enters(&self, node: &Node, input: usize, value: ValueId) -> bool {
+        match self.rule(node) {
+            Some(rule) => {
+                let known = rule.integers != Integers::Ignored || self.cotangent(value).is_none();
+                known && !matches!(rule.slot(input), Some(Slot::Stop(_)))
+            }
+            // An operator that is not known stands in the way of all that it takes.
+            None => self.own_function(node).is_none() || self.cotangent(value).is_none(),
+        }
+    }
+
+    /// The captured values of a node's bodies that lead to an x. Quantized integers do not lead out of bodies.
+    fn live_captures(&self, id: NodeId, live: &HashSet<ValueId>) -> Vec<ValueId> {
+        let graph = self.builder.graph();
+        if graph.node(id).bodies.is_empty() {
+            return vec![];
+        }
+        graph.captures(id).into_iter().filter(|v| live.contains(v) && self.cotangent(*v).is_none()).collect()
+    }
+
+    /// Whether a node takes live quantized integers, and passes them no gradient though their values matter:
+    /// they are not among the `sources` that its outputs carry gradients to, or no output carries any.
+    fn is_shut(&self, id: NodeId, node: &Node, live: &HashSet<ValueId>, sources: &[ValueId]) -> bool {
+        if self.cotangents.borrow().is_empty() {
+            return false;
+        }
+        let graph = self.builder.graph();
+        let carries =
+            |&o: &ValueId| graph.fact(o).may_carry_gradient() || self.cotangent_of_output(node, o, sources).is_some();
+        let passes = node.outputs.iter().flatten().any(carries);
+        let integers = |v: ValueId| live.contains(&v) && self.cotangent(v).is_some();
+        let takes = |i: usize, v: ValueId| {
+            let stopped = matches!(self.rule(node).and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
+            integers(v) && !stopped && !(passes && sources.contains(&v))
+        };
+        node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| takes(i, v)))
+            || (!node.bodies.is_empty() && graph.captures(id).into_iter().any(integers))
+    }
+
+    /// The nodes on paths to `ys` that take quantized integers which depend on an x, and pass them no gradient.
+    fn shut_nodes(&self, ys: &[ValueId]) -> Vec<String> {
+        let graph = self.builder.graph();
+        let sources = graph.sources(ys);
+        let leads = |id: &NodeId| graph.node(*id).outputs.iter().flatten().any(|o| sources.contains(o));
+        let shut: BTreeSet<NodeId> = self.shut.borrow().iter().map(|&id| self.origin(id)).collect();
+        shut.into_iter().filter(leads).map(|id| graph.describe(id)).collect()
+    }
+
+    /// Whether a node's output holds rounded numbers, where its type may not even be known.
+    fn rounds(&self, node: &Node, output: ValueId) -> bool {
+        let float = self.builder.graph().fact(output).element.is_some_and(ElementType::is_float);
+        !float && self.rule(node).is_some_and(|r| r.integers == Integers::Rounded)
+    }
+
+    /// The element type of the gradient of a node's output that holds quantized integers, where they depend on one of the
+    /// `sources` among the node's inputs in a way that its rule knows of.
+    fn cotangent_of_output(&self, node: &Node, output: ValueId, sources: &[ValueId]) -> Option<ElementType> {
+        let graph = self.builder.graph();
+        let element = |v: ValueId| graph.fact(v).element;
+        if !self.straight_through || element(output).is_some_and(ElementType::is_float) {
+            return None;
+        }
+        let integers = || sources.iter().filter_map(|&v| Some((v, self.cotangent(v)?)));
+        match self.rule(node).map(|r| r.integers) {
+            Some(Integers::Ignored) => None,
+            Some(Integers::Moved) => integers().find(|&(v, _)| element(v) == element(output)).map(|(_, e)| e),
+            Some(Integers::Rounded) => sources.first().and_then(|&v| self.cotangent(v).or(element(v))),
+            None => integers().next().map(|(_, e)| e),
+        }
+    }
+
     /// What has arrived at the outputs of a node. What has arrived at an x stays for the result, at a stop goes no further.
     fn take_outputs(
         &self,
@@ -197,8 +287,10 @@ impl<'g> Pass<'g> {
         flows: &[Option<Flow<'g>>],
         live: &HashSet<ValueId>,
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
-        let mut wanted: Vec<ValueId> = node.inputs.iter().flatten().filter(|v| live.contains(v)).copied().collect();
-        wanted.extend(self.builder.graph().captures(id).into_iter().filter(|v| live.contains(v)));
+        let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
+        let entering = inputs.filter(|&(i, v)| live.contains(&v) && self.enters(node, i, v));
+        let mut wanted: Vec<ValueId> = entering.map(|(_, v)| v).collect();
+        wanted.extend(self.live_captures(id, live));
         // A tensor that is taken twice gets the sum of both, once.
         wanted.sort_unstable();
         wanted.dedup();
@@ -218,7 +310,8 @@ impl<'g> Pass<'g> {
         });
         let call = Call::new(self, id, dys.collect(), wanted.clone());
         match rule.slots.first() {
-            _ if only_zeros => Ok(self.zeros(node, rule, &wanted)),
+            // Where only zeros arrive, zeros leave: derivatives are linear.
+            _ if only_zeros => Ok(wanted.iter().map(|&v| (v, Flow::Zero)).collect()),
             Some(Slot::Through(forward)) => {
                 let gradients = self.through(&call, *forward, &wanted).and_then(|g| self.checked(g));
                 self.blame(gradients, id, None)
@@ -227,22 +320,15 @@ impl<'g> Pass<'g> {
                 let gradients = structure(&call).and_then(|g| self.checked(g));
                 self.blame(gradients, id, None)
             }
-            _ => self.slots(&call, id, node, rule, live),
+            _ => self.slots(&call, id, node, rule),
         }
     }
 
     /// What each input gets by its slot. All are computed before any is used.
-    fn slots(
-        &self,
-        call: &Call<'g>,
-        id: NodeId,
-        node: &Node,
-        rule: &Rule,
-        live: &HashSet<ValueId>,
-    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
+    fn slots(&self, call: &Call<'g>, id: NodeId, node: &Node, rule: &Rule) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let mut gradients = Vec::new();
         for (i, input) in node.inputs.iter().enumerate() {
-            let Some(value) = input.filter(|v| live.contains(v)) else { continue };
+            let Some(value) = input.filter(|v| call.wants(*v)) else { continue };
             let x = self.builder.expr(value);
             let flow = match rule.slot(i) {
                 None => Err(anyhow!("the operator has no input {i}")),
@@ -284,20 +370,14 @@ impl<'g> Pass<'g> {
         Ok(wanted.iter().map(|x| (*x, gradients.get(x).map_or(Flow::Zero, |dx| Flow::Value(*dx)))).collect())
     }
 
-    /// Where only zeros arrive, zeros leave: derivatives are linear.
-    fn zeros(&self, node: &Node, rule: &Rule, wanted: &[ValueId]) -> Vec<(ValueId, Flow<'g>)> {
-        let stops = |v: &ValueId| {
-            let inputs = node.inputs.iter().enumerate().filter(|(_, i)| i.as_ref() == Some(v));
-            let mut slots = inputs.map(|(i, _)| rule.slot(i)).peekable();
-            slots.peek().is_some() && slots.all(|s| matches!(s, Some(Slot::Stop(_))))
-        };
-        wanted.iter().filter(|v| !stops(v)).map(|v| (*v, Flow::Zero)).collect()
-    }
-
-    /// The gradients as flows, each held against its input.
+    /// The gradients as flows, each held against its input. That of quantized integers has one type, whichever their consumers
+    /// compute in.
     fn checked<T: IntoFlow<'g>>(&self, gradients: Vec<(ValueId, T)>) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let check = |(x, flow): (ValueId, T)| {
-            let flow = flow.into_flow();
+            let flow = match (flow.into_flow(), self.cotangent(x)) {
+                (Flow::Value(dx), Some(element)) => Flow::Value(dx.cast(element)),
+                (flow, _) => flow,
+            };
             if let Flow::Value(dx) = flow {
                 self.hold_against(x, dx.id())?;
             }
@@ -311,11 +391,11 @@ impl<'g> Pass<'g> {
     fn hold_against(&self, x: ValueId, dx: ValueId) -> Result<()> {
         let mut graph = self.builder.graph_mut();
         let (of_x, of_dx) = (graph.fact(x), graph.fact(dx));
+        let element = self.cotangent(x).or(of_x.element);
         ensure!(
-            of_x.element.zip(of_dx.element).is_none_or(|(a, b)| a == b),
-            "its rule gives a gradient of type {:?} for {:?}; please report this",
-            of_dx.element,
-            of_x.element
+            element.zip(of_dx.element).is_none_or(|(a, b)| a == b),
+            "its rule gives a gradient of type {:?} for {element:?}; please report this",
+            of_dx.element
         );
         let Some(shape) = &of_x.shape else { return Ok(()) };
         let known = match &of_dx.shape {
@@ -422,24 +502,39 @@ impl<'g> Differentiate<'g> for Pass<'g> {
         Ok(xs.into_iter().zip(flows).filter_map(value).collect())
     }
 
-    /// Forward from xs through floating-point tensors, past no stop.
+    /// Forward from xs through floating-point tensors, and quantized integers where rounding counts as the identity, past no
+    /// stop.
     fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
         let graph = self.builder.graph();
-        let mut live: HashSet<ValueId> = xs.iter().copied().filter(|&x| graph.fact(x).may_carry_gradient()).collect();
+        let may = |x: &ValueId| graph.fact(*x).may_carry_gradient() || self.cotangent(*x).is_some();
+        let mut live: HashSet<ValueId> = xs.iter().copied().filter(may).collect();
         for &id in nodes {
             let node = graph.node(id);
-            let rule = self.rule(node);
-            let passes = |i: usize| !matches!(rule.and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
-            let direct = node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| live.contains(&v)) && passes(i));
             if node.stop {
                 continue;
             }
-            if direct || (!node.bodies.is_empty() && graph.captures(id).iter().any(|v| live.contains(v))) {
-                let outputs = node.outputs.iter().flatten();
-                live.extend(outputs.filter(|o| !self.stops.contains(o) && graph.fact(**o).may_carry_gradient()));
+            let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
+            let entering = |&(i, v): &(usize, ValueId)| live.contains(&v) && self.enters(node, i, v);
+            let sources: Vec<ValueId> = inputs.filter(entering).map(|(_, v)| v).collect();
+            if self.is_shut(id, node, &live, &sources) {
+                self.shut.borrow_mut().insert(id);
+            }
+            if sources.is_empty() && self.live_captures(id, &live).is_empty() {
+                continue;
+            }
+            for &output in node.outputs.iter().flatten().filter(|o| !self.stops.contains(o)) {
+                let cotangent = self.cotangent_of_output(node, output, &sources);
+                self.cotangents.borrow_mut().extend(cotangent.map(|element| (output, element)));
+                if cotangent.is_some() || (graph.fact(output).may_carry_gradient() && !self.rounds(node, output)) {
+                    live.insert(output);
+                }
             }
         }
         live
+    }
+
+    fn cotangent(&self, value: ValueId) -> Option<ElementType> {
+        self.cotangents.borrow().get(&value).copied()
     }
 }
 
@@ -448,6 +543,9 @@ pub fn support(graph: &Graph, id: NodeId) -> String {
     let node = graph.node(id);
     let floats = node.outputs.iter().flatten().any(|&o| graph.fact(o).may_carry_gradient());
     match rules::find(&node.domain, &node.op_type, graph.opset(&node.domain)) {
+        Some(rule) if rule.integers == Integers::Rounded && !floats => {
+            format!("straight-through only: {}", rule.formula)
+        }
         Some(rule) => rule.formula.to_owned(),
         None if !floats => "none: it computes no floating-point numbers".to_owned(),
         None => "not known".to_owned(),

@@ -55,6 +55,7 @@ pub struct Gradients {
     only_gradients: bool,
     rules: Vec<Rule>,
     functions: Vec<FunctionProto>,
+    straight_through: bool,
 }
 
 /// A model with gradients.
@@ -165,6 +166,14 @@ impl Gradients {
         self
     }
 
+    /// Whether rounding in quantization counts as the identity, as it does in training by custom (the straight-through
+    /// estimate): what lies within the range of the integers passes its gradient on, and integers carry gradients of
+    /// floating-point type through what moves them. Otherwise derivatives are the true ones, and nothing passes integers.
+    pub fn straight_through(mut self, straight_through: bool) -> Self {
+        self.straight_through = straight_through;
+        self
+    }
+
     /// Appends the gradients to a model.
     ///
     /// # Errors
@@ -220,8 +229,12 @@ impl Gradients {
             }
         }
         let pass = Pass::new(&builder, self.aggregation, stops.into_iter().collect(), &self.rules)
-            .with_functions(&self.functions);
+            .with_functions(&self.functions)
+            .with_straight_through(self.straight_through);
         let flows = pass.differentiate(&forward, &seeded, &xs)?;
+        for node in pass.shut_nodes(&ys) {
+            warnings.push(format!("{node} passes no gradient to the quantized integers that it takes"));
+        }
         let outputs = call.outputs(&xs, &self.xs, &flows, self.unconnected)?;
         if let Some(error) = builder.take_error() {
             return Err(error);
@@ -248,6 +261,7 @@ impl Gradients {
             gradients: gradients.clone(),
             seeds: seeds.clone(),
             stops: self.stops.clone(),
+            straight_through: self.straight_through,
         };
         record.attach(proto)?;
         let mut output = Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record };
@@ -401,8 +415,9 @@ impl<'g> Building<'g, '_> {
                 continue;
             }
             let expr = self.builder.expr(x);
-            let gradient = match flow {
-                Some(Flow::Value(dx)) => Some(*dx),
+            // Integers that carry gradients on the way to another x have none to be given out.
+            let gradient = match flow.filter(|_| expr.fact().may_carry_gradient()) {
+                Some(Flow::Value(dx)) => Some(dx),
                 Some(Flow::Zero) => Some(expr.zeros_like()),
                 None if unconnected == Unconnected::Zero && expr.fact().element.is_some() => Some(expr.zeros_like()),
                 None => None,

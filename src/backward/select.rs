@@ -1,6 +1,6 @@
 //! Tensors by name: exact names, wildcards, suggestions for misspelt ones.
 
-use crate::graph::{Graph, Loaded, Node, Producer, ValueId};
+use crate::graph::{Graph, Loaded, Node, ValueId};
 use anyhow::{Result, bail};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -82,15 +82,8 @@ impl<'a> Selection<'a> {
 
     /// Those of `xs` from which a path leads to one of `ys`.
     pub fn reaching(&self, xs: &[ValueId], ys: &[ValueId]) -> Vec<ValueId> {
-        let graph = &self.loaded.graph;
-        let mut seen: HashSet<ValueId> = ys.iter().copied().collect();
-        let mut open: Vec<ValueId> = ys.to_vec();
-        while let Some(value) = open.pop() {
-            let Producer::Node(node, _) = graph.value(value).producer else { continue };
-            let inputs = graph.node(node).inputs.iter().flatten().copied().chain(graph.captures(node));
-            open.extend(inputs.filter(|v| seen.insert(*v)));
-        }
-        xs.iter().copied().filter(|x| seen.contains(x)).collect()
+        let sources = self.loaded.graph.sources(ys);
+        xs.iter().copied().filter(|x| sources.contains(x)).collect()
     }
 
     /// The names of the outputs of those nodes that lie between an x and a y, or in the body of one that does, and that are

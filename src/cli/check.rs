@@ -215,7 +215,11 @@ pub fn summary(v: &Validation) -> String {
     let total = v.gradients.iter().filter(|g| g.gradient.is_some()).count();
     match (v.status, &v.reason) {
         (Status::Passed, _) => {
-            format!("validated in {}: {compared} of {total} gradients agree with finite differences", v.engine)
+            let rest = match total - compared {
+                0 => String::new(),
+                n => format!(", {n} not compared"),
+            };
+            format!("validated in {}: {compared} of {total} gradients agree with finite differences{rest}", v.engine)
         }
         (Status::Failed, reason) => format!("VALIDATION FAILED: {}", reason.as_deref().unwrap_or("no reason is known")),
         (Status::Skipped, reason) => format!("not validated: {}", reason.as_deref().unwrap_or("no reason is known")),

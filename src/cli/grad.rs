@@ -40,6 +40,10 @@ pub struct Args {
     /// Tensors that count as constants: no gradient passes them
     #[arg(long, value_name = "NAME", num_args = 1..)]
     stop_gradients: Vec<String>,
+    /// Rounding in quantization counts as the identity within the range of the integers: gradients pass QuantizeLinear and what
+    /// moves its result to DequantizeLinear. Without it they stop there, where the true derivative is zero
+    #[arg(long)]
+    straight_through: bool,
     /// The scope of all new names
     #[arg(long, default_value = "gradients")]
     name: String,
@@ -65,7 +69,7 @@ pub struct Args {
     /// Instead of all that, replace the model's own Gradient nodes (ai.onnx.preview.training) by what computes their outputs
     #[arg(long, conflicts_with_all = [
         "ys", "xs", "params", "inputs", "grad_ys", "stop_gradients", "name", "aggregation_method", "unconnected_gradients",
-        "colocate_gradients_with_ops", "gate_gradients", "only_gradients",
+        "colocate_gradients_with_ops", "gate_gradients", "only_gradients", "straight_through",
     ])]
     lower: bool,
     /// Do not run the result
@@ -240,6 +244,7 @@ fn request(args: &Args, loaded: &graph::Loaded) -> Result<Gradients> {
         .seeds(seeds)
         .stop(selection.expand(&args.stop_gradients))
         .functions(functions)
+        .straight_through(args.straight_through)
         .name(&args.name)
         .aggregation(match args.aggregation_method {
             Method::AddN => Aggregation::AddN,

@@ -28,7 +28,7 @@ pub fn run(args: &Args) -> Result<()> {
         let rows = rows.iter().map(|r| {
             json!({
                 "operator": r.op, "domain": r.domain, "versions": r.versions(), "formula": r.formula, "inputs": r.inputs(),
-                "attributes": r.attributes.split_whitespace().collect::<Vec<_>>(), "note": r.note,
+                "attributes": r.attributes.split_whitespace().collect::<Vec<_>>(), "note": r.notes(),
             })
         });
         println!("{}", json!(rows.collect::<Vec<_>>()));
@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut table = Table::new(["operator", "versions", "formula", "inputs", "notes"]);
     for r in rows {
-        table.row([r.name(), r.versions(), r.formula.to_owned(), r.inputs(), r.note.to_owned()]);
+        table.row([r.name(), r.versions(), r.formula.to_owned(), r.inputs(), r.notes()]);
     }
     print!("{table}");
     Ok(())

@@ -81,6 +81,9 @@ pub struct Args {
     /// The mode of BatchNormalization
     #[arg(long, value_enum, default_value = "inference")]
     batch_norm: Mode,
+    /// What gradients make of rounding in quantization between the weights and the loss
+    #[arg(long, value_enum, default_value = "straight-through")]
+    rounding: Rounding,
     /// Drop out tensors, or with `train` what the model's own Dropout nodes drop
     #[arg(long, value_name = "train|NAME=RATIO", num_args = 1..)]
     dropout: Vec<String>,
@@ -110,6 +113,14 @@ enum Mode {
     Inference,
     /// With the statistics of the batch; those of the model follow
     Train,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Rounding {
+    /// They pass it as if it were the identity
+    StraightThrough,
+    /// They stop: its true derivative is zero
+    True,
 }
 
 /// Reads, builds, writes, reports.
@@ -156,6 +167,7 @@ fn request(args: &Args) -> Result<Trainable> {
         .metrics(!args.no_metrics)
         .train_batch_norm(args.batch_norm == Mode::Train)
         .dropout(sites, !own.is_empty())
+        .straight_through(args.rounding == Rounding::StraightThrough)
         .seed(args.seed);
     if let Some(rank) = args.lora {
         request = request.lora(rank, args.lora_alpha.unwrap_or(rank as f64));

@@ -413,6 +413,18 @@ impl Graph {
         found
     }
 
+    /// The values from which a path leads to one of `ys`, those among them.
+    pub fn sources(&self, ys: &[ValueId]) -> HashSet<ValueId> {
+        let mut seen: HashSet<ValueId> = ys.iter().copied().collect();
+        let mut open: Vec<ValueId> = ys.to_vec();
+        while let Some(value) = open.pop() {
+            let Producer::Node(node, _) = self.value(value).producer else { continue };
+            let inputs = self.node(node).inputs.iter().flatten().copied().chain(self.captures(node));
+            open.extend(inputs.filter(|v| seen.insert(*v)));
+        }
+        seen
+    }
+
     /// Calls `found` for what `scope`, which lies in `body`, uses from outside `body`. Nesting is as deep as protobuf allows.
     fn collect_captures(&self, scope: ScopeId, body: ScopeId, found: &mut impl FnMut(ValueId)) {
         let mut check = |v: ValueId| {

@@ -43,6 +43,22 @@ impl ElementType {
         })
     }
 
+    /// The least and the greatest number of a type that tensors are quantized to.
+    pub fn quantized_range(self) -> Option<(f64, f64)> {
+        let symmetric = |bound: f64| Some((-bound, bound));
+        match self {
+            Self::Float4e2m1 => symmetric(6.0),
+            Self::Float8e4m3fn => symmetric(448.0),
+            Self::Float8e4m3fnuz => symmetric(240.0),
+            Self::Float8e5m2 | Self::Float8e5m2fnuz => symmetric(57344.0),
+            _ if self.is_integer() => {
+                let steps = (self.bits().filter(|&b| b <= 32)? as f64).exp2();
+                Some(if self.is_signed_integer() { (-steps / 2.0, steps / 2.0 - 1.0) } else { (0.0, steps - 1.0) })
+            }
+            _ => None,
+        }
+    }
+
     /// The name in ONNX's text syntax and in messages: `float`, `int64`, `bfloat16`.
     pub fn name(self) -> String {
         self.as_str_name().to_lowercase()

@@ -33,6 +33,9 @@ pub trait Differentiate<'g> {
 
     /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them.
     fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId>;
+
+    /// The element type of the gradient of a tensor of quantized integers that depends on an x.
+    fn cotangent(&self, value: ValueId) -> Option<ElementType>;
 }
 
 /// A body that is computed again.
@@ -173,7 +176,11 @@ impl<'g> Call<'g> {
     pub fn dy_of(&self, i: usize) -> Result<Expr<'g>> {
         match self.dys.get(i) {
             Some(Some(dy)) => Ok(*dy),
-            _ => Ok(self.output(i).with_context(|| format!("output {i} is left out"))?.zeros_like()),
+            _ => {
+                let y = self.output(i).with_context(|| format!("output {i} is left out"))?;
+                let quantized = self.pass.cotangent(y.id());
+                Ok(quantized.map_or_else(|| y.zeros_like(), |element| y.builder().full(y.shape(), 0.0, element)))
+            }
         }
     }
 
@@ -190,6 +197,15 @@ impl<'g> Call<'g> {
     /// Whether an input, or a value that a body captures, leads to an x.
     pub fn wants(&self, value: ValueId) -> bool {
         self.wanted.contains(&value)
+    }
+
+    /// The element type of an input's gradient: that of the input, but for quantized integers.
+    ///
+    /// # Errors
+    /// The node does not have the input, or its type is not known.
+    pub fn gradient_element(&self, i: usize) -> Result<ElementType> {
+        let x = self.input(i)?;
+        self.pass.cotangent(x.id()).map_or_else(|| x.element(), Ok)
     }
 
     // ---------------------------------------------------------------- attributes

@@ -25,9 +25,10 @@ pub const RULES: &[Rule] = &[
     rule("Sum", "dxᵢ = dy", &[EachBroadcast(|c, _| c.dy())]),
     rule("Mean", "dxᵢ = dy / n", &[EachBroadcast(|c, _| Ok(c.dy()? / c.input_count() as i64))]),
     // The same elements.
-    rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]),
-    rule("Cast", "dx = dy in the type of x", &[Formula(cast)]).attributes("to saturate round_mode"),
+    rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]).moves_integers(),
+    rule("Cast", "dx = dy in the type of x", &[Formula(cast)]).moves_integers().attributes("to saturate round_mode"),
     rule("CastLike", "dx = dy in the type of x", &[Formula(cast), Stop("only its type matters")])
+        .moves_integers()
         .attributes("saturate round_mode"),
     // Choices.
     rule("Abs", "dx = dy sign x", &[Unary(|x, _y, dy| dy * x.sign())]).note("0 at 0"),
@@ -36,8 +37,10 @@ pub const RULES: &[Rule] = &[
     rule("Ceil", "none", &[Stop(CONSTANT)]),
     rule("Round", "none", &[Stop(CONSTANT)]),
     rule("Max", "dxᵢ = dy where xᵢ = y", &[Structure(|c| extremum(c, |best, x| best.less(x)))])
+        .moves_integers()
         .note("in a tie the first operand gets all"),
     rule("Min", "dxᵢ = dy where xᵢ = y", &[Structure(|c| extremum(c, |best, x| best.greater(x)))])
+        .moves_integers()
         .note("in a tie the first operand gets all"),
     rule(
         "Where",
@@ -47,12 +50,14 @@ pub const RULES: &[Rule] = &[
             Broadcast(|c| Ok(c.dy()?.where_(c.input(0)?))),
             Broadcast(|c| Ok(c.dy()?.unless(c.input(0)?))),
         ],
-    ),
+    )
+    .moves_integers(),
     rule(
         "Clip",
         "dx = dy where min <= x <= max, dmin = Σ dy where x < min, dmax = Σ dy where x > max",
         &[Formula(clip), Broadcast(clip_min), Broadcast(clip_max)],
     )
+    .moves_integers()
     .attributes("min max")
     .note("dy at the bounds"),
     // Exponentials and logarithms.
@@ -75,7 +80,7 @@ pub const RULES: &[Rule] = &[
     rule("Acosh", "dx = dy / sinh y", &[Unary(|_x, y, dy| dy / y.sinh())]),
     rule("Atanh", "dx = dy / (1 - x²)", &[Unary(|x, _y, dy| dy / one_minus_square(x))]),
     // Activations.
-    rule("Relu", "dx = dy where y > 0", &[Unary(|_x, y, dy| dy.where_(y.above(0.0)))]).note("0 at 0"),
+    rule("Relu", "dx = dy where y > 0", &[Unary(|_x, y, dy| dy.where_(y.above(0.0)))]).moves_integers().note("0 at 0"),
     rule("LeakyRelu", "dx = dy where x > 0, else α dy", &[Formula(leaky_relu)]).attributes("alpha").note("α at 0"),
     rule(
         "PRelu",
@@ -126,7 +131,7 @@ pub const RULES: &[Rule] = &[
 ];
 
 fn cast<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(c.dy()?.cast_like(c.x()?))
+    Ok(c.dy()?.cast(c.gradient_element(0)?))
 }
 
 /// The quotient `(a - y) / b` is a whole number, which is constant; rounding says so.

@@ -9,12 +9,14 @@ use anyhow::{Result, ensure};
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Gather", "dx = dy, added up in the places of the indices", &[Formula(gather), Stop("indices")])
+        .moves_integers()
         .attributes("axis"),
     rule(
         "GatherElements",
         "dx = dy, added up in the places of the indices",
         &[Formula(gather_elements), Stop("indices")],
     )
+    .moves_integers()
     .attributes("axis"),
     GATHER_ND,
     GATHER_ND.domain(MICROSOFT),
@@ -42,6 +44,7 @@ pub const RULES: &[Rule] = &[
 const MICROSOFT: &str = "com.microsoft";
 const GATHER_ND: Rule =
     rule("GatherND", "dx = dy, added up in the places of the indices", &[Formula(gather_nd), Stop("indices")])
+        .moves_integers()
         .attributes("batch_dims");
 const RANGE: Rule = rule(
     "Range",
@@ -86,14 +89,15 @@ fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn gather_elements<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(c.x()?.zeros_like().scatter_elements_add(c.input(1)?, c.dy()?, c.axis(0)?))
+    let dy = c.dy()?;
+    Ok(dy.zeros_shaped(c.x()?).scatter_elements_add(c.input(1)?, dy, c.axis(0)?))
 }
 
 fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, indices, dy) = (c.x()?, c.input(1)?.cast(ElementType::Int64), c.dy()?);
     let batch = usize::try_from(c.int("batch_dims", 0)).unwrap_or(usize::MAX);
     if batch == 0 {
-        return Ok(x.zeros_like().scatter_nd_add(indices, dy));
+        return Ok(dy.zeros_shaped(x).scatter_nd_add(indices, dy));
     }
     let (rank, index_rank) = (x.rank()?, indices.rank()?);
     ensure!(batch < rank.min(index_rank), "batch_dims {batch} for ranks {rank} and {index_rank}");
@@ -107,7 +111,7 @@ fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         tuples.push(b.range(x.dim(axis)).reshape_to(&place).expand(column));
     }
     tuples.push(indices);
-    Ok(x.zeros_like().scatter_nd_add(Expr::concat(&tuples, index_rank - 1), dy))
+    Ok(dy.zeros_shaped(x).scatter_nd_add(Expr::concat(&tuples, index_rank - 1), dy))
 }
 
 /// The places that a ScatterElements or ScatterND names.

@@ -78,6 +78,19 @@ pub enum Slot {
     Structure(Structure),
 }
 
+/// What a rule makes of quantized integers. They carry gradients, floating-point ones, only where a request says so
+/// ([`crate::Gradients::straight_through`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Integers {
+    /// Nothing: no gradient passes from them or to them.
+    #[default]
+    Ignored,
+    /// The formula is right for them as for any elements: outputs of their type carry what they carry.
+    Moved,
+    /// The formula counts them as the numbers that they are rounded from: every output carries a gradient.
+    Rounded,
+}
+
 /// What the inputs of an operator get, at the opsets from `since` to `until`.
 #[derive(Clone, Copy)]
 pub struct Rule {
@@ -95,6 +108,8 @@ pub struct Rule {
     pub since: i64,
     /// The last version of the domain at which it holds.
     pub until: i64,
+    /// What it makes of quantized integers.
+    pub integers: Integers,
     /// Conventions and limits, for the reader.
     pub note: &'static str,
 }
@@ -107,7 +122,8 @@ impl std::fmt::Debug for Rule {
 
 /// A row for an operator of the standard without attributes.
 pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot]) -> Rule {
-    Rule { op, domain: "", formula, slots, attributes: "", since: 1, until: i64::MAX, note: "" }
+    let integers = Integers::Ignored;
+    Rule { op, domain: "", formula, slots, attributes: "", since: 1, until: i64::MAX, integers, note: "" }
 }
 
 impl Rule {
@@ -132,6 +148,18 @@ impl Rule {
     /// Holds from that version of the domain on.
     pub const fn since(mut self, version: i64) -> Self {
         self.since = version;
+        self
+    }
+
+    /// Right for quantized integers as for any elements.
+    pub const fn moves_integers(mut self) -> Self {
+        self.integers = Integers::Moved;
+        self
+    }
+
+    /// Counts quantized integers as the numbers that they are rounded from.
+    pub const fn rounds(mut self) -> Self {
+        self.integers = Integers::Rounded;
         self
     }
 

@@ -26,6 +26,7 @@ pub const RULES: &[Rule] = &[
     rule("GlobalMaxPool", "dx = dy where x is the largest", &[Formula(global_max)])
         .note("the first of equals gets all"),
     rule("MaxPool", "dx = dy where x is the largest of its window", &[Formula(max)])
+        .moves_integers()
         .attributes("auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
         .note("the first of equals gets all"),
 ];
@@ -88,7 +89,9 @@ fn max<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         };
         return Ok(dx.reshape_like(x));
     }
-    let patches = window.patches(window.one_channel(x), lowest(x)?)?;
+    // Integers may not be lowest enough for what lies around the image.
+    let numbers = x.cast_like(dy);
+    let patches = window.patches(window.one_channel(numbers), lowest(numbers)?)?;
     let first = patches.arg_max(1);
     let taps: i64 = window.kernel()?.iter().product();
     let rank = window.kernel()?.len();

@@ -14,10 +14,12 @@ pub const RULES: &[Rule] = &[
     rule("ReduceMean", "dx = dy / n, copied along the axes", &[Formula(mean), Stop("axes")]).attributes(AXES),
     rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
         .attributes(AXES)
-        .note("ties share equally"),
+        .note("ties share equally")
+        .moves_integers(),
     rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
         .attributes(AXES)
-        .note("ties share equally"),
+        .note("ties share equally")
+        .moves_integers(),
     rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Formula(product), Stop("axes")])
         .attributes(AXES)
         .note("exact with zeros"),
@@ -33,6 +35,7 @@ pub const RULES: &[Rule] = &[
         .note("exact with zeros"),
     rule("TopK", "dx = dy in the places of the indices", &[Formula(top_k), Stop("k")])
         .attributes("axis k largest sorted")
+        .moves_integers()
         .note("of equal elements the one that the operator has chosen"),
 ];
 
@@ -94,7 +97,7 @@ fn mean<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 fn extreme<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
     let chosen = x.equal(y);
-    let ties = sums(c, chosen.cast_like(x))?;
+    let ties = sums(c, chosen.cast_like(dy))?;
     Ok((dy / ties).where_(chosen))
 }
 
@@ -182,5 +185,6 @@ fn top_k<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         Some(indices) => indices,
         None => c.demand_output(1, ElementType::Int64)?,
     };
-    Ok(c.x()?.zeros_like().scatter_elements(indices, c.dy()?, c.axis(-1)?))
+    let dy = c.dy()?;
+    Ok(dy.zeros_shaped(c.x()?).scatter_elements(indices, dy, c.axis(-1)?))
 }

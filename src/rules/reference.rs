@@ -1,6 +1,6 @@
 //! The table as people read it: docs/operators.md, and `onnx-gradients ops`.
 
-use super::{Rule, Slot, all};
+use super::{Integers, Rule, Slot, all};
 use std::fmt::Write;
 
 impl Rule {
@@ -29,11 +29,22 @@ impl Rule {
                 Slot::Each(_) | Slot::EachBroadcast(_) => format!("{i}{more}: gradient"),
                 Slot::Zero => format!("{i}: zero"),
                 Slot::Stop(reason) => format!("{i}{more}: none ({reason})"),
+                Slot::Through(_) if last > 0 => format!("{i}: gradient"),
                 Slot::Through(_) => "all: gradient".to_owned(),
                 Slot::Structure(_) => "all, and captured tensors: gradient".to_owned(),
             }
         };
         self.slots.iter().enumerate().map(describe).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Conventions and limits, those among them that the marks of the row say.
+    pub fn notes(&self) -> String {
+        let integers = match self.integers {
+            Integers::Ignored => "",
+            Integers::Moved => "also of quantized integers, with `--straight-through`",
+            Integers::Rounded => "integers have gradients with `--straight-through` only",
+        };
+        [self.note, integers].into_iter().filter(|n| !n.is_empty()).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -54,7 +65,7 @@ pub fn markdown() -> String {
     );
     for r in sorted() {
         let cell = |t: &str| t.replace('|', "\\|");
-        let cells = [r.name(), r.versions(), cell(r.formula), cell(&r.inputs()), cell(r.note)];
+        let cells = [r.name(), r.versions(), cell(r.formula), cell(&r.inputs()), cell(&r.notes())];
         // Writing to a string does not fail.
         let _ = writeln!(text, "| {} |", cells.join(" | "));
     }

@@ -11,10 +11,12 @@ use anyhow::{Context, Result, bail, ensure};
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Upsample", "dx = Mᵀ dy along each axis", &[Formula(|c| resize(c, None, Some(1), None)), Stop("scales")])
-        .attributes("mode scales"),
+        .attributes("mode scales")
+        .moves_integers(),
     rule("Resize", "dx = Mᵀ dy along each axis", &[Formula(|c| resize(c, None, Some(1), None)), Stop("scales")])
         .until(10)
-        .attributes("mode"),
+        .attributes("mode")
+        .moves_integers(),
     rule("Resize", "dx = Mᵀ dy along each axis, M the operator applied to the unit matrix", &[
         Formula(|c| resize(c, Some(1), Some(2), Some(3))),
         Stop("a region, scales, sizes"),
@@ -23,7 +25,8 @@ pub const RULES: &[Rule] = &[
     .attributes(
         "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value keep_aspect_ratio_policy mode \
          nearest_mode",
-    ),
+    )
+    .moves_integers(),
     rule("DeformConv", "through the product of the weights and the elements around each point", &[Through(deformed)])
         .attributes("dilations group kernel_shape offset_group pads strides"),
     rule("AffineGrid", "dθ = dyᵀ base", &[Formula(affine_grid), Stop("a shape")]).attributes("align_corners"),
@@ -92,7 +95,7 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
         let (zero, one) = (|e: Expr<'g>| e.like(0.0).reshape_to(&[1]), |e: Expr<'g>| e.like(1.0).reshape_to(&[1]));
         let size = x.dim(axis);
         let places = b.range(size);
-        let unit = places.unsqueeze(&[0]).equal(places.unsqueeze(&[1])).cast_like(x);
+        let unit = places.unsqueeze(&[0]).equal(places.unsqueeze(&[1])).cast_like(dx);
         let ones = |e: Expr<'g>| [one(e), one(e), one(e)];
         let mut attributes = c.attributes(&[
             "antialias",

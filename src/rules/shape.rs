@@ -9,27 +9,43 @@ use anyhow::{Result, ensure};
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Reshape", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x)), Stop("shape")])
+        .moves_integers()
         .attributes("allowzero"),
-    rule("Flatten", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x))]).attributes("axis"),
-    rule("Squeeze", "dx = dy in the shape of x", &[Formula(squeeze), Stop("axes")]).attributes("axes"),
-    rule("Unsqueeze", "dx = dy in the shape of x", &[Formula(unsqueeze), Stop("axes")]).attributes("axes"),
-    rule("Transpose", "dx = dy, its axes put back", &[Formula(transpose)]).attributes("perm"),
-    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[Each(concat)]).attributes("axis"),
-    rule("Split", "dx = dy₀, dy₁, ... joined", &[Formula(split), Stop("sizes")]).attributes("axis split num_outputs"),
+    rule("Flatten", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x))])
+        .moves_integers()
+        .attributes("axis"),
+    rule("Squeeze", "dx = dy in the shape of x", &[Formula(squeeze), Stop("axes")]).moves_integers().attributes("axes"),
+    rule("Unsqueeze", "dx = dy in the shape of x", &[Formula(unsqueeze), Stop("axes")])
+        .moves_integers()
+        .attributes("axes"),
+    rule("Transpose", "dx = dy, its axes put back", &[Formula(transpose)]).moves_integers().attributes("perm"),
+    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[Each(concat)]).moves_integers().attributes("axis"),
+    rule("Split", "dx = dy₀, dy₁, ... joined", &[Formula(split), Stop("sizes")])
+        .moves_integers()
+        .attributes("axis split num_outputs"),
     rule("Slice", "dx = dy in its place, zeros around", &[Formula(slice), Stop("bounds")])
+        .moves_integers()
         .attributes("axes starts ends"),
-    rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")]),
+    rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")]).moves_integers(),
     PAD,
     PAD.domain(MICROSOFT),
-    rule("Tile", "dx = dy, summed over the copies", &[Formula(tile), Stop("repeats")]),
-    rule("DepthToSpace", "dx = dy, its squares as channels", &[Formula(depth_to_space)]).attributes("blocksize mode"),
-    rule("SpaceToDepth", "dx = dy, its channels as squares", &[Formula(space_to_depth)]).attributes("blocksize mode"),
+    rule("Tile", "dx = dy, summed over the copies", &[Formula(tile), Stop("repeats")]).moves_integers(),
+    rule("DepthToSpace", "dx = dy, its squares as channels", &[Formula(depth_to_space)])
+        .moves_integers()
+        .attributes("blocksize mode"),
+    rule("SpaceToDepth", "dx = dy, its channels as squares", &[Formula(space_to_depth)])
+        .moves_integers()
+        .attributes("blocksize mode"),
     TRILU,
     TRILU.domain(MICROSOFT),
-    rule("Compress", "dx = dy in the chosen places", &[Formula(compress), Stop("truth values")]).attributes("axis"),
+    rule("Compress", "dx = dy in the chosen places", &[Formula(compress), Stop("truth values")])
+        .moves_integers()
+        .attributes("axis"),
     rule("ReverseSequence", "dx = dy, put back", &[Formula(reverse_sequence), Stop("lengths")])
+        .moves_integers()
         .attributes("batch_axis time_axis"),
     rule("CenterCropPad", "dx = dy, cropped where x was padded", &[Formula(center_crop_pad), Stop("shape")])
+        .moves_integers()
         .attributes("axes"),
     rule("Unique", "dx = dy in the place of the first of its kind", &[Formula(unique)]).attributes("axis sorted"),
 ];
@@ -40,8 +56,11 @@ const PAD: Rule = rule(
     "dx = the part of dy in the place of x; dvalue = Σ dy around it",
     &[Formula(pad), Stop("amounts"), Formula(pad_value), Stop("axes")],
 )
+.moves_integers()
 .attributes("mode pads paddings value");
-const TRILU: Rule = rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")]).attributes("upper");
+const TRILU: Rule = rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")])
+    .moves_integers()
+    .attributes("upper");
 
 fn squeeze<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy) = (c.x()?, c.dy()?);
@@ -108,10 +127,11 @@ fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
             if i + 1 < n { part } else { x.dims([axis]) - part * (n as i64 - 1) }
         }
     };
-    let zeros = |i: usize| Ok(c.builder().full(x.shape_with(axis, size(i)), 0.0, x.element()?));
     // What no gradient arrives at is zeros: on either end padding, in between a tensor.
     let first = (0..n).find(|&i| c.has_dy(i)).unwrap_or(0);
     let last = (0..n).rfind(|&i| c.has_dy(i)).unwrap_or(first);
+    let element = c.dy_of(first)?.element()?;
+    let zeros = |i: usize| Ok(c.builder().full(x.shape_with(axis, size(i)), 0.0, element));
     let parts: Result<Vec<Expr<'g>>> = (first..=last).map(|i| c.opt_dy(i).map_or_else(|| zeros(i), Ok)).collect();
     let none = c.builder().ints(&[0]);
     let before = (0..first).fold(none, |sum, i| sum + size(i));
@@ -169,9 +189,9 @@ fn pad_value<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     }
     let b = c.builder();
     let zero = b.ints(&[0]);
-    let inside = x.zeros_like().crop((-begins).max(zero), (-ends).max(zero));
+    let inside = dy.zeros_shaped(x).crop((-begins).max(zero), (-ends).max(zero));
     let amounts = Expr::concat(&[begins.max(zero), ends.max(zero)], 0);
-    let around = inside.pad(amounts, Some(x.like(1.0)));
+    let around = inside.pad(amounts, Some(dy.like(1.0)));
     Ok((dy * around).sum_all().reshape_like(value))
 }
 

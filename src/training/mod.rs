@@ -22,10 +22,12 @@ pub mod trainer;
 pub use losses::LossSpec;
 pub use manifest::Manifest;
 
-use crate::graph::{ValueId, load};
+use crate::backward::Selection;
+use crate::graph::{Loaded, Node, ValueId, load};
 use crate::model::Model;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, ModelProto, TensorProto, file};
+use crate::rules::{self, Integers};
 use anyhow::{Context, Result, bail, ensure};
 use draft::Draft;
 use lora::Adapter;
@@ -57,6 +59,7 @@ pub struct Trainable {
     own_dropouts: bool,
     lora: Option<(i64, f64)>,
     loss_scale: Option<f64>,
+    straight_through: bool,
     seed: u64,
 }
 
@@ -105,6 +108,7 @@ impl Trainable {
             own_dropouts: false,
             lora: None,
             loss_scale: None,
+            straight_through: true,
             seed: 0,
         }
     }
@@ -191,6 +195,13 @@ impl Trainable {
         self
     }
 
+    /// Whether gradients pass the rounding of quantized activations as if it were the identity, as they do without this.
+    /// Otherwise they stop there, and what lies before it is not trained.
+    pub fn straight_through(mut self, straight_through: bool) -> Self {
+        self.straight_through = straight_through;
+        self
+    }
+
     /// What random initial values follow from.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -242,6 +253,7 @@ impl Trainable {
         let (chosen, said) = self.choice.select(weights)?;
         decisions.extend(said);
         decisions.extend(connected);
+        decisions.extend(self.rounding(&loaded, &chosen, &ys));
 
         let mut names = Draft::new(base.clone());
         let trained = self.trained(&base, &chosen, &mut decisions)?;
@@ -275,6 +287,7 @@ impl Trainable {
             scaling,
             accumulate: self.accumulate,
             metrics: self.metrics,
+            straight_through: self.straight_through,
             rate: (names.unique("learning_rate"), if double { ElementType::Double } else { ElementType::Float }),
             step,
             loss: names.unique(if outputs.iter().any(|o| o == "loss") { "total_loss" } else { "loss" }),
@@ -309,7 +322,7 @@ impl Trainable {
     }
 
     /// The tensors that the losses are of.
-    fn outputs(&self, losses: &[LossSpec], loaded: &crate::graph::Loaded, outputs: &[String]) -> Result<Vec<ValueId>> {
+    fn outputs(&self, losses: &[LossSpec], loaded: &Loaded, outputs: &[String]) -> Result<Vec<ValueId>> {
         ensure!(!losses.is_empty(), "no loss is given");
         let mut ys = Vec::new();
         for spec in losses {
@@ -320,12 +333,36 @@ impl Trainable {
                 bail!("'{}' is neither a loss ({}) nor a tensor of the model", spec.kind, names.join(", "));
             }
             let name = if scalar { spec.kind.as_str() } else { step::output_of(spec, outputs)? };
-            let selection = crate::backward::Selection::new(loaded);
+            let selection = Selection::new(loaded);
             let mut found = vec![name.to_owned()];
             found.extend(spec.other.clone());
             ys.extend(selection.find("loss", &found)?);
         }
         Ok(ys)
+    }
+
+    /// What the report says of rounding between the weights and the loss.
+    fn rounding(&self, loaded: &Loaded, chosen: &[Weight], ys: &[ValueId]) -> Option<String> {
+        let weights: Vec<ValueId> = chosen.iter().filter_map(|w| loaded.names.get(w.name.as_str()).copied()).collect();
+        let rounds = |node: &Node| {
+            let rule = rules::find(&node.domain, &node.op_type, loaded.graph.opset(&node.domain));
+            rule.is_some_and(|r| r.integers == Integers::Rounded)
+        };
+        let found = Selection::new(loaded).between(&weights, ys, &rounds);
+        let mut found: Vec<&str> = found.iter().map(|name| &**name).collect();
+        found.sort_unstable();
+        let first = found.iter().take(3).map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+        let more = if found.len() > 3 { format!(" and {} more", found.len() - 3) } else { String::new() };
+        (!first.is_empty()).then(|| match self.straight_through {
+            true => format!(
+                "rounding to integers between weights and loss ({first}{more}) counts as the identity for gradients \
+                 (--rounding true: they stop there)"
+            ),
+            false => format!(
+                "gradients stop at the rounding to integers between weights and loss ({first}{more}): nothing before it \
+                 is trained (--rounding straight-through: they pass)"
+            ),
+        })
     }
 
     /// What is an input of the step, and how it gets into the model.

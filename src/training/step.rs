@@ -78,6 +78,8 @@ pub struct Plan {
     pub accumulate: usize,
     /// Whether metrics come out.
     pub metrics: bool,
+    /// Whether rounding counts as the identity.
+    pub straight_through: bool,
     /// The input for the learning rate, and its type.
     pub rate: (String, ElementType),
     /// The input that counts steps, and the updated one.
@@ -235,6 +237,7 @@ impl Forward {
         let xs = plan.slots.iter().map(|s| Ok(self.value(&s.name)?.id())).collect::<Result<Vec<_>>>()?;
         let ids: Vec<Option<ValueId>> = {
             let pass = Pass::new(b, Aggregation::AddN, HashSet::new(), &[]);
+            let pass = pass.with_straight_through(plan.straight_through);
             let flows = pass.differentiate(&nodes, &[(loss.id(), seed)], &xs)?;
             let id = |f: Option<Flow<'_>>| match f {
                 Some(Flow::Value(dx)) => Some(dx.id()),

@@ -95,7 +95,10 @@ impl Comparison<'_> {
             };
             let path = self.paths.from(&target.input);
             if let Some(op) = path.iter().find(|op| CONVENTIONAL.contains(&op.as_str())) {
-                c.note = Some(format!("not compared: the gradient of {op} is a convention, not a slope"));
+                c.note = Some(match check.record.straight_through {
+                    true => format!("not compared: straight-through: the gradient passes the rounding of {op}"),
+                    false => format!("not compared: the gradient of {op} is a convention, not a slope"),
+                });
                 continue;
             }
             if self.function.plan.is_single() {
@@ -202,7 +205,7 @@ impl Comparison<'_> {
 }
 
 /// Operators whose gradient lets through what their steps would not.
-const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear"];
+const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"];
 
 /// Which operators stand between an input and the ys.
 struct Paths {

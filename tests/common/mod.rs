@@ -3,7 +3,7 @@
 //! A case is a line `## Title` and a graph in ONNX's text syntax. Behind the title stand settings, separated by commas:
 //! `opsets 7 13` (17 without it), `order 1` (second order without it), `x from 0.1 to 2` (the range of a random input),
 //! `P is 3` (the size of a symbolic dimension, for those that follow from others),
-//! `domain com.microsoft` (an operator set besides the standard's).
+//! `domain com.microsoft` (an operator set besides the standard's), `straight-through` (rounding counts as the identity).
 #![allow(dead_code)]
 
 pub mod process;
@@ -26,6 +26,7 @@ pub struct Case {
     pub title: String,
     pub opset: i64,
     pub order: usize,
+    pub straight_through: bool,
     pub ranges: BTreeMap<String, (f64, f64)>,
     /// The sizes of symbolic dimensions.
     pub sizes: BTreeMap<String, i64>,
@@ -53,11 +54,13 @@ fn read(path: &Path) -> Vec<Case> {
         let (header, graph) = block.split_once('\n').unwrap();
         let (mut title, mut opsets, mut order, mut ranges, mut domains) =
             (vec![], vec![17], 2, BTreeMap::new(), vec![]);
+        let mut straight_through = false;
         let mut sizes: BTreeMap<String, i64> = SIZES.iter().map(|&(name, size)| (name.to_owned(), size)).collect();
         for part in header.split(", ").map(str::trim) {
             match part.split(' ').collect::<Vec<_>>()[..] {
                 ["opsets", ref list @ ..] => opsets = list.iter().map(|o| o.parse().unwrap()).collect(),
                 ["order", n] => order = n.parse().unwrap(),
+                ["straight-through"] => straight_through = true,
                 ["domain", domain] => domains.push(domain.to_owned()),
                 [x, "from", low, "to", high] => {
                     ranges.insert(x.to_owned(), (low.parse().unwrap(), high.parse().unwrap()));
@@ -76,7 +79,8 @@ fn read(path: &Path) -> Vec<Case> {
                 .opset_import
                 .extend(domains.iter().map(|d| OperatorSetIdProto { domain: Some(d.clone()), version: Some(1) }));
             let (title, ranges, sizes) = (title.join(", "), ranges.clone(), sizes.clone());
-            cases.push(Case { family: family.clone(), title, opset, order, ranges, sizes, model });
+            let family = family.clone();
+            cases.push(Case { family, title, opset, order, straight_through, ranges, sizes, model });
         }
     }
     cases
@@ -100,7 +104,13 @@ impl Case {
 
     /// The model with its gradients, each y with a seed that is an input.
     pub fn differentiate(&self) -> anyhow::Result<Output> {
-        gradients(&Model::from(self.model.clone()), self.ys(), self.xs())
+        self.gradients(&Model::from(self.model.clone()), self.ys())
+    }
+
+    /// The gradients of ys of a model that comes of the case, each with a seed that is an input.
+    pub fn gradients(&self, model: &Model, ys: Vec<String>) -> anyhow::Result<Output> {
+        let seeds = vec![Seed::Input(None); ys.len()];
+        Gradients::new(ys, self.xs()).seeds(seeds).straight_through(self.straight_through).build(model)
     }
 
     /// The operators that the case is about.
@@ -138,12 +148,6 @@ impl Case {
         let values: Vec<f64> = (0..count).map(at).collect();
         TensorProto::from_floats(element(value).unwrap(), &dims, &values)
     }
-}
-
-/// The gradients of ys, each with a seed that is an input.
-pub fn gradients(model: &Model, ys: Vec<String>, xs: Vec<String>) -> anyhow::Result<Output> {
-    let seeds = vec![Seed::Input(None); ys.len()];
-    Gradients::new(ys, xs).seeds(seeds).build(model)
 }
 
 fn element(value: &ValueInfoProto) -> Option<ElementType> {

@@ -356,6 +356,24 @@ impl<'g> Expr<'g> {
         self.builder.emit("Tile", &[Some(self), Some(repeats)], vec![])
     }
 
+    /// Each slice along an axis `size` times, one behind the other, as far as `length`, a list of one.
+    pub fn repeated(self, axis: usize, size: i64, length: Expr<'g>) -> Expr<'g> {
+        let b = self.builder;
+        b.attempt(|| {
+            let mut sizes: Vec<_> = (0..self.rank()?).map(|a| self.dims([a])).collect();
+            let mut joined = sizes.clone();
+            let all = self.dims([axis]) * size;
+            joined[axis] = all;
+            sizes.insert(axis + 1, b.ints(&[size]));
+            let copies = self.unsqueeze(&[axis + 1]).expand(Expr::concat(&sizes, 0));
+            let copies = copies.reshape(Expr::concat(&joined, 0));
+            match all.ints().is_some() && all.ints() == length.ints() {
+                true => Ok(copies),
+                false => Ok(copies.slice_at(b.ints(&[axis as i64]), b.ints(&[0]), length, b.ints(&[1]))),
+            }
+        })
+    }
+
     /// Squares of pixels as channels, those of one square side by side (`DCR`) or those of one channel (`CRD`).
     pub fn space_to_depth(self, block: i64, mode: &str) -> Expr<'g> {
         let b = self.builder;

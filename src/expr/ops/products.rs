@@ -2,8 +2,8 @@
 
 use super::{ConvLike, Expr, Pool, Resized};
 use crate::graph::Origin;
-use crate::onnx::ElementType;
 use crate::onnx::attribute::{float, floats, int, ints, string};
+use crate::onnx::{AttributeProto, ElementType};
 use anyhow::Result;
 
 impl<'g> Expr<'g> {
@@ -83,7 +83,12 @@ impl<'g> Expr<'g> {
 
     /// Convolution of `[N, C, ...]` with weights `[O, C/group, ...]`; the kernel's size is that of the weights.
     pub fn conv(self, weights: Expr<'g>, p: &ConvLike) -> Expr<'g> {
-        self.builder.emit("Conv", &[Some(self), Some(weights)], p.attributes())
+        self.conv_of(weights, p.attributes())
+    }
+
+    /// The same with the attributes of a node.
+    pub fn conv_of(self, weights: Expr<'g>, attributes: Vec<AttributeProto>) -> Expr<'g> {
+        self.builder.emit("Conv", &[Some(self), Some(weights)], attributes)
     }
 
     /// Transposed convolution of `[N, O, ...]` with weights `[O, C/group, ...]`: the adjoint of [`Expr::conv`].

@@ -37,23 +37,6 @@ impl<'g> Expr<'g> {
         self.reduce("ReduceSum", None, false)
     }
 
-    /// The sums of blocks of `size` elements along an axis, of which there are `count`; the last may be shorter.
-    pub fn block_sums(self, axis: usize, size: i64, count: Expr<'g>) -> Expr<'g> {
-        let b = self.builder;
-        b.attempt(|| {
-            let rank = self.rank()?;
-            let missing = count * b.int(size) - self.dim(axis);
-            let none = b.ints(&[0]);
-            let ends = (0..rank).map(|a| if a == axis { missing.reshape_to(&[1]) } else { none });
-            let pads: Vec<_> = std::iter::repeat_n(none, rank).chain(ends).collect();
-            let mut sizes: Vec<_> = (0..rank).map(|a| self.dims([a])).collect();
-            if let Some(own) = sizes.get_mut(axis) {
-                *own = Expr::concat(&[count.reshape_to(&[1]), b.ints(&[size])], 0);
-            }
-            Ok(self.pad(Expr::concat(&pads, 0), None).reshape(Expr::concat(&sizes, 0)).sum_out(&[axis + 1]))
-        })
-    }
-
     /// The sum of all elements, of size 1 in every dimension.
     pub fn sum_all_kept(self) -> Expr<'g> {
         self.reduce("ReduceSum", None, true)

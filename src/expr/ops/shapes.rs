@@ -120,6 +120,11 @@ impl<'g> Expr<'g> {
         self.full_like(0.0)
     }
 
+    /// Zeros of this tensor's element type in the shape of another.
+    pub fn zeros_shaped(self, like: Expr<'g>) -> Expr<'g> {
+        self.builder.attempt(|| Ok(self.builder.full(like.shape(), 0.0, self.element()?)))
+    }
+
     /// Ones of this tensor's element type and shape.
     pub fn ones_like(self) -> Expr<'g> {
         self.full_like(1.0)

@@ -9,7 +9,7 @@ pub const ROWS: &[Row] =
     &[("DequantizeLinear", dequantize), ("DynamicQuantizeLinear", dynamic), ("QuantizeLinear", quantize)];
 
 /// The type is that of the zero point; without one, `output_dtype` (opset 21) or uint8.
-fn quantize(c: &Context) -> Result<Vec<Fact>> {
+pub fn quantize(c: &Context) -> Result<Vec<Fact>> {
     let element = match c.input(2) {
         Some(zero_point) => zero_point.element.or_else(|| c.type_attribute("output_dtype")),
         None => Some(c.type_attribute("output_dtype").unwrap_or(ElementType::Uint8)),
@@ -18,7 +18,7 @@ fn quantize(c: &Context) -> Result<Vec<Fact>> {
 }
 
 /// The type is `output_dtype` (opset 23), or that of the scale.
-fn dequantize(c: &Context) -> Result<Vec<Fact>> {
+pub fn dequantize(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![Fact { element: c.type_attribute("output_dtype").or(c.element(1)), ..c.like(0) }])
 }
 

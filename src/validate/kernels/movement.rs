@@ -12,6 +12,8 @@ pub const ROWS: &[Row] = &[
     row("DFT", dft).when(When::Double),
     row("DequantizeLinear", dequantize),
     row("DequantizeLinear", dequantize).domain("com.microsoft"),
+    row("QuantizeLinear", quantize),
+    row("QuantizeLinear", quantize).domain("com.microsoft"),
     row("MaxUnpool", max_unpool),
     row("ReverseSequence", reverse_sequence),
     row("STFT", stft).when(When::Double),
@@ -199,13 +201,27 @@ fn stft(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![fourier(&framed, 2, length, false, kept)?])
 }
 
-/// `(x - zero) scale`, for the whole tensor, an axis, or blocks of one.
+/// `(x - zero) scale`
 fn dequantize(c: &Call) -> Result<Vec<Array>> {
+    Ok(vec![scaled(c, |x, scale, zero| (x - zero) * scale)?.of(Element::Like(1))])
+}
+
+/// `x / scale`, rounded half to even, plus zero; the conversion to integers saturates.
+fn quantize(c: &Call) -> Result<Vec<Array>> {
+    let element = match c.opt(2) {
+        Some(_) => Element::Like(2),
+        None => c.element("output_dtype", Element::Is(ElementType::Uint8)),
+    };
+    Ok(vec![scaled(c, |x, scale, zero| (x / scale).round_ties_even() + zero)?.of(element)])
+}
+
+/// A function of each element, the scale and the zero point of the whole tensor, of its place on an axis, or of its block.
+fn scaled(c: &Call, f: impl Fn(f64, f64, f64) -> f64) -> Result<Array> {
     let (x, scale, zero) = (c.x()?, c.input(1)?, c.opt(2));
     let block = usize::try_from(c.int("block_size", 0)).unwrap_or(0);
     let axis = if scale.values.len() == 1 { 0 } else { c.axis(c.int("axis", 1), x.rank())? };
     let mut at = Vec::new();
-    let y = Array::from_fn(&x.dims, |index| {
+    Array::from_fn(&x.dims, |index| {
         at.clear();
         if scale.values.len() > 1 && scale.rank() == x.rank() && block > 0 {
             at.extend(index);
@@ -215,9 +231,8 @@ fn dequantize(c: &Call) -> Result<Vec<Array>> {
         } else {
             at.extend(scale.dims.iter().map(|_| 0));
         }
-        (x.at(index) - zero.map_or(0.0, |z| z.at(&at))) * scale.at(&at)
-    })?;
-    Ok(vec![y.of(Element::Like(1))])
+        f(x.at(index), scale.at(&at), zero.map_or(0.0, |z| z.at(&at)))
+    })
 }
 
 fn max_unpool(c: &Call) -> Result<Vec<Array>> {
