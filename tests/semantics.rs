@@ -410,3 +410,11 @@ fn weights_are_tensors_and_not_the_numbers_that_they_hold() {
     let found = values(&second, &[("x", &[5.0, 6.0]), ("v", &[2.0, 3.0])]);
     assert_eq!(found, [Some(vec![2.0, 3.0])]);
 }
+
+#[test]
+fn sizes_that_the_model_calls_the_same_are_not_computed() {
+    let graph = "g (float[N,6,4] x, float[4,4] w) => (float[N,6,2,2] y) <int64[4] s = {0, 0, 2, 2}> { a = MatMul(x, w) b = Relu(a) y = Reshape(b, s) }";
+    let output = Gradients::new(["y"], ["x", "w"]).seeds(vec![Seed::Input(None)]).build(&model(graph)).unwrap();
+    let nodes = &output.model.proto.graph.as_ref().unwrap().node;
+    assert!(nodes.iter().all(|n| n.op_type() != "Shape"), "{nodes:?}");
+}

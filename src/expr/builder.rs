@@ -203,7 +203,9 @@ impl Builder {
                 return vec![self.fail(error); outputs];
             }
         };
-        if !new.inputs.iter().flatten().all(|&i| self.is_literal(i)) {
+        // A shape says nothing of the elements.
+        let of_elements = !matches!(op, "Shape" | "Size");
+        if of_elements && !new.inputs.iter().flatten().all(|&i| self.is_literal(i)) {
             facts.iter_mut().for_each(|f| f.value = None);
         }
         if op != "Constant"
