@@ -2,8 +2,8 @@
 
 use super::{ConvLike, Expr, Pool, Resized};
 use crate::graph::Origin;
-use crate::onnx::ElementType;
 use crate::onnx::attribute::{float, floats, int, ints, string};
+use crate::onnx::{AttributeProto, ElementType};
 use anyhow::Result;
 
 impl<'g> Expr<'g> {
@@ -111,6 +111,13 @@ impl<'g> Expr<'g> {
             [y, indices] => (y, indices),
             _ => (self, self),
         }
+    }
+
+    /// The elements in the places of `indices` in a tensor of a computed shape, zeros around them.
+    pub fn max_unpool(self, indices: Expr<'g>, shape: Expr<'g>, attributes: Vec<AttributeProto>) -> Expr<'g> {
+        self.since(9, "MaxUnpool", || {
+            self.builder.emit("MaxUnpool", &[Some(self), Some(indices), Some(shape)], attributes)
+        })
     }
 
     /// The image at another size.
