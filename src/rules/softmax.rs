@@ -1,4 +1,4 @@
-//! Softmax and its relatives.
+//! Softmax and its relatives. Half precision is computed in float32: a sum of dy may be more than it can hold.
 
 use super::Slot::*;
 use super::{Call, Rule, rule};
@@ -30,11 +30,11 @@ fn flattened(c: &Call<'_>) -> Result<Vec<usize>> {
 }
 
 fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
-    let (y, dy) = (c.y()?, c.dy()?);
-    Ok((dy - (dy * y).sum(axes)) * y)
+    let (y, dy) = (c.y()?.widened(), c.dy()?.widened());
+    Ok(((dy - (dy * y).sum(axes)) * y).cast_like(c.x()?))
 }
 
 fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
-    let (y, dy) = (c.y()?, c.dy()?);
-    Ok(dy - y.exp() * dy.sum(axes))
+    let (y, dy) = (c.y()?.widened(), c.dy()?.widened());
+    Ok((dy - y.exp() * dy.sum(axes)).cast_like(c.x()?))
 }
