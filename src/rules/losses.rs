@@ -94,7 +94,7 @@ fn nll_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 /// The second output, where the node has it.
 fn log_probabilities<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let x = c.x()?;
-    Ok(c.output(1).unwrap_or_else(|| x.log_softmax(1)))
+    Ok(c.output(1).unwrap_or_else(|| x.widened().log_softmax(1)))
 }
 
 fn cross_entropy_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
