@@ -46,13 +46,14 @@ impl Builder {
             return self.emit("Range", &[Some(self.int(0)), Some(size), Some(self.int(1))], vec![]);
         }
         let places = match self.opset() {
-            // The trip numbers of a loop.
+            // The trip numbers of a loop, which has to carry something.
             ..9 => {
                 let scalar = |element| Fact::tensor(Some(element), Some([].into()));
-                let (body, inputs) = self.open(vec![scalar(ElementType::Int64), scalar(ElementType::Bool)]);
-                let outputs: Vec<_> = inputs.iter().rev().copied().collect();
+                let [int, bool] = [ElementType::Int64, ElementType::Bool].map(scalar);
+                let (body, inputs) = self.open(vec![int.clone(), bool, int]);
+                let outputs: Vec<_> = [1, 2, 0].iter().filter_map(|&i| inputs.get(i).copied()).collect();
                 self.close(body, &outputs, inputs.len());
-                self.loop_(Some(size), None, &[], body).first().copied().unwrap_or(size)
+                self.loop_(Some(size), None, &[self.int(0)], body).last().copied().unwrap_or(size)
             }
             // The places of the elements of a list of ones that are not zero.
             _ => self.full(size.reshape_to(&[1]), 1.0, ElementType::Float).non_zero().flattened(),
