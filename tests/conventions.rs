@@ -14,7 +14,7 @@ const INF: f64 = f64::INFINITY;
 type Point<'a> = &'a [(&'a str, &'a [f64], &'a [f64])];
 
 fn check(graph: &str, point: Point) {
-    let model: Model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap().into();
+    let model: Model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 18]>\n{graph}")).unwrap().into();
     let output = Gradients::new(["y"], point.iter().map(|(x, ..)| *x)).build(&model).unwrap();
     let computed = evaluate(&output.model.proto, point);
     for ((x, _, expected), found) in point.iter().zip(&output.gradients) {
@@ -75,7 +75,13 @@ conventions! {
     max_pool: "g (float[4] x) => (float[1,1,2] y) <int64[3] s = {1, 1, 4}> { z = Reshape(x, s) y = MaxPool<kernel_shape=[2], strides=[2]>(z) }",
         x at [1.0, 1.0, 0.0, 2.0] => [1.0, 0.0, 0.0, 1.0];
     top_k: "g (float[4] x) => (float[1] y) <int64[1] k = {1}> { y, i = TopK(x, k) }", x at [0.0, 1.0, 1.0, 1.0] => [0.0, 1.0, 0.0, 0.0];
+    scatter_max: "g (float[2] x, float[3] u) => (float[2] y) <int64[3] i = {0, 0, 1}> { y = ScatterElements<reduction=\"max\">(x, i, u) }",
+        x at [1.0, 5.0] => [1.0 / 3.0, 1.0], u at [1.0, 1.0, 2.0] => [1.0 / 3.0, 1.0 / 3.0, 0.0];
+    scatter_min: "g (float[2] x, float[3] u) => (float[2] y) <int64[3,1] i = {0, 0, 1}> { y = ScatterND<reduction=\"min\">(x, i, u) }",
+        x at [1.0, 5.0] => [0.5, 0.0], u at [3.0, 1.0, 2.0] => [0.0, 0.5, 1.0];
     // Zeros.
+    scatter_mul_with_zeros: "g (float[2] x, float[4] u) => (float[2] y) <int64[4] i = {0, 0, 1, 1}> { y = ScatterElements<reduction=\"mul\">(x, i, u) }",
+        x at [2.0, 0.0] => [0.0, 12.0], u at [0.0, 5.0, 3.0, 4.0] => [10.0, 0.0, 0.0, 0.0];
     reduce_prod_with_a_zero: "g (float[3] x) => (float y) { y = ReduceProd<keepdims=0>(x) }", x at [2.0, 0.0, 3.0] => [0.0, 6.0, 0.0];
     reduce_prod_with_two_zeros: "g (float[3] x) => (float y) { y = ReduceProd<keepdims=0>(x) }", x at [2.0, 0.0, 0.0] => [0.0, 0.0, 0.0];
     sqrt: "g (float[2] x) => (float[2] y) { y = Sqrt(x) }", x at [0.0, 4.0] => [INF, 0.25];

@@ -443,3 +443,11 @@ fn a_branch_that_is_never_taken_is_connected_and_zero() {
     let nodes = &output.model.proto.graph.as_ref().unwrap().node;
     assert_eq!(nodes.iter().filter(|n| n.op_type() == "If").count(), 1, "nothing is left to decide");
 }
+
+#[test]
+fn sizes_that_the_model_calls_the_same_are_not_computed() {
+    let graph = "g (float[N,6,4] x, float[4,4] w) => (float[N,6,2,2] y) <int64[4] s = {0, 0, 2, 2}> { a = MatMul(x, w) b = Relu(a) y = Reshape(b, s) }";
+    let output = Gradients::new(["y"], ["x", "w"]).seeds(vec![Seed::Input(None)]).build(&model(graph)).unwrap();
+    let nodes = &output.model.proto.graph.as_ref().unwrap().node;
+    assert!(nodes.iter().all(|n| n.op_type() != "Shape"), "{nodes:?}");
+}

@@ -69,7 +69,7 @@ impl<'g> Expr<'g> {
     }
 
     /// The first input of the node that computes this, where it is a node of that operator which the pass has written.
-    fn operand_of(self, op: &str) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn operand_of(self, op: &str) -> Option<Expr<'g>> {
         let graph = self.builder.graph();
         let (node, _) = graph.producer(self.id)?;
         let node = graph.node(node);

@@ -63,8 +63,7 @@ pub const RULES: &[Rule] = &[
     // Exponentials and logarithms.
     rule("Exp", "dx = dy y", &[Unary(|_x, y, dy| dy * y)]),
     rule("Log", "dx = dy / x", &[Unary(|x, _y, dy| dy / x)]),
-    rule("Sqrt", "dx = dy / 2y", &[Unary(|_x, y, dy| (0.5 * dy / y).where_(dy.is_nonzero()))])
-        .note("infinite at 0, but 0 where dy is"),
+    rule("Sqrt", "dx = dy / 2y", &[Unary(sqrt)]).note("infinite at 0, but 0 where dy is"),
     rule("Erf", "dx = dy 2/√π e^(-x²)", &[Unary(|x, _y, dy| dy * (FRAC_2_SQRT_PI * (-(x * x)).exp()))]),
     // Angles and hyperbolic functions.
     rule("Sin", "dx = dy cos x", &[Unary(|x, _y, dy| dy * x.cos())]),
@@ -137,6 +136,12 @@ fn cast<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 /// The quotient `(a - y) / b` is a whole number, which is constant; rounding says so.
 fn modulo_b<'g>(a: Expr<'g>, b: Expr<'g>, y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
     -dy * ((a - y) / b + 0.5).floor()
+}
+
+/// Without the quotient 0 / 0, and that of what is no number behind a choice of something else.
+fn sqrt<'g>(_x: Expr<'g>, y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
+    let divides = y.above(0.0).or(dy.is_nonzero());
+    0.5 * dy / divides.select(y, y.like(1.0))
 }
 
 fn pow_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {

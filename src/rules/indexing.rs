@@ -185,13 +185,15 @@ fn scatter_updates<'g>(c: &Call<'g>, places: Places<'g>) -> Result<Expr<'g>> {
     Ok(match &*reduction(c)? {
         "none" | "add" => places.read(dy),
         "mul" => {
-            // The product of the element and all updates but this one: without the zeros among the updates it divides.
+            // The product of the element and all updates but this one: of those that are not zero a quotient, times the
+            // zeros. A single zero stands for itself, for its slope: gradients of gradients need it.
             let zero = updates.equal(updates.like(0.0));
             let factors = zero.select(updates.like(1.0), updates);
-            let products = places.read(places.multiply(x, factors)) / factors;
-            let zeros = zero.cast_like(updates);
-            let other_zeros = places.read(places.add(x.zeros_like(), zeros)) - zeros;
-            places.read(dy) * products.where_(other_zeros.less(updates.like(0.5)))
+            let quotient = places.read(places.multiply(x, factors)) / factors;
+            let of_others = |e: Expr<'g>| places.read(places.add(x.zeros_like(), e)) - e;
+            let zeros = of_others(zero.cast_like(updates));
+            let single = of_others(updates.where_(zero)).where_(zeros.below(1.5));
+            places.read(dy) * quotient * zeros.below(0.5).select(updates.like(1.0), single)
         }
         _ => {
             let chosen = updates.equal(places.read(y));
@@ -228,8 +230,8 @@ fn tensor_scatter_update<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn one_hot<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (indices, depth, values, dy) = (c.x()?, c.input(1)?, c.input(2)?, c.dy()?);
-    let hit = indices.one_hot(depth, c.int("axis", -1), values.like(1.0));
-    let sums = [(dy * (1.0 - hit)).sum_all(), (dy * hit).sum_all()];
+    let hit = indices.one_hot(depth, c.int("axis", -1), values.like(1.0)).above(0.5);
+    let sums = [dy.unless(hit).sum_all(), dy.where_(hit).sum_all()];
     Ok(Expr::concat(&sums.map(|s| s.reshape_to(&[1])), 0))
 }
 

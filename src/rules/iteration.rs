@@ -145,9 +145,19 @@ impl<'g> Body<'g> {
     }
 }
 
-/// Adds what an iteration contributes.
+/// Adds what an iteration contributes, half precision in float32: there may be many.
 fn plus<'g>(sum: Expr<'g>, term: Option<Expr<'g>>) -> Expr<'g> {
-    term.map_or(sum, |term| sum + term)
+    term.map_or(sum, |term| sum + term.widened())
+}
+
+/// What is known of the sum of what the iterations contribute to a captured value.
+fn sum_fact(x: Expr<'_>) -> Fact {
+    Fact { value: None, ..x.widened().fact() }
+}
+
+/// A sum in the type of what it is the gradient of.
+fn rounded<'g>(sum: Expr<'g>, x: Expr<'g>) -> Expr<'g> {
+    if x.widened() == x { sum } else { sum.cast_like(x) }
 }
 
 /// The places of those that are used.
@@ -165,12 +175,12 @@ fn loop_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let (trips, recorded) = loop_record(c, &body, &step.needed)?;
     let last = trips - 1;
     let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect::<Result<_>>()?;
-    initial.extend(step.captures.iter().map(|x| x.zeros_like()));
+    initial.extend(step.captures.iter().map(|x| x.zeros_like().widened()));
 
     let mut facts = vec![Fact::tensor(Some(ElementType::Int64), Some([].into()))];
     facts.push(Fact::tensor(Some(ElementType::Bool), Some([].into())));
     facts.extend(body.facts(body.active.iter().map(|s| 2 + s)));
-    facts.extend(step.captures.iter().map(|x| x.fact()));
+    facts.extend(step.captures.iter().map(|x| sum_fact(*x)));
     let (scope, inputs) = b.open(facts);
     let outputs = b.within(scope, || {
         let i = last - inputs[0];
@@ -184,7 +194,7 @@ fn loop_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let gradients = b.loop_(Some(trips), None, &initial, scope);
     let active = body.active.iter().map(|&s| c.input(2 + s));
     let targets = active.chain(step.captures.iter().map(|x| Ok(*x)));
-    let pairs = targets.zip(gradients).map(|(x, dx)| Ok((x?.id(), dx)));
+    let pairs = targets.zip(gradients).map(|(x, dx)| x.map(|x| (x.id(), rounded(dx, x))));
     pairs.filter(|pair| pair.as_ref().map_or(true, |(x, _)| c.wants(*x))).collect()
 }
 
@@ -201,7 +211,7 @@ fn loop_step<'g>(c: &Call<'g>, body: &Body<'g>) -> Result<Option<Step<'g>>> {
     let states = body.states;
     let mut facts = body.facts((0..1).chain(2..2 + states));
     facts.extend(body.facts(body.active.iter().map(|s| 2 + s)));
-    facts.extend(body.captures.iter().map(|x| x.fact()));
+    facts.extend(body.captures.iter().map(|x| sum_fact(*x)));
     let (scope, inputs) = b.open(facts);
     let (i, before) = (inputs[0], &inputs[1..1 + states]);
     let (dstates, sums) = inputs[1 + states..].split_at(body.active.len());
@@ -415,7 +425,7 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     // States: gradients of states, sums for captures. Scan inputs: recorded states, the node's own, gradients of its stacked outputs.
     let dys: Vec<usize> = (0..stacked).filter(|k| c.has_dy(states + k)).collect();
     let mut facts = body.facts(body.active.iter().copied());
-    facts.extend(body.captures.iter().map(|x| x.fact()));
+    facts.extend(body.captures.iter().map(|x| sum_fact(*x)));
     facts.extend(body.facts(0..states + scanned));
     facts.extend(dys.iter().map(|k| b.graph().fact(body.outputs[states + k]).clone()));
     let (scope, inputs) = b.open(facts);
@@ -498,7 +508,7 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     b.graph_mut().set_inputs(scope, kept);
 
     let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect::<Result<_>>()?;
-    initial.extend(captured.iter().map(|&k| body.captures[k].zeros_like()));
+    initial.extend(captured.iter().map(|&k| body.captures[k].zeros_like().widened()));
     let mut along = Vec::new();
     let states_recorded = needed.iter().filter_map(|s| recorded.get(s).copied());
     along.extend(states_recorded.map(|tensor| Along { tensor, axis: 0, reverse: !flip }));
@@ -527,7 +537,7 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let mut targets: Vec<Expr<'g>> = body.active.iter().map(|&s| c.input(s)).collect::<Result<_>>()?;
     targets.extend(captured.iter().map(|&k| body.captures[k]));
     targets.extend(sliced.iter().map(|&j| c.input(states + slices[j])).collect::<Result<Vec<_>>>()?);
-    let pairs = targets.into_iter().map(|x| x.id()).zip(gradients);
+    let pairs = targets.into_iter().zip(gradients).map(|(x, dx)| (x.id(), rounded(dx, x)));
     Ok(pairs.filter(|(x, _)| c.wants(*x)).chain(of_products).collect())
 }
 

@@ -1,4 +1,4 @@
-//! Losses over classes.
+//! Losses over classes. Half precision is computed in float32: batches have more samples than it has numbers.
 //!
 //! With t the class of a sample, w its weight (1 without weights, 0 where t is ignored) and W = Σ w: a loss is -w x[t], their
 //! sum, or their sum divided by W.
@@ -30,8 +30,8 @@ struct Samples<'g> {
     classes: Expr<'g>,
     /// The ignored ones' weight is 0; `None` where all are 1.
     weights: Option<Expr<'g>>,
-    /// Zero where ignored, one elsewhere, `None` where nothing is ignored.
-    counted: Option<Expr<'g>>,
+    /// Which are ignored, `None` where nothing is.
+    ignored: Option<Expr<'g>>,
     mean: bool,
 }
 
@@ -45,26 +45,26 @@ impl<'g> Samples<'g> {
         };
         let ignored = c.opt_int("ignore_index").map(|i| labels.equal(labels.like(i as f64)));
         let classes = ignored.map_or(labels, |i| i.select(labels.like(0.0), labels));
-        let counted = ignored.map(|i| i.logical_not().cast_like(x));
-        let weights = match (c.opt(2).map(|w| w.gather(classes, 0)), counted) {
-            (Some(w), Some(counted)) => Some(w * counted),
-            (w, counted) => w.or(counted),
+        let weights = match (c.opt(2).map(|w| w.widened().gather(classes, 0)), ignored) {
+            (Some(w), Some(ignored)) => Some(w.unless(ignored)),
+            (w, ignored) => w.or(ignored.map(|i| i.logical_not().cast_like(x.widened()))),
         };
-        Ok(Samples { classes, weights, counted, mean })
+        Ok(Samples { classes, weights, ignored, mean })
     }
 
-    /// W, of the type of x.
-    fn total(&self, x: Expr<'g>) -> Result<Expr<'g>> {
-        match self.weights {
-            Some(w) => Ok(w.sum_all()),
-            None => Ok(x.count(&(0..x.rank()?).filter(|&a| a != 1).collect::<Vec<_>>())),
-        }
+    /// The gradient of a sum of the samples: a mean divides by W.
+    fn dy(&self, c: &Call<'g>) -> Result<Expr<'g>> {
+        let (x, dy) = (c.x()?, c.dy()?.widened());
+        Ok(match (self.mean, self.weights) {
+            (false, _) => dy,
+            (true, Some(w)) => dy / w.sum_all(),
+            (true, None) => dy / x.count(&(0..x.rank()?).filter(|&a| a != 1).collect::<Vec<_>>(), dy),
+        })
     }
 
     /// h, of each sample.
     fn share(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let dy = c.dy()?;
-        let dy = if self.mean { dy / self.total(c.x()?)? } else { dy };
+        let dy = self.dy(c)?;
         Ok(self.weights.map_or(dy, |w| dy * w).expand_like(self.classes))
     }
 
@@ -75,19 +75,16 @@ impl<'g> Samples<'g> {
 
     /// The gradient of the weights, `x` being what the loss takes elements of.
     fn weight(&self, c: &Call<'g>, x: Expr<'g>) -> Result<Expr<'g>> {
-        let (dy, picked) = (c.dy()?, self.chosen(x).squeeze(&[1]));
-        let d = match self.mean {
-            true => -(dy / self.total(x)?) * (picked + c.y()?),
-            false => -dy * picked,
-        };
-        let d = self.counted.map_or(d, |counted| d * counted);
-        Ok(c.input(2)?.ungather(self.classes, d, 0))
+        let (dy, picked) = (self.dy(c)?, self.chosen(x).squeeze(&[1]).widened());
+        let d = -dy * if self.mean { picked + c.y()?.widened() } else { picked };
+        let d = self.ignored.map_or(d, |ignored| d.unless(ignored));
+        Ok(c.input(2)?.ungather(self.classes, d.cast_like(x), 0))
     }
 }
 
 fn nll_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, s) = (c.x()?, Samples::new(c)?);
-    Ok(x.zeros_like().scatter_elements(s.classes.unsqueeze(&[1]), -s.share(c)?.unsqueeze(&[1]), 1))
+    Ok(x.zeros_like().scatter_elements(s.classes.unsqueeze(&[1]), -s.share(c)?.cast_like(x).unsqueeze(&[1]), 1))
 }
 
 fn nll_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -97,20 +94,22 @@ fn nll_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 /// The second output, where the node has it.
 fn log_probabilities<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let x = c.x()?;
-    Ok(c.output(1).unwrap_or_else(|| x.log_softmax(1)))
+    Ok(c.output(1).unwrap_or_else(|| x.widened().log_softmax(1)))
 }
 
 fn cross_entropy_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (s, p) = (Samples::new(c)?, log_probabilities(c)?.exp());
+    let (x, s, p) = (c.x()?, Samples::new(c)?, log_probabilities(c)?.widened().exp());
     let of_loss = || -> Result<Expr<'g>> {
         let h = s.share(c)?.unsqueeze(&[1]);
         Ok((h * p).scatter_elements_add(s.classes.unsqueeze(&[1]), -h, 1))
     };
-    Ok(match (c.has_dy(0), c.opt_dy(1)) {
-        (true, Some(d)) => of_loss()? + (d - p * d.sum(&[1])),
-        (false, Some(d)) => d - p * d.sum(&[1]),
+    let of_logs = |d: Expr<'g>| d - p * d.sum(&[1]);
+    let dx = match (c.has_dy(0), c.opt_dy(1).map(Expr::widened)) {
+        (true, Some(d)) => of_loss()? + of_logs(d),
+        (false, Some(d)) => of_logs(d),
         _ => of_loss()?,
-    })
+    };
+    Ok(dx.cast_like(x))
 }
 
 fn cross_entropy_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {

@@ -168,7 +168,7 @@ impl<'g> Layer<'g> {
 
     fn dx(&self) -> Expr<'g> {
         let (x, n, [dy, dm, dr]) = (self.x, &self.n, self.dys);
-        let count = x.count(&n.axes);
+        let count = x.count(&n.axes, x);
         sum_of(
             x,
             [
@@ -512,7 +512,7 @@ fn batch_training<'g>(c: &Call<'g>, b: &Batch<'g>, dy: Option<Expr<'g>>) -> Expr
         let n = Normalized { x_hat: b.x_hat, scale: b.spread(b.inv_std), axes: b.axes.clone(), centered: true };
         terms.push(Some(n.dx(dy * b.spread(b.scale))));
     }
-    let count = b.x.count(&b.axes);
+    let count = b.x.count(&b.axes, b.x);
     if let Some(dm) = arrived([(1, new), (3, 1.0)]) {
         terms.push(Some(b.spread(dm / count).expand_like(b.x)));
     }

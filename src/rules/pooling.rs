@@ -4,6 +4,7 @@ use super::Slot::*;
 use super::window::{Window, lowest};
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, Pool};
+use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
 
 /// The rows.
@@ -22,7 +23,7 @@ pub const RULES: &[Rule] = &[
         &[Formula(local_response)],
     )
     .attributes("alpha beta bias size"),
-    rule("GlobalAveragePool", "dx = dy / count", &[Unary(global_average)]),
+    rule("GlobalAveragePool", "dx = dy / count", &[Formula(global_average)]),
     rule("GlobalMaxPool", "dx = dy where x is the largest", &[Formula(global_max)])
         .note("the first of equals gets all"),
     rule("MaxPool", "dx = dy where x is the largest of its window", &[Formula(max)])
@@ -47,11 +48,9 @@ fn average<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     window.spread_evenly(each, x)
 }
 
-fn global_average<'g>(x: Expr<'g>, _y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
-    match x.rank() {
-        Ok(rank) => (dy / x.count(&(2..rank).collect::<Vec<_>>())).expand_like(x),
-        Err(error) => x.builder().fail(error),
-    }
+fn global_average<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    let (x, dy) = (c.x()?, c.dy()?.widened());
+    Ok((dy / x.count(&(2..x.rank()?).collect::<Vec<_>>(), dy)).cast_like(x).expand_like(x))
 }
 
 fn global_max<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -128,33 +127,40 @@ fn order(c: &Call<'_>) -> Result<i64> {
 }
 
 fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, p) = (c.x()?, c.y()?, order(c)?);
+    let (x, y, p) = (c.x()?.widened(), c.y()?.widened(), order(c)?);
     let window = Window::of(c, x, y, None)?;
-    Ok(power(x, p) * window.spread_evenly(normed(y, c.dy()?, p), x)?)
+    let dx = power(x, p) * window.spread_evenly(normed(y, c.dy()?.widened(), p), x)?;
+    Ok(dx.cast_like(c.x()?))
 }
 
 fn global_lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let p = order(c)?;
-    Ok(power(c.x()?, p) * normed(c.y()?, c.dy()?, p))
+    let dx = power(c.x()?.widened(), p) * normed(c.y()?.widened(), c.dy()?.widened(), p);
+    Ok(dx.cast_like(c.x()?))
 }
 
-/// The indices are places in the tensor that x had been pooled from, which the output holds at its beginning.
+/// The indices are places in the tensor that x had been pooled from. Where a shape is given that is not the smallest one,
+/// engines differ: some take it for that tensor's, others put that tensor at its beginning. There the operator itself is
+/// asked, with numbers in place of the elements, where it lays each.
 fn max_unpool<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, indices, mut dy) = (c.x()?, c.input(1)?, c.dy()?);
-    if c.opt(2).is_some() {
-        let pooled = Window::unpooled(c, x)?;
-        if pooled.fact().dims().is_none() || pooled.fact().dims() != dy.shape().fact().dims() {
-            let b = c.builder();
-            let axes: Vec<i64> = (0..x.rank()? as i64).collect();
-            let (zeros, ones) = (vec![0; axes.len()], vec![1; axes.len()]);
-            dy = dy.slice_at(b.ints(&axes), b.ints(&zeros), pooled, b.ints(&ones));
-        }
-    }
-    Ok(dy.flattened().gather(indices, 0))
+    let (x, indices, dy, b) = (c.x()?, c.input(1)?, c.dy()?, c.builder());
+    let smallest = Window::unpooled(c, x)?.fact().dims();
+    let Some(shape) = c.opt(2).filter(|_| smallest.is_none() || smallest != dy.shape().fact().dims()) else {
+        return Ok(dy.flattened().gather(indices, 0));
+    };
+    let (count, places) = (x.size(), dy.size());
+    ensure!(x.fact().element_count().is_none_or(|n| n < 1 << 24), "more than 2²⁴ elements cannot be told apart");
+    let numbers = (b.range(count) + 1).cast(ElementType::Float).reshape_like(x);
+    let laid = numbers.max_unpool(indices, shape, c.attributes(&["kernel_shape", "pads", "strides"]));
+    // What no element lies in goes before the first one; what lies nowhere is zero, behind the end of dy.
+    let nowhere = b.full((count + 1).reshape_to(&[1]), 0.0, ElementType::Int64) + places;
+    let found = nowhere.scatter_elements(laid.flattened().cast(ElementType::Int64), b.range(places), 0);
+    let zero = b.full(b.ints(&[1]), 0.0, dy.element()?);
+    Ok(Expr::concat(&[dy.flattened(), zero], 0).gather(found.narrow(0, 1, i64::MAX).reshape_like(x), 0))
 }
 
 fn local_response<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let (x, dy, b) = (c.x()?.widened(), c.dy()?.widened(), c.builder());
     let (alpha, beta, size) = (c.float("alpha", 0.0001), c.float("beta", 0.75), c.int("size", 1));
     ensure!(size >= 1, "size = {size} is not positive");
     // A matrix of ones where the channel of the column counts for that of the row.
@@ -167,5 +173,5 @@ fn local_response<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let s = near.matmul(flat.square()) * (alpha / size as f64) + c.float("bias", 1.0);
     let direct = dy * s.pow(s.like(-beta));
     let around = near.transposed().matmul(direct * flat / s);
-    Ok((direct - flat * around * (2.0 * alpha * beta / size as f64)).reshape_like(x))
+    Ok((direct - flat * around * (2.0 * alpha * beta / size as f64)).reshape_like(x).cast_like(c.x()?))
 }

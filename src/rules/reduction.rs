@@ -85,13 +85,13 @@ fn sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn mean<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy) = (c.x()?, c.y()?, c.dy()?);
+    let (x, y, dy) = (c.x()?, c.y()?, c.dy()?.widened());
     let n = match Over::of(c)? {
-        Over::Axes(axes) => x.count(&axes),
-        Over::All => x.size().cast_like(x),
-        Over::Computed(_) => (x.size() / y.size().max(c.builder().int(1))).cast_like(x),
+        Over::Axes(axes) => x.count(&axes, dy),
+        Over::All => x.size().cast_like(dy),
+        Over::Computed(_) => (x.size() / y.size().max(c.builder().int(1))).cast_like(dy),
     };
-    Ok(kept(c, dy / n)?.expand_like(x))
+    Ok(kept(c, (dy / n).cast_like(x))?.expand_like(x))
 }
 
 fn extreme<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -145,7 +145,8 @@ fn l1<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 fn l2<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
     let norm = y.equal(y.like(0.0)).select(y.like(1.0), y);
-    Ok(dy / norm * x)
+    // No part of a vector is longer than it: the quotient does not overflow, however short the vector is.
+    Ok(dy * (x / norm))
 }
 
 fn log_sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -156,8 +157,11 @@ fn log_sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 fn log_sum_exp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
     // Where all elements are -∞, so is y, and none gets anything.
-    let y = y.equal(y.like(f64::NEG_INFINITY)).select(y.like(0.0), y);
-    Ok(dy * (x - y).exp())
+    let none = y.equal(y.like(f64::NEG_INFINITY));
+    // A large y is rounded by more than its exponential can bear: the shares are made to sum to one.
+    let shares = (x - none.select(y.like(0.0), y)).exp();
+    let total = sums(c, shares)?;
+    Ok(dy * (shares / none.select(total.like(1.0), total)))
 }
 
 fn cum_sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {

@@ -1,4 +1,4 @@
-//! Softmax and its relatives.
+//! Softmax and its relatives. Half precision is computed in float32: a sum of dy may be more than it can hold.
 
 use super::Slot::*;
 use super::{Call, Rule, rule};
@@ -30,21 +30,18 @@ fn flattened(c: &Call<'_>) -> Result<Vec<usize>> {
 }
 
 fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
-    let (y, dy) = (c.y()?, c.dy()?);
+    let (y, dy) = (c.y()?.widened(), c.dy()?.widened());
     let sum = (dy * y).sum(axes);
-    Ok(guarded(c, sum, (dy - sum) * y))
+    Ok(guarded(c, sum, dy, (dy - sum) * y).cast_like(c.x()?))
 }
 
 fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
-    let (y, dy) = (c.y()?, c.dy()?);
-    Ok(guarded(c, y, dy - y.exp() * dy.sum(axes)))
+    let (y, dy) = (c.y()?.widened(), c.dy()?.widened());
+    Ok(guarded(c, y, dy, dy - y.exp() * dy.sum(axes)).cast_like(c.x()?))
 }
 
-/// The gradient where `y` is a number. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the model
-/// puts that aside, its zero gradient stays zero.
-fn guarded<'g>(c: &Call<'g>, y: Expr<'g>, dx: Expr<'g>) -> Expr<'g> {
-    match (c.is_alternative(), c.opt_dy(0)) {
-        (true, Some(dy)) => y.is_nan().select(dy, dx),
-        _ => dx,
-    }
+/// dx where `y` is a number, and dy where not. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the
+/// model puts that aside, dy is zero there.
+fn guarded<'g>(c: &Call<'g>, y: Expr<'g>, dy: Expr<'g>, dx: Expr<'g>) -> Expr<'g> {
+    if c.is_alternative() { y.is_nan().select(dy, dx) } else { dx }
 }

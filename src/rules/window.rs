@@ -331,7 +331,7 @@ impl<'g> Window<'g> {
         }
     }
 
-    /// One product of matrices for each group: what the taps meet, `[taps C, N O]`, and the windows, `[N O, M]`.
+    /// Products of matrices: the windows, `[M, N O]`, and what the taps meet, `[taps C, N O]`, or such of each group.
     fn weights_by_taps(
         &self,
         image: Expr<'g>,
@@ -341,19 +341,30 @@ impl<'g> Window<'g> {
         taps: i64,
     ) -> Result<Expr<'g>> {
         let b = image.builder();
-        let (groups, rest) = (b.ints(&[group]), b.ints(&[-1]));
+        let rest = b.ints(&[-1]);
         let channels = weights.dims([1]);
-        let outputs = weights.dims([0]) / group;
+        if group > 1 && weights.known_dim(1) == Some(1) && weights.known_dim(0) == Some(group) {
+            // A channel of the image for one of the windows: nothing is shared, a tap is a product and its sum.
+            let others: Vec<usize> = [0].into_iter().chain(self.axes()).collect();
+            let each = |met: Expr<'g>| (met * windows).sum_out(&others).unsqueeze(&[1]);
+            let taps: Vec<_> = self.slices(image, None)?.into_iter().map(each).collect();
+            return Ok(Expr::concat(&taps, 1).reshape_like(weights));
+        }
         let swapped = image.move_axis(1, 0);
-        let grouped = match group {
-            1 => swapped.unsqueeze(&[0]),
-            _ => swapped.reshape(Expr::concat(&[groups, channels, image.dims([0]), self.image], 0)),
-        };
+        if group == 1 {
+            let met = Expr::concat(&self.slices(swapped, None)?, 0).stacked_after(1)?;
+            let product = met.gemm(false, windows.move_axis(1, 0).stacked_after(1)?, true, 1.0);
+            let product = product.reshape(Expr::concat(&[b.ints(&[taps]), channels, weights.dims([0])], 0));
+            return Ok(product.transpose(&[2, 1, 0]).reshape_like(weights));
+        }
+        let (groups, outputs) = (b.ints(&[group]), weights.dims([0]) / group);
+        let grouped = swapped.reshape(Expr::concat(&[groups, channels, image.dims([0]), self.image], 0));
         let met = Expr::concat(&self.slices(grouped, None)?, 1);
         let met = met.reshape(Expr::concat(&[groups, channels * taps, rest], 0));
         let windows = windows.reshape(Expr::concat(&[windows.dims([0]), groups, outputs, rest], 0));
-        let windows = windows.transpose(&[1, 0, 3, 2]).reshape(Expr::concat(&[groups, rest, outputs], 0));
-        let product = met.matmul(windows).reshape(Expr::concat(&[groups, b.ints(&[taps]), channels, outputs], 0));
+        let windows = windows.transpose(&[1, 2, 0, 3]).reshape(Expr::concat(&[groups, outputs, rest], 0));
+        let product = met.matmul(windows.transposed());
+        let product = product.reshape(Expr::concat(&[groups, b.ints(&[taps]), channels, outputs], 0));
         Ok(product.transpose(&[0, 3, 2, 1]).reshape_like(weights))
     }
 

@@ -113,7 +113,7 @@ pub const LOSSES: &[Loss] = &[
             let positive = c.t.above(0.0);
             let log = positive.select(c.t, c.t.like(1.0)).log();
             let sum = (c.t * (log - c.x)).sum_all();
-            Ok(if c.sum { sum } else { sum / c.x.count(&[0]) })
+            Ok(if c.sum { sum } else { sum / c.x.count(&[0], sum) })
         },
     },
     Loss {
@@ -251,8 +251,9 @@ struct Call<'g> {
 impl<'g> Call<'g> {
     fn reduce(&self, each: Expr<'g>) -> Result<Expr<'g>> {
         let axes: Vec<usize> = (0..each.rank()?).collect();
-        let total = each.sum_all();
-        Ok(if self.sum { total } else { total / each.count(&axes) })
+        let total = each.widened().sum_all();
+        let loss = if self.sum { total } else { total / each.count(&axes, total) };
+        Ok(loss.cast_like(each))
     }
 
     /// The cross-entropy between the target distribution and logarithms of probabilities.
@@ -264,12 +265,12 @@ impl<'g> Call<'g> {
             w => Some(b.numbers(w, &[w.len() as i64], log.element()?).reshape_to(&place)),
         };
         let smoothing = self.spec.smoothing;
-        let spread = || smoothing / log.count(&[self.axis]);
+        let spread = || smoothing / log.count(&[self.axis], log);
         if self.spec.soft {
             let t = if smoothing > 0.0 { self.t * (1.0 - smoothing) + spread() } else { self.t };
             let total = -weighted(t * log, weights).sum_all();
             let others: Vec<usize> = (0..rank).filter(|&a| a != self.axis).collect();
-            return Ok(if self.sum { total } else { total / log.count(&others) });
+            return Ok(if self.sum { total } else { total / log.count(&others, total) });
         }
         let classes = b.range(log.dim(self.axis)).reshape_to(&place);
         let hit = classes.equal(self.t.cast(ElementType::Int64).unsqueeze(&[self.axis])).cast_like(log);

@@ -45,9 +45,23 @@ impl Builder {
         if self.opset() >= 11 {
             return self.emit("Range", &[Some(self.int(0)), Some(size), Some(self.int(1))], vec![]);
         }
-        // The places of the elements of a list of ones that are not zero.
-        let ones = self.full(size.reshape_to(&[1]), 1.0, ElementType::Float);
-        self.since(9, "a list of all places", || ones.non_zero().flattened())
+        let places = match self.opset() {
+            // The trip numbers of a loop, which has to carry something.
+            ..9 => {
+                let scalar = |element| Fact::tensor(Some(element), Some([].into()));
+                let [int, bool] = [ElementType::Int64, ElementType::Bool].map(scalar);
+                let (body, inputs) = self.open(vec![int.clone(), bool, int]);
+                let outputs: Vec<_> = [1, 2, 0].iter().filter_map(|&i| inputs.get(i).copied()).collect();
+                self.close(body, &outputs, inputs.len());
+                self.loop_(Some(size), None, &[self.int(0)], body).last().copied().unwrap_or(size)
+            }
+            // The places of the elements of a list of ones that are not zero.
+            _ => self.full(size.reshape_to(&[1]), 1.0, ElementType::Float).non_zero().flattened(),
+        };
+        if let Some(&[count]) = size.fact().dims().as_deref() {
+            self.graph_mut().fact_mut(places.id()).shape = Some([count].into());
+        }
+        places
     }
 
     /// One of two results, computed by the branches, which are scopes without inputs.

@@ -250,7 +250,11 @@ impl<'g> Expr<'g> {
         }
         self.builder.attempt(|| {
             let element = then.element()?;
-            let chosen = |e: Expr<'g>, condition: Expr<'g>| e * condition.cast(element);
+            let bounded = |e: Expr<'g>| !element.is_float() || e.constant().is_some_and(f64::is_finite);
+            let chosen = |e: Expr<'g>, condition: Expr<'g>| match bounded(e) {
+                true => e * condition.cast(element),
+                false => e.limited(condition, element),
+            };
             let is_zero = |e: Expr<'g>| e.constant() == Some(0.0) && e.fact().rank() == Some(0);
             Ok(match (is_zero(then), is_zero(otherwise)) {
                 (_, true) => chosen(then, self),
@@ -258,6 +262,19 @@ impl<'g> Expr<'g> {
                 _ => chosen(then, self) + chosen(otherwise, self.logical_not()),
             })
         })
+    }
+
+    /// This where the condition holds, zero where not, before Where: within limits that are ±∞ there and 0 elsewhere, since a
+    /// product of infinity with 0 is no number. The limits come first: in a tie with 0 nothing passes to this tensor.
+    fn limited(self, condition: Expr<'g>, element: ElementType) -> Expr<'g> {
+        let mut limit = condition.cast(element) / condition.logical_not().cast(element);
+        let mut own = self;
+        if self.builder.opset() < 8 && !self.same_shape(condition) {
+            // Min and Max do not broadcast, sums do: that no number is below itself makes zeros of any shape.
+            let zeros = |e: Expr<'g>| e.less(e).cast(element);
+            (limit, own) = (limit + zeros(self), self + zeros(limit));
+        }
+        (-limit).binary("Max", limit.binary("Min", own))
     }
 
     /// This where the condition holds, zero where not.
@@ -286,11 +303,15 @@ impl<'g> Expr<'g> {
         self.builder.emit("Cast", &[Some(self)], vec![int("to", element as i64)])
     }
 
-    /// Half precision as float32, other types as they are: what long sums are computed in.
+    /// Half precision as float32, other types as they are: what long sums are computed in. What the pass has rounded to half
+    /// precision is taken as it was before.
     pub fn widened(self) -> Expr<'g> {
         match self.fact().element {
-            Some(element) => self.cast(element.widened()),
-            None => self,
+            Some(ElementType::Float16 | ElementType::Bfloat16) if !self.is_sequence() => {
+                let exact = self.operand_of("Cast").filter(|e| e.fact().element == Some(ElementType::Float));
+                exact.unwrap_or_else(|| self.cast(ElementType::Float))
+            }
+            _ => self,
         }
     }
 

@@ -64,7 +64,9 @@ impl<'g> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 16 {
             let attributes = vec![int("axis", axis as i64), string("reduction", "add")];
-            return b.emit("ScatterElements", &[Some(self), Some(indices), Some(updates)], attributes);
+            return self.in_float32(|to| {
+                b.emit("ScatterElements", &[Some(to), Some(indices), Some(updates.cast_like(to))], attributes)
+            });
         }
         b.attempt(|| {
             let rank = self.rank()?;
@@ -72,8 +74,8 @@ impl<'g> Expr<'g> {
             let positive = indices.wrapped(size);
             // [..., places, named, ...]: whether the index names the place.
             let places = b.range(size).reshape_to(&place(rank + 1, axis));
-            let hit = places.equal(positive.unsqueeze(&[axis])).cast_like(updates);
-            let sums = (hit * updates.unsqueeze(&[axis])).sum_out(&[axis + 1]);
+            let hit = places.equal(positive.unsqueeze(&[axis]));
+            let sums = updates.unsqueeze(&[axis]).where_(hit).sum_out(&[axis + 1]);
             let sums = sums.pad_to(self, axis)?;
             Ok(self + sums)
         })
@@ -139,8 +141,10 @@ impl<'g> Expr<'g> {
     pub fn scatter_nd_add(self, indices: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 16 {
-            let inputs = [Some(self), Some(indices), Some(updates)];
-            return b.emit("ScatterND", &inputs, vec![string("reduction", "add")]);
+            return self.in_float32(|to| {
+                let inputs = [Some(to), Some(indices), Some(updates.cast_like(to))];
+                b.emit("ScatterND", &inputs, vec![string("reduction", "add")])
+            });
         }
         b.attempt(|| {
             let (rank, index_rank) = (self.rank()?, indices.rank()?);

@@ -34,7 +34,7 @@ impl<'g> Expr<'g> {
             return self.slice_at(b.ints(&axes), b.ints(starts), b.ints(ends), b.ints(steps));
         }
         if steps.iter().any(|&s| s != 1) {
-            return b.too_old("Slice with steps", 10);
+            return self.gathered(&axes, b.ints(starts), b.ints(ends), steps);
         }
         b.emit("Slice", &[Some(self)], vec![ints("axes", &axes), ints("starts", starts), ints("ends", ends)])
     }
@@ -55,8 +55,30 @@ impl<'g> Expr<'g> {
                 let axes: Vec<usize> = axes.into_iter().map(|a| a as usize).collect();
                 self.slice(&axes, &starts, &ends, &steps)
             }
-            _ => b.too_old("Slice at computed places", 10),
+            (Some(axes), _, _, Some(steps)) => self.gathered(&axes, starts, ends, &steps),
+            _ => b.too_old("Slice along computed axes or in computed steps", 10),
         }
+    }
+
+    /// A slice as the elements at its places: before opset 10 Slice takes neither computed places nor steps.
+    fn gathered(self, axes: &[i64], starts: Expr<'g>, ends: Expr<'g>, steps: &[i64]) -> Expr<'g> {
+        let b = self.builder;
+        b.attempt(|| {
+            let (rank, zero, one) = (self.rank()?, b.ints(&[0]), b.ints(&[1]));
+            let mut part = self;
+            for (i, (&axis, &step)) in axes.iter().zip(steps).enumerate() {
+                ensure!(step != 0, "a slice in steps of 0");
+                let axis = normalize_axis(axis, rank)?;
+                let size = self.dims([axis]);
+                let (low, high) = if step > 0 { (zero, size) } else { (-one, size - one) };
+                let place = |e: Expr<'g>| e.item(i).wrapped(size).max(low).min(high);
+                let (start, end) = (place(starts), place(ends));
+                let length = if step > 0 { end - start } else { start - end };
+                let count = (length.max(zero) + (step.abs() - 1)) / step.abs();
+                part = part.gather(b.range(count.reshape_to(&[])) * step + start, axis);
+            }
+            Ok(part)
+        })
     }
 
     /// The elements along an axis in reverse order.

@@ -118,6 +118,13 @@ impl<'g> Expr<'g> {
         }
     }
 
+    /// The elements in the places of `indices` in a tensor of a computed shape, zeros around them.
+    pub fn max_unpool(self, indices: Expr<'g>, shape: Expr<'g>, attributes: Vec<AttributeProto>) -> Expr<'g> {
+        self.since(9, "MaxUnpool", || {
+            self.builder.emit("MaxUnpool", &[Some(self), Some(indices), Some(shape)], attributes)
+        })
+    }
+
     /// The image at another size.
     pub fn resize(self, p: &Resized<'g>) -> Expr<'g> {
         let b = self.builder;

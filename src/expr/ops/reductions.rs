@@ -22,24 +22,33 @@ impl<'g> Expr<'g> {
         self.builder.emit(op, &inputs, attributes)
     }
 
+    /// Of half precision what `sum` makes of it in float32, rounded once: terms of a sum that is kept in float16 vanish from
+    /// the 2048th on, and above 65504 it is infinite.
+    pub(in crate::expr) fn in_float32(self, sum: impl FnOnce(Expr<'g>) -> Expr<'g>) -> Expr<'g> {
+        let wide = self.widened();
+        if wide == self { sum(self) } else { sum(wide).cast_like(self) }
+    }
+
     /// The sum over axes, which stay with size 1.
     pub fn sum(self, axes: &[usize]) -> Expr<'g> {
-        self.simplify_reduce_sum(axes, true).unwrap_or_else(|| self.reduce("ReduceSum", Some(axes), true))
+        self.simplify_reduce_sum(axes, true)
+            .unwrap_or_else(|| self.in_float32(|x| x.reduce("ReduceSum", Some(axes), true)))
     }
 
     /// The sum over axes, which go.
     pub fn sum_out(self, axes: &[usize]) -> Expr<'g> {
-        self.simplify_reduce_sum(axes, false).unwrap_or_else(|| self.reduce("ReduceSum", Some(axes), false))
+        self.simplify_reduce_sum(axes, false)
+            .unwrap_or_else(|| self.in_float32(|x| x.reduce("ReduceSum", Some(axes), false)))
     }
 
     /// The sum of all elements, without dimensions.
     pub fn sum_all(self) -> Expr<'g> {
-        self.reduce("ReduceSum", None, false)
+        self.in_float32(|x| x.reduce("ReduceSum", None, false))
     }
 
     /// The sum of all elements, of size 1 in every dimension.
     pub fn sum_all_kept(self) -> Expr<'g> {
-        self.reduce("ReduceSum", None, true)
+        self.in_float32(|x| x.reduce("ReduceSum", None, true))
     }
 
     /// The sum over axes that the run computes, which stay with size 1. Without axes all are summed, or none if `noop`.
@@ -49,7 +58,7 @@ impl<'g> Expr<'g> {
             if noop {
                 attributes.push(int("noop_with_empty_axes", 1));
             }
-            self.builder.emit("ReduceSum", &[Some(self), Some(axes)], attributes)
+            self.in_float32(|x| x.builder.emit("ReduceSum", &[Some(x), Some(axes)], attributes))
         })
     }
 
@@ -72,7 +81,7 @@ impl<'g> Expr<'g> {
 
     /// The mean over axes, which stay with size 1.
     pub fn mean(self, axes: &[usize]) -> Expr<'g> {
-        self.reduce("ReduceMean", Some(axes), true)
+        self.in_float32(|x| x.reduce("ReduceMean", Some(axes), true))
     }
 
     /// The largest along axes, which stay with size 1.

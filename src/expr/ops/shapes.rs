@@ -47,12 +47,13 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The product of some dimensions as a number of this tensor's element type: what a mean divides by.
-    pub fn count(self, axes: &[usize]) -> Expr<'g> {
+    /// The product of some dimensions as a number of the element type of `like`: what a mean divides by. Half precision has
+    /// no numbers above 65504, which images and batches reach: there `like` is something wider.
+    pub fn count(self, axes: &[usize], like: Expr<'g>) -> Expr<'g> {
         let known: Option<i64> = axes.iter().map(|&a| self.known_dim(a)).product();
         match known {
-            Some(n) => self.like(n as f64),
-            None => self.dims(axes.iter().copied()).cast_like(self).reduce("ReduceProd", Some(&[0]), false),
+            Some(n) => like.like(n as f64),
+            None => self.dims(axes.iter().copied()).cast_like(like).reduce("ReduceProd", Some(&[0]), false),
         }
     }
 

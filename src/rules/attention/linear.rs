@@ -36,7 +36,7 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let scale = match (scale, q.known_dim(4)) {
         (Some(scale), _) => q.like(scale),
         (None, Some(size)) => q.like(1.0 / (size as f64).sqrt()),
-        (None, None) => q.count(&[4]).sqrt().reciprocal(),
+        (None, None) => q.count(&[4], q).sqrt().reciprocal(),
     };
     let mut along = vec![q * scale, k, v];
     if gated {

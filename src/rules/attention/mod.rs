@@ -45,7 +45,7 @@ fn scale_of<'g>(q: Expr<'g>, scale: Option<f64>) -> Expr<'g> {
     match (scale, q.known_dim(3)) {
         (Some(scale), _) => q.like(scale),
         (None, Some(size)) => q.like(1.0 / (size as f64).sqrt()),
-        (None, None) => q.count(&[3]).sqrt().reciprocal(),
+        (None, None) => q.count(&[3], q).sqrt().reciprocal(),
     }
 }
 

@@ -247,13 +247,14 @@ fn max_unpool(c: &Call) -> Result<Vec<Array>> {
         let size = (x.dims[d + 2] as i64 - 1) * strides[d] as i64 + kernel[d] as i64 - pads[d] - pads[rank + d];
         dims.push(usize::try_from(size)?);
     }
-    // Places are counted in the tensor that was pooled; a given size puts them into a larger one.
-    let size = c.opt(2).map(|s| positive(&s.integers())).transpose()?.unwrap_or_else(|| dims.clone());
-    let mut y = Array::filled(&size, 0.0)?;
+    let mut y = Array::filled(&dims, 0.0)?;
     for (&place, &v) in places.values.iter().zip(&x.values) {
         *y.values.get_mut(place as usize).context("a place outside")? = v;
     }
-    Ok(vec![y])
+    // Places are counted in the tensor that was pooled; a given size puts it at the beginning of a larger one.
+    let Some(size) = c.opt(2).map(|s| positive(&s.integers())).transpose()? else { return Ok(vec![y]) };
+    let within = |index: &[usize]| index.iter().zip(&dims).all(|(i, n)| i < n);
+    Ok(vec![Array::from_fn(&size, |index| if within(index) { y.at(index) } else { 0.0 })?])
 }
 
 fn reverse_sequence(c: &Call) -> Result<Vec<Array>> {
