@@ -8,6 +8,7 @@ mod accumulate;
 mod function;
 mod lower;
 mod request;
+mod rounding;
 mod select;
 
 pub use accumulate::Aggregation;
@@ -23,7 +24,7 @@ use crate::onnx::{ElementType, FunctionProto};
 use crate::rules::{self, Call, Differentiate, Integers, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
-use std::cell::RefCell;
+use rounding::Rounding;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What arrives at a tensor. Absence of a flow is the third case: the tensor is not connected.
@@ -44,32 +45,18 @@ pub struct Pass<'g> {
     own_rules: &'g [Rule],
     /// Functions that go before every row: the user's own gradients.
     own_functions: &'g [FunctionProto],
-    /// Whether rounding counts as the identity: then quantized integers carry gradients.
-    straight_through: bool,
-    /// The quantized integers that depend on an x, with the element type of their gradients.
-    cotangents: RefCell<HashMap<ValueId, ElementType>>,
-    /// The nodes that take such integers and pass them no gradient.
-    shut: RefCell<BTreeSet<NodeId>>,
+    rounding: Rounding,
 }
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
     pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: HashSet<ValueId>, own_rules: &'g [Rule]) -> Self {
-        Pass {
-            builder,
-            aggregation,
-            stops,
-            own_rules,
-            own_functions: &[],
-            straight_through: false,
-            cotangents: RefCell::default(),
-            shut: RefCell::default(),
-        }
+        Pass { builder, aggregation, stops, own_rules, own_functions: &[], rounding: Rounding::default() }
     }
 
     /// The pass for which rounding counts as the identity, or not.
     pub fn with_straight_through(self, straight_through: bool) -> Self {
-        Pass { straight_through, ..self }
+        Pass { rounding: Rounding::new(straight_through), ..self }
     }
 
     /// The pass with gradients that the user gives as functions.
@@ -206,57 +193,6 @@ impl<'g> Pass<'g> {
             return vec![];
         }
         graph.captures(id).into_iter().filter(|v| live.contains(v) && self.cotangent(*v).is_none()).collect()
-    }
-
-    /// Whether a node takes live quantized integers, and passes them no gradient though their values matter:
-    /// they are not among the `sources` that its outputs carry gradients to, or no output carries any.
-    fn is_shut(&self, id: NodeId, node: &Node, live: &HashSet<ValueId>, sources: &[ValueId]) -> bool {
-        if self.cotangents.borrow().is_empty() {
-            return false;
-        }
-        let graph = self.builder.graph();
-        let carries =
-            |&o: &ValueId| graph.fact(o).may_carry_gradient() || self.cotangent_of_output(node, o, sources).is_some();
-        let passes = node.outputs.iter().flatten().any(carries);
-        let integers = |v: ValueId| live.contains(&v) && self.cotangent(v).is_some();
-        let takes = |i: usize, v: ValueId| {
-            let stopped = matches!(self.rule(node).and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
-            integers(v) && !stopped && !(passes && sources.contains(&v))
-        };
-        node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| takes(i, v)))
-            || (!node.bodies.is_empty() && graph.captures(id).into_iter().any(integers))
-    }
-
-    /// The nodes on paths to `ys` that take quantized integers which depend on an x, and pass them no gradient.
-    fn shut_nodes(&self, ys: &[ValueId]) -> Vec<String> {
-        let graph = self.builder.graph();
-        let sources = graph.sources(ys);
-        let leads = |id: &NodeId| graph.node(*id).outputs.iter().flatten().any(|o| sources.contains(o));
-        let shut: BTreeSet<NodeId> = self.shut.borrow().iter().map(|&id| self.origin(id)).collect();
-        shut.into_iter().filter(leads).map(|id| graph.describe(id)).collect()
-    }
-
-    /// Whether a node's output holds rounded numbers, where its type may not even be known.
-    fn rounds(&self, node: &Node, output: ValueId) -> bool {
-        let float = self.builder.graph().fact(output).element.is_some_and(ElementType::is_float);
-        !float && self.rule(node).is_some_and(|r| r.integers == Integers::Rounded)
-    }
-
-    /// The element type of the gradient of a node's output that holds quantized integers, where they depend on one of the
-    /// `sources` among the node's inputs in a way that its rule knows of.
-    fn cotangent_of_output(&self, node: &Node, output: ValueId, sources: &[ValueId]) -> Option<ElementType> {
-        let graph = self.builder.graph();
-        let element = |v: ValueId| graph.fact(v).element;
-        if !self.straight_through || element(output).is_some_and(ElementType::is_float) {
-            return None;
-        }
-        let integers = || sources.iter().filter_map(|&v| Some((v, self.cotangent(v)?)));
-        match self.rule(node).map(|r| r.integers) {
-            Some(Integers::Ignored) => None,
-            Some(Integers::Moved) => integers().find(|&(v, _)| element(v) == element(output)).map(|(_, e)| e),
-            Some(Integers::Rounded) => sources.first().and_then(|&v| self.cotangent(v).or(element(v))),
-            None => integers().next().map(|(_, e)| e),
-        }
     }
 
     /// What has arrived at the outputs of a node. What has arrived at an x stays for the result, at a stop goes no further.
@@ -517,14 +453,16 @@ impl<'g> Differentiate<'g> for Pass<'g> {
             let entering = |&(i, v): &(usize, ValueId)| live.contains(&v) && self.enters(node, i, v);
             let sources: Vec<ValueId> = inputs.filter(entering).map(|(_, v)| v).collect();
             if self.is_shut(id, node, &live, &sources) {
-                self.shut.borrow_mut().insert(id);
+                self.rounding.shut(id);
             }
             if sources.is_empty() && self.live_captures(id, &live).is_empty() {
                 continue;
             }
             for &output in node.outputs.iter().flatten().filter(|o| !self.stops.contains(o)) {
                 let cotangent = self.cotangent_of_output(node, output, &sources);
-                self.cotangents.borrow_mut().extend(cotangent.map(|element| (output, element)));
+                if let Some(element) = cotangent {
+                    self.rounding.carry(output, element);
+                }
                 if cotangent.is_some() || (graph.fact(output).may_carry_gradient() && !self.rounds(node, output)) {
                     live.insert(output);
                 }
@@ -534,7 +472,7 @@ impl<'g> Differentiate<'g> for Pass<'g> {
     }
 
     fn cotangent(&self, value: ValueId) -> Option<ElementType> {
-        self.cotangents.borrow().get(&value).copied()
+        self.rounding.cotangent(value)
     }
 }
 
