@@ -274,7 +274,8 @@ fn neighbours<'g>(c: &Call<'g>, at: Expr<'g>, size: Expr<'g>, x: Expr<'g>) -> Re
         v = v.round();
     }
     v = match padding.as_str() {
-        "border" => v.less(first).or(v.greater(last)).select(limit(v), v),
+        // A cubic goes on outside, over the elements of the border.
+        "border" if !mode.ends_with("cubic") => v.less(first).or(v.greater(last)).select(limit(v), v),
         "reflection" => reflect(v),
         _ => v,
     };
