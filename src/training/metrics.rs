@@ -94,6 +94,18 @@ pub fn parse<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> Result<(Vec<M
     Ok((specs, norm))
 }
 
+/// Metrics with the names of what comes out, one a kind.
+pub fn named(specs: Vec<MetricSpec>, unique: &mut dyn FnMut(&str) -> String) -> Vec<(MetricSpec, String)> {
+    let mut kinds: Vec<(String, String)> = Vec::new();
+    let name = |spec: MetricSpec| {
+        let known = kinds.iter().find(|(kind, _)| *kind == spec.kind).map(|(_, name)| name.clone());
+        let name = known.unwrap_or_else(|| unique(&spec.kind));
+        kinds.push((spec.kind.clone(), name.clone()));
+        (spec, name)
+    };
+    specs.into_iter().map(name).collect()
+}
+
 /// The mean over the samples that count.
 fn share<'g>(b: &Built<'g>, each: Expr<'g>) -> Result<Expr<'g>> {
     let axes: Vec<usize> = (0..each.rank()?).collect();
@@ -131,6 +143,7 @@ fn sides<'g>(b: &Built<'g>) -> Option<Result<Expr<'g>>> {
 }
 
 fn likewise<'g>(b: &Built<'g>, f: fn(Expr<'g>) -> Expr<'g>) -> Option<Result<Expr<'g>>> {
-    let numbers = matches!(b.of, Domain::Numbers | Domain::Probabilities);
+    // What has been taken off made probabilities of logits.
+    let numbers = b.y != b.x || matches!(b.of, Domain::Numbers | Domain::Probabilities);
     (b.target == Target::Like && numbers).then(|| share(b, f(b.y - b.t)))
 }

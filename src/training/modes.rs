@@ -24,7 +24,10 @@ pub fn decisions(model: &ModelProto, batch_norm_train: bool, dropouts: &[(String
     let mut said = Vec::new();
     let nodes = || model.graph.iter().flat_map(|g| &g.node);
     let count = batch_norms(model).count();
-    match (count, batch_norm_train) {
+    let own_mode = |n: &&NodeProto| attribute::get_int(&n.attribute, "training_mode").unwrap_or(0) != 0;
+    let already = batch_norms(model).filter(own_mode).count();
+    match (count - already, batch_norm_train) {
+        (0, _) if already > 0 => {}
         (0, _) => {
             let biased = |n: &&NodeProto| n.op_type() == "Conv" && n.input.get(2).is_some_and(|b| !b.is_empty());
             let normalized = nodes().any(|n| n.op_type().ends_with("Normalization"));
@@ -42,11 +45,9 @@ pub fn decisions(model: &ModelProto, batch_norm_train: bool, dropouts: &[(String
             "{n} BatchNormalization are in training mode: they normalize with the statistics of the batch, and the running statistics are state"
         )),
     }
-    let own_mode = |n: &&NodeProto| attribute::get_int(&n.attribute, "training_mode").unwrap_or(0) != 0;
-    let already = batch_norms(model).filter(own_mode).count();
     if already > 0 {
         said.push(format!(
-            "{already} of them are in training mode in the model itself (training_mode = 1): there they normalize with the statistics of the batch, in evaluation too"
+            "{already} BatchNormalization are in training mode in the model itself (training_mode = 1): they normalize with the statistics of the batch, in evaluation too"
         ));
     }
     let random = nodes().filter(|n| n.op_type() == "Dropout" && n.input.len() > 2 && !n.input[2].is_empty()).count();
@@ -105,6 +106,11 @@ pub fn train_batch_norm(draft: &mut Draft, loaded: &Loaded) -> Result<Vec<Statis
             result.push(old);
             continue;
         }
+        ensure!(
+            attribute::get_int(&old.attribute, "training_mode").unwrap_or(0) == 0,
+            "node '{}' is in training mode in the model itself (training_mode = 1): leave out --batch-norm train, or set it to 0",
+            old.name()
+        );
         let [x, scale, bias, mean, var, ..] = old.input.as_slice() else {
             bail!("node '{}' has too few inputs", old.name())
         };
@@ -262,8 +268,10 @@ pub fn own_dropouts(
 ) -> Vec<(String, f64)> {
     let nodes = model.graph.iter().flat_map(|g| &g.node).filter(|n| n.op_type() == "Dropout");
     let site = |n: &NodeProto| {
+        // The attribute is a float32: the decimal number that was meant is the one that it is printed as.
         let input = n.input.get(1).and_then(|r| constants.get(r)).and_then(|r| r.floats().ok()?.first().copied());
-        let ratio = input.or_else(|| attribute::get_float(&n.attribute, "ratio").map(f64::from)).unwrap_or(0.5);
+        let ratio =
+            input.or_else(|| attribute::get_float(&n.attribute, "ratio")?.to_string().parse().ok()).unwrap_or(0.5);
         Some((n.output.first()?.clone(), ratio))
     };
     nodes.filter_map(site).collect()

@@ -246,7 +246,7 @@ impl Trainable {
             clip_value: self.clip_value,
             scaling,
             accumulate: self.accumulate,
-            metrics: measured.into_iter().map(|m| (m.clone(), names.unique(&m.kind))).collect(),
+            metrics: metrics::named(measured, &mut |kind| names.unique(kind)),
             insists: self.metrics.is_some(),
             rate: (names.unique("learning_rate"), if double { ElementType::Double } else { ElementType::Float }),
             step,

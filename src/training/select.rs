@@ -301,6 +301,7 @@ impl Choice {
                 chosen.push(weight);
             }
         }
+        ensure!(total > 0, "there is nothing to train: the loss depends on no constant of floating-point numbers");
         ensure!(
             !chosen.is_empty(),
             "nothing is left to train: the loss depends on {total} weights, none of them is chosen"

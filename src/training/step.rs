@@ -166,7 +166,8 @@ impl Forward {
     /// # Errors
     /// Outputs that a loss cannot be computed from.
     pub fn total<'g>(&'g self, plan: &'g Plan, outputs: &[String]) -> Result<Total<'g>> {
-        let (mut labels, mut decisions, mut metrics) = (Vec::<Input>::new(), Vec::new(), Vec::new());
+        let (mut labels, mut decisions) = (Vec::<Input>::new(), Vec::new());
+        let mut metrics: Named<'g> = Vec::new();
         let mut total: Option<Expr<'g>> = None;
         for spec in &plan.losses {
             let loss = if losses::find(&spec.kind).is_none() && self.names.contains_key(spec.kind.as_str()) {
@@ -200,12 +201,18 @@ impl Forward {
                 });
                 let built = built.with_context(|| format!("the loss {} of '{name}'", spec.kind))?;
                 decisions.extend(built.decisions.iter().cloned());
+                let before = metrics.len();
                 for (metric, own) in &plan.metrics {
-                    if metric.output.as_deref().is_none_or(|o| o == name)
-                        && let Some(value) = metric.of(&built)?
-                    {
-                        let suffix = if plan.losses.len() > 1 { format!("/{name}") } else { String::new() };
-                        metrics.push((value, format!("{own}{suffix}")));
+                    let suffix = if plan.losses.len() > 1 { format!("/{name}") } else { String::new() };
+                    let full = format!("{own}{suffix}");
+                    let twice = metrics.iter().skip(before).any(|(_, n)| *n == full);
+                    if twice || metric.output.as_deref().is_some_and(|o| o != name) {
+                        continue;
+                    }
+                    if let Some(value) = metric.of(&built)? {
+                        // Several losses of one output have targets of their own.
+                        let others = metrics.iter().take(before).filter(|(_, n)| n.starts_with(&full)).count();
+                        metrics.push((value, if others > 0 { format!("{full}_{others}") } else { full }));
                     }
                 }
                 built.loss
