@@ -368,17 +368,19 @@ impl Forward {
         plan.slots.iter().map(|s| self.tensor(&s.gradient, s)).collect()
     }
 
-    /// The updated statistics; where the loss is scaled and the gradients overflow, the statistics as they were.
+    /// The updated statistics; where the loss is scaled and they or the gradients overflow, the statistics as they were.
     ///
     /// # Errors
     /// The model does not hold them.
     pub fn statistics<'g>(&'g self, plan: &Plan, gradients: &[Expr<'g>]) -> Result<Named<'g>> {
-        let fine = plan.scaling.as_ref().and_then(|_| Some(squares(plan, gradients)?.below(f32::MAX.into())));
-        let updated = plan.statistics.iter().map(|[old, inner, next]| {
-            let (old, new) = (self.value(old)?, self.value(inner)?);
-            Ok((fine.map_or(new, |fine| fine.select(new, old)), next.clone()))
-        });
-        updated.collect()
+        let mut updated = Vec::new();
+        for [old, inner, next] in &plan.statistics {
+            updated.push((self.value(old)?, self.value(inner)?, next.clone()));
+        }
+        let all: Vec<Expr<'g>> = gradients.iter().copied().chain(updated.iter().map(|(_, new, _)| *new)).collect();
+        let fine = plan.scaling.as_ref().and_then(|_| Some(squares(plan, &all)?.below(f32::MAX.into())));
+        let guarded = |(old, new, next): (Expr<'g>, Expr<'g>, String)| (fine.map_or(new, |f| f.select(new, old)), next);
+        Ok(updated.into_iter().map(guarded).collect())
     }
 
     /// The model with the outputs, in their order, and behind them those of its own that are `kept`. Inputs come in the
@@ -441,9 +443,9 @@ impl Forward {
     }
 }
 
-/// The sum of the squares of all gradients.
-fn squares<'g>(plan: &Plan, gradients: &[Expr<'g>]) -> Option<Expr<'g>> {
-    gradients.iter().map(|g| g.square().sum_all().cast(plan.rate.1)).reduce(|a, b| a + b)
+/// The sum of the squares of all elements of tensors.
+fn squares<'g>(plan: &Plan, tensors: &[Expr<'g>]) -> Option<Expr<'g>> {
+    tensors.iter().map(|x| x.widened().square().sum_all().cast(plan.rate.1)).reduce(|a, b| a + b)
 }
 
 /// The output that a loss is of.
