@@ -634,11 +634,12 @@ fn another_model_may_be_the_loss() {
 }
 
 #[test]
-fn the_documentation_has_every_loss_and_optimizer() {
+fn the_documentation_has_every_loss_optimizer_and_metric() {
     let text = std::fs::read_to_string(folder("docs/training.md")).unwrap().replace("&#124;", "|");
     let losses = onnx_gradients::training::losses::LOSSES.iter().map(|l| (l.name, l.formula));
     let optimizers = onnx_gradients::training::optimizers::OPTIMIZERS.iter().map(|o| (o.name, o.formula));
-    for (name, formula) in losses.chain(optimizers) {
+    let metrics = onnx_gradients::training::metrics::METRICS.iter().map(|m| (m.name, m.formula));
+    for (name, formula) in losses.chain(optimizers).chain(metrics) {
         assert!(text.contains(&format!("| `{name}` | {formula} |")), "docs/training.md lacks {name}");
     }
 }
