@@ -78,11 +78,12 @@ pub struct Output {
 impl Output {
     /// Drops the model's own outputs, with what only they need. What is left computes the gradients all the same, but can no
     /// longer be compared with the ys.
-    ///
-    /// # Errors
-    /// The model holds no graph.
-    pub fn drop_model_outputs(&mut self) -> Result<()> {
-        keep_only(&mut self.model.proto, self.gradients.iter().filter_map(|g| g.gradient.as_deref()))
+    pub fn drop_model_outputs(&mut self) {
+        let kept: HashSet<&str> = self.gradients.iter().filter_map(|g| g.gradient.as_deref()).collect();
+        if let Some(graph) = &mut self.model.proto.graph {
+            graph.output.retain(|o| kept.contains(o.name()));
+        }
+        self.model.proto.prune();
     }
 }
 
@@ -266,7 +267,7 @@ impl Gradients {
         record.attach(proto)?;
         let mut output = Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record };
         if self.only_gradients {
-            output.drop_model_outputs()?;
+            output.drop_model_outputs();
         }
         Ok(output)
     }
@@ -496,28 +497,4 @@ fn names_of(loaded: &Loaded, model: &ModelProto) -> HashSet<Rc<str>> {
         names.extend(nodes.chain(graph.value_info.iter().map(|v| v.name())).map(Rc::from));
     }
     names
-}
-
-/// Drops all graph outputs but those named, and then every node, initializer and input that no output needs.
-fn keep_only<'a>(model: &mut ModelProto, outputs: impl Iterator<Item = &'a str>) -> Result<()> {
-    let kept: HashSet<&str> = outputs.collect();
-    let graph = model.graph.as_mut().context("the model holds no graph")?;
-    graph.output.retain(|o| kept.contains(o.name()));
-    let mut needed: HashSet<String> = kept.iter().map(|&n| n.to_owned()).collect();
-    let mut nodes = Vec::with_capacity(graph.node.len());
-    for node in std::mem::take(&mut graph.node).into_iter().rev() {
-        if node.output.iter().any(|o| needed.contains(o)) {
-            needed.extend(node.input.iter().filter(|i| !i.is_empty()).cloned());
-            node.attribute.iter().filter_map(|a| a.g.as_ref()).for_each(|body| body.used_names(&mut needed));
-            nodes.push(node);
-        }
-    }
-    nodes.reverse();
-    graph.node = nodes;
-    graph.initializer.retain(|t| needed.contains(t.name()));
-    graph.sparse_initializer.retain(|t| t.values.as_ref().is_some_and(|v| needed.contains(v.name())));
-    graph.input.retain(|i| needed.contains(i.name()));
-    let produced: HashSet<&String> = graph.node.iter().flat_map(|n| &n.output).collect();
-    graph.value_info.retain(|v| v.name.as_ref().is_some_and(|n| produced.contains(n)));
-    Ok(())
 }

@@ -30,9 +30,9 @@ pub struct Args {
     /// How often all samples are seen
     #[arg(long, default_value_t = 10)]
     epochs: usize,
-    /// Samples in a batch, or in a micro-batch where several make a step
-    #[arg(long, default_value_t = 32)]
-    batch_size: usize,
+    /// Samples in a batch, or in a micro-batch where several make a step [default: what the model is fixed to, else 32]
+    #[arg(long)]
+    batch_size: Option<usize>,
     /// The learning rate
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
     let evaluation = args.eval_data.as_ref().map(|p| Data::read(p, &manifest)).transpose()?;
     let options = Options {
         epochs: args.epochs,
-        batch: args.batch_size,
+        batch: args.batch_size.or(manifest.fixed_batch()?).unwrap_or(32),
         rate: args.lr,
         schedule: match args.schedule {
             Shape::Constant => Schedule::Constant,

@@ -93,8 +93,12 @@ pub struct Args {
     /// The scale that the loss starts with [default: 65536 for models of float16, else none]
     #[arg(long, value_name = "SCALE")]
     loss_scale: Option<f64>,
-    /// Leave out accuracy and the norm of the gradients
-    #[arg(long)]
+    /// Metrics beside the loss: accuracy, top-K, mae, mse, of one output as METRIC:OUTPUT; gradient-norm
+    /// [default: accuracy where a loss has it, and gradient-norm]
+    #[arg(long, value_name = "METRIC", num_args = 1..)]
+    metric: Vec<String>,
+    /// No metrics
+    #[arg(long, conflicts_with = "metric")]
     no_metrics: bool,
     /// Random initial values follow from it
     #[arg(long, default_value_t = 0)]
@@ -164,11 +168,13 @@ fn request(args: &Args) -> Result<Trainable> {
         .groups(groups)
         .clip(args.clip_norm, args.clip_value)
         .accumulate(args.accumulate)
-        .metrics(!args.no_metrics)
         .train_batch_norm(args.batch_norm == Mode::Train)
         .dropout(sites, !own.is_empty())
         .straight_through(args.rounding == Rounding::StraightThrough)
         .seed(args.seed);
+    if args.no_metrics || !args.metric.is_empty() {
+        request = request.metrics(args.metric.clone());
+    }
     if let Some(rank) = args.lora {
         request = request.lora(rank, args.lora_alpha.unwrap_or(rank as f64));
     }

@@ -159,31 +159,6 @@ fn names(graph: &GraphProto, taken: &mut HashSet<String>) {
     }
 }
 
-/// Drops nodes, initializers and inputs that no output needs.
-///
-/// # Errors
-/// The model holds no graph.
-pub fn prune(model: &mut ModelProto) -> Result<()> {
-    let graph = model.graph.as_mut().context("the model holds no graph")?;
-    let mut needed: HashSet<String> = graph.output.iter().map(|o| o.name().to_owned()).collect();
-    let mut nodes = Vec::with_capacity(graph.node.len());
-    for node in std::mem::take(&mut graph.node).into_iter().rev() {
-        if node.output.iter().any(|o| needed.contains(o)) {
-            needed.extend(node.input.iter().filter(|i| !i.is_empty()).cloned());
-            node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|b| b.used_names(&mut needed));
-            nodes.push(node);
-        }
-    }
-    nodes.reverse();
-    graph.node = nodes;
-    graph.initializer.retain(|t| needed.contains(t.name()));
-    graph.sparse_initializer.retain(|t| t.values.as_ref().is_some_and(|v| needed.contains(v.name())));
-    graph.input.retain(|i| needed.contains(i.name()));
-    let produced: HashSet<&str> = graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
-    graph.value_info.retain(|v| produced.contains(v.name()));
-    Ok(())
-}
-
 /// The constants of the main graph by name: initializers, and the outputs of Constant nodes.
 pub fn constants(model: &ModelProto) -> HashMap<String, TensorProto> {
     let mut found = HashMap::new();

@@ -2,7 +2,7 @@
 
 use super::draft::Draft;
 use super::select::Weight;
-use crate::onnx::{ElementType, ModelProto, TensorProto, attribute};
+use crate::onnx::{ElementType, TensorProto};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -26,21 +26,15 @@ pub struct Adapter {
 }
 
 /// The adapter of a weight; `None` where it is no factor of a matrix product or convolution.
-pub fn adapter(weight: &Weight, model: &ModelProto, rank: i64, alpha: f64) -> Option<Adapter> {
-    let (op, input, index) = weight.products.first()?;
+pub fn adapter(weight: &Weight, rank: i64, alpha: f64) -> Option<Adapter> {
+    let product = weight.products.first()?;
     let dims = &weight.value.dims;
-    let shapes = match (op.as_str(), dims.as_slice()) {
+    let shapes = match (product.op.as_str(), dims.as_slice()) {
         ("Conv", [out, rest @ ..]) => [[*out, rank], [rank, rest.iter().product()]],
         ("MatMul" | "Gemm", &[rows, columns]) => [[rows, rank], [rank, columns]],
         _ => return None,
     };
-    let node = model.graph.as_ref()?.node.get(*index)?;
-    let transposed = |name: &str| attribute::get_int(&node.attribute, name).unwrap_or(0) != 0;
-    let left_first = match (op.as_str(), input) {
-        ("Conv", _) => false,
-        (_, 0) => transposed("transA"),
-        _ => !transposed("transB"),
-    };
+    let left_first = product.op != "Conv" && product.second != product.transposes;
     let name = &weight.name;
     Some(Adapter {
         weight: name.clone(),

@@ -1,7 +1,8 @@
 //! Losses: one row each, a formula over an output of the model and what it should have been.
 
+use super::ending;
 use crate::expr::{Builder, Expr};
-use crate::graph::{Dim, Fact, Graph, ValueId};
+use crate::graph::{Dim, Fact, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -77,7 +78,7 @@ pub const LOSSES: &[Loss] = &[
         formula: "mean log(1 + exp x) - t x",
         target: Target::Like,
         of: SigmoidLogits,
-        f: |c| c.reduce(c.x.softplus() - c.t * c.x),
+        f: bits,
     },
     Loss {
         name: "mse",
@@ -236,12 +237,37 @@ impl LossSpec {
     }
 }
 
+impl LossSpec {
+    /// An option that the loss does not have must not go unnoticed.
+    fn check(&self, row: &Loss) -> Result<()> {
+        let classes = row.target == Target::Classes;
+        let options = [
+            ("smoothing", self.smoothing != 0.0, classes),
+            ("ignore", self.ignore.is_some(), classes && !self.soft),
+            ("class-weights", !self.class_weights.is_empty(), classes),
+            ("soft", self.soft, classes),
+            ("axis", self.axis.is_some(), classes),
+            ("other", self.other.is_some(), !classes),
+            ("delta", self.delta != 1.0, row.name == "huber"),
+            ("margin", self.margin != 0.0, row.name == "cosine-embedding"),
+        ];
+        for (option, given, known) in options {
+            let soft = if self.soft { " with soft targets" } else { "" };
+            ensure!(!given || known, "the loss {} has no option '{option}'{soft}", row.name);
+        }
+        ensure!(self.class_weights.iter().all(|w| *w >= 0.0 && w.is_finite()), "class weights are not below 0");
+        ensure!(self.margin.is_finite(), "the margin is no number");
+        Ok(())
+    }
+}
+
 /// A loss that is being built.
 struct Call<'g> {
     x: Expr<'g>,
     t: Expr<'g>,
     pair: Option<Expr<'g>>,
     axis: usize,
+    counted: Option<Expr<'g>>,
     spec: &'g LossSpec,
     delta: f64,
     margin: f64,
@@ -274,8 +300,7 @@ impl<'g> Call<'g> {
         }
         let classes = b.range(log.dim(self.axis)).reshape_to(&place);
         let hit = classes.equal(self.t.cast(ElementType::Int64).unsqueeze(&[self.axis])).cast_like(log);
-        let counted = self.spec.ignore.map(|i| self.t.equal(self.t.like(i as f64)).logical_not().cast_like(log));
-        let counted = counted.map(|c| c.unsqueeze(&[self.axis]));
+        let counted = self.counted.map(|c| c.unsqueeze(&[self.axis]));
         let hit = counted.map_or(hit, |c| hit * c);
         let mut t = if smoothing > 0.0 { hit * (1.0 - smoothing) + spread() } else { hit };
         if let Some(counted) = counted.filter(|_| smoothing > 0.0) {
@@ -289,6 +314,11 @@ impl<'g> Call<'g> {
         };
         Ok(if self.sum { total } else { total / mass })
     }
+}
+
+/// The cross-entropy of bits whose probability is the sigmoid of x.
+fn bits<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+    c.reduce(c.x.softplus() - c.t * c.x)
 }
 
 fn weighted<'g>(x: Expr<'g>, weights: Option<Expr<'g>>) -> Expr<'g> {
@@ -317,12 +347,26 @@ pub struct Wanted {
     pub ignore: Option<i64>,
 }
 
-/// A loss as it has been built.
+/// A loss as it has been built, with what metrics are made of.
 pub struct Built<'g> {
     /// The scalar, in float32 or float64, without its weight.
     pub loss: Expr<'g>,
-    /// The share of samples of which the largest output is that of the right class.
-    pub accuracy: Option<Expr<'g>>,
+    /// The output, in float32 or float64.
+    pub y: Expr<'g>,
+    /// What the loss is computed from: the output, or what goes into its last operator.
+    pub x: Expr<'g>,
+    /// What `x` is.
+    pub of: Domain,
+    /// The target.
+    pub t: Expr<'g>,
+    /// What the target is.
+    pub target: Target,
+    /// Whether targets are probabilities of the classes.
+    pub soft: bool,
+    /// The axis of the classes.
+    pub axis: usize,
+    /// One for each sample that counts, zero for the others; where there are others.
+    pub counted: Option<Expr<'g>>,
     /// What has been chosen, for the report.
     pub decisions: Vec<String>,
 }
@@ -342,31 +386,43 @@ pub fn build<'g>(
         let names: Vec<&str> = LOSSES.iter().map(|l| l.name).collect();
         format!("there is no loss '{}', and no output of that name; there are {}", spec.kind, names.join(", "))
     })?;
+    spec.check(row)?;
     let mut decisions = Vec::new();
     let (name, id) = output;
-    let (x, function) = before(builder, id, row.of);
-    if let Some(op) = function {
-        decisions
-            .push(format!("the loss of '{name}' is computed from what goes into its {op}, not from what comes out"));
-    }
-    let x = builder.expr(x).widened();
-    let element = x.element()?;
+    let y = builder.expr(id).widened();
+    let element = y.element()?;
     ensure!(element.is_float(), "output '{name}' is of type {}, which has no loss", element.name());
-    let x = match (row.of, function) {
-        (LogProbabilities, Some("Softmax")) => {
-            let axis = class_axis(x, spec)?;
-            x.log_softmax(axis)
+    let end = ending::find(builder, output, row.of)?;
+    let (mut x, mut of, mut f) = (y, row.of, row.f);
+    if let Some(end) = &end {
+        decisions.push(format!(
+            "the loss of '{name}' is computed from what goes into its {}, not from what comes out",
+            end.op
+        ));
+        x = end.x.widened();
+        match (row.of, end.axis) {
+            (LogProbabilities, Some(axis)) => x = x.log_softmax(axis),
+            (Probabilities, _) => (of, f) = (SigmoidLogits, bits),
+            _ => {}
         }
-        _ => x,
-    };
+    }
     let sizes = x.sizes()?;
-    let mut call = Call { x, t: x, pair: None, axis: 0, spec, delta: spec.delta, margin: spec.margin, sum: spec.sum };
+    let mut call = Call {
+        x,
+        t: x,
+        pair: None,
+        axis: 0,
+        counted: None,
+        spec,
+        delta: spec.delta,
+        margin: spec.margin,
+        sum: spec.sum,
+    };
     let fact = |element, shape: &[Dim]| Fact::tensor(Some(element), Some(shape.into()));
     let label = || spec.labels.clone().unwrap_or_else(|| "labels".to_owned());
-    let mut accuracy = None;
     match row.target {
         Target::Classes => {
-            call.axis = class_axis(x, spec)?;
+            call.axis = class_axis(x, spec, end.and_then(|e| e.axis.map(|axis| (e.op, axis))))?;
             let classes = x.known_dim(call.axis);
             let count = spec.class_weights.len() as i64;
             ensure!(
@@ -381,14 +437,8 @@ pub fn build<'g>(
             if x.rank()? > 2 {
                 decisions.push(format!("the classes of '{name}' lie along axis {}", call.axis));
             }
-            if !spec.soft {
-                let best = x.arg_max(call.axis).squeeze(&[call.axis]);
-                let right = best.equal(call.t).cast_like(x);
-                let counted = match spec.ignore {
-                    Some(i) => call.t.equal(call.t.like(i as f64)).logical_not().cast_like(x).sum_all(),
-                    None => call.t.count_all(x)?,
-                };
-                accuracy = Some(right.sum_all() / counted);
+            if let Some(ignore) = spec.ignore {
+                call.counted = Some(call.t.equal(call.t.like(ignore as f64)).logical_not().cast_like(x));
             }
         }
         Target::Like | Target::Pair => {
@@ -407,40 +457,33 @@ pub fn build<'g>(
             }
         }
     }
-    let loss = (row.f)(&call)?;
+    let loss = f(&call)?;
     match builder.take_error() {
         Some(error) => Err(error.context(format!("the loss {} of '{name}'", row.name))),
-        None => Ok(Built { loss, accuracy, decisions }),
+        None => Ok(Built {
+            loss,
+            y,
+            x,
+            of,
+            t: call.t,
+            target: row.target,
+            soft: spec.soft,
+            axis: call.axis,
+            counted: call.counted,
+            decisions,
+        }),
     }
 }
 
-/// The last axis of vectors and sequences, axis 1 of images, as frameworks have it.
-fn class_axis(x: Expr<'_>, spec: &LossSpec) -> Result<usize> {
+/// The axis that is asked for, or that the model's own softmax has; else the last axis of vectors and sequences, axis 1 of
+/// images, as frameworks have it.
+fn class_axis(x: Expr<'_>, spec: &LossSpec, own: Option<(&str, usize)>) -> Result<usize> {
     let rank = x.rank()?;
     ensure!(rank >= 2, "an output of rank {rank} has no axis of classes");
-    x.axis(spec.axis.unwrap_or(if rank > 3 { 1 } else { rank as i64 - 1 }))
-}
-
-/// What goes into the last operator, where that is the one that the loss has in it already; and which that is.
-fn before(builder: &Builder, id: ValueId, of: Domain) -> (ValueId, Option<&'static str>) {
-    let wanted: &[&'static str] = match of {
-        Logits => &["Softmax", "LogSoftmax"],
-        LogProbabilities => &["Softmax"],
-        SigmoidLogits => &["Sigmoid"],
-        Probabilities | Numbers => &[],
+    let Some((op, own)) = own else {
+        return x.axis(spec.axis.unwrap_or(if rank > 3 { 1 } else { rank as i64 - 1 }));
     };
-    let graph = builder.graph();
-    let mut value = id;
-    while let Some((node, _)) = graph.producer(value) {
-        let node = graph.node(node);
-        let Some(Some(input)) = node.inputs.first().copied() else { break };
-        if let Some(op) = wanted.iter().find(|op| **op == &*node.op_type && node.domain.is_empty()) {
-            return (input, Some(op));
-        }
-        if !matches!(&*node.op_type, "Identity" | "Cast") || node.scope != Graph::MAIN {
-            break;
-        }
-        value = input;
-    }
-    (id, None)
+    let asked = spec.axis.map_or(Ok(own), |axis| x.axis(axis))?;
+    ensure!(asked == own, "axis {asked} is asked for, the model's {op} has its classes along axis {own}");
+    Ok(own)
 }

@@ -3,7 +3,7 @@
 use super::lora::Adapter;
 use super::optimizers::Hyper;
 use super::select::Source;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -153,6 +153,21 @@ impl Manifest {
             Ok(manifest)
         };
         read().with_context(|| format!("{} (written by `onnx-gradients trainable`)", path.display()))
+    }
+
+    /// The number of samples that the model's inputs are fixed to, if they are.
+    ///
+    /// # Errors
+    /// They are fixed to different numbers.
+    pub fn fixed_batch(&self) -> Result<Option<usize>> {
+        let sizes = self.data.iter().chain(&self.labels).filter_map(|i| *i.shape.first()?);
+        let mut sizes: Vec<usize> = sizes.map(usize::try_from).collect::<Result<_, _>>()?;
+        sizes.dedup();
+        match sizes[..] {
+            [] => Ok(None),
+            [n] => Ok(Some(n)),
+            _ => bail!("the model's inputs are fixed to different numbers of samples"),
+        }
     }
 
     /// The model of that role.

@@ -24,7 +24,10 @@ pub fn decisions(model: &ModelProto, batch_norm_train: bool, dropouts: &[(String
     let mut said = Vec::new();
     let nodes = || model.graph.iter().flat_map(|g| &g.node);
     let count = batch_norms(model).count();
-    match (count, batch_norm_train) {
+    let own_mode = |n: &&NodeProto| attribute::get_int(&n.attribute, "training_mode").unwrap_or(0) != 0;
+    let already = batch_norms(model).filter(own_mode).count();
+    match (count - already, batch_norm_train) {
+        (0, _) if already > 0 => {}
         (0, _) => {
             let biased = |n: &&NodeProto| n.op_type() == "Conv" && n.input.get(2).is_some_and(|b| !b.is_empty());
             let normalized = nodes().any(|n| n.op_type().ends_with("Normalization"));
@@ -42,7 +45,18 @@ pub fn decisions(model: &ModelProto, batch_norm_train: bool, dropouts: &[(String
             "{n} BatchNormalization are in training mode: they normalize with the statistics of the batch, and the running statistics are state"
         )),
     }
-    let own = nodes().filter(|n| n.op_type() == "Dropout").count();
+    if already > 0 {
+        said.push(format!(
+            "{already} BatchNormalization are in training mode in the model itself (training_mode = 1): they normalize with the statistics of the batch, in evaluation too"
+        ));
+    }
+    let random = nodes().filter(|n| n.op_type() == "Dropout" && n.input.len() > 2 && !n.input[2].is_empty()).count();
+    if random > 0 {
+        said.push(format!(
+            "{random} Dropout say by an input of their own whether they are in training mode: where it is true, they drop out at random in evaluation too"
+        ));
+    }
+    let own = nodes().filter(|n| n.op_type() == "Dropout").count() - random;
     if own > 0 && dropouts.is_empty() {
         said.push(format!("{own} Dropout stay in inference mode, where they do nothing (--dropout changes that)"));
     }
@@ -92,6 +106,11 @@ pub fn train_batch_norm(draft: &mut Draft, loaded: &Loaded) -> Result<Vec<Statis
             result.push(old);
             continue;
         }
+        ensure!(
+            attribute::get_int(&old.attribute, "training_mode").unwrap_or(0) == 0,
+            "node '{}' is in training mode in the model itself (training_mode = 1): leave out --batch-norm train, or set it to 0",
+            old.name()
+        );
         let [x, scale, bias, mean, var, ..] = old.input.as_slice() else {
             bail!("node '{}' has too few inputs", old.name())
         };
@@ -151,6 +170,9 @@ pub fn train_batch_norm(draft: &mut Draft, loaded: &Loaded) -> Result<Vec<Statis
     Ok(statistics)
 }
 
+/// The same with the draft that gives the output its name.
+type EmitInto<'a> = dyn FnMut(&mut Draft, &str, &[&str], Vec<AttributeProto>) -> String + 'a;
+
 /// The prime below which the pseudo-random numbers of dropout lie: squares of them fit into 64 bits.
 const PRIME: i64 = (1 << 31) - 1;
 
@@ -166,7 +188,7 @@ pub fn drop_out(draft: &mut Draft, loaded: &Loaded, sites: &[(String, f64)], ste
         return Ok(());
     }
     let opset = draft.model.opset("").unwrap_or(1);
-    ensure!(opset >= 11, "dropout needs opset 11; the model is at {opset}: convert the model to a newer opset");
+    ensure!(opset >= 9, "dropout needs opset 9; the model is at {opset}: convert the model to a newer opset");
     let number = |v: i64| TensorProto::from_ints(ElementType::Int64, &[], &[v]);
     for (site, (name, ratio)) in sites.iter().enumerate() {
         ensure!((0.0..1.0).contains(ratio), "the dropout ratio of '{name}' is not in 0 .. 1");
@@ -176,6 +198,8 @@ pub fn drop_out(draft: &mut Draft, loaded: &Loaded, sites: &[(String, f64)], ste
         let constant = |draft: &mut Draft, v: i64| draft.constant(&format!("{name}/dropout/constant"), number(v));
         let [zero, one] = [0, 1].map(|v| constant(draft, v));
         let prime = constant(draft, PRIME);
+        let minus = TensorProto::from_ints(ElementType::Int64, &[1], &[-1]);
+        let list = draft.constant(&format!("{name}/dropout/list"), minus);
         let [a, b, c] = [48271, 69621, 40503].map(|v| constant(draft, v));
         let offset = constant(draft, 12_345 + 7919 * site as i64);
         let bound = constant(draft, (ratio * PRIME as f64) as i64);
@@ -190,20 +214,38 @@ pub fn drop_out(draft: &mut Draft, loaded: &Loaded, sites: &[(String, f64)], ste
         let to = |e: ElementType| vec![attribute::int("to", e as i64)];
         let shape = emit(draft, "Shape", &[name], vec![]);
         let size = emit(draft, "Size", &[name], vec![]);
-        let places = emit(draft, "Range", &[&zero, &size, &one], vec![]);
-        let places = emit(draft, "Cast", &[&places], to(ElementType::Int64));
+        // Some engines know sizes as symbols, and would compute with a symbol for each place.
+        let size = emit(draft, "Cast", &[&size], to(ElementType::Int64));
+        let places = match opset >= 11 {
+            true => emit(draft, "Range", &[&zero, &size, &one], vec![]),
+            // The places of the elements of a list of ones that are not zero.
+            false => {
+                let size = emit(draft, "Reshape", &[&size, &list], vec![]);
+                let ones = emit(draft, "Expand", &[&one, &size], vec![]);
+                let places = emit(draft, "NonZero", &[&ones], vec![]);
+                emit(draft, "Reshape", &[&places, &list], vec![])
+            }
+        };
+        let modulo = |draft: &mut Draft, emit: &mut EmitInto<'_>, x: &str| match opset >= 10 {
+            true => emit(draft, "Mod", &[x, &prime], vec![]),
+            false => {
+                let times = emit(draft, "Div", &[x, &prime], vec![]);
+                let whole = emit(draft, "Mul", &[&times, &prime], vec![]);
+                emit(draft, "Sub", &[x, &whole], vec![])
+            }
+        };
         // h ← (a h + k) mod p and h ← (h² + k) mod p by turns.
         let turn = emit(draft, "Mul", &[step, &c], vec![]);
         let key = emit(draft, "Add", &[&turn, &offset], vec![]);
         let mut h = emit(draft, "Add", &[&places, &key], vec![]);
-        h = emit(draft, "Mod", &[&h, &prime], vec![]);
+        h = modulo(draft, &mut emit, &h);
         for factor in [&a, &b] {
             let linear = emit(draft, "Mul", &[&h, factor], vec![]);
             let linear = emit(draft, "Add", &[&linear, &key], vec![]);
-            let linear = emit(draft, "Mod", &[&linear, &prime], vec![]);
+            let linear = modulo(draft, &mut emit, &linear);
             let square = emit(draft, "Mul", &[&linear, &linear], vec![]);
             let square = emit(draft, "Add", &[&square, &offset], vec![]);
-            h = emit(draft, "Mod", &[&square, &prime], vec![]);
+            h = modulo(draft, &mut emit, &square);
         }
         let dropped = emit(draft, "Less", &[&h, &bound], vec![]);
         let kept = emit(draft, "Not", &[&dropped], vec![]);
@@ -211,6 +253,8 @@ pub fn drop_out(draft: &mut Draft, loaded: &Loaded, sites: &[(String, f64)], ste
         let mask = emit(draft, "Reshape", &[&mask, &shape], vec![]);
         let masked = emit(draft, "Mul", &[name, &mask], vec![]);
         let result = emit(draft, "Mul", &[&masked, &scale], vec![]);
+        let taken = draft.graph()?.node.iter().any(|n| n.takes(name));
+        ensure!(taken, "no node takes '{name}', so dropping it out changes nothing");
         draft.redirect(name, &result);
         draft.behind(name, nodes);
     }
@@ -224,8 +268,10 @@ pub fn own_dropouts(
 ) -> Vec<(String, f64)> {
     let nodes = model.graph.iter().flat_map(|g| &g.node).filter(|n| n.op_type() == "Dropout");
     let site = |n: &NodeProto| {
+        // The attribute is a float32: the decimal number that was meant is the one that it is printed as.
         let input = n.input.get(1).and_then(|r| constants.get(r)).and_then(|r| r.floats().ok()?.first().copied());
-        let ratio = input.or_else(|| attribute::get_float(&n.attribute, "ratio").map(f64::from)).unwrap_or(0.5);
+        let ratio =
+            input.or_else(|| attribute::get_float(&n.attribute, "ratio")?.to_string().parse().ok()).unwrap_or(0.5);
         Some((n.output.first()?.clone(), ratio))
     };
     nodes.filter_map(site).collect()

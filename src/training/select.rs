@@ -3,7 +3,7 @@
 use super::draft::constants;
 use crate::backward::{Selection, nearest};
 use crate::graph::{Graph, Loaded, Producer, ValueId};
-use crate::onnx::{ElementType, ModelProto, NodeProto, TensorProto, attribute};
+use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -40,8 +40,19 @@ pub struct Weight {
     pub layer: usize,
     /// Whether it stands where weights stand, and not where constants do.
     pub usual: bool,
-    /// The matrix products and convolutions that take it: operator, place among the inputs, and the index of the node.
-    pub products: Vec<(String, usize, usize)>,
+    /// The matrix products and convolutions that take it.
+    pub products: Vec<Product>,
+}
+
+/// A matrix product or convolution that takes a weight.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// The operator.
+    pub op: String,
+    /// Whether the weight is the second factor.
+    pub second: bool,
+    /// Whether it transposes the weight.
+    pub transposes: bool,
 }
 
 /// The operators that take weights, and at which inputs.
@@ -79,11 +90,16 @@ pub fn weights(model: &ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Weigh
     let mut found: Vec<Weight> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
     let (mut layer, mut owner) = (0, None);
-    for (index, node) in graph.node.iter().enumerate() {
+    let uses = graph.node.iter().enumerate().flat_map(|(index, node)| {
+        let mut inner = Vec::new();
+        bodies(node).for_each(|body| nodes_of(body, &mut inner));
+        std::iter::once((index, node, false)).chain(inner.into_iter().map(move |n| (index, n, true)))
+    });
+    for (index, node, inner) in uses {
         for (i, input) in node.input.iter().enumerate() {
             let Some((name, source, value)) = origin(input, &constants, &producers) else { continue };
             let op = node.op_type();
-            if passes(op) || op == "DequantizeLinear" {
+            if !inner && (passes(op) || op == "DequantizeLinear") {
                 continue;
             }
             let place = PLACES.iter().any(|(o, inputs)| *o == op && inputs.contains(&i));
@@ -102,7 +118,9 @@ pub fn weights(model: &ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Weigh
             if let Some(weight) = found.get_mut(at) {
                 weight.usual |= place && weight.value.element_count().is_some_and(|n| n > 1);
                 if product {
-                    weight.products.push((op.to_owned(), i, index));
+                    let transposes = attribute::get_int(&node.attribute, if i == 0 { "transA" } else { "transB" });
+                    let transposes = transposes.unwrap_or(0) != 0;
+                    weight.products.push(Product { op: op.to_owned(), second: i == 1, transposes });
                 }
             }
         }
@@ -112,6 +130,40 @@ pub fn weights(model: &ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Weigh
     let reaching: HashSet<String> = selection.reaching(&ids, ys).into_iter().map(|v| selection.name(v)).collect();
     found.retain(|w| reaching.contains(&w.name));
     found
+}
+
+fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+}
+
+fn nodes_of<'a>(body: &'a GraphProto, found: &mut Vec<&'a NodeProto>) {
+    for node in &body.node {
+        found.push(node);
+        bodies(node).for_each(|b| nodes_of(b, found));
+    }
+}
+
+/// The tensors of constants that lie inside bodies of control flow, where no step can feed them.
+pub fn inside_bodies(model: &ModelProto) -> Vec<String> {
+    fn collect(body: &GraphProto, names: &mut Vec<String>) {
+        let large = |t: &TensorProto| t.element_type().is_float() && t.element_count().is_some_and(|n| n > 1);
+        names.extend(body.initializer.iter().filter(|t| large(t)).map(|t| t.name().to_owned()));
+        for node in &body.node {
+            let value = attribute::get_tensor(&node.attribute, "value").filter(|_| node.op_type() == "Constant");
+            names.extend(value.filter(|t| large(t)).and(node.output.first()).cloned());
+            bodies(node).for_each(|b| collect(b, names));
+        }
+    }
+    let mut names = Vec::new();
+    model.graph.iter().flat_map(|g| &g.node).flat_map(bodies).for_each(|body| collect(body, &mut names));
+    names
+}
+
+/// Names in quotes, no more than five of them.
+pub fn listed(names: &[String]) -> String {
+    let first: Vec<String> = names.iter().take(5).map(|n| format!("'{n}'")).collect();
+    let more = names.len().saturating_sub(first.len());
+    first.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
 /// The operators that hand a weight on.
@@ -242,24 +294,23 @@ impl Choice {
             let named = self.train.iter().any(|p| is_match(p, &weight.name));
             let wanted = if self.train.is_empty() { weight.usual } else { named };
             if self.train.is_empty() && !weight.usual {
-                constant.push(format!("'{}'", weight.name));
+                constant.push(weight.name.clone());
             }
             let frozen = self.freeze.iter().any(|p| is_match(p, &weight.name));
             if wanted && !frozen && first.is_none_or(|f| weight.layer >= f) {
                 chosen.push(weight);
             }
         }
+        ensure!(total > 0, "there is nothing to train: the loss depends on no constant of floating-point numbers");
         ensure!(
             !chosen.is_empty(),
             "nothing is left to train: the loss depends on {total} weights, none of them is chosen"
         );
         let mut decisions = vec![format!("{} of {total} weights are trained", chosen.len())];
         if !constant.is_empty() {
-            let more = if constant.len() > 5 { format!(" and {} more", constant.len() - 5) } else { String::new() };
-            constant.truncate(5);
             decisions.push(format!(
-                "{}{more}: constants by their place, not weights, so not trained; --train names them",
-                constant.join(", ")
+                "{}: constants by their place, not weights, so not trained; --train names them",
+                listed(&constant)
             ));
         }
         Ok((chosen, decisions))

@@ -1,8 +1,8 @@
 //! Assembles the models of a training: the step, its halves, the evaluation.
 
-use super::draft::prune;
 use super::losses::{self, LossSpec};
 use super::manifest::Input;
+use super::metrics::MetricSpec;
 use super::optimizers::{Hyper, Optimizer, Update};
 use crate::backward::{Aggregation, Flow, Pass};
 use crate::expr::{Builder, Expr};
@@ -76,20 +76,20 @@ pub struct Plan {
     pub scaling: Option<Scaling>,
     /// The number of micro-batches.
     pub accumulate: usize,
-    /// Whether metrics come out.
-    pub metrics: bool,
+    /// The metrics of outputs, with their names.
+    pub metrics: Vec<(MetricSpec, String)>,
+    /// Whether each of them must be one of some loss.
+    pub insists: bool,
     /// Whether rounding counts as the identity.
     pub straight_through: bool,
     /// The input for the learning rate, and its type.
     pub rate: (String, ElementType),
     /// The input that counts steps, and the updated one.
     pub step: [String; 2],
-    /// The name of the loss, of the norm of the gradients, and the prefix of accuracies.
+    /// The name of the loss.
     pub loss: String,
-    /// The norm of all gradients.
-    pub norm: String,
-    /// The share of right answers.
-    pub accuracy: String,
+    /// The name of the norm of all gradients, where it comes out.
+    pub norm: Option<String>,
 }
 
 /// A model with the loss, and what has been built of it.
@@ -168,7 +168,8 @@ impl Forward {
     /// # Errors
     /// Outputs that a loss cannot be computed from.
     pub fn total<'g>(&'g self, plan: &'g Plan, outputs: &[String]) -> Result<Total<'g>> {
-        let (mut labels, mut decisions, mut metrics) = (Vec::<Input>::new(), Vec::new(), Vec::new());
+        let (mut labels, mut decisions) = (Vec::<Input>::new(), Vec::new());
+        let mut metrics: Named<'g> = Vec::new();
         let mut total: Option<Expr<'g>> = None;
         for spec in &plan.losses {
             let loss = if losses::find(&spec.kind).is_none() && self.names.contains_key(spec.kind.as_str()) {
@@ -201,10 +202,20 @@ impl Forward {
                     Ok(input)
                 });
                 let built = built.with_context(|| format!("the loss {} of '{name}'", spec.kind))?;
-                decisions.extend(built.decisions);
-                if let Some(accuracy) = built.accuracy.filter(|_| plan.metrics) {
+                decisions.extend(built.decisions.iter().cloned());
+                let before = metrics.len();
+                for (metric, own) in &plan.metrics {
                     let suffix = if plan.losses.len() > 1 { format!("/{name}") } else { String::new() };
-                    metrics.push((accuracy, format!("{}{suffix}", plan.accuracy)));
+                    let full = format!("{own}{suffix}");
+                    let twice = metrics.iter().skip(before).any(|(_, n)| *n == full);
+                    if twice || metric.output.as_deref().is_some_and(|o| o != name) {
+                        continue;
+                    }
+                    if let Some(value) = metric.of(&built)? {
+                        // Several losses of one output have targets of their own.
+                        let others = metrics.iter().take(before).filter(|(_, n)| n.starts_with(&full)).count();
+                        metrics.push((value, if others > 0 { format!("{full}_{others}") } else { full }));
+                    }
                 }
                 built.loss
             };
@@ -266,8 +277,7 @@ impl Forward {
         let rate = self.scalar(&plan.rate.0, plan.rate.1);
         let step = self.scalar(&plan.step[0], ElementType::Int64);
         let t = step + 1;
-        let squares = gradients.iter().map(|g| g.square().sum_all().cast(plan.rate.1)).reduce(|a, b| a + b);
-        let squares = squares.context("there are no gradients")?;
+        let squares = squares(plan, gradients).context("there are no gradients")?;
         let norm = squares.sqrt();
         let clip = plan.clip_norm.map(|bound| (bound / (norm + 1e-6)).min(norm.like(1.0)));
         let fine = plan.scaling.is_some().then(|| squares.below(f32::MAX.into()));
@@ -360,12 +370,19 @@ impl Forward {
         plan.slots.iter().map(|s| self.tensor(&s.gradient, s)).collect()
     }
 
-    /// The updated statistics.
+    /// The updated statistics; where the loss is scaled and they or the gradients overflow, the statistics as they were.
     ///
     /// # Errors
     /// The model does not hold them.
-    pub fn statistics<'g>(&'g self, plan: &Plan) -> Result<Named<'g>> {
-        plan.statistics.iter().map(|[_, inner, next]| Ok((self.value(inner)?, next.clone()))).collect()
+    pub fn statistics<'g>(&'g self, plan: &Plan, gradients: &[Expr<'g>]) -> Result<Named<'g>> {
+        let mut updated = Vec::new();
+        for [old, inner, next] in &plan.statistics {
+            updated.push((self.value(old)?, self.value(inner)?, next.clone()));
+        }
+        let all: Vec<Expr<'g>> = gradients.iter().copied().chain(updated.iter().map(|(_, new, _)| *new)).collect();
+        let fine = plan.scaling.as_ref().and_then(|_| Some(squares(plan, &all)?.below(f32::MAX.into())));
+        let guarded = |(old, new, next): (Expr<'g>, Expr<'g>, String)| (fine.map_or(new, |f| f.select(new, old)), next);
+        Ok(updated.into_iter().map(guarded).collect())
     }
 
     /// The model with the outputs, in their order, and behind them those of its own that are `kept`. Inputs come in the
@@ -400,7 +417,7 @@ impl Forward {
         if let Some(graph) = model.graph.as_mut() {
             graph.output.extend(own);
         }
-        prune(&mut model)?;
+        model.prune();
         let mut nodes = model.graph.iter().flat_map(|g| &g.node);
         if nodes.any(|n| n.domain() == PREVIEW) && model.opset(PREVIEW).is_none() {
             model.opset_import.push(OperatorSetIdProto { domain: Some(PREVIEW.to_owned()), version: Some(1) });
@@ -426,6 +443,11 @@ impl Forward {
         let id = graph.push(Graph::MAIN, node, vec![fact]);
         graph.node(id).outputs.iter().flatten().next().copied().unwrap_or(e.id())
     }
+}
+
+/// The sum of the squares of all elements of tensors.
+fn squares<'g>(plan: &Plan, tensors: &[Expr<'g>]) -> Option<Expr<'g>> {
+    tensors.iter().map(|x| x.widened().square().sum_all().cast(plan.rate.1)).reduce(|a, b| a + b)
 }
 
 /// The output that a loss is of.

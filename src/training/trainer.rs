@@ -139,12 +139,14 @@ pub fn train(
     let held = (data.count() as f64 * share).round() as usize;
     let held_out = order.split_off(data.count() - held.min(data.count()));
     let group = trainer.manifest.accumulate.max(1);
-    let fixed = trainer.fixed_batch()?;
-    ensure!(
-        fixed.is_none_or(|n| n == options.batch),
-        "the model takes batches of {} samples only; set --batch-size to that",
-        fixed.unwrap_or_default()
-    );
+    let fixed = trainer.manifest.fixed_batch()?;
+    if let Some(n) = fixed.filter(|&n| n != options.batch) {
+        bail!(
+            "the model takes batches of {n} only, not of {}; `trainable --accumulate {}` makes a step of several of them",
+            options.batch,
+            options.batch.div_ceil(n.max(1)).max(2)
+        );
+    }
     let whole = order.len() / options.batch;
     let batches = if fixed.is_some() || group > 1 { whole } else { order.len().div_ceil(options.batch) };
     let steps = batches / group;
@@ -283,18 +285,6 @@ impl Trainer {
         Ok(())
     }
 
-    /// The number of samples that the model is fixed to.
-    fn fixed_batch(&self) -> Result<Option<usize>> {
-        let sizes = self.manifest.data.iter().chain(&self.manifest.labels).filter_map(|i| *i.shape.first()?);
-        let mut sizes: Vec<usize> = sizes.map(usize::try_from).collect::<Result<_, _>>()?;
-        sizes.dedup();
-        match sizes[..] {
-            [] => Ok(None),
-            [n] => Ok(Some(n)),
-            _ => bail!("the model's inputs are fixed to different numbers of samples"),
-        }
-    }
-
     /// Makes a step with micro-batches; returns the loss and the metrics.
     fn step(&mut self, data: &Data, micro: &[&[usize]], rate: f64) -> Result<BTreeMap<String, f64>> {
         let learning_rate = (self.manifest.learning_rate.name.clone(), self.scalar(rate)?);
@@ -344,7 +334,7 @@ impl Trainer {
 
     /// The losses and metrics over samples, weighted by their number; `None` without samples.
     fn evaluate(&mut self, data: &Data, samples: &[usize], batch: usize) -> Result<Option<BTreeMap<String, f64>>> {
-        let fixed = self.fixed_batch()?.is_some();
+        let fixed = self.manifest.fixed_batch()?.is_some();
         let scalars = std::iter::once(&self.manifest.loss).chain(&self.manifest.metrics).cloned().collect::<Vec<_>>();
         let (mut sums, mut count): (BTreeMap<String, f64>, usize) = Default::default();
         for samples in samples.chunks(batch.max(1)).filter(|s| !fixed || s.len() == batch) {

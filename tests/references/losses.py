@@ -83,11 +83,11 @@ WEIGHTS = [0.5, 1, 2, 1.5]
 cases = []
 
 
-def case(loss, f, x, **targets):
+def case(loss, f, x, h=1e-3, **targets):
     cases.append(dict(
         loss=loss, shape=list(x.shape), x=x.ravel().tolist(),
         targets={n: dict(shape=list(v.shape), integer=v.dtype.kind == "i", values=v.ravel().tolist()) for n, v in targets.items()},
-        value=float(f(x)), gradient=gradient(f, x).ravel().tolist()))
+        value=float(f(x)), gradient=gradient(f, x, h).ravel().tolist()))
 
 
 case("cross-entropy", lambda x: nll(log_softmax(x), HARD), X, labels=HARD)
@@ -110,6 +110,26 @@ case("huber,delta=0.3", lambda x: huber(x, T, 0.3), X, labels=T)
 case("kl-divergence", lambda x: kl(x, ZERO), LOG, labels=ZERO)
 case("cosine-embedding", lambda x: cosine(x, T, Y), X, targets=T, labels=Y)
 case("cosine-embedding,margin=0.2", lambda x: cosine(x, T, Y, 0.2), X, targets=T, labels=Y)
+
+
+
+def summed(x, t, ignore=None, smoothing=0.0):
+    """cross_entropy with reduction sum."""
+    keep = np.ones(len(t)) if ignore is None else (t != ignore).astype(float)
+    log = log_softmax(x)
+    picked = log[np.arange(len(t)), np.where(keep > 0, t, 0)]
+    return -(keep * ((1 - smoothing) * picked + smoothing * log.mean(1))).sum()
+
+
+case("cross-entropy,sum,ignore=-100,smoothing=0.2", lambda x: summed(x, IGNORED, -100, 0.2), X, labels=IGNORED)
+case("cross-entropy,sum,soft", lambda x: soft(x, SOFT) * N, X, labels=SOFT)
+case("nll,sum,class-weights=0.5/1/2/1.5", lambda x: nll(x, HARD, WEIGHTS) * np.take(WEIGHTS, HARD).sum(), LOG, labels=HARD)
+case("bce,sum", lambda x: bce(x, BITS) * x.size, P, labels=BITS)
+case("bce-with-logits,sum", lambda x: bce_logits(x, BITS) * x.size, X, labels=BITS)
+case("mae,sum", lambda x: np.abs(x - T).sum(), X, labels=T)
+case("huber,sum,delta=0.3", lambda x: huber(x, T, 0.3) * x.size, X, h=1e-5, labels=T)
+case("kl-divergence,sum", lambda x: kl(x, ZERO) * N, LOG, labels=ZERO)
+case("cosine-embedding,sum,margin=0.2", lambda x: cosine(x, T, Y, 0.2) * N, X, targets=T, labels=Y)
 
 here = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(here, "losses.json"), "w") as out:

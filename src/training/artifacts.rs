@@ -1,0 +1,80 @@
+//! The files of a trainable model.
+
+use super::manifest::{self, Manifest};
+use super::state::{self, State};
+use crate::model::Model;
+use crate::onnx::{ModelProto, file};
+use anyhow::{Context, Result, ensure};
+use std::fs::rename;
+use std::io;
+use std::path::Path;
+
+/// A trainable model.
+#[derive(Clone, Debug)]
+pub struct Artifacts {
+    /// The models by their role.
+    pub models: Vec<(String, ModelProto)>,
+    /// The model as it was.
+    pub inference: Model,
+    /// The value that each fed tensor starts with.
+    pub state: State,
+    /// What belongs together.
+    pub manifest: Manifest,
+}
+
+/// The file of the initial state.
+pub(super) const STATE_FILE: &str = "state.safetensors";
+/// The file of the model as it was.
+pub(super) const INFERENCE_FILE: &str = "inference.onnx";
+
+impl Artifacts {
+    /// Writes everything into a folder, all or nothing: beside its place first, then renamed.
+    ///
+    /// # Errors
+    /// The folder exists and is not to be replaced, or cannot be written.
+    pub fn write(&self, folder: &Path, force: bool) -> Result<()> {
+        ensure!(force || !folder.exists(), "{} exists already; --force replaces it", folder.display());
+        let ours = !folder.exists() || folder.join(manifest::FILE).exists() || is_empty(folder);
+        ensure!(ours, "{} holds something else than a trainable model; choose another name", folder.display());
+        let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".onnx-gradients-");
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        let place = builder
+            .tempdir_in(parent)
+            .with_context(|| format!("cannot write into the folder '{}'", parent.display()))?;
+        for ((_, model), entry) in self.models.iter().zip(&self.manifest.models) {
+            file::write(model, &place.path().join(&entry.file), Default::default())?;
+        }
+        file::write(&self.inference.proto, &place.path().join(INFERENCE_FILE), Default::default())?;
+        state::write(&place.path().join(STATE_FILE), &self.state, None, false)?;
+        let text = serde_json::to_string_pretty(&self.manifest)?;
+        std::fs::write(place.path().join(manifest::FILE), text + "\n")?;
+        let moved =
+            if folder.exists() { exchange(place.path(), folder) } else { rename(place.keep().as_path(), folder) };
+        moved.with_context(|| folder.display().to_string())
+    }
+}
+
+/// Gives two folders each other's place, in one step where the system can: there is the old or the new one at any moment.
+fn exchange(new: &Path, old: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        if renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE).is_ok() {
+            return Ok(());
+        }
+    }
+    // The old one stands aside for a moment, and comes back if the new one cannot take its place.
+    let aside = new.join("replaced");
+    rename(old, &aside)?;
+    rename(new, old).inspect_err(|_| {
+        let _ = rename(&aside, old);
+    })?;
+    std::fs::remove_dir_all(old.join("replaced"))
+}
+
+fn is_empty(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}

@@ -1,0 +1,101 @@
+//! Where a model ends in a Softmax or Sigmoid that a loss has in it already: the tensor to compute the loss from.
+
+use super::losses::Domain;
+use crate::expr::{Builder, Expr, normalize_axis};
+use crate::graph::{Dim, Graph, Node, NodeId, ValueId};
+use crate::onnx::attribute;
+use anyhow::{Result, bail};
+use std::collections::HashMap;
+
+/// The last operator of an output, taken off.
+pub struct Ending<'g> {
+    /// The output as it would be without the operator, in the same shape.
+    pub x: Expr<'g>,
+    /// The operator.
+    pub op: &'static str,
+    /// The axis of the output that it normalizes, where it normalizes one.
+    pub axis: Option<usize>,
+}
+
+/// What the output would be without its last operator, where a loss of the domain has that operator in it. Operators that
+/// only move elements may follow it.
+///
+/// # Errors
+/// A softmax whose axis is not one of the output's.
+pub fn find<'g>(builder: &'g Builder, (name, id): (&str, ValueId), of: Domain) -> Result<Option<Ending<'g>>> {
+    let wanted: &[&'static str] = match of {
+        Domain::Logits | Domain::LogProbabilities => &["Softmax", "LogSoftmax"],
+        Domain::SigmoidLogits | Domain::Probabilities => &["Sigmoid"],
+        Domain::Numbers => &[],
+    };
+    let (mut value, mut moves) = (id, Vec::new());
+    loop {
+        let Some((node_id, 0)) = builder.graph().producer(value) else { return Ok(None) };
+        let node = builder.graph().node(node_id).clone();
+        let Some(Some(input)) = node.inputs.first().copied().filter(|_| node.domain.is_empty()) else {
+            return Ok(None);
+        };
+        if let Some(op) = wanted.iter().find(|op| **op == &*node.op_type) {
+            moves.reverse();
+            let axis = if *op == "Sigmoid" { None } else { Some(followed(builder, &node, &moves)) };
+            let Some(axis) = axis.map_or(Some(None), |axis| axis.map(Some)) else {
+                bail!(
+                    "'{name}' comes from a {op} that normalizes no single axis of it: name the tensor that goes into the {op} as the loss's output"
+                );
+            };
+            let mut map = HashMap::from([(value, input)]);
+            builder.copy_all(&moves, &mut map);
+            return Ok(Some(Ending { x: builder.expr(*map.get(&id).unwrap_or(&input)), op, axis }));
+        }
+        let moving = ["Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"];
+        let float = builder.expr(input).is_float();
+        if !moving.contains(&&*node.op_type) || !float || node.scope != Graph::MAIN {
+            return Ok(None);
+        }
+        moves.push(node_id);
+        value = input;
+    }
+}
+
+/// The axis that a softmax normalizes, behind operators that move elements.
+fn followed(builder: &Builder, softmax: &Node, moves: &[NodeId]) -> Option<usize> {
+    let shape = |value: Option<ValueId>| Some(builder.graph().fact(value?).shape.clone()?.to_vec());
+    let sizes = shape(*softmax.inputs.first()?)?;
+    let mut axis = normalized(builder, softmax, &sizes)?;
+    for &id in moves {
+        let node = builder.graph().node(id).clone();
+        let (before, after) = (shape(*node.inputs.first()?)?, shape(*node.outputs.first()?)?);
+        axis = match &*node.op_type {
+            "Identity" | "Cast" => axis,
+            "Transpose" => match attribute::get_ints(&node.attributes, "perm") {
+                Some(perm) => perm.iter().position(|&p| usize::try_from(p) == Ok(axis))?,
+                None => before.len().checked_sub(axis + 1)?,
+            },
+            // In the order of memory an axis stays one where as many elements lie behind it.
+            _ => {
+                let behind = |shape: &[Dim], axis: usize| -> Option<Dim> {
+                    let rest = shape.get(axis + 1..)?.iter().copied();
+                    Some(builder.dims(|d| d.product(rest)))
+                };
+                let rest = behind(&before, axis);
+                (0..after.len()).find(|&a| after.get(a) == before.get(axis) && behind(&after, a) == rest)?
+            }
+        };
+    }
+    Some(axis)
+}
+
+/// The one axis that a softmax normalizes: before opset 13 it flattens all from its axis on.
+fn normalized(builder: &Builder, softmax: &Node, sizes: &[Dim]) -> Option<usize> {
+    let given = attribute::get_int(&softmax.attributes, "axis");
+    if builder.graph().opset("") >= 13 {
+        return normalize_axis(given.unwrap_or(-1), sizes.len()).ok();
+    }
+    let first = normalize_axis(given.unwrap_or(1), sizes.len()).ok()?;
+    let mut long = (first..sizes.len()).filter(|&a| sizes.get(a) != Some(&Dim::Known(1)));
+    match (long.next(), long.next()) {
+        (None, _) => Some(first),
+        (Some(axis), None) => Some(axis),
+        _ => None,
+    }
+}
