@@ -1,11 +1,25 @@
 //! Where a model ends in a Softmax or Sigmoid that a loss has in it already: the tensor to compute the loss from.
 
-use super::losses::Domain;
 use crate::expr::{Builder, Expr, normalize_axis};
 use crate::graph::{Dim, Graph, Node, NodeId, ValueId};
 use crate::onnx::attribute;
 use anyhow::{Result, bail};
 use std::collections::HashMap;
+
+/// What a loss is computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Domain {
+    /// Any numbers.
+    Numbers,
+    /// Numbers that a softmax makes probabilities of.
+    Logits,
+    /// Logarithms of probabilities.
+    LogProbabilities,
+    /// Numbers that a sigmoid makes probabilities of.
+    SigmoidLogits,
+    /// Probabilities.
+    Probabilities,
+}
 
 /// The last operator of an output, taken off.
 pub struct Ending<'g> {

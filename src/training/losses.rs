@@ -1,6 +1,6 @@
 //! Losses: one row each, a formula over an output of the model and what it should have been.
 
-use super::ending;
+use super::ending::{self, Domain};
 use crate::expr::{Builder, Expr};
 use crate::graph::{Dim, Fact, ValueId};
 use crate::onnx::ElementType;
@@ -28,21 +28,6 @@ pub enum Target {
     Like,
     /// A tensor like the output, and 1 or -1 for each sample: whether the two belong together.
     Pair,
-}
-
-/// What a loss is computed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Domain {
-    /// Any numbers.
-    Numbers,
-    /// Numbers that a softmax makes probabilities of.
-    Logits,
-    /// Logarithms of probabilities.
-    LogProbabilities,
-    /// Numbers that a sigmoid makes probabilities of.
-    SigmoidLogits,
-    /// Probabilities.
-    Probabilities,
 }
 
 use Domain::*;

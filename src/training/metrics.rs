@@ -1,6 +1,7 @@
 //! Metrics: one row each, a formula over an output and its target that tells people how a training goes.
 
-use super::losses::{Built, Domain, Target};
+use super::ending::Domain;
+use super::losses::{Built, Target};
 use crate::expr::Expr;
 use anyhow::{Context, Result, bail, ensure};
 

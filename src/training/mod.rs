@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod modes;
 pub mod optimizers;
 mod parameters;
+mod plan;
 mod request;
 pub mod select;
 pub mod state;
