@@ -252,7 +252,7 @@ impl<'g> Pass<'g> {
                 let gradients = self.through(&call, *forward, &wanted).and_then(|g| self.checked(g));
                 self.blame(gradients, id, None)
             }
-            Some(Slot::Structure(structure)) => {
+            Some(Slot::All(structure) | Slot::Structure(structure)) => {
                 let gradients = structure(&call).and_then(|g| self.checked(g));
                 self.blame(gradients, id, None)
             }
@@ -286,7 +286,7 @@ impl<'g> Pass<'g> {
             Slot::Broadcast(f) => f(c)?.unbroadcast(x)?,
             Slot::Each(f) => f(c, i)?,
             Slot::EachBroadcast(f) => f(c, i)?.unbroadcast(x)?,
-            Slot::Through(_) | Slot::Structure(_) => bail!("a rule of this kind stands alone"),
+            Slot::Through(_) | Slot::All(_) | Slot::Structure(_) => bail!("a rule of this kind stands alone"),
         };
         Ok(Some(Flow::Value(dx)))
     }

@@ -48,8 +48,9 @@ pub type Replace<'r> =
 /// # Errors
 /// Those of [`load`], and those of `replace`.
 pub fn load_replacing(model: &ModelProto, replace: &mut Replace) -> Result<Loaded> {
-    let calls = |node: &NodeProto| model.functions.iter().any(|f| f.name() == node.op_type());
-    let any = model.graph.iter().flat_map(|g| &g.node).any(|n| calls(n) || n.attribute.iter().any(|a| a.g.is_some()));
+    let functions: HashSet<&str> = model.functions.iter().map(|f| f.name()).collect();
+    let calls = |node: &NodeProto| functions.contains(node.op_type()) || node.attribute.iter().any(|a| a.g.is_some());
+    let any = model.graph.iter().flat_map(|g| &g.node).any(calls);
     if model.functions.is_empty() || !any {
         return load_with(model, Dims::default(), HashMap::new(), replace);
     }

@@ -62,11 +62,13 @@ pub struct Call<'g> {
     id: NodeId,
     node: Node,
     dys: Vec<Option<Expr<'g>>>,
+    /// Sorted.
     wanted: Vec<ValueId>,
 }
 
 impl<'g> Call<'g> {
-    /// The node, with the gradients of its outputs where they have any, for the gradients of the `wanted` inputs and captures.
+    /// The node, with the gradients of its outputs where they have any, for the gradients of the `wanted` inputs and captures,
+    /// which are sorted.
     pub(crate) fn new(
         pass: &'g dyn Differentiate<'g>,
         id: NodeId,
@@ -196,7 +198,7 @@ impl<'g> Call<'g> {
 
     /// Whether an input, or a value that a body captures, leads to an x.
     pub fn wants(&self, value: ValueId) -> bool {
-        self.wanted.contains(&value)
+        self.wanted.binary_search(&value).is_ok()
     }
 
     /// The element type of an input's gradient: that of the input, but for quantized integers.

@@ -36,10 +36,10 @@ pub const RULES: &[Rule] = &[
     rule("Floor", "none", &[Stop(CONSTANT)]),
     rule("Ceil", "none", &[Stop(CONSTANT)]),
     rule("Round", "none", &[Stop(CONSTANT)]),
-    rule("Max", "dxᵢ = dy where xᵢ = y", &[Structure(|c| extremum(c, |best, x| best.less(x)))])
+    rule("Max", "dxᵢ = dy where xᵢ = y", &[All(|c| extremum(c, |best, x| best.less(x)))])
         .moves_integers()
         .note("in a tie the first operand gets all"),
-    rule("Min", "dxᵢ = dy where xᵢ = y", &[Structure(|c| extremum(c, |best, x| best.greater(x)))])
+    rule("Min", "dxᵢ = dy where xᵢ = y", &[All(|c| extremum(c, |best, x| best.greater(x)))])
         .moves_integers()
         .note("in a tie the first operand gets all"),
     rule(

@@ -74,6 +74,8 @@ pub enum Slot {
     Stop(&'static str),
     /// For all inputs and captured values: the gradients of the formula that computes the outputs.
     Through(Forward),
+    /// For all inputs: what a rule returns that writes something once for all of them.
+    All(Structure),
     /// For all inputs and captured values: what a rule that looks into bodies returns.
     Structure(Structure),
 }

@@ -30,7 +30,7 @@ impl Rule {
                 Slot::Zero => format!("{i}: zero"),
                 Slot::Stop(reason) => format!("{i}{more}: none ({reason})"),
                 Slot::Through(_) if last > 0 => format!("{i}: gradient"),
-                Slot::Through(_) => "all: gradient".to_owned(),
+                Slot::Through(_) | Slot::All(_) => "all: gradient".to_owned(),
                 Slot::Structure(_) => "all, and captured tensors: gradient".to_owned(),
             }
         };

@@ -3,6 +3,7 @@
 use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, normalize_axis};
+use crate::graph::ValueId;
 use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
 
@@ -19,7 +20,7 @@ pub const RULES: &[Rule] = &[
         .moves_integers()
         .attributes("axes"),
     rule("Transpose", "dx = dy, its axes put back", &[Formula(transpose)]).moves_integers().attributes("perm"),
-    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[Each(concat)]).moves_integers().attributes("axis"),
+    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[All(concat)]).moves_integers().attributes("axis"),
     rule("Split", "dx = dy₀, dy₁, ... joined", &[Formula(split), Stop("sizes")])
         .moves_integers()
         .attributes("axis split num_outputs"),
@@ -104,16 +105,18 @@ fn transpose<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(c.dy()?.transpose(&inverse))
 }
 
-fn concat<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-    let dy = c.dy()?;
-    let parts = c.inputs_from(0)?;
-    let axis = c.axis(1)?;
+fn concat<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+    let (parts, axis, dy) = (c.inputs_from(0)?, c.axis(1)?, c.dy()?);
     let sizes: Option<Vec<i64>> = parts.iter().map(|p| p.known_dim(axis)).collect();
-    let wanted = parts.iter().filter(|p| c.wants(p.id())).count();
-    match sizes {
-        Some(sizes) if wanted > 1 => Ok(dy.split(axis, &sizes)[i]),
-        _ => Ok(dy.part(axis, &parts, i)),
-    }
+    let wanted: Vec<usize> = (0..parts.len()).filter(|&i| c.wants(parts[i].id())).collect();
+    let dxs = match sizes {
+        Some(sizes) if wanted.len() > 1 => {
+            let all = dy.split(axis, &sizes);
+            wanted.iter().map(|&i| all[i]).collect()
+        }
+        _ => dy.parts(axis, &parts, &wanted),
+    };
+    Ok(wanted.into_iter().map(|i| parts[i].id()).zip(dxs).collect())
 }
 
 fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {

@@ -5,6 +5,7 @@ use crate::expr::normalize_axis;
 use crate::onnx::ElementType;
 use crate::onnx::attribute::{float, int, ints, string};
 use anyhow::{Result, ensure};
+use std::iter;
 
 impl Builder {
     /// Whether slices can be in steps.
@@ -295,24 +296,30 @@ impl<'g> Expr<'g> {
         Ok(joined.slice_at(b.ints(&axes), b.ints(&vec![0; n]), Expr::concat(&ends, 0), b.ints(&vec![1; n])))
     }
 
-    /// The part of a concatenation along `axis` that is `parts[i]`. Places are counted from the end where only that is known.
-    pub fn part(self, axis: usize, parts: &[Expr<'g>], i: usize) -> Expr<'g> {
+    /// The parts of a concatenation of `joined` along `axis` that have the wanted numbers. Places are counted from the end where
+    /// only that is known.
+    pub fn parts(self, axis: usize, joined: &[Expr<'g>], wanted: &[usize]) -> Vec<Expr<'g>> {
         let b = self.builder;
-        let known = |parts: &[Expr<'g>]| parts.iter().map(|p| p.known_dim(axis)).sum::<Option<i64>>();
-        let total = |parts: &[Expr<'g>]| parts.iter().fold(b.ints(&[0]), |sum, p| sum + p.dims([axis]));
-        let (before, own, after) = (&parts[..i], &parts[i..=i], &parts[i + 1..]);
-        let start = match (known(before), known(&parts[i..])) {
-            (Some(n), _) => b.ints(&[n]),
-            (None, Some(n)) if n > 0 => b.ints(&[-n]),
-            _ => total(before),
+        let known: Vec<Option<i64>> = joined.iter().map(|p| p.known_dim(axis)).collect();
+        let add = |sum: &mut Option<i64>, size: &Option<i64>| {
+            *sum = sum.zip(*size).map(|(a, b)| a + b);
+            Some(*sum)
         };
-        let end = match (known(after), known(&parts[..=i])) {
-            (Some(0), _) => b.ints(&[i64::MAX]),
-            (_, Some(n)) => b.ints(&[n]),
-            (Some(n), _) if n > 0 => b.ints(&[-n]),
-            _ => total(before) + total(own),
-        };
-        self.slice_at(b.ints(&[axis as i64]), start, end, b.ints(&[1]))
+        let before: Vec<Option<i64>> = iter::once(Some(0)).chain(known.iter().scan(Some(0), add)).collect();
+        let after: Vec<Option<i64>> = iter::once(Some(0)).chain(known.iter().rev().scan(Some(0), add)).collect();
+        let mut total = b.ints(&[0]);
+        let mut borders = Vec::with_capacity(before.len());
+        for (i, (before, after)) in before.into_iter().zip(after.into_iter().rev()).enumerate() {
+            borders.push(match (before, after) {
+                (_, Some(0)) => b.ints(&[i64::MAX]),
+                (Some(n), _) => b.ints(&[n]),
+                (None, Some(n)) => b.ints(&[-n]),
+                (None, None) => total,
+            });
+            total = joined.get(i).map_or(total, |p| total + p.dims([axis]));
+        }
+        let (axes, steps) = (b.ints(&[axis as i64]), b.ints(&[1]));
+        wanted.iter().map(|&i| self.slice_at(axes, borders[i], borders[i + 1], steps)).collect()
     }
 
     /// Moved along an axis of at least that size, to the back where `by` is positive; `value` comes in, as much falls out.
