@@ -42,7 +42,9 @@ impl Model {
     pub fn write(&self, path: &Path, force: bool) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         let options = WriteOptions { force, ..WriteOptions::default() };
-        match self.folder.as_deref().filter(|from| !file::same_file(from, file::folder(path))) {
+        let moves =
+            |from: &&Path| !file::same_file(from, file::folder(path)) && !file::locations(&self.proto).is_empty();
+        match self.folder.as_deref().filter(moves) {
             None => file::write(&self.proto, path, options)?,
             Some(from) => {
                 let mut moved = self.proto.clone();

@@ -12,10 +12,10 @@
 
 use super::{Aggregation, Flow, Pass, nearest};
 use crate::expr::Builder;
-use crate::graph::write::{self, Names, Part};
-use crate::graph::{Graph, NodeId, Replacement, ValueId, load_replacing};
+use crate::graph::write::{self, Part};
+use crate::graph::{Graph, IdMap, IdSet, NodeId, Replacement, ValueId, load_replacing};
 use crate::model::Model;
-use crate::onnx::{GraphProto, ModelProto, NodeProto, attribute};
+use crate::onnx::{GraphProto, ModelProto, Names, NodeProto, attribute};
 use crate::record::Gradient;
 use anyhow::{Context, Result, bail, ensure};
 use std::cmp::Reverse;
@@ -72,12 +72,8 @@ impl Model {
     pub fn lower_gradients(&self) -> Result<Lowered> {
         let mut model = self.clone();
         check_places(&model.proto)?;
-        let mut lowering = Lowering {
-            names: Names::new(names(&model.proto)),
-            written: HashMap::new(),
-            nodes: Vec::new(),
-            warnings: Vec::new(),
-        };
+        let mut lowering =
+            Lowering { names: names(&model.proto), written: IdMap::default(), nodes: Vec::new(), warnings: Vec::new() };
         if let Some(graph) = &mut model.proto.graph {
             graph.node = ordered(std::mem::take(&mut graph.node))?;
         }
@@ -109,7 +105,7 @@ impl Model {
 struct Lowering {
     names: Names,
     /// What stands in the places of the nodes that have been lowered.
-    written: HashMap<NodeId, NodeProto>,
+    written: IdMap<NodeId, NodeProto>,
     nodes: Vec<LoweredNode>,
     warnings: Vec<String>,
 }
@@ -187,7 +183,7 @@ fn asked(
     let y = find("y", y)?;
     ensure!(graph.fact(y).may_carry_gradient(), "y is not of a floating-point type and has no gradient");
     let mut variables = Vec::with_capacity(count);
-    let mut seen = HashSet::new();
+    let mut seen = IdSet::default();
     for (i, (name, input)) in xs.iter().chain(zs).zip(&node.input).enumerate() {
         let what = if i < xs.len() { "xs" } else { "zs" };
         let (variable, value) = (find(what, name)?, find("its inputs", input)?);
@@ -207,7 +203,7 @@ fn asked(
 
 struct Built {
     /// The values that are the outputs.
-    outputs: HashMap<ValueId, String>,
+    outputs: IdMap<ValueId, String>,
     /// The xs on which y does not depend.
     unconnected: Vec<usize>,
     copied: usize,
@@ -217,8 +213,8 @@ fn build(builder: &Builder, asked: &Asked) -> Result<Built> {
     // A value that stands for another tensor may be used elsewhere, too: only as an Identity it is a variable.
     let leaf = |&(variable, value): &(ValueId, ValueId)| if variable == value { value } else { builder.copy(value) };
     let leaves: Vec<ValueId> = asked.variables.iter().map(leaf).collect();
-    let variables: HashSet<ValueId> = asked.variables.iter().map(|&(variable, _)| variable).collect();
-    let mut map: HashMap<ValueId, ValueId> = (asked.variables.iter().zip(&leaves))
+    let variables: IdSet<ValueId> = asked.variables.iter().map(|&(variable, _)| variable).collect();
+    let mut map: IdMap<ValueId, ValueId> = (asked.variables.iter().zip(&leaves))
         .filter(|((variable, _), leaf)| variable != *leaf)
         .map(|(&(variable, _), &leaf)| (variable, leaf))
         .collect();
@@ -234,7 +230,7 @@ fn build(builder: &Builder, asked: &Asked) -> Result<Built> {
     let pass = Pass::new(builder, Aggregation::AddN, leaves.iter().copied().collect(), &[]);
     let flows = pass.differentiate(&nodes, &[(y.id(), y.ones_like())], xs)?;
     ensure!(flows.iter().any(Option::is_some), "y does not depend on any of its xs");
-    let mut built = Built { outputs: HashMap::new(), unconnected: Vec::new(), copied: changed.len() };
+    let mut built = Built { outputs: IdMap::default(), unconnected: Vec::new(), copied: changed.len() };
     for (i, ((&x, flow), name)) in xs.iter().zip(flows).zip(&asked.outputs).enumerate() {
         if name.is_empty() {
             continue;
@@ -260,8 +256,8 @@ fn build(builder: &Builder, asked: &Asked) -> Result<Built> {
 }
 
 /// The nodes on which `y` depends, not looking behind the variables, in topological order.
-fn cone(graph: &Graph, y: ValueId, variables: &HashSet<ValueId>) -> Vec<NodeId> {
-    let mut found = HashSet::new();
+fn cone(graph: &Graph, y: ValueId, variables: &IdSet<ValueId>) -> Vec<NodeId> {
+    let mut found = IdSet::default();
     let mut open = vec![y];
     while let Some(value) = open.pop() {
         if let Some((id, _)) = graph.producer(value).filter(|_| !variables.contains(&value))
@@ -277,7 +273,7 @@ fn cone(graph: &Graph, y: ValueId, variables: &HashSet<ValueId>) -> Vec<NodeId> 
 }
 
 /// Parts nodes into those that depend on one of the values, and the others.
-fn split_changed(graph: &Graph, nodes: Vec<NodeId>, mut changed: HashSet<ValueId>) -> (Vec<NodeId>, Vec<NodeId>) {
+fn split_changed(graph: &Graph, nodes: Vec<NodeId>, mut changed: IdSet<ValueId>) -> (Vec<NodeId>, Vec<NodeId>) {
     nodes.into_iter().partition(|&id| {
         let node = graph.node(id);
         let depends = node.inputs.iter().flatten().any(|i| changed.contains(i))
@@ -329,18 +325,18 @@ fn uses_domain(model: &ModelProto) -> bool {
 }
 
 /// Every name of a tensor or a node, in bodies too.
-fn names(model: &ModelProto) -> HashSet<Rc<str>> {
-    fn collect(graph: &GraphProto, names: &mut HashSet<Rc<str>>) {
+fn names(model: &ModelProto) -> Names {
+    fn collect(graph: &GraphProto, names: &mut Names) {
         let infos = graph.input.iter().chain(&graph.output).chain(&graph.value_info).map(|v| v.name());
         let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
         let initializers = graph.initializer.iter().chain(sparse).map(|t| t.name());
-        names.extend(infos.chain(initializers).map(Rc::from));
+        names.extend(infos.chain(initializers));
         for node in &graph.node {
-            names.extend(node.output.iter().map(String::as_str).chain([node.name()]).map(Rc::from));
+            names.extend(node.output.iter().map(String::as_str).chain([node.name()]));
             bodies(node).for_each(|body| collect(body, names));
         }
     }
-    let mut found = HashSet::new();
+    let mut found = Names::default();
     model.graph.iter().for_each(|graph| collect(graph, &mut found));
     found
 }

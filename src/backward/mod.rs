@@ -19,13 +19,13 @@ pub(crate) use select::matches;
 pub use select::{Selection, nearest};
 
 use crate::expr::{Builder, Expr};
-use crate::graph::{Dim, Graph, Node, NodeId, Origin, ValueId};
+use crate::graph::{Dim, Graph, IdMap, IdSet, Node, NodeId, Origin, ValueId};
 use crate::onnx::{ElementType, FunctionProto};
 use crate::rules::{self, Call, Differentiate, Integers, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use rounding::Rounding;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 /// What arrives at a tensor. Absence of a flow is the third case: the tensor is not connected.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +40,7 @@ pub enum Flow<'g> {
 pub struct Pass<'g> {
     builder: &'g Builder,
     aggregation: Aggregation,
-    stops: HashSet<ValueId>,
+    stops: IdSet<ValueId>,
     /// Rows that go before those of the table: the user's own.
     own_rules: &'g [Rule],
     /// Functions that go before every row: the user's own gradients.
@@ -50,7 +50,7 @@ pub struct Pass<'g> {
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
-    pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: HashSet<ValueId>, own_rules: &'g [Rule]) -> Self {
+    pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: IdSet<ValueId>, own_rules: &'g [Rule]) -> Self {
         Pass { builder, aggregation, stops, own_rules, own_functions: &[], rounding: Rounding::default() }
     }
 
@@ -81,13 +81,13 @@ impl<'g> Pass<'g> {
             self.builder.graph_mut().fact_mut(value).value = None;
         }
         self.check_rules(nodes, seeds, &live)?;
-        let mut arrived: HashMap<ValueId, Accumulator<'g>> = HashMap::new();
+        let mut arrived: IdMap<ValueId, Accumulator<'g>> = IdMap::default();
         for &(y, seed) in seeds {
             if live.contains(&y) {
                 arrived.entry(y).or_default().push(Flow::Value(seed), self.aggregation);
             }
         }
-        let wanted_xs: HashSet<ValueId> = xs.iter().copied().collect();
+        let wanted_xs: IdSet<ValueId> = xs.iter().copied().collect();
         for &id in nodes.iter().rev() {
             if !self.builder.graph().node(id).outputs.iter().flatten().any(|o| arrived.contains_key(o)) {
                 continue;
@@ -112,10 +112,11 @@ impl<'g> Pass<'g> {
     ///
     /// # Errors
     /// All operators that have none, with their nodes.
-    fn check_rules(&self, nodes: &[NodeId], seeds: &[(ValueId, Expr<'g>)], live: &HashSet<ValueId>) -> Result<()> {
+    fn check_rules(&self, nodes: &[NodeId], seeds: &[(ValueId, Expr<'g>)], live: &IdSet<ValueId>) -> Result<()> {
         let graph = self.builder.graph();
-        let mut reached: HashSet<ValueId> = seeds.iter().map(|&(y, _)| y).filter(|y| live.contains(y)).collect();
+        let mut reached: IdSet<ValueId> = seeds.iter().map(|&(y, _)| y).filter(|y| live.contains(y)).collect();
         let mut missing: Vec<(String, Vec<NodeId>)> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
         for &id in nodes.iter().rev() {
             let node = graph.node(id);
             let passes = |o: &ValueId| reached.contains(o) && !node.stop && !self.stops.contains(o);
@@ -133,10 +134,11 @@ impl<'g> Pass<'g> {
                     "" => node.op_type.to_string(),
                     domain => format!("{domain}.{}", node.op_type),
                 };
-                match missing.iter_mut().find(|(o, _)| *o == op) {
-                    Some((_, nodes)) => nodes.push(self.origin(id)),
-                    None => missing.push((op, vec![self.origin(id)])),
+                let place = *places.entry(op.clone()).or_insert(missing.len());
+                if place == missing.len() {
+                    missing.push((op, vec![]));
                 }
+                missing[place].1.push(self.origin(id));
             }
         }
         if missing.is_empty() {
@@ -187,7 +189,7 @@ impl<'g> Pass<'g> {
     }
 
     /// The captured values of a node's bodies that lead to an x. Quantized integers do not lead out of bodies.
-    fn live_captures(&self, id: NodeId, live: &HashSet<ValueId>) -> Vec<ValueId> {
+    fn live_captures(&self, id: NodeId, live: &IdSet<ValueId>) -> Vec<ValueId> {
         let graph = self.builder.graph();
         if graph.node(id).bodies.is_empty() {
             return vec![];
@@ -199,8 +201,8 @@ impl<'g> Pass<'g> {
     fn take_outputs(
         &self,
         node: &Node,
-        arrived: &mut HashMap<ValueId, Accumulator<'g>>,
-        xs: &HashSet<ValueId>,
+        arrived: &mut IdMap<ValueId, Accumulator<'g>>,
+        xs: &IdSet<ValueId>,
     ) -> Vec<Option<Flow<'g>>> {
         let mut take = |output: ValueId| {
             if node.stop || self.stops.contains(&output) {
@@ -221,7 +223,7 @@ impl<'g> Pass<'g> {
         id: NodeId,
         node: &Node,
         flows: &[Option<Flow<'g>>],
-        live: &HashSet<ValueId>,
+        live: &IdSet<ValueId>,
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
         let entering = inputs.filter(|&(i, v)| live.contains(&v) && self.enters(node, i, v));
@@ -421,11 +423,7 @@ impl<'g> Differentiate<'g> for Pass<'g> {
         Ok(self.differentiate(nodes, &seeds, &ids)?.into_iter().zip(xs).map(value).collect())
     }
 
-    fn through_formula(
-        &'g self,
-        seeds: &[(Expr<'g>, Expr<'g>)],
-        xs: &[Expr<'g>],
-    ) -> Result<HashMap<ValueId, Expr<'g>>> {
+    fn through_formula(&'g self, seeds: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<IdMap<ValueId, Expr<'g>>> {
         let leaves: BTreeSet<ValueId> = xs.iter().map(|x| x.id()).collect();
         let nodes = self.between(seeds.iter().map(|(y, _)| y.id()), &leaves);
         let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
@@ -440,10 +438,10 @@ impl<'g> Differentiate<'g> for Pass<'g> {
 
     /// Forward from xs through floating-point tensors, and quantized integers where rounding counts as the identity, past no
     /// stop.
-    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
+    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId> {
         let graph = self.builder.graph();
         let may = |x: &ValueId| graph.fact(*x).may_carry_gradient() || self.cotangent(*x).is_some();
-        let mut live: HashSet<ValueId> = xs.iter().copied().filter(may).collect();
+        let mut live: IdSet<ValueId> = xs.iter().copied().filter(may).collect();
         for &id in nodes {
             let node = graph.node(id);
             if node.stop {

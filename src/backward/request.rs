@@ -4,14 +4,14 @@ use super::select::{Selection, free_scope};
 use super::{Aggregation, Flow, Pass};
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
-use crate::graph::{Fact, Graph, Loaded, Origin, Producer, ValueId, load};
+use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId, load};
 use crate::model::Model;
 use crate::onnx::inline::inline_functions;
-use crate::onnx::{ElementType, FunctionProto, ModelProto, NodeProto, TensorProto, canonical_domain};
+use crate::onnx::{ElementType, FunctionProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain};
 use crate::record::{Gradient, Record, SeedOf};
 use crate::rules::Rule;
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 /// The gradient that a y starts with.
@@ -303,7 +303,7 @@ impl Gradients {
         builder: &Builder,
         ys: &[ValueId],
         seeded: &[(ValueId, Expr)],
-        names: &HashMap<ValueId, String>,
+        names: &IdMap<ValueId, String>,
     ) -> Vec<SeedOf> {
         let mut seeded = seeded.iter().peekable();
         let seed_of = |(i, &y): (usize, &ValueId)| {
@@ -328,7 +328,7 @@ impl Gradients {
 struct Building<'g, 's> {
     builder: &'g Builder,
     scope: &'s str,
-    taken: HashSet<Rc<str>>,
+    taken: Names,
     inputs: Vec<(ValueId, String)>,
 }
 
@@ -370,9 +370,9 @@ impl<'g> Building<'g, '_> {
             Seed::Input(wanted) => {
                 let base = wanted.clone().unwrap_or_else(|| format!("{}/grad_ys/{name}", self.scope));
                 if wanted.is_some() {
-                    ensure!(!self.taken.contains(&*base), "the model has a tensor called '{base}' already");
+                    ensure!(!self.taken.contains(&base), "the model has a tensor called '{base}' already");
                 }
-                let unique = self.unique(&base);
+                let unique = self.taken.fresh(base);
                 let input = Fact { value: None, ..fact.clone() };
                 let id = self.builder.graph_mut().push_input(Graph::MAIN, None, input);
                 self.inputs.push((id, unique));
@@ -407,8 +407,8 @@ impl<'g> Building<'g, '_> {
         flows: &[Option<Flow<'g>>],
         unconnected: Unconnected,
     ) -> Result<Vec<Option<(ValueId, String)>>> {
-        let mut of_x: HashMap<ValueId, Option<(ValueId, String)>> = HashMap::new();
-        let mut used = HashSet::new();
+        let mut of_x: IdMap<ValueId, Option<(ValueId, String)>> = IdMap::default();
+        let mut used = IdSet::default();
         let mut outputs = Vec::with_capacity(xs.len());
         for ((&x, name), flow) in xs.iter().zip(names).zip(flows) {
             if let Some(known) = of_x.get(&x) {
@@ -435,7 +435,7 @@ impl<'g> Building<'g, '_> {
                 // A tensor of the model, or one that is another x's gradient, gets a node of its own to be named by.
                 let id = if own && used.insert(dx.id()) { dx.id() } else { self.copy(dx) };
                 self.describe(id, x);
-                (id, self.unique(&format!("{}/{name}", self.scope)))
+                (id, self.taken.fresh(format!("{}/{name}", self.scope)))
             });
             of_x.insert(x, output.clone());
             outputs.push(output);
@@ -467,17 +467,6 @@ impl<'g> Building<'g, '_> {
         fact.element = element.or(fact.element);
         fact.shape = shape.or_else(|| fact.shape.clone());
     }
-
-    fn unique(&mut self, base: &str) -> String {
-        let mut name = base.to_owned();
-        for i in 1.. {
-            if self.taken.insert(name.as_str().into()) {
-                break;
-            }
-            name = format!("{base}_{i}");
-        }
-        name
-    }
 }
 
 fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) -> Result<[T; N]> {
@@ -490,11 +479,11 @@ fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) ->
 }
 
 /// Every name of a tensor or a node, in bodies too: what new names must differ from.
-fn names_of(loaded: &Loaded, model: &ModelProto) -> HashSet<Rc<str>> {
-    let mut names: HashSet<Rc<str>> = loaded.names.keys().chain(&loaded.inner_names).cloned().collect();
+fn names_of(loaded: &Loaded, model: &ModelProto) -> Names {
+    let mut names: Names = loaded.names.keys().chain(&loaded.inner_names).cloned().collect();
     if let Some(graph) = &model.graph {
         let nodes = graph.node.iter().map(|n| n.name());
-        names.extend(nodes.chain(graph.value_info.iter().map(|v| v.name())).map(Rc::from));
+        names.extend(nodes.chain(graph.value_info.iter().map(|v| v.name())));
     }
     names
 }

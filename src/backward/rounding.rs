@@ -2,11 +2,11 @@
 //! that they stand for.
 
 use super::Pass;
-use crate::graph::{Node, NodeId, ValueId};
+use crate::graph::{IdMap, IdSet, Node, NodeId, ValueId};
 use crate::onnx::ElementType;
 use crate::rules::{Integers, Slot};
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 
 /// What a pass knows of quantized integers.
 #[derive(Default)]
@@ -14,7 +14,7 @@ pub struct Rounding {
     /// Whether rounding counts as the identity; where not, there are no such integers.
     straight_through: bool,
     /// The quantized integers that depend on an x, with the element type of their gradients.
-    cotangents: RefCell<HashMap<ValueId, ElementType>>,
+    cotangents: RefCell<IdMap<ValueId, ElementType>>,
     /// The nodes that take such integers and pass them no gradient.
     shut: RefCell<BTreeSet<NodeId>>,
 }
@@ -44,7 +44,7 @@ impl Rounding {
 impl Pass<'_> {
     /// Whether a node takes live quantized integers, and passes them no gradient though their values matter:
     /// they are not among the `sources` that its outputs carry gradients to, or no output carries any.
-    pub(super) fn is_shut(&self, id: NodeId, node: &Node, live: &HashSet<ValueId>, sources: &[ValueId]) -> bool {
+    pub(super) fn is_shut(&self, id: NodeId, node: &Node, live: &IdSet<ValueId>, sources: &[ValueId]) -> bool {
         if self.rounding.cotangents.borrow().is_empty() {
             return false;
         }

@@ -1,6 +1,6 @@
 //! Tensors by name: exact names, wildcards, suggestions for misspelt ones.
 
-use crate::graph::{Graph, Loaded, Node, ValueId};
+use crate::graph::{Graph, IdSet, Loaded, Node, ValueId};
 use anyhow::{Result, bail};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -90,7 +90,7 @@ impl<'a> Selection<'a> {
     /// asked for.
     pub fn between(&self, xs: &[ValueId], ys: &[ValueId], asked: &dyn Fn(&Node) -> bool) -> HashSet<Rc<str>> {
         let graph = &self.loaded.graph;
-        let mut below: HashSet<ValueId> = xs.iter().copied().collect();
+        let mut below: IdSet<ValueId> = xs.iter().copied().collect();
         let mut path = Vec::new();
         for &id in &graph.scope(Graph::MAIN).nodes {
             let node = graph.node(id);
@@ -99,7 +99,7 @@ impl<'a> Selection<'a> {
                 path.push(id);
             }
         }
-        let mut above: HashSet<ValueId> = ys.iter().copied().collect();
+        let mut above: IdSet<ValueId> = ys.iter().copied().collect();
         let mut open = Vec::new();
         for id in path.into_iter().rev() {
             let node = graph.node(id);

@@ -1,8 +1,7 @@
 //! Bodies of control flow: scopes inside the one that is being written, and copies of the bodies that a model has.
 
 use super::{Builder, Expr};
-use crate::graph::{Fact, NewNode, NodeId, Origin, ScopeId, ValueId};
-use std::collections::{HashMap, HashSet};
+use crate::graph::{Fact, IdMap, IdSet, NewNode, NodeId, Origin, ScopeId, ValueId};
 
 impl Builder {
     /// A new scope inside the current one, with its inputs, which are of the given facts. What is built inside
@@ -25,7 +24,7 @@ impl Builder {
     /// Says what the outputs of a scope are, and drops the nodes that none of them needs, and the inputs after the first
     /// `inputs` that no node uses.
     pub fn close(&self, scope: ScopeId, outputs: &[Expr<'_>], inputs: usize) {
-        let mut seen = HashSet::new();
+        let mut seen = IdSet::default();
         let outputs = self.within(scope, || {
             // An output of a body is computed in it, and is one only: others get a node of their own.
             let own = |e: &Expr<'_>| {
@@ -57,7 +56,7 @@ impl Builder {
     /// Writes the nodes of a body into the current scope, its inputs replaced by `inputs`, and returns its outputs with the
     /// nodes that have been written.
     pub fn splice<'g>(&'g self, body: ScopeId, inputs: &[Expr<'g>]) -> (Vec<Expr<'g>>, Vec<NodeId>) {
-        let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+        let mut map: IdMap<ValueId, ValueId> = IdMap::default();
         map.extend(self.graph().scope(body).inputs.iter().copied().zip(inputs.iter().map(|e| e.id)));
         let before = self.graph().scope(self.scope()).nodes.len();
         self.copy_nodes(body, &mut map);
@@ -66,14 +65,14 @@ impl Builder {
         (outputs.iter().map(|o| self.expr(*map.get(o).unwrap_or(o))).collect(), nodes)
     }
 
-    fn copy_nodes(&self, from: ScopeId, map: &mut HashMap<ValueId, ValueId>) {
+    fn copy_nodes(&self, from: ScopeId, map: &mut IdMap<ValueId, ValueId>) {
         let nodes = self.graph().scope(from).nodes.clone();
         self.copy_all(&nodes, map);
     }
 
     /// Writes copies of nodes, which are in topological order, into the current scope. `map` says what stands for their
     /// inputs, where that is another value than theirs, and then what stands for those of their outputs that it knew nothing of.
-    pub(crate) fn copy_all(&self, nodes: &[NodeId], map: &mut HashMap<ValueId, ValueId>) {
+    pub(crate) fn copy_all(&self, nodes: &[NodeId], map: &mut IdMap<ValueId, ValueId>) {
         for &id in nodes {
             let node = self.graph().node(id).clone();
             let inputs = node.inputs.iter().map(|i| i.map(|i| *map.get(&i).unwrap_or(&i))).collect();
@@ -111,7 +110,7 @@ impl Builder {
         fact.shape = fact.shape.take().or(original.shape);
     }
 
-    fn copy_scope(&self, from: ScopeId, map: &mut HashMap<ValueId, ValueId>) -> ScopeId {
+    fn copy_scope(&self, from: ScopeId, map: &mut IdMap<ValueId, ValueId>) -> ScopeId {
         let facts: Vec<Fact> = self.graph().scope(from).inputs.iter().map(|&i| self.fact(i)).collect();
         let (scope, inputs) = self.open(facts);
         map.extend(self.graph().scope(from).inputs.iter().copied().zip(inputs.iter().map(|e| e.id)));

@@ -5,6 +5,7 @@ use crate::graph::{Dims, Fact, Graph, NewNode, NodeId, Origin, Producer, Scalar,
 use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
 use anyhow::{Error, Result, anyhow};
 use prost::Message;
+use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::HashMap;
@@ -29,7 +30,7 @@ const OLDEST: i64 = 7;
 pub struct Builder {
     graph: RefCell<Graph>,
     nodes: RefCell<HashMap<Key, NodeId>>,
-    strings: RefCell<HashMap<&'static str, Rc<str>>>,
+    strings: RefCell<FxHashMap<&'static str, Rc<str>>>,
     error: RefCell<Option<Error>>,
     pub(super) scope: Cell<ScopeId>,
     pub(super) forward: Cell<Option<NodeId>>,

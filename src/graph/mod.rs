@@ -18,8 +18,9 @@ pub use load::{Loaded, Replace, Replacement, fact_of_type, load, load_body, load
 
 use crate::onnx::{AttributeProto, canonical_domain};
 use anyhow::Result;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::rc::Rc;
 
 /// A tensor, sequence or optional of a [`Graph`].
@@ -134,6 +135,12 @@ pub struct NewNode {
 /// The name of an output in the model; `None` for what the pass emits, which is named when it is written.
 pub type OutputName = Option<Rc<str>>;
 
+/// A map by ids. Its hash is fast because ids are counted: no file can choose keys that collide.
+pub type IdMap<K, V> = FxHashMap<K, V>;
+
+/// A set of ids; see [`IdMap`].
+pub type IdSet<K> = FxHashSet<K>;
+
 /// The arena of values, nodes and scopes.
 #[derive(Debug)]
 pub struct Graph {
@@ -144,7 +151,7 @@ pub struct Graph {
     pub dims: Dims,
     opsets: HashMap<Rc<str>, i64>,
     /// What a Where takes, or leaves.
-    alternatives: HashSet<ValueId>,
+    alternatives: IdSet<ValueId>,
 }
 
 impl Graph {
@@ -159,7 +166,7 @@ impl Graph {
             scopes: vec![Scope::default()],
             dims: Dims::default(),
             opsets: opsets.into_iter().map(|(domain, version)| (canonical_domain(&domain).into(), version)).collect(),
-            alternatives: HashSet::new(),
+            alternatives: IdSet::default(),
         }
     }
 
@@ -243,7 +250,7 @@ impl Graph {
 
     /// Drops the nodes of a scope of which none of its outputs depends, and the inputs after the first `kept` that no node uses.
     pub fn prune(&mut self, scope: ScopeId, kept: usize) {
-        let mut live: HashSet<ValueId> = self.scope(scope).outputs.iter().copied().collect();
+        let mut live: IdSet<ValueId> = self.scope(scope).outputs.iter().copied().collect();
         let mut nodes = std::mem::take(&mut self.scopes[scope.0 as usize].nodes);
         nodes.reverse();
         nodes.retain(|&id| {
@@ -402,7 +409,7 @@ impl Graph {
     /// Every value that the bodies of a node use from outside, each once, in order of first use.
     pub fn captures(&self, node: NodeId) -> Vec<ValueId> {
         let mut found = Vec::new();
-        let mut seen = HashSet::new();
+        let mut seen = IdSet::default();
         for &(_, body) in &self.node(node).bodies {
             self.collect_captures(body, body, &mut |v| {
                 if seen.insert(v) {
@@ -414,8 +421,8 @@ impl Graph {
     }
 
     /// The values from which a path leads to one of `ys`, those among them.
-    pub fn sources(&self, ys: &[ValueId]) -> HashSet<ValueId> {
-        let mut seen: HashSet<ValueId> = ys.iter().copied().collect();
+    pub fn sources(&self, ys: &[ValueId]) -> IdSet<ValueId> {
+        let mut seen: IdSet<ValueId> = ys.iter().copied().collect();
         let mut open: Vec<ValueId> = ys.to_vec();
         while let Some(value) = open.pop() {
             let Producer::Node(node, _) = self.value(value).producer else { continue };

@@ -1,12 +1,10 @@
 //! Writes what the backward pass has appended to a [`Graph`] behind the nodes of the model that it was loaded from.
 
-use super::{Fact, Graph, NodeId, Origin, Producer, ScopeId, ValueId};
+use super::{Fact, Graph, IdMap, IdSet, NodeId, Origin, Producer, ScopeId, ValueId};
 use crate::onnx::proto::{NodeProto, OperatorSetIdProto, tensor_shape_proto::dimension};
 use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto};
-use crate::onnx::{GraphProto, ModelProto, attribute};
+use crate::onnx::{GraphProto, ModelProto, Names, attribute};
 use anyhow::{Context, Result};
-use std::collections::{HashMap, HashSet};
-use std::rc::Rc;
 
 /// What to write.
 #[derive(Debug, Default)]
@@ -27,7 +25,7 @@ pub struct Written {
     /// How many nodes have been added to the main graph.
     pub nodes: usize,
     /// The names that the new values have got.
-    pub names: HashMap<ValueId, String>,
+    pub names: IdMap<ValueId, String>,
     /// Outputs that forward nodes have got in addition: the node, and the name of the output.
     pub demanded: Vec<(String, String)>,
 }
@@ -36,23 +34,23 @@ pub struct Written {
 ///
 /// # Errors
 /// `graph` is not that of `model`.
-pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: HashSet<Rc<str>>) -> Result<Written> {
+pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Names) -> Result<Written> {
     let imports = model.opset("").is_some();
     let version = model.opset_or_default();
     let proto = model.graph.as_mut().context("the model holds no graph")?;
     let live = live_nodes(graph, request.outputs.iter().map(|&(v, _)| v));
-    let forward_metadata = request.colocate.then(|| proto.node.clone());
+    let main = &graph.scope(Graph::MAIN).nodes;
+    let placed = if request.colocate { proto.node.as_slice() } else { &[] };
     let mut writer = Writer {
         graph,
         scope: &request.name,
         names: request.outputs.iter().chain(&request.inputs).cloned().collect(),
-        unique: Names { taken, counters: HashMap::new() },
-        position: graph.scope(Graph::MAIN).nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect(),
-        forward: forward_metadata,
+        unique: taken,
+        placed: main.iter().copied().zip(placed.iter().cloned()).collect(),
     };
-    writer.unique.taken.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.as_str().into()));
+    writer.unique.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.as_str()));
     let mut written = Written::default();
-    for (k, &id) in graph.scope(Graph::MAIN).nodes.iter().enumerate().take(proto.node.len()) {
+    for (k, &id) in main.iter().enumerate().take(proto.node.len()) {
         for (i, output) in graph.node(id).outputs.iter().enumerate() {
             let Some(output) = output.filter(|&o| graph.value(o).name.is_none()) else { continue };
             let name = writer.name_value(output, id, "output");
@@ -64,7 +62,7 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Ha
             written.demanded.push((graph.describe(id), name));
         }
     }
-    for &id in &graph.scope(Graph::MAIN).nodes {
+    for &id in main {
         if live.contains(&id) {
             let node = writer.node(id);
             proto.node.push(node);
@@ -84,39 +82,13 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Ha
     Ok(written)
 }
 
-/// Names that no tensor and no node has yet.
-#[derive(Debug, Default)]
-pub struct Names {
-    taken: HashSet<Rc<str>>,
-    /// How often a name has been asked for, so that finding a free one takes no search.
-    counters: HashMap<String, usize>,
-}
-
-impl Names {
-    /// Names that differ from those.
-    pub fn new(taken: HashSet<Rc<str>>) -> Self {
-        Names { taken, counters: HashMap::new() }
-    }
-
-    fn unique(&mut self, base: &str) -> String {
-        let count = self.counters.entry(base.to_owned()).or_default();
-        loop {
-            let name = if *count == 0 { base.to_owned() } else { format!("{base}_{count}") };
-            *count += 1;
-            if self.taken.insert(name.as_str().into()) {
-                return name;
-            }
-        }
-    }
-}
-
 /// The nodes that [`part`] has written, and what it has named.
 #[derive(Debug, Default)]
 pub struct Part {
     /// The nodes, in topological order.
     pub nodes: Vec<(NodeId, NodeProto)>,
     /// The names of the values that had none.
-    pub names: HashMap<ValueId, String>,
+    pub names: IdMap<ValueId, String>,
 }
 
 /// The backward nodes on which the values of the given names depend. `demanded` are outputs that forward nodes have got in
@@ -124,19 +96,12 @@ pub struct Part {
 pub fn part(
     graph: &Graph,
     scope: &str,
-    outputs: HashMap<ValueId, String>,
+    outputs: IdMap<ValueId, String>,
     demanded: impl IntoIterator<Item = (ValueId, NodeId)>,
     unique: &mut Names,
 ) -> Part {
     let live = live_nodes(graph, outputs.keys().copied());
-    let mut writer = Writer {
-        graph,
-        scope,
-        names: outputs,
-        unique: std::mem::take(unique),
-        position: HashMap::new(),
-        forward: None,
-    };
+    let mut writer = Writer { graph, scope, names: outputs, unique: std::mem::take(unique), placed: IdMap::default() };
     for (output, node) in demanded {
         writer.name_value(output, node, "output");
     }
@@ -148,8 +113,8 @@ pub fn part(
 }
 
 /// The backward nodes of the main graph on which the outputs depend, also from inside bodies.
-fn live_nodes(graph: &Graph, outputs: impl Iterator<Item = ValueId>) -> HashSet<NodeId> {
-    let mut live = HashSet::new();
+fn live_nodes(graph: &Graph, outputs: impl Iterator<Item = ValueId>) -> IdSet<NodeId> {
+    let mut live = IdSet::default();
     let mut open: Vec<ValueId> = outputs.collect();
     while let Some(value) = open.pop() {
         let Producer::Node(id, _) = graph.value(value).producer else { continue };
@@ -165,12 +130,10 @@ fn live_nodes(graph: &Graph, outputs: impl Iterator<Item = ValueId>) -> HashSet<
 struct Writer<'a> {
     graph: &'a Graph,
     scope: &'a str,
-    names: HashMap<ValueId, String>,
+    names: IdMap<ValueId, String>,
     unique: Names,
-    /// The places of the main graph's nodes.
-    position: HashMap<NodeId, usize>,
     /// The model's nodes, where their placement is wanted.
-    forward: Option<Vec<NodeProto>>,
+    placed: IdMap<NodeId, NodeProto>,
 }
 
 impl Writer<'_> {
@@ -181,7 +144,7 @@ impl Writer<'_> {
             Origin::Model => None,
         };
         let base = self.base(forward, &node.op_type);
-        let name = self.unique(&base);
+        let name = self.unique.fresh(base);
         let input = node.inputs.iter().map(|i| i.map_or_else(String::new, |i| self.name_of(i, &name))).collect();
         let mut attributes = node.attributes.to_vec();
         for (attribute, scope) in &node.bodies {
@@ -193,7 +156,7 @@ impl Writer<'_> {
             Some(output) => match self.names.get(output) {
                 Some(name) => name.clone(),
                 None => {
-                    let unique = if only { name.clone() } else { self.unique(&format!("{name}:{i}")) };
+                    let unique = if only { name.clone() } else { self.unique.fresh(format!("{name}:{i}")) };
                     self.names.insert(*output, unique.clone());
                     unique
                 }
@@ -208,8 +171,7 @@ impl Writer<'_> {
             attribute: attributes,
             ..NodeProto::default()
         };
-        let place = forward.and_then(|f| self.position.get(&f));
-        if let Some(model) = self.forward.as_ref().zip(place).and_then(|(nodes, &i)| nodes.get(i)) {
+        if let Some(model) = forward.and_then(|f| self.placed.get(&f)) {
             proto.device_configurations = model.device_configurations.clone();
             proto.metadata_props =
                 model.metadata_props.iter().filter(|p| p.key() != "stop_gradient").cloned().collect();
@@ -252,7 +214,7 @@ impl Writer<'_> {
         if let Some(name) = &self.graph.value(value).name {
             return name.to_string();
         }
-        let name = self.unique(base);
+        let name = self.unique.fresh(base.to_owned());
         self.names.insert(value, name.clone());
         name
     }
@@ -260,10 +222,6 @@ impl Writer<'_> {
     fn name_value(&mut self, value: ValueId, forward: NodeId, what: &str) -> String {
         let base = self.base(Some(forward), what);
         self.name_of(value, &base)
-    }
-
-    fn unique(&mut self, base: &str) -> String {
-        self.unique.unique(base)
     }
 }
 

@@ -9,9 +9,9 @@ use super::proto::{
     NodeDeviceConfigurationProto, OperatorSetIdProto, TypeProto, tensor_shape_proto::dimension::Value as Dimension,
     type_proto::Value as Type,
 };
-use super::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, canonical_domain};
+use super::{AttributeProto, FunctionProto, GraphProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Calls in bodies, and graphs in nodes, nest no deeper.
 const DEEPEST: usize = 64;
@@ -62,30 +62,6 @@ struct Inliner<'a> {
     size: usize,
 }
 
-/// Names that are taken.
-#[derive(Default)]
-struct Names {
-    taken: HashSet<String>,
-    /// How often a name was asked for that was taken: no number is tried twice.
-    asked: HashMap<String, usize>,
-}
-
-impl Names {
-    fn fresh(&mut self, name: String) -> String {
-        if self.taken.insert(name.clone()) {
-            return name;
-        }
-        let number = self.asked.entry(name.clone()).or_default();
-        loop {
-            *number += 1;
-            let numbered = format!("{name}_{number}");
-            if self.taken.insert(numbered.clone()) {
-                return numbered;
-            }
-        }
-    }
-}
-
 fn key(node: &NodeProto) -> Key<'_> {
     (canonical_domain(node.domain()), node.op_type(), node.overload())
 }
@@ -127,8 +103,8 @@ impl<'a> Inliner<'a> {
         let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
         let initializers = graph.initializer.iter().chain(sparse).map(|t| t.name());
         let outputs = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
-        self.values.taken.extend(infos.chain(initializers).chain(outputs).map(str::to_owned));
-        self.nodes.taken.extend(graph.node.iter().map(|n| n.name().to_owned()));
+        self.values.extend(infos.chain(initializers).chain(outputs));
+        self.nodes.extend(graph.node.iter().map(|n| n.name()));
         graph.node.iter().flat_map(graphs).for_each(|g| self.take_names(g));
     }
 

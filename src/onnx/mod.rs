@@ -4,6 +4,7 @@ pub mod attribute;
 mod element;
 pub mod file;
 pub mod inline;
+mod names;
 pub mod npy;
 mod tensor;
 pub mod text;
@@ -16,6 +17,7 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 
+pub use names::Names;
 pub use proto::tensor_proto::DataType as ElementType;
 pub use proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,

@@ -1,10 +1,9 @@
 //! One forward node as a rule sees it: its inputs, outputs and attributes, in their newest form, and the gradients of its outputs.
 
 use crate::expr::{Builder, Expr, normalize_axis};
-use crate::graph::{Fact, NewNode, Node, NodeId, ScopeId, ValueId};
+use crate::graph::{Fact, IdMap, IdSet, NewNode, Node, NodeId, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{HashMap, HashSet};
 
 /// The pass that calls a rule, as the rule asks it for gradients of what it has written itself.
 pub trait Differentiate<'g> {
@@ -28,11 +27,10 @@ pub trait Differentiate<'g> {
     ///
     /// # Errors
     /// As for nodes.
-    fn through_formula(&'g self, seeds: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>])
-    -> Result<HashMap<ValueId, Expr<'g>>>;
+    fn through_formula(&'g self, seeds: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<IdMap<ValueId, Expr<'g>>>;
 
     /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them.
-    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId>;
+    fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId>;
 
     /// The element type of the gradient of a tensor of quantized integers that depends on an x.
     fn cotangent(&self, value: ValueId) -> Option<ElementType>;
@@ -346,7 +344,7 @@ impl<'g> Call<'g> {
     }
 
     /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them.
-    pub fn carriers(&self, nodes: &[NodeId], xs: &[ValueId]) -> HashSet<ValueId> {
+    pub fn carriers(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId> {
         self.pass.live(nodes, xs)
     }
 
@@ -370,7 +368,7 @@ impl<'g> Call<'g> {
     ///
     /// # Errors
     /// An operator between them without a gradient.
-    pub fn differentiate(&self, ys: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<HashMap<ValueId, Expr<'g>>> {
+    pub fn differentiate(&self, ys: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<IdMap<ValueId, Expr<'g>>> {
         self.pass.through_formula(ys, xs)
     }
 

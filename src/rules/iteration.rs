@@ -8,10 +8,10 @@ use super::Slot::*;
 use super::control::close;
 use super::{Call, Rule, rule};
 use crate::expr::{Along, Expr};
-use crate::graph::{Container, Dim, Fact, Graph, NodeId, ScopeId, ValueId};
+use crate::graph::{Container, Dim, Fact, Graph, IdSet, NodeId, ScopeId, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -83,7 +83,7 @@ impl<'g> Body<'g> {
         let captures = c.wanted_captures();
         let wanted = |i: usize| c.opt(i).is_some_and(|x| c.wants(x.id()));
         // Of Loop and Scan alike, inputs of the node and of the body are in the same places.
-        let mut sources: HashSet<ValueId> = captures.iter().map(|e| e.id()).collect();
+        let mut sources: IdSet<ValueId> = captures.iter().map(|e| e.id()).collect();
         let places = self.first.0..self.first.0 + self.states + stacked;
         sources.extend(places.filter(|&i| wanted(i)).filter_map(|i| self.inputs.get(i)).map(|e| e.id()));
         loop {
@@ -98,7 +98,7 @@ impl<'g> Body<'g> {
             }
         }
         let graph = b.graph();
-        let mut targets: HashSet<ValueId> = HashSet::new();
+        let mut targets: IdSet<ValueId> = IdSet::default();
         let seeded = c.dys().iter().enumerate().filter(|(_, dy)| dy.is_some());
         targets.extend(seeded.filter_map(|(i, _)| self.outputs.get(self.first.1 + i)));
         self.close_over(&graph, &mut targets);
@@ -116,7 +116,7 @@ impl<'g> Body<'g> {
     }
 
     /// Adds to a set of values all that they depend on, through any number of iterations.
-    fn close_over(&self, graph: &Graph, values: &mut HashSet<ValueId>) {
+    fn close_over(&self, graph: &Graph, values: &mut IdSet<ValueId>) {
         loop {
             for &id in self.nodes.iter().rev() {
                 let node = graph.node(id);
@@ -139,7 +139,7 @@ impl<'g> Body<'g> {
 
     /// The states on which some values depend.
     fn states_behind(&self, graph: &Graph, values: impl IntoIterator<Item = ValueId>) -> Vec<usize> {
-        let mut values: HashSet<ValueId> = values.into_iter().collect();
+        let mut values: IdSet<ValueId> = values.into_iter().collect();
         self.close_over(graph, &mut values);
         (0..self.states).filter(|&s| values.contains(&self.state_input(s).id())).collect()
     }
@@ -161,7 +161,7 @@ fn rounded<'g>(sum: Expr<'g>, x: Expr<'g>) -> Expr<'g> {
 }
 
 /// The places of those that are used.
-fn places(used: &HashSet<ValueId>, inputs: &[Expr<'_>]) -> Vec<usize> {
+fn places(used: &IdSet<ValueId>, inputs: &[Expr<'_>]) -> Vec<usize> {
     (0..inputs.len()).filter(|&i| used.contains(&inputs[i].id())).collect()
 }
 
@@ -236,7 +236,7 @@ fn loop_step<'g>(c: &Call<'g>, body: &Body<'g>) -> Result<Option<Step<'g>>> {
         return Ok(None);
     }
     close(c, scope, &outputs, 1)?;
-    let used: HashSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
+    let used: IdSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
     let needed = places(&used, before);
     let mut kept = vec![i.id()];
     kept.extend(needed.iter().map(|&s| before[s].id()));
@@ -482,7 +482,7 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         return Ok(vec![]);
     }
     close(c, scope, &outputs, 0)?;
-    let used: HashSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
+    let used: IdSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
     let needed = places(&used, &before[..states]);
     let stacked_states = products.iter().flat_map(|(_, left, right)| [*left, *right]).filter_map(|of| match of {
         Stacked::State(s) => Some(s),
@@ -576,7 +576,7 @@ fn scan_record<'g>(
         anyhow::Ok(outputs)
     })?;
     close(c, scope, &outputs, 0)?;
-    let used: HashSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
+    let used: IdSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
     let mut read = places(&used, &inputs[body.states..]);
     if read.is_empty() {
         read.push(0);

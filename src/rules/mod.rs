@@ -37,7 +37,7 @@ pub use call::{Call, Differentiate, Replay};
 use crate::expr::Expr;
 use crate::graph::ValueId;
 use anyhow::Result;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::LazyLock;
 
 /// `dx` of an operator with one input, from x, y and dy.
@@ -222,8 +222,8 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
 
 /// The row for an operator at a version of its domain.
 pub fn find(domain: &str, op: &str, version: i64) -> Option<&'static Rule> {
-    static TABLE: LazyLock<HashMap<(&str, &str), Vec<&'static Rule>>> = LazyLock::new(|| {
-        let mut table: HashMap<_, Vec<_>> = HashMap::new();
+    static TABLE: LazyLock<FxHashMap<(&str, &str), Vec<&'static Rule>>> = LazyLock::new(|| {
+        let mut table: FxHashMap<_, Vec<_>> = FxHashMap::default();
         for rule in all() {
             table.entry((rule.domain, rule.op)).or_default().push(rule);
         }

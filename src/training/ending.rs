@@ -1,10 +1,9 @@
 //! Where a model ends in a Softmax or Sigmoid that a loss has in it already: the tensor to compute the loss from.
 
 use crate::expr::{Builder, Expr, normalize_axis};
-use crate::graph::{Dim, Graph, Node, NodeId, ValueId};
+use crate::graph::{Dim, Graph, IdMap, Node, NodeId, ValueId};
 use crate::onnx::attribute;
 use anyhow::{Result, bail};
-use std::collections::HashMap;
 
 /// What a loss is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +56,7 @@ pub fn find<'g>(builder: &'g Builder, (name, id): (&str, ValueId), of: Domain) -
                     "'{name}' comes from a {op} that normalizes no single axis of it: name the tensor that goes into the {op} as the loss's output"
                 );
             };
-            let mut map = HashMap::from([(value, input)]);
+            let mut map = IdMap::from_iter([(value, input)]);
             builder.copy_all(&moves, &mut map);
             return Ok(Some(Ending { x: builder.expr(*map.get(&id).unwrap_or(&input)), op, axis }));
         }

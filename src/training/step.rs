@@ -7,9 +7,9 @@ use super::optimizers::{Hyper, Optimizer, Update};
 use crate::backward::{Aggregation, Flow, Pass};
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
-use crate::graph::{Fact, Graph, Loaded, NewNode, Origin, Producer, ValueId, load};
+use crate::graph::{Fact, Graph, IdSet, Loaded, NewNode, Origin, Producer, ValueId, load};
 use crate::onnx::proto::OperatorSetIdProto;
-use crate::onnx::{ElementType, ModelProto, attribute};
+use crate::onnx::{ElementType, ModelProto, Names, attribute};
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -97,7 +97,7 @@ pub struct Forward {
     model: ModelProto,
     builder: Builder,
     names: HashMap<Rc<str>, ValueId>,
-    taken: HashSet<Rc<str>>,
+    taken: Names,
     inputs: RefCell<Vec<(ValueId, String)>>,
 }
 
@@ -123,9 +123,9 @@ impl Forward {
     /// The model cannot be loaded.
     pub fn new(model: ModelProto, reserved: impl IntoIterator<Item = String>) -> Result<Self> {
         let Loaded { graph, names, inner_names, .. } = load(&model)?;
-        let mut taken: HashSet<Rc<str>> = names.keys().chain(&inner_names).cloned().collect();
-        taken.extend(model.graph.iter().flat_map(|g| &g.node).map(|n| Rc::from(n.name())));
-        taken.extend(reserved.into_iter().map(|n| Rc::from(n.as_str())));
+        let mut taken: Names = names.keys().chain(&inner_names).cloned().collect();
+        taken.extend(model.graph.iter().flat_map(|g| &g.node).map(|n| n.name()));
+        taken.extend(reserved);
         let inputs = RefCell::default();
         Ok(Forward { model, builder: Builder::new(graph), names, taken, inputs })
     }
@@ -247,7 +247,7 @@ impl Forward {
         let nodes: Vec<_> = b.graph().scope(Graph::MAIN).nodes.clone();
         let xs = plan.slots.iter().map(|s| Ok(self.value(&s.name)?.id())).collect::<Result<Vec<_>>>()?;
         let ids: Vec<Option<ValueId>> = {
-            let pass = Pass::new(b, Aggregation::AddN, HashSet::new(), &[]);
+            let pass = Pass::new(b, Aggregation::AddN, IdSet::default(), &[]);
             let pass = pass.with_straight_through(plan.straight_through);
             let flows = pass.differentiate(&nodes, &[(loss.id(), seed)], &xs)?;
             let id = |f: Option<Flow<'_>>| match f {

@@ -30,7 +30,7 @@ use super::fact::Fact;
 use crate::onnx::AttributeProto;
 use anyhow::Result;
 use context::{Context, Row, Rule};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::LazyLock;
 
 pub use source::constant;
@@ -52,7 +52,7 @@ pub struct Op<'a> {
 }
 
 /// The rules by domain and operator.
-static RULES: LazyLock<HashMap<(&str, &str), Rule>> = LazyLock::new(|| {
+static RULES: LazyLock<FxHashMap<(&str, &str), Rule>> = LazyLock::new(|| {
     let standard: [&[Row]; 16] = [
         elementwise::ROWS,
         linear::ROWS,
@@ -72,7 +72,7 @@ static RULES: LazyLock<HashMap<(&str, &str), Rule>> = LazyLock::new(|| {
         window::ROWS,
     ];
     let standard = standard.into_iter().flatten().map(|&(name, rule)| (("", name), rule));
-    let mut rules: HashMap<_, Rule> = standard.collect();
+    let mut rules: FxHashMap<_, Rule> = standard.collect();
     for name in microsoft::STANDARD {
         rules.extend(rules.get(&("", *name)).map(|&rule| (("com.microsoft", *name), rule)));
     }
@@ -95,7 +95,7 @@ static RULES: LazyLock<HashMap<(&str, &str), Rule>> = LazyLock::new(|| {
 /// Inputs that the operator cannot take, so that running it would fail: dimensions that contradict each other, a rank that
 /// it does not have. The message says what, not where.
 pub fn infer(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
-    let rules: &HashMap<(&str, &str), Rule> = &RULES;
+    let rules: &FxHashMap<(&str, &str), Rule> = &RULES;
     let mut facts = match rules.get(&(op.domain, op.op_type)) {
         Some(rule) => rule(&Context { op, inputs })?,
         None => Vec::new(),

@@ -5,7 +5,7 @@ mod encode;
 mod external;
 mod visit;
 
-pub use external::{load_external, rebase_external};
+pub use external::{load_external, locations, rebase_external};
 
 use super::ModelProto;
 use super::proto::TensorProto;
@@ -113,7 +113,7 @@ fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result
     }
     let name = path.file_name().and_then(|n| n.to_str()).context("its name is not valid text")?;
     let data_name = format!("{name}.data");
-    for location in external::locations(model) {
+    for location in locations(model) {
         let overwritten = location == name || location == data_name;
         ensure!(!overwritten, "the model has external data in '{location}': choose another name");
     }
