@@ -353,18 +353,22 @@ impl<'g> Building<'g, '_> {
         }
         let seed = match given.unwrap_or(&Seed::Ones) {
             Seed::Ones => expr.ones_like(),
-            Seed::Fill(value) => expr.full_like(*value),
+            Seed::Fill(value) => {
+                let element = expr.element()?;
+                let rounded = TensorProto::from_floats(element, &[1], &[*value]).floats()?;
+                ensure!(rounded.iter().all(|v| v.is_finite()), "{value} is no finite number of type {}", element.name());
+                expr.full_like(*value)
+            }
             Seed::Tensor(_) => self.builder.expr(tensor.context("its tensor is not known")?),
             Seed::Constant(value) => {
                 let element = expr.element()?;
-                ensure!(value.element_type().is_float(), "the seed is of type {}", value.element_type().name());
-                let values = value.floats()?;
                 ensure!(
                     value.element_type() == element,
                     "the seed is of type {}, y of type {}",
                     value.element_type().name(),
                     element.name()
                 );
+                let values = value.floats()?;
                 self.builder.numbers(&values, &value.dims, element)
             }
             Seed::Input(wanted) => {

@@ -130,6 +130,9 @@ impl<'a> Selection<'a> {
                 "tensor '{name}' lies inside the body of a control-flow node, which cannot be addressed from outside"
             );
         }
+        if name.contains(['*', '?']) {
+            return format!("no tensor matches '{name}'");
+        }
         match nearest(name, self.loaded.names.keys().map(|n| &**n)) {
             Some(near) => format!("no tensor is called '{name}'; did you mean '{near}'?"),
             None => format!("no tensor is called '{name}'"),
@@ -137,9 +140,16 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// The candidate that is most like `name`, if any is like it at all.
+/// The candidate that is most like `name`, whatever its case, if any is like it at all. One that ends in it is like it:
+/// `layers.0.weight` where `weight` is asked for.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let scored = candidates.map(|c| (strsim::jaro_winkler(name, c), c)).filter(|&(score, _)| score > 0.7);
+    let name = name.to_lowercase();
+    let score = |candidate: &str| {
+        let candidate = candidate.to_lowercase();
+        let ending = if name.is_empty() || !candidate.ends_with(&name) { 0.0 } else { 0.8 };
+        strsim::jaro_winkler(&name, &candidate).max(ending)
+    };
+    let scored = candidates.map(|c| (score(c), c)).filter(|&(score, _)| score > 0.7);
     scored.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1))).map(|(_, c)| c)
 }
 

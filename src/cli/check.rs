@@ -1,12 +1,17 @@
 //! `check`: runs a model with gradients in an engine, and compares the gradients with finite differences.
 
+use super::one_line;
 use super::table::Table;
 use anyhow::{Context, Result, bail, ensure};
+use clap::builder::RangedU64ValueParser;
 use onnx_gradients::Model;
-use onnx_gradients::onnx::npy;
+use onnx_gradients::backward::nearest;
+use onnx_gradients::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
+use onnx_gradients::onnx::proto::{TensorShapeProto, type_proto::Value};
+use onnx_gradients::onnx::{TensorProto, TypeProto, npy, text};
 use onnx_gradients::record::Record;
 use onnx_gradients::validate::{Engine, Options, Status, Validation, validate};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -22,11 +27,11 @@ pub struct Args {
     /// A model that `grad` has written
     model: PathBuf,
     /// The value of a graph input; random where none is given
-    #[arg(long, value_name = "NAME=FILE", num_args = 1..)]
-    input: Vec<String>,
+    #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = pair)]
+    input: Vec<(String, String)>,
     /// The size of a symbolic dimension
-    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1..)]
-    dim: Vec<String>,
+    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = dim)]
+    dim: Vec<(String, i64)>,
     /// Check one call of `grad` alone, by its --name [default: all]
     #[arg(long, value_name = "NAME")]
     call: Option<String>,
@@ -34,7 +39,7 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Along how many random directions each gradient is compared
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     directions: usize,
     /// Seconds after which no more is compared
     #[arg(long, default_value_t = 20)]
@@ -100,12 +105,13 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Checks, prints, and fails where a gradient is wrong.
 pub fn run(args: &Args) -> Result<()> {
     let checks = if args.in_process { checks(args)? } else { in_child(args)? };
+    let mut out = std::io::stdout().lock();
     if args.json || args.in_process {
-        println!("{}", serde_json::to_string(&checks)?);
+        writeln!(out, "{}", serde_json::to_string(&checks)?)?;
     } else {
         for (name, validation) in &checks {
-            println!("{name}: {}", summary(validation));
-            print!("{}", table(validation));
+            writeln!(out, "{}", one_line(&format!("{name}: {}", summary(validation))))?;
+            write!(out, "{}", table(validation))?;
         }
     }
     let wrong = checks.iter().filter(|(_, v)| v.status == Status::Failed).count();
@@ -116,22 +122,15 @@ pub fn run(args: &Args) -> Result<()> {
 fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let model = Model::load(&args.model)?;
     let mut records = Record::all(&model.proto)?;
+    ensure!(!records.is_empty(), "{}: no gradients of ours are in the model", args.model.display());
     if let Some(name) = &args.call {
+        known("--call", [name], records.iter().map(|r| r.name.as_str()))?;
         records.retain(|r| r.name == *name);
     }
-    if records.is_empty() {
-        bail!("{}: no gradients of ours are in the model", args.model.display());
-    }
-    let inputs = pairs(&args.input)?.into_iter().map(|(name, path)| Ok((name, npy::read_tensor(Path::new(&path))?)));
-    let dims = pairs(&args.dim)?.into_iter().map(|(name, size)| {
-        let size: i64 = size.parse().with_context(|| format!("--dim {name}={size}"))?;
-        ensure!(size > 0, "--dim {name}={size}: a size is at least 1");
-        Ok((name, size))
-    });
     let options = Options {
         seed: args.seed,
-        dims: dims.collect::<Result<_>>()?,
-        inputs: inputs.collect::<Result<_>>()?,
+        dims: dims(args, &model)?,
+        inputs: inputs(args, &model)?,
         directions: args.directions,
         budget: Duration::from_secs(args.budget),
         engine: args.engine.choice(),
@@ -140,13 +139,70 @@ fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
     Ok(records.into_iter().map(|r| (r.name.clone(), validate(&model.proto, folder, &r, &options))).collect())
 }
 
-fn pairs(given: &[String]) -> Result<Vec<(String, String)>> {
-    // Names may hold any character, files and numbers hardly ever an equals sign.
-    let pair = |text: &String| match text.rsplit_once('=') {
-        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
-        None => bail!("'{text}' is not of the form NAME=VALUE"),
+/// The tensors that are given for graph inputs.
+fn inputs(args: &Args, model: &Model) -> Result<BTreeMap<String, TensorProto>> {
+    let declared = || model.proto.graph.iter().flat_map(|g| &g.input);
+    known("--input", args.input.iter().map(|(name, _)| name), declared().map(|i| i.name()))?;
+    let tensor = |(name, path): &(String, String)| {
+        let tensor = npy::read_tensor(Path::new(path))?;
+        let r#type = declared().find(|i| i.name() == name).and_then(|i| i.r#type.as_ref());
+        if let Some(r#type) = r#type.filter(|t| !fits(&tensor, t)) {
+            let (given, wanted) = (tensor.element_type().name(), text::print_type(r#type));
+            bail!("--input {name}={path}: it is {given}{:?}, the input {wanted}", tensor.dims);
+        }
+        Ok((name.clone(), tensor))
     };
-    given.iter().map(pair).collect()
+    args.input.iter().map(tensor).collect()
+}
+
+/// Whether a tensor is of a type, as far as that is a tensor's and says its sizes.
+fn fits(tensor: &TensorProto, r#type: &TypeProto) -> bool {
+    let Some(Value::TensorType(wanted)) = &r#type.value else { return true };
+    let size = |(given, wanted): (&i64, &Dimension)| !matches!(wanted.value, Some(Dim::DimValue(n)) if n != *given);
+    let shape = |s: &TensorShapeProto| s.dim.len() == tensor.dims.len() && tensor.dims.iter().zip(&s.dim).all(size);
+    wanted.elem_type() == tensor.data_type() && wanted.shape.as_ref().is_none_or(shape)
+}
+
+/// The sizes that are given for symbols of graph inputs.
+fn dims(args: &Args, model: &Model) -> Result<BTreeMap<String, i64>> {
+    let types = model.proto.graph.iter().flat_map(|g| &g.input).filter_map(|i| i.r#type.as_ref()?.value.as_ref());
+    let shapes = types.filter_map(|t| if let Value::TensorType(t) = t { t.shape.as_ref() } else { None });
+    let symbols = shapes.flat_map(|s| &s.dim).filter_map(|d| match &d.value {
+        Some(Dim::DimParam(symbol)) => Some(symbol.as_str()),
+        _ => None,
+    });
+    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols)?;
+    Ok(args.dim.iter().cloned().collect())
+}
+
+/// Fails for names that the model does not have: they would change nothing.
+fn known<'a>(
+    option: &str,
+    given: impl IntoIterator<Item = &'a String>,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<()> {
+    let names: BTreeSet<&str> = names.collect();
+    let unknown: Vec<String> = (given.into_iter())
+        .filter(|name| !names.contains(name.as_str()))
+        .map(|name| match nearest(name, names.iter().copied()) {
+            Some(near) => format!("{option}: the model has no '{name}'; did you mean '{near}'?"),
+            None => format!("{option}: the model has no '{name}'"),
+        })
+        .collect();
+    ensure!(unknown.is_empty(), "{}", unknown.join("; "));
+    Ok(())
+}
+
+/// Names may hold any character, files and numbers hardly ever an equals sign.
+fn pair(text: &str) -> Result<(String, String)> {
+    let (name, value) = text.rsplit_once('=').context("it is not of the form NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+fn dim(text: &str) -> Result<(String, i64)> {
+    let (symbol, size) = pair(text)?;
+    let size = size.parse().ok().filter(|&size| size > 0).context("a size is a whole number from 1")?;
+    Ok((symbol, size))
 }
 
 /// Validates a file that `grad` has just written: one call of it.
@@ -169,15 +225,15 @@ pub fn after_grad(path: &Path, call: &str, engine: &EngineArgs) -> Result<Valida
 /// Runs the same command in a process of its own, which an engine may take down: by an abort, an endless loop, all memory.
 fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("check").arg(&args.model).args(["--in-process", "--seed", &args.seed.to_string()]);
+    command.arg("check").args(["--in-process", "--seed", &args.seed.to_string()]);
     command.args(["--directions", &args.directions.to_string(), "--budget", &args.budget.to_string()]);
-    for (flag, values) in [("--input", &args.input), ("--dim", &args.dim)] {
-        command.args(values.iter().map(|value| format!("{flag}={value}")));
-    }
+    command.args(args.input.iter().map(|(name, path)| format!("--input={name}={path}")));
+    command.args(args.dim.iter().map(|(symbol, size)| format!("--dim={symbol}={size}")));
     command.args(args.engine.arguments());
     if let Some(call) = &args.call {
         command.arg(format!("--call={call}"));
     }
+    command.arg("--").arg(&args.model);
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let read = |mut pipe: Box<dyn Read + Send>| {
         std::thread::spawn(move || {

@@ -2,19 +2,21 @@
 
 use super::table::Table;
 use anyhow::{Context, Result, ensure};
+use clap::builder::NonEmptyStringValueParser;
 use onnx_gradients::backward::{Selection, read_functions};
 use onnx_gradients::onnx::{file, npy};
 use onnx_gradients::{Aggregation, Gradients, Model, Output, Seed, Unconnected, graph};
 use serde_json::{Value, json};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Append the gradients of ys with respect to xs to a model
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   onnx-gradients grad mlp.onnx -o mlp-grad.onnx --ys loss --params
-  onnx-gradients grad cnn.onnx -o saliency.onnx --ys scores --xs image --grad-ys input --only-gradients
-  onnx-gradients grad mlp.onnx -o - --ys loss --xs 'layer*.weight' --stop-gradients hidden > mlp-grad.onnx
+  onnx-gradients grad cnn.onnx -o saliency.onnx --ys scores --xs image --only-gradients
+  onnx-gradients grad mlp.onnx -o - --ys loss --xs 'layer*.weight' > mlp-grad.onnx
+  onnx-gradients grad mlp.onnx -o out.onnx --params --grad-ys -3 --stop-gradients hidden
   onnx-gradients grad training.onnx -o plain.onnx --lower")]
 pub struct Args {
     /// The model; `-` for stdin
@@ -25,7 +27,8 @@ pub struct Args {
     /// Tensors to differentiate [default: all floating-point graph outputs]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     ys: Vec<String>,
-    /// Tensors to differentiate with respect to; `*` and `?` are wildcards where the exact name does not exist
+    /// Tensors to differentiate with respect to; `*` and `?` are wildcards where the exact name does not exist, and a name that
+    /// starts with a dash is written --xs=-name
     #[arg(long, value_name = "NAME", num_args = 1..)]
     xs: Vec<String>,
     /// Every floating-point initializer that reaches a y is an x
@@ -45,7 +48,7 @@ pub struct Args {
     #[arg(long)]
     straight_through: bool,
     /// The scope of all new names
-    #[arg(long, default_value = "gradients")]
+    #[arg(long, default_value = "gradients", value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// How gradients that arrive at one tensor are summed
     #[arg(long, value_enum, default_value = "add-n")]
@@ -108,13 +111,13 @@ enum Missing {
 pub fn run(args: &Args) -> Result<()> {
     if args.xs.is_empty() && !args.params && !args.inputs && !args.lower {
         super::usage(
+            "grad",
             "no xs are given: name tensors with --xs, or take --params or --inputs; or --lower the model's own",
         );
     }
-    let stdout = args.output == Path::new("-");
-    if !stdout {
+    if !to_stdout(args) {
         ensure!(!file::same_file(&args.model, &args.output), "OUT is the model itself, which is never overwritten");
-        ensure!(args.force || !args.output.exists(), "{} exists already; --force replaces it", args.output.display());
+        file::ensure_writable(&args.output, args.force)?;
     }
     let model = load(&args.model)?;
     if args.lower {
@@ -130,7 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
     let warnings = write(args, &output.model, output.warnings.clone())?;
     let validation = validation(args, &output, whole.as_ref());
     let text = if args.json { as_json(&output, &validation, &warnings) } else { as_text(&output, &validation) };
-    print(args, &text);
+    print(args, &text)?;
     ensure!(
         validation["status"] != "failed",
         "the validation failed: {}",
@@ -160,26 +163,33 @@ fn lower(args: &Args, model: &Model) -> Result<()> {
         }
         format!("{table}{} Gradient nodes lowered; {} nodes added\n", lowered.nodes.len(), lowered.nodes_added)
     };
-    print(args, &text);
-    Ok(())
+    print(args, &text)
 }
 
 /// Writes the model, and the warnings with those that come of it, which are returned.
 fn write(args: &Args, model: &Model, mut warnings: Vec<String>) -> Result<Vec<String>> {
-    if args.output == Path::new("-") {
+    if to_stdout(args) {
         file::write_to(&model.proto, std::io::stdout().lock())?;
     } else {
         warnings.extend(model.write(&args.output, args.force)?);
     }
     for warning in &warnings {
-        eprintln!("warning: {warning}");
+        super::note(format_args!("warning: {warning}"));
     }
     Ok(warnings)
 }
 
 /// The model itself is what goes to stdout where it is asked for there.
-fn print(args: &Args, text: &str) {
-    if args.output == Path::new("-") { eprint!("{text}") } else { print!("{text}") }
+fn print(args: &Args, text: &str) -> Result<()> {
+    match to_stdout(args) {
+        true => std::io::stderr().write_all(text.as_bytes())?,
+        false => std::io::stdout().write_all(text.as_bytes())?,
+    }
+    Ok(())
+}
+
+fn to_stdout(args: &Args) -> bool {
+    [Path::new("-"), Path::new("/dev/stdout")].contains(&&*args.output)
 }
 
 /// What running the result has shown.
@@ -199,9 +209,13 @@ fn run_in_engine(_: &Args, _: &Output, _: Option<&Model>) -> Result<Value> {
 #[cfg(feature = "validate")]
 fn run_in_engine(args: &Args, output: &Output, whole: Option<&Model>) -> Result<Value> {
     use super::check;
-    let unwritten = whole.or((args.output == Path::new("-")).then_some(&output.model));
-    let validation = match unwritten {
-        Some(model) => check::after_grad(check::temporary(model)?.path(), &output.record.name, &args.engine)?,
+    // What went into a pipe or a device cannot be read again.
+    let gone = to_stdout(args) || !args.output.is_file();
+    let validation = match whole.or(gone.then_some(&output.model)) {
+        Some(model) => match check::temporary(model) {
+            Ok(file) => check::after_grad(file.path(), &output.record.name, &args.engine)?,
+            Err(error) => return Ok(json!({ "status": "skipped", "reason": format!("no copy to run: {error:#}") })),
+        },
         None => check::after_grad(&args.output, &output.record.name, &args.engine)?,
     };
     let mut value = json!(validation);
@@ -260,7 +274,7 @@ fn request(args: &Args, loaded: &graph::Loaded) -> Result<Gradients> {
 
 /// A seed from its SPEC, which is split at its first colon.
 fn seed(spec: &str) -> Result<Seed> {
-    Ok(match (spec, spec.split_once(':')) {
+    Ok(match (spec, spec.split_once(':').filter(|(_, name)| !name.is_empty())) {
         ("ones", _) => Seed::Ones,
         ("input", _) => Seed::Input(None),
         (_, Some(("input", name))) => Seed::Input(Some(name.to_owned())),
@@ -268,9 +282,10 @@ fn seed(spec: &str) -> Result<Seed> {
         (_, Some(("file", path))) => Seed::Constant(npy::read_tensor(Path::new(path))?),
         _ => match spec.parse() {
             Ok(number) => Seed::Fill(number),
-            Err(_) => super::usage(format!(
-                "'{spec}' is no seed: it is ones, a number, input, input:NAME, tensor:NAME or file:PATH"
-            )),
+            Err(_) => super::usage(
+                "grad",
+                format!("'{spec}' is no seed: it is ones, a number, input, input:NAME, tensor:NAME or file:PATH"),
+            ),
         },
     })
 }

@@ -1,12 +1,14 @@
 //! `inspect`: what a model holds, and what stands in the way of its gradients.
 
 use super::table::Table;
+use super::{note, one_line};
 use anyhow::Result;
 use onnx_gradients::backward::{Selection, support};
 use onnx_gradients::graph::{self, Fact, Graph, ValueId};
 use onnx_gradients::{Gradients, Model};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Show a model's inputs, outputs, parameters and operators, and what has a gradient
@@ -50,6 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
         };
         reach.push((selection.name(y), connected, obstacle));
     }
+    let mut out = std::io::stdout().lock();
     if args.json {
         let tensors = |list: &[(String, String)]| {
             list.iter().map(|(name, kind)| json!({ "name": name, "type": kind })).collect::<Vec<_>>()
@@ -65,27 +68,28 @@ pub fn run(args: &Args) -> Result<()> {
             "reach": reach.collect::<Vec<_>>(),
             "warnings": loaded.warnings,
         });
-        println!("{object}");
-        return Ok(());
+        return Ok(writeln!(out, "{object}")?);
     }
-    println!("opset {}, {} nodes", model.proto.opset("").unwrap_or(1), scope.nodes.len());
+    writeln!(out, "opset {}, {} nodes", model.proto.opset("").unwrap_or(1), scope.nodes.len())?;
     for (what, tensors) in [("inputs", &inputs), ("outputs", &outputs), ("parameters", &parameters)] {
-        println!("\n{what}");
-        tensors.iter().for_each(|(name, kind)| println!("  {name}  {kind}"));
+        writeln!(out, "\n{what}")?;
+        for (name, kind) in tensors {
+            writeln!(out, "  {}  {kind}", one_line(name))?;
+        }
     }
     let mut table = Table::new(["operator", "nodes", "gradient"]);
     operators.into_iter().for_each(|(op, (count, what))| table.row([op, count.to_string(), what]));
-    print!("\n{table}");
+    write!(out, "\n{table}")?;
     for (y, connected, obstacle) in reach {
         match obstacle {
-            Some(obstacle) => println!("\n{y}: {obstacle}"),
-            None => println!(
-                "\n{y} depends on {}",
-                if connected.is_empty() { "nothing".to_owned() } else { connected.join(", ") }
-            ),
+            Some(obstacle) => writeln!(out, "\n{}", one_line(&format!("{y}: {obstacle}")))?,
+            None => {
+                let xs = if connected.is_empty() { "nothing".to_owned() } else { connected.join(", ") };
+                writeln!(out, "\n{}", one_line(&format!("{y} depends on {xs}")))?;
+            }
         }
     }
-    loaded.warnings.iter().for_each(|w| eprintln!("warning: {w}"));
+    loaded.warnings.iter().for_each(|w| note(format_args!("warning: {w}")));
     Ok(())
 }
 

@@ -13,7 +13,11 @@ mod table;
 mod train;
 mod trainable;
 
+use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 /// tf.gradients for ONNX: appends the nodes that compute derivatives to a model.
@@ -47,9 +51,24 @@ enum Command {
 
 /// Parses the arguments, runs the subcommand, and prints what it fails with: in one line, the whole chain of causes.
 ///
-/// The exit code is 0 for success, 1 where the work failed, 2 for wrong usage (which clap sees to).
+/// The exit code is 0 for success, 1 where the work failed, 2 for wrong usage (which clap sees to). A reader of stdout that
+/// leaves early, as `head` does, has got what it wanted.
 pub fn run() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse_from(std::env::args_os().map(plain_number)).command;
+    match dispatch(command).and_then(|()| Ok(io::stdout().flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            note(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
         Command::Grad(args) => grad::run(&args),
         #[cfg(feature = "validate")]
         Command::Check(args) => check::run(&args),
@@ -60,20 +79,40 @@ pub fn run() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut std::io::stdout());
-            Ok(())
-        }
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut script);
+            Ok(io::stdout().write_all(&script)?)
         }
     }
 }
 
-/// Ends the program because of its arguments, as clap does.
-fn usage(message: impl std::fmt::Display) -> ! {
-    Cli::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
+/// A negative number with an exponent in plain digits: clap takes `-1e-3` for options.
+fn plain_number(argument: OsString) -> OsString {
+    let number = argument.to_str().filter(|text| text.starts_with('-')).and_then(|text| text.parse::<f64>().ok());
+    number.filter(|n| n.is_finite()).map_or(argument, |n| n.to_string().into())
+}
+
+/// A line on stderr. Where stderr is closed, nobody is left to be told.
+fn note(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{}", one_line(&text.to_string()));
+}
+
+/// Text with its control characters written out: names may hold any, line feeds too.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
+/// Ends the program because of the arguments of a subcommand, as clap does.
+fn usage(subcommand: &str, message: impl Display) -> ! {
+    let mut command = Cli::command();
+    command.build();
+    let command = match command.find_subcommand(subcommand) {
+        Some(found) => &mut found.clone(),
+        None => &mut command,
+    };
+    command.error(clap::error::ErrorKind::ValueValidation, message).exit()
 }

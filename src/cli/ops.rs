@@ -4,6 +4,7 @@ use super::table::Table;
 use anyhow::Result;
 use onnx_gradients::rules::reference;
 use serde_json::json;
+use std::io::Write;
 
 /// List the operators that have a gradient, with their formulas
 #[derive(clap::Args)]
@@ -19,9 +20,9 @@ pub struct Args {
 
 /// Prints the table.
 pub fn run(args: &Args) -> Result<()> {
+    let mut out = std::io::stdout().lock();
     if args.markdown {
-        print!("{}", reference::markdown());
-        return Ok(());
+        return Ok(out.write_all(reference::markdown().as_bytes())?);
     }
     let rows = reference::sorted();
     if args.json {
@@ -31,13 +32,11 @@ pub fn run(args: &Args) -> Result<()> {
                 "attributes": r.attributes.split_whitespace().collect::<Vec<_>>(), "note": r.notes(),
             })
         });
-        println!("{}", json!(rows.collect::<Vec<_>>()));
-        return Ok(());
+        return Ok(writeln!(out, "{}", json!(rows.collect::<Vec<_>>()))?);
     }
     let mut table = Table::new(["operator", "versions", "formula", "inputs", "notes"]);
     for r in rows {
         table.row([r.name(), r.versions(), r.formula.to_owned(), r.inputs(), r.notes()]);
     }
-    print!("{table}");
-    Ok(())
+    Ok(write!(out, "{table}")?)
 }

@@ -45,10 +45,11 @@ pub fn read_bytes(bytes: Bytes) -> Result<ModelProto> {
 pub(super) fn read_whole(path: &Path) -> Result<Bytes> {
     let file = File::open(path).map_err(plain)?;
     let metadata = file.metadata().map_err(plain)?;
-    ensure!(!metadata.is_dir(), "it is a directory, not a model file");
+    ensure!(!metadata.is_dir(), "it is a directory, not a file");
     let too_large = "it is larger than 2 GB, the limit of protobuf: its weights belong into external data";
     ensure!(metadata.len() <= LARGEST, too_large);
-    let mut buffer = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    let (mut buffer, size) = (Vec::new(), usize::try_from(metadata.len()).unwrap_or(0));
+    buffer.try_reserve_exact(size).map_err(|_| anyhow!("there is no memory for its {size} bytes"))?;
     file.take(LARGEST + 1).read_to_end(&mut buffer).map_err(plain)?;
     ensure!(buffer.len() as u64 <= LARGEST, too_large);
     Ok(buffer.into())
@@ -99,17 +100,28 @@ impl Default for WriteOptions {
 /// An existing file without `force`; a folder that is not there; references to external data in the very files to be written;
 /// a model that is too large even without its initializers.
 pub fn write(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {
+    ensure_writable(path, options.force)?;
     write_files(model, path, options).with_context(|| path.display().to_string())
 }
 
-fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {
-    match fs::metadata(path) {
+/// Checks that [`write()`] may write to a path, before there is anything to be written.
+///
+/// # Errors
+/// A directory, an existing file without `force`, a folder that is not there.
+pub fn ensure_writable(path: &Path, force: bool) -> Result<()> {
+    let folder = folder(path);
+    let check = || match fs::metadata(path) {
         Ok(found) if found.is_dir() => bail!("it is a directory"),
-        Ok(found) if !found.is_file() => {
-            return write_to(model, File::options().write(true).open(path).map_err(plain)?);
-        }
-        Ok(_) => ensure!(options.force, "it exists already; --force replaces it"),
-        Err(_) => {}
+        Ok(found) if found.is_file() => Ok(ensure!(force, "it exists already; --force replaces it")),
+        Ok(_) => Ok(()),
+        Err(_) => Ok(ensure!(folder.is_dir(), "there is no folder '{}'", folder.display())),
+    };
+    check().with_context(|| path.display().to_string())
+}
+
+fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return write_to(model, File::options().write(true).open(path).map_err(plain)?);
     }
     let name = path.file_name().and_then(|n| n.to_str()).context("its name is not valid text")?;
     let data_name = format!("{name}.data");
@@ -176,7 +188,6 @@ pub(crate) fn replace(
 }
 
 /// The folder of a file, to be read from or written into.
-/// The folder of a file.
 pub fn folder(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
