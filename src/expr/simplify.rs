@@ -5,6 +5,7 @@
 
 use super::Expr;
 use crate::graph::{Dim, Origin};
+use crate::onnx::attribute;
 
 impl<'g> Expr<'g> {
     /// This tensor in place of an elementwise operation with one whose value does not matter, where the shape stays the same.
@@ -68,6 +69,21 @@ impl<'g> Expr<'g> {
         self.operand_of("Neg")
     }
 
+    /// One permutation in place of two, nothing where the second takes the first back.
+    pub(in crate::expr) fn simplify_transpose(self, perm: &[usize]) -> Option<Expr<'g>> {
+        if perm.iter().copied().eq(0..perm.len()) {
+            return Some(self);
+        }
+        let inner = self.operand_of("Transpose")?;
+        let first = {
+            let graph = self.builder.graph();
+            let (node, _) = graph.producer(self.id)?;
+            attribute::get_ints(&graph.node(node).attributes, "perm")?.to_vec()
+        };
+        let both = perm.iter().map(|&p| usize::try_from(*first.get(p)?).ok()).collect::<Option<Vec<_>>>()?;
+        Some(inner.transpose(&both))
+    }
+
     /// The first input of the node that computes this, where it is a node of that operator which the pass has written.
     pub(in crate::expr) fn operand_of(self, op: &str) -> Option<Expr<'g>> {
         let graph = self.builder.graph();
@@ -88,17 +104,18 @@ impl<'g> Expr<'g> {
 
     /// Nothing where the shape stays the same, one reshape in place of two.
     pub(in crate::expr) fn simplify_reshape(self, shape: Expr<'g>) -> Option<Expr<'g>> {
-        let target = shape.fact().dims()?;
-        if self.fact().shape.as_deref() == Some(target.as_slice()) {
+        let target = shape.fact().dims();
+        if target.is_some() && self.fact().shape.as_deref() == target.as_deref() {
             return Some(self);
         }
-        let known = target.iter().all(|d| matches!(d, Dim::Known(n) if *n > 0));
         let inner = self.operand_of("Reshape")?;
-        if known || inner.fact().shape.as_deref() == Some(target.as_slice()) {
-            Some(inner.reshape(shape))
-        } else {
-            None
-        }
+        // In numbers, 0 and -1 are relative to what is reshaped; a computed shape stands for itself.
+        let absolute = match shape.ints() {
+            Some(numbers) => numbers.iter().all(|&n| n > 0),
+            None => self.reshape_target(shape).is_none() || inner.reshape_target(shape).is_some(),
+        };
+        let restored = target.is_some() && inner.fact().shape.as_deref() == target.as_deref();
+        (absolute || restored).then(|| inner.reshape(shape))
     }
 
     /// A constant for a computed shape: 0 for a size that stays in its place, -1 for one that follows from the others.

@@ -133,11 +133,10 @@ impl<'g> Expr<'g> {
 
     /// The axes in another order: axis `i` of the result is axis `perm[i]`.
     pub fn transpose(self, perm: &[usize]) -> Expr<'g> {
-        if perm.iter().enumerate().all(|(i, &p)| i == p) {
-            return self;
-        }
-        let perm: Vec<i64> = perm.iter().map(|&p| p as i64).collect();
-        self.builder.emit("Transpose", &[Some(self)], vec![ints("perm", &perm)])
+        self.simplify_transpose(perm).unwrap_or_else(|| {
+            let perm: Vec<i64> = perm.iter().map(|&p| p as i64).collect();
+            self.builder.emit("Transpose", &[Some(self)], vec![ints("perm", &perm)])
+        })
     }
 
     /// The last two axes exchanged.
