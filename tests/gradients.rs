@@ -27,6 +27,8 @@ const NOT_IN_TRACT: &[&str] = &[
     // and no values that may be absent.
     "Optional",
     "OptionalGetElement",
+    // It reads the shape as if there were no pads.
+    "ConvTranspose with output_shape",
     // Its axis of batches and its lengths are of that opset alone.
     "Scan before opset 9",
 ];

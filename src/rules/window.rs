@@ -81,10 +81,11 @@ impl<'g> Window<'g> {
         let auto_pad = c.string("auto_pad", "NOTSET");
         c.ensure_known("auto_pad", &auto_pad, &["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])?;
         let (s, image, dense) = (b.ints(&strides), image.dims(2..full), strides.iter().all(|&s| s == 1));
-        // In single steps there are as many windows as elements, by whatever names the model calls the sizes.
-        let count = if dense && auto_pad.starts_with("SAME") { image } else { windows.dims(2..full) };
-        let reach = (count - 1) * s + (sizes - 1) * b.ints(&dilations) + 1;
         let shaped = c.ints("output_shape").is_some_and(|s| !s.is_empty());
+        // In single steps there are as many windows as elements, by whatever names the model calls the sizes.
+        let same = dense && auto_pad.starts_with("SAME") && !shaped;
+        let count = if same { image } else { windows.dims(2..full) };
+        let reach = (count - 1) * s + (sizes - 1) * b.ints(&dilations) + 1;
         let (begin, end) = if auto_pad.starts_with("SAME") || shaped {
             let total = (reach + b.ints(&extra) - image).max(b.ints(&vec![0; rank]));
             let half = total / 2;
@@ -147,7 +148,14 @@ impl<'g> Window<'g> {
     /// # Errors
     /// They are not known.
     pub fn kernel(&self) -> Result<&[i64]> {
-        self.kernel.as_deref().context("the kernel's sizes are not known")
+        self.kernel.as_deref().context("the kernel's sizes are not known; write kernel_shape, or add value_info for the weights")
+    }
+
+    /// The kernel's sizes, of windows that are small enough to write a node for each tap.
+    fn ensure_few_taps(&self) -> Result<&[i64]> {
+        let kernel = self.kernel()?;
+        ensure!(self.taps().is_some_and(|t| t <= 1024), "a window of more than 1024 elements is not taken apart");
+        Ok(kernel)
     }
 
     /// Where each tap lies in its window.
@@ -155,7 +163,7 @@ impl<'g> Window<'g> {
     /// # Errors
     /// The kernel's sizes are not known, or they are too many.
     pub fn places(&self) -> Result<Vec<Vec<i64>>> {
-        ensure!(self.taps().is_some_and(|t| t <= 1024), "a window of more than 1024 elements is not taken apart");
+        self.ensure_few_taps()?;
         let at = |tap: Vec<i64>| tap.iter().zip(&self.dilations).map(|(t, d)| t * d).collect();
         Ok(places(self.kernel()?).into_iter().map(at).collect())
     }
@@ -260,8 +268,7 @@ impl<'g> Window<'g> {
     /// # Errors
     /// The kernel's sizes are not known, or they are too many.
     pub fn slices(&self, image: Expr<'g>, value: Option<Expr<'g>>) -> Result<Vec<Expr<'g>>> {
-        let kernel = self.kernel()?;
-        ensure!(self.taps().is_some_and(|t| t <= 1024), "a window of more than 1024 elements is not taken apart");
+        let kernel = self.ensure_few_taps()?;
         let lead = image.rank()?.saturating_sub(self.rank);
         let axes: Vec<usize> = (lead..lead + self.rank).collect();
         let mut padded = self.padded(image, value);
