@@ -356,7 +356,11 @@ impl<'g> Building<'g, '_> {
             Seed::Fill(value) => {
                 let element = expr.element()?;
                 let rounded = TensorProto::from_floats(element, &[1], &[*value]).floats()?;
-                ensure!(rounded.iter().all(|v| v.is_finite()), "{value} is no finite number of type {}", element.name());
+                ensure!(
+                    rounded.iter().all(|v| v.is_finite()),
+                    "{value} is no finite number of type {}",
+                    element.name()
+                );
                 expr.full_like(*value)
             }
             Seed::Tensor(_) => self.builder.expr(tensor.context("its tensor is not known")?),

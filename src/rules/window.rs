@@ -148,7 +148,9 @@ impl<'g> Window<'g> {
     /// # Errors
     /// They are not known.
     pub fn kernel(&self) -> Result<&[i64]> {
-        self.kernel.as_deref().context("the kernel's sizes are not known; write kernel_shape, or add value_info for the weights")
+        self.kernel
+            .as_deref()
+            .context("the kernel's sizes are not known; write kernel_shape, or add value_info for the weights")
     }
 
     /// The kernel's sizes, of windows that are small enough to write a node for each tap.

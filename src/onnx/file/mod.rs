@@ -110,11 +110,14 @@ pub fn write(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<(
 /// A directory, an existing file without `force`, a folder that is not there.
 pub fn ensure_writable(path: &Path, force: bool) -> Result<()> {
     let folder = folder(path);
-    let check = || match fs::metadata(path) {
-        Ok(found) if found.is_dir() => bail!("it is a directory"),
-        Ok(found) if found.is_file() => Ok(ensure!(force, "it exists already; --force replaces it")),
-        Ok(_) => Ok(()),
-        Err(_) => Ok(ensure!(folder.is_dir(), "there is no folder '{}'", folder.display())),
+    let check = || {
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => bail!("it is a directory"),
+            Ok(found) if found.is_file() => ensure!(force, "it exists already; --force replaces it"),
+            Ok(_) => (),
+            Err(_) => ensure!(folder.is_dir(), "there is no folder '{}'", folder.display()),
+        }
+        Ok(())
     };
     check().with_context(|| path.display().to_string())
 }
