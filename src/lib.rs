@@ -8,7 +8,7 @@
 //! let model = Model::load("mlp.onnx")?;
 //! let result = Gradients::new(["loss"], ["W1", "b1"]).stop(["h"]).seed("loss", Seed::Ones).build(&model)?;
 //! result.model.save("mlp-grad.onnx")?;
-//! println!("{:?}", result.gradients[0].gradient);
+//! let name: &Option<String> = &result.gradients[0].name; // "gradients/W1"
 //! # Ok(())
 //! # }
 //! ```

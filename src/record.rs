@@ -27,8 +27,9 @@ pub struct Record {
 pub struct Gradient {
     /// The tensor with respect to which is differentiated.
     pub x: String,
-    /// The tensor that holds the gradient; `None` where no y depends on x.
-    pub gradient: Option<String>,
+    /// The name of the tensor that holds the gradient; `None` where no y depends on x.
+    #[serde(rename = "gradient")]
+    pub name: Option<String>,
 }
 
 /// The gradient that a y starts with: a tensor, or else one number in every place.
@@ -51,7 +52,7 @@ impl Record {
     /// Adds the record to a model's metadata.
     ///
     /// # Errors
-    /// It cannot be written as JSON: a seed is no finite number.
+    /// It cannot be written as JSON.
     pub fn attach(&self, model: &mut ModelProto) -> Result<()> {
         let entry = StringStringEntryProto {
             key: Some(format!("{KEY}{}", self.name)),

@@ -2,6 +2,8 @@
 
 use onnx_gradients::Model;
 use onnx_gradients::onnx::text;
+#[cfg(feature = "validate")]
+use onnx_gradients::onnx::{TensorProto, npy};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -166,7 +168,7 @@ fn files_are_safe() {
     assert!(grad(&out(&folder), &[]).status.success());
     assert!(error(&grad(&out(&folder), &[])).contains("--force"));
     assert!(grad(&out(&folder), &["--force"]).status.success());
-    assert!(error(&grad("/nowhere/out.onnx", &[])).contains("/nowhere"));
+    assert!(error(&grad("/nowhere/out.onnx", &[])).contains("there is no folder '/nowhere'"));
     let failed = grad(&folder.path().join("other.onnx").display().to_string(), &["--ys", "nothing"]);
     assert!(error(&failed).contains("no tensor is called 'nothing'"));
     let left: Vec<PathBuf> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path()).collect();
@@ -218,6 +220,123 @@ fn wrong_usage_is_exit_code_2() {
     }
     let output = tool(&["grad", &model, "-o", "o", "--xs", "x", "--unconnected-gradients", "nan"]);
     assert!(String::from_utf8(output.stderr).unwrap().contains("none, zero"));
+}
+
+#[test]
+#[cfg(unix)]
+fn readers_that_leave_and_full_disks() {
+    let (folder, model) = folder(SQUARE);
+    let shell = |script: &str| {
+        let script = script.replace("TOOL", env!("CARGO_BIN_EXE_onnx-gradients")).replace("MODEL", &model);
+        Command::new("bash").args(["-c", &script]).output().unwrap()
+    };
+    for command in ["inspect MODEL", "inspect MODEL --json", "ops", "ops --json", "ops --markdown", "completions bash"]
+    {
+        let left = shell(&format!("TOOL {command} | true; exit ${{PIPESTATUS[0]}}"));
+        assert!(left.status.success() && left.stderr.is_empty(), "{command}: {left:?}");
+        let full = shell(&format!("TOOL {command} > /dev/full"));
+        assert!(error(&full).contains("No space left"), "{command}: {full:?}");
+    }
+    assert_eq!(shell("TOOL inspect nothing 2> /dev/full").status.code(), Some(1));
+    assert_eq!(shell("TOOL inspect nothing 2>&-").status.code(), Some(1));
+    let grad = "TOOL grad MODEL --xs x --no-validate --name a";
+    assert!(error(&shell(&format!("{grad} -o /dev/full"))).contains("No space left"));
+    let through = shell(&format!("{grad} -o /dev/stdout"));
+    std::fs::write(out(&folder), &through.stdout).unwrap();
+    assert_eq!(Model::load(out(&folder)).unwrap().proto.graph.unwrap().output[1].name(), "a/x");
+}
+
+#[test]
+#[cfg(all(unix, feature = "validate"))]
+fn what_went_into_a_device_is_validated() {
+    let (_folder, model) = folder(SQUARE);
+    let output = tool(&["grad", &model, "-o", "/dev/null", "--xs", "x", "--json"]);
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["validation"]["status"], "passed", "{report}");
+}
+
+#[test]
+fn seeds_are_finite_numbers_or_have_names() {
+    let (folder, model) = folder(SQUARE);
+    let grad = |spec: &str| {
+        let out = out(&folder);
+        tool(&["grad", &model, "-o", &out, "--xs", "x", "--grad-ys", spec, "--no-validate", "--json", "--force"])
+    };
+    for (spec, number) in [("-3", "-3"), ("-1e-3", "-0.001"), ("-2.5E2", "-250"), ("1e3", "1000")] {
+        let report: Value = serde_json::from_str(&stdout(&grad(spec))).unwrap();
+        assert_eq!(report["seeds"][0]["seed"], number, "{spec}");
+    }
+    for spec in ["inf", "nan", "1e999", "1e39"] {
+        assert!(error(&grad(spec)).contains("no finite number of type float"), "{spec}");
+    }
+    for spec in ["input:", "tensor:", "file:", ""] {
+        let output = grad(spec);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && text.contains("is no seed"), "{spec}: {text}");
+        assert!(text.contains("onnx-gradients grad"), "{text}");
+    }
+}
+
+#[test]
+fn names_are_suggested_whatever_their_case() {
+    let (folder, model) =
+        folder("g (float x, float \"layers.0.weight\") => (float Loss) { Loss = Mul(x, \"layers.0.weight\") }");
+    let output = tool(&["grad", &model, "-o", &out(&folder), "--ys", "loss", "--xs", "X", "weight", "q*"]);
+    let text = error(&output);
+    for expected in
+        ["did you mean 'Loss'?", "did you mean 'x'?", "did you mean 'layers.0.weight'?", "no tensor matches 'q*'"]
+    {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+fn names_with_line_feeds_stay_on_one_line() {
+    let (folder, model) = folder(SQUARE);
+    let mut proto = Model::load(&model).unwrap().proto;
+    let graph = proto.graph.as_mut().unwrap();
+    graph.input[0].name = Some("a\nb".to_owned());
+    graph.node[0].input[0] = "a\nb".to_owned();
+    let path = folder.path().join("feed.onnx").display().to_string();
+    Model::from(proto).save(&path).unwrap();
+    assert!(stdout(&tool(&["inspect", &path])).contains("a\\nb  float[N, 2]"));
+    assert!(error(&tool(&["grad", &path, "-o", &out(&folder), "--xs", "a\nc"])).contains("'a\\nc'"));
+}
+
+#[test]
+fn newer_opsets_are_read_with_a_warning() {
+    let (_folder, model) = folder(SQUARE);
+    let mut proto = Model::load(&model).unwrap().proto;
+    proto.opset_import[0].version = Some(99);
+    let newer = Path::new(&model).with_file_name("newer.onnx");
+    Model::from(proto).save(&newer).unwrap();
+    let report: Value = serde_json::from_str(&stdout(&tool(&["inspect", newer.to_str().unwrap(), "--json"]))).unwrap();
+    assert!(report["warnings"][0].as_str().unwrap().contains("the model is at opset 99"), "{report}");
+}
+
+#[test]
+#[cfg(feature = "validate")]
+fn check_takes_only_what_the_model_has() {
+    let (folder, model) = folder(SQUARE);
+    assert!(tool(&["grad", &model, "-o", &out(&folder), "--xs", "x", "--no-validate"]).status.success());
+    let file = |name: &str, tensor: TensorProto| {
+        let path = folder.path().join(name);
+        npy::write_npy(&tensor, &path, false).unwrap();
+        format!("x={}", path.display())
+    };
+    let good = file("good.npy", TensorProto::from_float32(&[3, 2], &[1.0; 6]));
+    let wide = file("wide.npy", TensorProto::from_float32(&[3, 3], &[1.0; 9]));
+    let ints = file("ints.npy", TensorProto::from_int64(&[3, 2], &[1; 6]));
+    let check = |arguments: &[&str]| tool(&[&["check", &out(&folder)], arguments].concat());
+    assert!(check(&["--input", &good]).status.success());
+    assert!(error(&check(&["--input", &wide])).contains("it is float[3, 3], the input float[N,2]"));
+    assert!(error(&check(&["--input", &ints])).contains("it is int64[3, 2], the input float[N,2]"));
+    assert!(error(&check(&["--input", &good.replace("x=", "X=")])).contains("did you mean 'x'?"));
+    assert!(error(&check(&["--dim", "n=3"])).contains("did you mean 'N'?"));
+    assert!(error(&check(&["--call", "gradient"])).contains("did you mean 'gradients'?"));
+    for wrong in [["--dim", "N"], ["--dim", "N=0"], ["--dim", "N=x"], ["--input", "x"], ["--directions", "0"]] {
+        assert_eq!(check(&wrong).status.code(), Some(2), "{wrong:?}");
+    }
 }
 
 #[test]

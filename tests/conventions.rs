@@ -18,7 +18,7 @@ fn check(graph: &str, point: Point) {
     let output = Gradients::new(["y"], point.iter().map(|(x, ..)| *x)).build(&model).unwrap();
     let computed = evaluate(&output.model.proto, point);
     for ((x, _, expected), found) in point.iter().zip(&output.gradients) {
-        let found = found.gradient.as_ref().map(|g| computed[g].floats().unwrap()).unwrap_or_default();
+        let found = found.name.as_ref().map(|g| computed[g].floats().unwrap()).unwrap_or_default();
         let close = |(a, b): (&f64, &f64)| a == b || (a - b).abs() < 1e-5;
         let same = found.len() == expected.len() && found.iter().zip(*expected).all(close);
         assert!(same, "d{x} is {found:?}, not {expected:?}: {graph}");
@@ -26,7 +26,7 @@ fn check(graph: &str, point: Point) {
 }
 
 fn evaluate(model: &ModelProto, point: Point) -> BTreeMap<String, TensorProto> {
-    let tensor = |v: &[f64]| TensorProto::from_floats(ElementType::Float, &[v.len() as i64], v);
+    let tensor = |v: &[f64]| TensorProto::from_floats(ElementType::Float, &[v.len() as i64], v).unwrap();
     run(model, &point.iter().map(|(name, v, _)| ((*name).to_owned(), tensor(v))).collect()).unwrap()
 }
 

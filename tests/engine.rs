@@ -61,7 +61,7 @@ fn wrong_gradients_fail() {
         let mut output = differentiated(graph, &["x", "w"]);
         // The gradient of w is doubled behind the record's back.
         let proto = output.model.proto.graph.as_mut().unwrap();
-        let name = output.gradients[1].gradient.clone().unwrap();
+        let name = output.gradients[1].name.clone().unwrap();
         let node = proto.node.iter_mut().find(|n| n.output.contains(&name)).unwrap();
         node.output[0] = "half".into();
         let twice = text::parse("g () => () { d = Sum(half, half) }").unwrap().graph.unwrap().node.remove(0);

@@ -211,7 +211,7 @@ fn large_models_put_their_initializers_beside_them() -> Result<()> {
     let values: Vec<f64> = (0..1000).map(f64::from).collect();
     let graph = model.graph.as_mut().unwrap();
     for name in ["u", "v"] {
-        let tensor = TensorProto::from_floats(ElementType::Float, &[1000], &values);
+        let tensor = TensorProto::from_floats(ElementType::Float, &[1000], &values).unwrap();
         graph.initializer.push(TensorProto { name: Some(name.into()), ..tensor });
     }
     let float_data = values.iter().map(|&v| v as f32).collect();
@@ -321,12 +321,12 @@ fn npy_and_pb_tensors() -> Result<()> {
     let folder = TempDir::new()?;
     let path = folder.path().join("t.npy");
     use ElementType as E;
-    let floats =
-        [E::Float, E::Double, E::Float16].map(|e| TensorProto::from_floats(e, &[2, 3], &[1., 2., 3., 4., 5., -6.5]));
+    let floats = [E::Float, E::Double, E::Float16]
+        .map(|e| TensorProto::from_floats(e, &[2, 3], &[1., 2., 3., 4., 5., -6.5]).unwrap());
     let ints = [E::Int8, E::Int16, E::Int32, E::Int64, E::Uint8, E::Uint16, E::Uint32, E::Uint64, E::Bool]
-        .map(|e| TensorProto::from_ints(e, &[2], &[0, 1]));
-    let scalar = TensorProto::from_ints(E::Int64, &[], &[7]);
-    let empty = TensorProto::from_floats(E::Float, &[0, 2], &[]);
+        .map(|e| TensorProto::from_ints(e, &[2], &[0, 1]).unwrap());
+    let scalar = TensorProto::from_ints(E::Int64, &[], &[7]).unwrap();
+    let empty = TensorProto::from_floats(E::Float, &[0, 2], &[]).unwrap();
     for tensor in floats.iter().chain(&ints).chain([&scalar, &empty]) {
         npy::write_npy(tensor, &path, true)?;
         assert_eq!(npy::read_tensor(&path)?, *tensor);
@@ -335,7 +335,7 @@ fn npy_and_pb_tensors() -> Result<()> {
         assert_eq!(npy::read_tensor(&path)?, *tensor);
     }
     assert!(error(npy::write_npy(&scalar, &path, false)).contains("--force"));
-    let bf16 = TensorProto::from_floats(E::Bfloat16, &[1], &[1.0]);
+    let bf16 = TensorProto::from_floats(E::Bfloat16, &[1], &[1.0]).unwrap();
     assert!(error(npy::write_npy(&bf16, &path, true)).contains("NumPy has no elements of type bfloat16"));
 
     // Fortran order and big-endian, as NumPy writes np.asfortranarray([[1, 2, 3], [4, 5, 6]], dtype='>i2').

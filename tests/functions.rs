@@ -36,7 +36,7 @@ fn functions_on_a_path_are_inlined() {
 fn their_gradients_are_right() {
     let model = Model::from(text::parse(MODEL).unwrap());
     let output = Gradients::new(["y"], ["x", "other"]).build(&model).unwrap();
-    let tensor = |v: &[f64]| TensorProto::from_floats(ElementType::Float, &[v.len() as i64], v);
+    let tensor = |v: &[f64]| TensorProto::from_floats(ElementType::Float, &[v.len() as i64], v).unwrap();
     let feeds = [("x".to_owned(), tensor(&[1.0, -2.0])), ("other".to_owned(), tensor(&[3.0, 0.5]))];
     let values = run(&output.model.proto, &feeds.into_iter().collect()).unwrap();
     // y = x² other², for x² is never negative.
@@ -85,7 +85,7 @@ fn users_give_gradients_as_functions() {
     // Without the node that no engine knows, its gradient runs.
     graph.node.drain(..2);
     graph.output.retain(|o| o.name().starts_with("gradients/"));
-    let tensor = |v: &[f64]| TensorProto::from_floats(ElementType::Float, &[2], v);
+    let tensor = |v: &[f64]| TensorProto::from_floats(ElementType::Float, &[2], v).unwrap();
     let feeds = [("x".to_owned(), tensor(&[1.0, -2.0])), ("w".to_owned(), tensor(&[0.0, 0.0]))];
     assert_eq!(run(&proto, &feeds.into_iter().collect()).unwrap()["gradients/x"].floats().unwrap(), [6.0, -12.0]);
 }

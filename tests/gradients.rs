@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 
 fn check(case: &Case) -> Result<(), Failed> {
     let first = case.differentiate().map_err(|e| format!("{e:#}"))?;
-    let missing: Vec<&str> = first.gradients.iter().filter(|g| g.gradient.is_none()).map(|g| g.x.as_str()).collect();
+    let missing: Vec<&str> = first.gradients.iter().filter(|g| g.name.is_none()).map(|g| g.x.as_str()).collect();
     let opaque = case.order == 0;
     if !opaque && missing.len() == first.gradients.len() {
         return Err("no input gets a gradient".into());
@@ -55,7 +55,7 @@ fn check(case: &Case) -> Result<(), Failed> {
     if case.order < 2 {
         return Ok(());
     }
-    let ys: Vec<String> = first.gradients.iter().filter_map(|g| g.gradient.clone()).collect();
+    let ys: Vec<String> = first.gradients.iter().filter_map(|g| g.name.clone()).collect();
     let second = case.gradients(&first.model, ys).map_err(|e| format!("second order: {e:#}"))?;
     let mut inputs = case.inputs();
     inputs.extend(case.seeds(&first));

@@ -3,6 +3,7 @@
 mod common;
 
 use common::process::process;
+use onnx_gradients::onnx::text;
 use prost::Message;
 
 /// splitmix64
@@ -42,6 +43,32 @@ fn damaged_models_are_answered() {
         }
     }
     assert!(read > 0, "some damage is harmless");
+}
+
+/// The smallest models of damage that was once not answered.
+#[test]
+fn sizes_and_types_of_no_model_are_answered() {
+    let huge = "4611686018427387904";
+    for graph in [
+        // Products and sums of sizes above what 64 bits hold.
+        "g (float[HUGE,HUGE] x) => (float[HUGE,1] y) { y = ReduceMean<axes = [0, 1]>(x) }",
+        "g (float[HUGE,2,HUGE,HUGE] x, float[2] s) => (float[HUGE,2,HUGE,HUGE] y) { y = InstanceNormalization(x, s, s) }",
+        "g (float[HUGE,HUGE] x, float[HUGE] s) => (y) { y = LayerNormalization<axis = 0>(x, s) }",
+        "g (float[HUGE] a, float[HUGE] b, float[HUGE] c) => (y) { y = Concat<axis = 0>(a, b, c) }",
+        "g (float[HUGE,7] x) => (float[1,7] y) { y = ReduceProd<axes = [0]>(x) }",
+        // Types that have no zeros.
+        "g (float8e4m3fn[2] q, float s) => (float[2] y) { y = DequantizeLinear(q, s) }",
+        "g (complex128[2] x) => (complex128[2] y) { y = Identity(x) }",
+        // A scale of more dimensions than its tensor.
+        "g (int8[4] q, float[2,2] s) => (float[4] y) { y = DequantizeLinear<axis = 1, block_size = 2>(q, s) }",
+        // Lists of the sizes of a tensor without any.
+        "g (float x, float[1] e) => (y) { y = Slice(x, e, e) }",
+    ] {
+        for opset in [13, 17, 21] {
+            let text = format!("<ir_version: 8, opset_import: [\"\": {opset}]> {}", graph.replace("HUGE", huge));
+            let _ = process(text::parse(&text).unwrap().encode_to_vec());
+        }
+    }
 }
 
 #[test]

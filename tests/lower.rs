@@ -77,7 +77,7 @@ fn outputs_may_be_left_out() {
         , db = Gradient<xs = ["a", "b"], y = "y">(a, b)
     }"#;
     let lowered = lowered(graph);
-    let gradients: Vec<_> = lowered.nodes[0].gradients.iter().map(|g| g.gradient.as_deref()).collect();
+    let gradients: Vec<_> = lowered.nodes[0].gradients.iter().map(|g| g.name.as_deref()).collect();
     assert_eq!(gradients, [None, Some("db")]);
 }
 
@@ -135,8 +135,8 @@ mod numbers {
     /// The outputs of a model after lowering, for inputs without dimensions or with one.
     fn values(graph: &str, feeds: &[(&str, &[f64])], outputs: &[&str]) -> Vec<Vec<f64>> {
         let tensor = |v: &[f64]| match v {
-            [one] => TensorProto::from_floats(ElementType::Float, &[], &[*one]),
-            many => TensorProto::from_floats(ElementType::Float, &[many.len() as i64], many),
+            [one] => TensorProto::from_floats(ElementType::Float, &[], &[*one]).unwrap(),
+            many => TensorProto::from_floats(ElementType::Float, &[many.len() as i64], many).unwrap(),
         };
         let feeds = feeds.iter().map(|(name, v)| ((*name).to_owned(), tensor(v))).collect();
         let computed = run(&lowered(graph).model.proto, &feeds).unwrap();
@@ -268,9 +268,9 @@ mod numbers {
             dx = Gradient<xs = ["x"], y = "y">(u)
         }"#;
         let proto = lowered(graph).model.proto;
-        let feed = |v: f64| TensorProto::from_floats(ElementType::Float, &[], &[v]);
+        let feed = |v: f64| TensorProto::from_floats(ElementType::Float, &[], &[v]).unwrap();
         for (c, expected) in [(1, 1.5 * 0.5f64.exp()), (0, 1.0)] {
-            let condition = TensorProto::from_ints(ElementType::Bool, &[], &[c]);
+            let condition = TensorProto::from_ints(ElementType::Bool, &[], &[c]).unwrap();
             let feeds = [("x", feed(7.0)), ("u", feed(0.5)), ("c", condition)].map(|(n, t)| (n.to_owned(), t));
             let found = run(&proto, &feeds.into_iter().collect()).unwrap()["dx"].floats().unwrap();
             assert!((found[0] - expected).abs() < 1e-5, "{c}: {found:?}");

@@ -16,8 +16,8 @@ fn model(graph: &str, opset: i64) -> Model {
 fn tensor(element: ElementType, dims: &[i64], value: impl Fn(usize) -> f64) -> TensorProto {
     let values: Vec<f64> = (0..dims.iter().product::<i64>() as usize).map(value).collect();
     match element.is_float() {
-        true => TensorProto::from_floats(element, dims, &values),
-        false => TensorProto::from_ints(element, dims, &values.iter().map(|&v| v as i64).collect::<Vec<_>>()),
+        true => TensorProto::from_floats(element, dims, &values).unwrap(),
+        false => TensorProto::from_ints(element, dims, &values.iter().map(|&v| v as i64).collect::<Vec<_>>()).unwrap(),
     }
 }
 
@@ -28,7 +28,7 @@ fn half(dims: &[i64], value: impl Fn(usize) -> f64) -> TensorProto {
 fn compute(output: &Output, inputs: &[(&str, TensorProto)]) -> Vec<f64> {
     let inputs: BTreeMap<String, TensorProto> = inputs.iter().map(|(n, t)| ((*n).to_owned(), t.clone())).collect();
     let computed = run(&output.model.proto, &inputs).unwrap();
-    computed[output.gradients[0].gradient.as_ref().unwrap()].floats().unwrap()
+    computed[output.gradients[0].name.as_ref().unwrap()].floats().unwrap()
 }
 
 /// The gradient of the sum of all elements of y by x.
@@ -120,7 +120,7 @@ fn an_infinite_gradient_stays_where_it_belongs() {
 fn a_square_root_is_linear_in_its_seed_where_the_seed_is_zero() {
     let model = model("g (float[3] x) => (float[3] y) { y = Sqrt(x) }", 17);
     let first = Gradients::new(["y"], ["x"]).seeds(vec![Seed::Input(None)]).build(&model).unwrap();
-    let (dx, seed) = (first.gradients[0].gradient.clone().unwrap(), first.record.seeds[0].seed.clone().unwrap());
+    let (dx, seed) = (first.gradients[0].name.clone().unwrap(), first.record.seeds[0].seed.clone().unwrap());
     let second = Gradients::new([dx], [seed.as_str()]).build(&first.model).unwrap();
     let float = |values: &'static [f64]| tensor(ElementType::Float, &[3], |i| values[i]);
     let found = compute(&second, &[("x", float(&[1.0, 4.0, 16.0])), (&seed, float(&[0.0, 0.0, 1.0]))]);

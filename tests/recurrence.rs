@@ -43,7 +43,7 @@ fn the_loss_of_a_scan_falls_by_its_own_gradients() {
         seed = (seed * 997.0 + 0.618).fract();
         seed - 0.5
     };
-    let tensor = |dims: &[i64], values: &[f64]| TensorProto::from_floats(ElementType::Float, dims, values);
+    let tensor = |dims: &[i64], values: &[f64]| TensorProto::from_floats(ElementType::Float, dims, values).unwrap();
     let (steps, batch) = (6usize, 8usize);
     let x: Vec<f64> = (0..steps * batch).map(|_| number()).collect();
     let target: Vec<f64> = (0..batch).map(|b| (0..steps).map(|t| x[t * batch + b]).sum()).collect();

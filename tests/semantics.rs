@@ -15,13 +15,13 @@ fn model(graph: &str) -> Model {
 /// The gradients of a call, for inputs given as lists of float32.
 fn values(output: &Output, feeds: &[(&str, &[f64])]) -> Vec<Option<Vec<f64>>> {
     let computed = evaluate(&output.model.proto, feeds);
-    output.gradients.iter().map(|g| g.gradient.as_ref().map(|g| computed[g].floats().unwrap())).collect()
+    output.gradients.iter().map(|g| g.name.as_ref().map(|g| computed[g].floats().unwrap())).collect()
 }
 
 fn evaluate(model: &ModelProto, feeds: &[(&str, &[f64])]) -> BTreeMap<String, TensorProto> {
     let tensor = |v: &[f64]| match v {
-        [one] => TensorProto::from_floats(ElementType::Float, &[], &[*one]),
-        many => TensorProto::from_floats(ElementType::Float, &[many.len() as i64], many),
+        [one] => TensorProto::from_floats(ElementType::Float, &[], &[*one]).unwrap(),
+        many => TensorProto::from_floats(ElementType::Float, &[many.len() as i64], many).unwrap(),
     };
     run(model, &feeds.iter().map(|(name, v)| ((*name).to_owned(), tensor(v))).collect()).unwrap()
 }
@@ -99,7 +99,7 @@ fn xs_in_their_order_twice_and_equal_to_y() {
     let graph = "g (float a) => (float y) { b = Mul(a, a) y = Mul(b, b) }";
     let output = Gradients::new(["y"], ["b", "a", "b", "y"]).build(&model(graph)).unwrap();
     assert_eq!(values(&output, &[("a", &[2.0])]), [some(8.0), some(32.0), some(8.0), some(1.0)]);
-    assert_eq!(output.gradients[0].gradient, output.gradients[2].gradient);
+    assert_eq!(output.gradients[0].name, output.gradients[2].name);
     let outputs = output.model.proto.graph.as_ref().unwrap().output.len();
     assert_eq!(outputs, 4, "y, and a gradient for each distinct x");
 }
@@ -131,13 +131,15 @@ fn unconnected_xs() {
     let feeds_with_index = |m: &ModelProto| {
         let mut all: BTreeMap<String, TensorProto> = feeds
             .iter()
-            .map(|(n, v)| ((*n).to_owned(), TensorProto::from_floats(ElementType::Float, &[v.len() as i64], v)))
+            .map(|(n, v)| {
+                ((*n).to_owned(), TensorProto::from_floats(ElementType::Float, &[v.len() as i64], v).unwrap())
+            })
             .collect();
-        all.insert("i".into(), TensorProto::from_ints(ElementType::Int64, &[], &[0]));
+        all.insert("i".into(), TensorProto::from_ints(ElementType::Int64, &[], &[0]).unwrap());
         run(m, &all).unwrap()
     };
     let output = Gradients::new(["y"], xs).build(&model(graph)).unwrap();
-    let connected: Vec<bool> = output.gradients.iter().map(|g| g.gradient.is_some()).collect();
+    let connected: Vec<bool> = output.gradients.iter().map(|g| g.name.is_some()).collect();
     assert_eq!(
         connected,
         [true, false, false, false, false, false],
@@ -145,7 +147,7 @@ fn unconnected_xs() {
     );
     let output = Gradients::new(["y"], xs).unconnected(Unconnected::Zero).build(&model(graph)).unwrap();
     let computed = feeds_with_index(&output.model.proto);
-    for (x, gradient) in output.gradients.iter().map(|g| (&g.x, g.gradient.as_ref().unwrap())) {
+    for (x, gradient) in output.gradients.iter().map(|g| (&g.x, g.name.as_ref().unwrap())) {
         let zeros = &computed[gradient];
         let value: Vec<f64> = match zeros.element_type().is_float() {
             true => zeros.floats().unwrap(),
@@ -178,7 +180,7 @@ fn every_form_of_seed() {
     assert_eq!(gradients(graph, &call(Seed::Ones), feeds), [Some(vec![2.0, 4.0])]);
     assert_eq!(gradients(graph, &call(Seed::Fill(-3.0)), feeds), [Some(vec![-6.0, -12.0])]);
     assert_eq!(gradients(graph, &call(Seed::Tensor("w".into())), feeds), [Some(vec![20.0, 400.0])]);
-    let constant = TensorProto::from_floats(ElementType::Float, &[2], &[0.5, 0.25]);
+    let constant = TensorProto::from_floats(ElementType::Float, &[2], &[0.5, 0.25]).unwrap();
     assert_eq!(gradients(graph, &call(Seed::Constant(constant)), feeds), [Some(vec![1.0, 1.0])]);
     let output = call(Seed::Input(Some("v".into()))).build(&model(graph)).unwrap();
     assert_eq!(output.seeds[0].seed.as_deref(), Some("v"));
@@ -203,7 +205,7 @@ fn seeds_that_do_not_fit() {
     let error_of_bool = error(graph, &Gradients::new(["b"], ["a"]).seeds([Seed::Ones]));
     assert_eq!(error_of_bool, "the seed of y 'b': y is of type bool, which has no gradient");
     let none = Gradients::new(["b"], ["a"]).build(&model(graph)).unwrap();
-    assert_eq!(none.gradients[0].gradient, None);
+    assert_eq!(none.gradients[0].name, None);
 }
 
 #[test]
@@ -211,7 +213,7 @@ fn a_seed_that_depends_on_x_is_a_constant_now_and_differentiated_next() {
     let graph = "g (float a) => (float y) { y = Mul(a, a) }";
     let first = Gradients::new(["y"], ["a"]).seed("y", Seed::Tensor("a".into())).build(&model(graph)).unwrap();
     assert_eq!(values(&first, &[("a", &[3.0])]), [some(18.0)], "a · 2a");
-    let second = Gradients::new([first.gradients[0].gradient.clone().unwrap()], ["a"]).build(&first.model).unwrap();
+    let second = Gradients::new([first.gradients[0].name.clone().unwrap()], ["a"]).build(&first.model).unwrap();
     assert_eq!(values(&second, &[("a", &[3.0])]), [some(12.0)], "d(2a²)/da");
 }
 
@@ -224,7 +226,7 @@ fn higher_order_by_calling_again() {
         let output = Gradients::new([y], ["x"]).build(&current).unwrap();
         let value = values(&output, &[("x", &[2.0])])[0].clone().unwrap()[0];
         assert!((value - expected).abs() < 1e-3, "{value} is not {expected}");
-        y = output.gradients[0].gradient.clone().unwrap();
+        y = output.gradients[0].name.clone().unwrap();
         scopes.push(output.record.name.clone());
         current = output.model;
     }
@@ -236,7 +238,7 @@ fn higher_order_by_calling_again() {
 fn the_second_derivative_of_what_is_linear() {
     let linear = Gradients::new(["y"], ["a"]).build(&model(EXAMPLE)).unwrap();
     let again = Gradients::new(["gradients/a"], ["a"]).build(&linear.model).unwrap();
-    assert_eq!(again.gradients[0].gradient, None);
+    assert_eq!(again.gradients[0].name, None);
     let relu = Gradients::new(["y"], ["x"]).build(&model("g (float x) => (float y) { y = Relu(x) }")).unwrap();
     let again = Gradients::new(["gradients/x"], ["x"]).build(&relu.model).unwrap();
     assert!(values(&again, &[("x", &[2.0])]).iter().all(|g| g.as_ref().is_none_or(|g| g == &[0.0])));
@@ -338,7 +340,7 @@ fn names_tell_where_nodes_come_from() {
     let node = &output.model.proto.graph.as_ref().unwrap().node[1];
     assert_eq!((node.name(), node.output[0].as_str()), ("gradients_1/exponential/Mul", "gradients_1/a"));
     let named = Gradients::new(["y"], ["a"]).name("train/back").build(&model(graph)).unwrap();
-    assert_eq!(named.gradients[0].gradient.as_deref(), Some("train/back/a"));
+    assert_eq!(named.gradients[0].name.as_deref(), Some("train/back/a"));
 }
 
 #[test]

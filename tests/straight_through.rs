@@ -31,13 +31,13 @@ fn check(opset: i64, graph: &str, point: Point) {
 }
 
 fn compare(output: &Output, graph: &str, point: Point) {
-    let tensor = |dims: &[i64], v: &[f64]| TensorProto::from_floats(ElementType::Float, dims, v);
+    let tensor = |dims: &[i64], v: &[f64]| TensorProto::from_floats(ElementType::Float, dims, v).unwrap();
     let used: Vec<&str> = output.model.proto.graph.iter().flat_map(|g| &g.input).map(|i| i.name()).collect();
     let given = point.iter().filter(|(name, ..)| used.contains(name));
     let feeds = given.map(|(name, dims, v, _)| ((*name).to_owned(), tensor(dims, v))).collect();
     let computed: BTreeMap<String, TensorProto> = run(&output.model.proto, &feeds).unwrap();
     for ((x, dims, _, expected), found) in point.iter().zip(&output.gradients) {
-        let found = found.gradient.as_ref().map(|g| (computed[g].dims.clone(), computed[g].floats().unwrap()));
+        let found = found.name.as_ref().map(|g| (computed[g].dims.clone(), computed[g].floats().unwrap()));
         let close = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-5 * b.abs().max(1.0);
         let same = match (&found, expected) {
             (Some((d, found)), Some(expected)) => {
@@ -178,7 +178,7 @@ const PAIR: &str = "g (float[3] x, float s) => (float[3] y) <int8 z = {0}> { q =
 #[test]
 fn without_the_option_nothing_passes() {
     let output = Gradients::new(["y"], ["x", "s"]).build(&model(13, PAIR)).unwrap();
-    let found: Vec<bool> = output.gradients.iter().map(|g| g.gradient.is_some()).collect();
+    let found: Vec<bool> = output.gradients.iter().map(|g| g.name.is_some()).collect();
     assert_eq!(found, [false, true]);
     // Nor where the type of the integers cannot be told.
     let graph =
@@ -187,7 +187,7 @@ fn without_the_option_nothing_passes() {
     let domain = Some("my".to_owned());
     unknown.proto.opset_import.push(OperatorSetIdProto { domain, version: Some(1) });
     let output = Gradients::new(["y"], ["x"]).build(&unknown).unwrap();
-    assert_eq!(output.gradients[0].gradient, None);
+    assert_eq!(output.gradients[0].name, None);
     let error = Gradients::new(["y"], ["x"]).straight_through(true).build(&unknown).unwrap_err();
     assert!(format!("{error:#}").contains("element type"), "{error:#}");
 }
@@ -196,7 +196,7 @@ fn without_the_option_nothing_passes() {
 fn second_derivatives() {
     let values: &[f64] = &[1.2, 70.0, -1.2];
     let first = Gradients::new(["y"], ["x"]).straight_through(true).build(&model(13, PAIR)).unwrap();
-    let dx = first.gradients[0].gradient.clone().unwrap();
+    let dx = first.gradients[0].name.clone().unwrap();
     let request = Gradients::new([dx], ["x", "s"]).straight_through(true).only_gradients(true);
     let second = request.build(&first.model).unwrap();
     // dx = 2 d where d passes, so d²y / dx² is 2 there, and d²y / dx ds is 2 (round(x / s) - x / s).
@@ -207,10 +207,10 @@ fn second_derivatives() {
 #[test]
 fn integers_that_are_xs_or_stops() {
     let output = gradients(13, PAIR, &["x", "q"]);
-    assert_eq!(output.gradients[1].gradient, None);
-    assert!(output.gradients[0].gradient.is_some());
+    assert_eq!(output.gradients[1].name, None);
+    assert!(output.gradients[0].name.is_some());
     let stopped = Gradients::new(["y"], ["x"]).stop(["q"]).straight_through(true).build(&model(13, PAIR)).unwrap();
-    assert_eq!(stopped.gradients[0].gradient, None);
+    assert_eq!(stopped.gradients[0].name, None);
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn what_passes_integers_no_gradient_is_named() {
 fn operators_that_are_not_known_stand_in_the_way() {
     let graph = "g (float[3] x, float s) => (float[3] y) { q = QuantizeLinear(x, s) t = com.microsoft.QLinearAdd(q, s, , q, s, , s) y = DequantizeLinear(t, s) }";
     let request = Gradients::new(["y"], ["x"]);
-    assert_eq!(request.build(&model(13, graph)).unwrap().gradients[0].gradient, None);
+    assert_eq!(request.build(&model(13, graph)).unwrap().gradients[0].name, None);
     let error = request.straight_through(true).build(&model(13, graph)).unwrap_err();
     assert!(format!("{error:#}").contains("com.microsoft.QLinearAdd"), "{error:#}");
 }

@@ -96,7 +96,7 @@ fn snapshots_are_up_to_date() {
         let list: Vec<String> = output
             .gradients
             .iter()
-            .map(|g| format!("# d{} = {}\n", g.x, g.gradient.as_deref().unwrap_or("none")))
+            .map(|g| format!("# d{} = {}\n", g.x, g.name.as_deref().unwrap_or("none")))
             .collect();
         let header = format!("# {}: {} at opset {}\n", name, case.title, case.opset);
         snapshots.insert(

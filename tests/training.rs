@@ -47,15 +47,15 @@ fn run_with(model: &ModelProto, precision: Precision, feeds: &State) -> Values {
 }
 
 fn float(dims: &[i64], values: &[f64]) -> TensorProto {
-    TensorProto::from_floats(ElementType::Float, dims, values)
+    TensorProto::from_floats(ElementType::Float, dims, values).unwrap()
 }
 
 fn double(dims: &[i64], values: &[f64]) -> TensorProto {
-    TensorProto::from_floats(ElementType::Double, dims, values)
+    TensorProto::from_floats(ElementType::Double, dims, values).unwrap()
 }
 
 fn ints(dims: &[i64], values: &[i64]) -> TensorProto {
-    TensorProto::from_ints(ElementType::Int64, dims, values)
+    TensorProto::from_ints(ElementType::Int64, dims, values).unwrap()
 }
 
 #[track_caller]
@@ -554,7 +554,7 @@ fn float16_has_masters_and_skips_steps_that_overflow() {
     );
     let artifacts = Trainable::new([LossSpec::parse("mse,sum").unwrap()]).optimizer("sgd", None).build(&model).unwrap();
     assert_eq!(artifacts.manifest.state[0].r#type, "float");
-    let half = |v: &[f64]| TensorProto::from_floats(ElementType::Float16, &[1, 2], v);
+    let half = |v: &[f64]| TensorProto::from_floats(ElementType::Float16, &[1, 2], v).unwrap();
     let step = |x: &[f64]| {
         let own = [("x", half(x)), ("labels", float(&[1, 2], &[0.0, 0.0])), ("learning_rate", float(&[], &[0.5]))];
         run(&artifacts, "train", Precision::Own, &own)

@@ -62,7 +62,7 @@ impl Sketch {
     }
 
     fn constant(self, name: &str, value: f64) -> Self {
-        self.initializer(name, TensorProto::from_floats(FLOAT, &[], &[value]))
+        self.initializer(name, TensorProto::from_floats(FLOAT, &[], &[value]).unwrap())
     }
 
     fn node(self, op: &str, inputs: &[&str], output: &str) -> Self {
@@ -89,7 +89,7 @@ fn record(y: &str, gradients: &[(&str, &str)]) -> Record {
     Record {
         name: "gradients".into(),
         gradients: (gradients.iter())
-            .map(|&(x, g)| Gradient { x: x.into(), gradient: (!g.is_empty()).then(|| g.into()) })
+            .map(|&(x, g)| Gradient { x: x.into(), name: (!g.is_empty()).then(|| g.into()) })
             .collect(),
         seeds: vec![SeedOf { y: y.into(), seed: None, fill: Some(1.0) }],
         ..Record::default()
@@ -145,7 +145,7 @@ fn wrong_gradients_fail() {
 
 #[test]
 fn a_gradient_that_is_wrong_in_one_place_fails() {
-    let mask = TensorProto::from_floats(FLOAT, &[3], &[2.0, 2.0, 2.01]);
+    let mask = TensorProto::from_floats(FLOAT, &[3], &[2.0, 2.0, 2.01]).unwrap();
     let sketch = square(FLOAT).initializer("c", mask).node("Mul", &["x", "c"], "g");
     fails(&sketch.check(&record("y", &[("x", "g")])), "relative error");
 }
@@ -222,8 +222,8 @@ fn initializers_are_xs_and_large_ones_are_inputs() {
     let w: Vec<f64> = (0..count).map(|i| (f64::from(i) * 0.7).sin()).collect();
     let sketch = Sketch::new()
         .input("x", FLOAT, &["N", "10"])
-        .initializer("W", TensorProto::from_floats(FLOAT, &[10, 30], &w))
-        .initializer("b", TensorProto::from_floats(FLOAT, &[30], &w[..30]))
+        .initializer("W", TensorProto::from_floats(FLOAT, &[10, 30], &w).unwrap())
+        .initializer("b", TensorProto::from_floats(FLOAT, &[30], &w[..30]).unwrap())
         .node("Gemm", &["x", "W", "b"], "h")
         .node("Sigmoid", &["h"], "y")
         .output("y", FLOAT, &["N", "30"])
@@ -232,7 +232,7 @@ fn initializers_are_xs_and_large_ones_are_inputs() {
         .node("Mul", &["n", "y"], "dh")
         .node("Transpose", &["x"], "xt")
         .node("MatMul", &["xt", "dh"], "gW")
-        .initializer("axes", TensorProto::from_ints(ElementType::Int64, &[1], &[0]))
+        .initializer("axes", TensorProto::from_ints(ElementType::Int64, &[1], &[0]).unwrap())
         .node_with("ReduceSum", &["dh", "axes"], "gb", vec![attribute::int("keepdims", 0)])
         .node("Transpose", &["W"], "Wt")
         .node("MatMul", &["dh", "Wt"], "gx");
@@ -275,12 +275,12 @@ fn kinks_and_conventions_are_no_errors() {
         .input("x", FLOAT, &["3"])
         .node("Sub", &["x", "x"], "zero")
         .node("Add", &["zero", "b"], "h")
-        .initializer("b", TensorProto::from_floats(FLOAT, &[3], &[0.0; 3]))
+        .initializer("b", TensorProto::from_floats(FLOAT, &[3], &[0.0; 3]).unwrap())
         .node("Abs", &["h"], "y")
         .output("y", FLOAT, &["3"])
         .constant("one", 1.0)
         .node("Expand", &["one", "shape"], "g")
-        .initializer("shape", TensorProto::from_ints(ElementType::Int64, &[1], &[3]));
+        .initializer("shape", TensorProto::from_ints(ElementType::Int64, &[1], &[3]).unwrap());
     let validation = sketch.check(&record("y", &[("b", "g")]));
     assert_eq!(validation.status, Status::Passed, "{validation:#?}");
     assert!(!validation.gradients[0].compared);
@@ -296,8 +296,8 @@ fn domains_of_functions_are_found() {
 
 #[test]
 fn negative_pads_crop() {
-    let pads = TensorProto::from_ints(ElementType::Int64, &[2], &[-1, 2]);
-    let back = TensorProto::from_ints(ElementType::Int64, &[2], &[1, -2]);
+    let pads = TensorProto::from_ints(ElementType::Int64, &[2], &[-1, 2]).unwrap();
+    let back = TensorProto::from_ints(ElementType::Int64, &[2], &[1, -2]).unwrap();
     let sketch = Sketch::new()
         .input("x", FLOAT, &["5"])
         .initializer("pads", pads)
@@ -324,7 +324,7 @@ fn a_result_is_json() {
 fn what_tract_has_in_float32_only_is_compared_in_float64() {
     let numbers = |dims: &[i64]| {
         let values: Vec<f64> = (0..dims.iter().product()).map(|i| (i as f64 * 1.3).cos()).collect();
-        TensorProto::from_floats(FLOAT, dims, &values)
+        TensorProto::from_floats(FLOAT, dims, &values).unwrap()
     };
     let mut sketch = Sketch::new()
         .input("x", FLOAT, &["1", "2", "3"])
@@ -352,9 +352,9 @@ fn a_crash_of_tract_in_the_forward_model_says_nothing_of_the_gradient() {
     // An index beyond the depth: a row of zeros in the standard, a panic in tract.
     let sketch = square(FLOAT)
         .node("Add", &["x", "x"], "g")
-        .initializer("i", TensorProto::from_ints(ElementType::Int64, &[2], &[1, 7]))
-        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]))
-        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
+        .initializer("i", TensorProto::from_ints(ElementType::Int64, &[2], &[1, 7]).unwrap())
+        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]).unwrap())
+        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]).unwrap())
         .node("OneHot", &["i", "depth", "values"], "hot")
         .output("hot", FLOAT, &["2", "3"]);
     let validation = sketch.check(&record("y", &[("x", "g")]));
@@ -369,8 +369,8 @@ fn losses_of_the_standard_run() {
         .input("labels", ElementType::Int64, &["4"])
         .node("SoftmaxCrossEntropyLoss", &["x", "labels"], "loss")
         .output("loss", FLOAT, &[])
-        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]))
-        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]))
+        .initializer("depth", TensorProto::from_ints(ElementType::Int64, &[], &[3]).unwrap())
+        .initializer("values", TensorProto::from_floats(FLOAT, &[2], &[0.0, 1.0]).unwrap())
         .constant("n", 4.0)
         .node("OneHot", &["labels", "depth", "values"], "hot")
         .node("Softmax", &["x"], "p")

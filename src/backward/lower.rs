@@ -145,7 +145,7 @@ impl Lowering {
 
         let gradient = |(x, output): (&&str, &String)| Gradient {
             x: (*x).to_owned(),
-            gradient: (!output.is_empty()).then(|| output.clone()),
+            name: (!output.is_empty()).then(|| output.clone()),
         };
         self.nodes.push(LoweredNode {
             node: node.name().to_owned(),

@@ -79,7 +79,7 @@ impl Output {
     /// Drops the model's own outputs, with what only they need. What is left computes the gradients all the same, but can no
     /// longer be compared with the ys.
     pub fn drop_model_outputs(&mut self) {
-        let kept: HashSet<&str> = self.gradients.iter().filter_map(|g| g.gradient.as_deref()).collect();
+        let kept: HashSet<&str> = self.gradients.iter().filter_map(|g| g.name.as_deref()).collect();
         if let Some(graph) = &mut self.model.proto.graph {
             graph.output.retain(|o| kept.contains(o.name()));
         }
@@ -245,7 +245,7 @@ impl Gradients {
             .xs
             .iter()
             .zip(&outputs)
-            .map(|(x, o)| Gradient { x: x.clone(), gradient: o.as_ref().map(|(_, name)| name.clone()) })
+            .map(|(x, o)| Gradient { x: x.clone(), name: o.as_ref().map(|(_, name)| name.clone()) })
             .collect();
         let mut distinct: Vec<(ValueId, String)> = Vec::new();
         let mut seen = HashSet::new();
@@ -355,7 +355,7 @@ impl<'g> Building<'g, '_> {
             Seed::Ones => expr.ones_like(),
             Seed::Fill(value) => {
                 let element = expr.element()?;
-                let rounded = TensorProto::from_floats(element, &[1], &[*value]).floats()?;
+                let rounded = TensorProto::from_floats(element, &[1], &[*value])?.floats()?;
                 ensure!(
                     rounded.iter().all(|v| v.is_finite()),
                     "{value} is no finite number of type {}",

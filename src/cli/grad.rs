@@ -157,7 +157,7 @@ fn lower(args: &Args, model: &Model) -> Result<()> {
         let mut table = Table::new(["node", "y", "x", "gradient"]);
         for node in &lowered.nodes {
             for g in &node.gradients {
-                let gradient = g.gradient.clone().unwrap_or_else(|| "left out".to_owned());
+                let gradient = g.name.clone().unwrap_or_else(|| "left out".to_owned());
                 table.row([node.node.clone(), node.y.clone(), g.x.clone(), gradient]);
             }
         }
@@ -314,8 +314,8 @@ fn as_text(output: &Output, validation: &Value) -> String {
             (Some(true), Some(error)) => format!("{error:.1e}"),
             _ => checked["note"].as_str().unwrap_or_default().to_owned(),
         };
-        let name = g.gradient.clone().unwrap_or_else(|| "none: no y depends on it".to_owned());
-        let shape = g.gradient.as_ref().and_then(|g| types.get(g)).cloned().unwrap_or_default();
+        let name = g.name.clone().unwrap_or_else(|| "none: no y depends on it".to_owned());
+        let shape = g.name.as_ref().and_then(|g| types.get(g)).cloned().unwrap_or_default();
         table.row([g.x.clone(), name, shape, error]);
     }
     let summary = match (validation["summary"].as_str(), validation["reason"].as_str()) {

@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<()> {
         let reaching = selection.reaching(&xs, &[y]);
         let names: Vec<String> = reaching.iter().map(|&x| selection.name(x)).collect();
         let (connected, obstacle) = match Gradients::new([selection.name(y)], names).build(&model) {
-            Ok(output) => (output.gradients.into_iter().filter(|g| g.gradient.is_some()).map(|g| g.x).collect(), None),
+            Ok(output) => (output.gradients.into_iter().filter(|g| g.name.is_some()).map(|g| g.x).collect(), None),
             Err(error) => (Vec::new(), Some(format!("{error:#}"))),
         };
         reach.push((selection.name(y), connected, obstacle));

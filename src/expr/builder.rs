@@ -3,7 +3,7 @@
 use super::Expr;
 use crate::graph::{Dims, Fact, Graph, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Error, Result};
 use prost::Message;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -114,19 +114,22 @@ impl Builder {
         formula().unwrap_or_else(|error| self.fail(error))
     }
 
-    /// A tensor that is written into the graph.
-    pub(in crate::expr) fn tensor(&self, tensor: TensorProto) -> Expr<'_> {
-        self.emit("Constant", &[], vec![attribute::tensor("value", tensor)])
+    /// A tensor that is written into the graph, if there is one.
+    pub(in crate::expr) fn tensor(&self, tensor: Result<TensorProto>) -> Expr<'_> {
+        match tensor {
+            Ok(tensor) => self.emit("Constant", &[], vec![attribute::tensor("value", tensor)]),
+            Err(error) => self.fail(error),
+        }
     }
 
     /// A tensor of integers.
     pub fn ints(&self, values: &[i64]) -> Expr<'_> {
-        self.tensor(TensorProto::from_ints(ElementType::Int64, &[values.len() as i64], values))
+        self.tensor(Ok(TensorProto::from_int64(&[values.len() as i64], values)))
     }
 
     /// An integer without dimensions.
     pub fn int(&self, value: i64) -> Expr<'_> {
-        self.tensor(TensorProto::from_ints(ElementType::Int64, &[], &[value]))
+        self.tensor(Ok(TensorProto::from_int64(&[], &[value])))
     }
 
     /// A number without dimensions, of any numeric or boolean type.
@@ -136,14 +139,7 @@ impl Builder {
 
     /// A tensor of numbers, of any numeric or boolean type.
     pub fn numbers(&self, values: &[f64], dims: &[i64], element: ElementType) -> Expr<'_> {
-        match element {
-            e if e.is_float() => self.tensor(TensorProto::from_floats(element, dims, values)),
-            e if e.bits().is_some_and(|b| b >= 8) && (e.is_integer() || e == ElementType::Bool) => {
-                let ints: Vec<i64> = values.iter().map(|&v| v as i64).collect();
-                self.tensor(TensorProto::from_ints(element, dims, &ints))
-            }
-            other => self.fail(anyhow!("a constant of type {} cannot be written", other.name())),
-        }
+        self.tensor(TensorProto::from_numbers(element, dims, values))
     }
 
     /// The node's only output.

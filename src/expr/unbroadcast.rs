@@ -56,7 +56,7 @@ impl<'g> Expr<'g> {
                 split.push(dy.dims([i]));
             }
         }
-        let parts = dy.reshape(Expr::concat(&split, 0));
+        let parts = dy.reshape(b.joined(&split));
         Ok(parts.sum_out(&summed).reshape_like(x))
     }
 

@@ -6,7 +6,8 @@ use crate::onnx::attribute;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
 use crate::onnx::{
-    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, canonical_domain,
+    AttributeProto, ElementType, GraphProto, ModelProto, NEWEST_OPSET, NodeProto, TensorProto, TypeProto,
+    canonical_domain,
 };
 use crate::record::Record;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -78,6 +79,12 @@ fn load_with(model: &ModelProto, dims: Dims, known: HashMap<Rc<str>, Fact>, repl
         overridable: model.ir_version() >= 4,
         replace,
     };
+    let opset = model.opset_or_default();
+    if opset > NEWEST_OPSET {
+        loader.warnings.push(format!(
+            "the model is at opset {opset}; operators that have changed since {NEWEST_OPSET} are read as they were"
+        ));
+    }
     loader.scope(proto, Graph::MAIN, None)?;
     let names = loader.scopes.pop().unwrap_or_default();
     Ok(Loaded { graph: loader.graph, names, inner_names: loader.inner_names, warnings: loader.warnings })
@@ -88,7 +95,7 @@ fn twins(model: &ModelProto) -> HashMap<String, String> {
     // Metadata that are not ours to read say nothing.
     let records = Record::all(model).unwrap_or_default();
     let gradients = records.into_iter().flat_map(|r| r.gradients);
-    gradients.filter_map(|g| Some((g.gradient?, g.x))).collect()
+    gradients.filter_map(|g| Some((g.name?, g.x))).collect()
 }
 
 /// Loads a graph into a scope of its own inside the main graph, with facts of its inputs: for

@@ -23,6 +23,9 @@ pub use proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
 };
 
+/// The newest version of the standard's operators that is known here.
+pub const NEWEST_OPSET: i64 = 26;
+
 /// The domain of the standard's operators has two spellings; this is the one that compares.
 pub fn canonical_domain(domain: &str) -> &str {
     if domain == "ai.onnx" { "" } else { domain }
@@ -50,7 +53,7 @@ impl ModelProto {
             11 => 23,
             12 => 24,
             13 => 25,
-            _ => 26,
+            _ => NEWEST_OPSET,
         })
     }
 }

@@ -128,7 +128,7 @@ pub(crate) fn raw(tensor: &TensorProto) -> Result<Vec<u8>> {
         E::Float16 => tensor.int32_data.iter().flat_map(|&v| (v as u16).to_le_bytes()).collect(),
         element => {
             let values = tensor.integers()?;
-            TensorProto::from_ints(element, &tensor.dims, &values).raw_data.unwrap_or_default().to_vec()
+            TensorProto::from_ints(element, &tensor.dims, &values)?.raw_data.unwrap_or_default().to_vec()
         }
     })
 }

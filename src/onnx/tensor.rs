@@ -35,33 +35,54 @@ impl TensorProto {
 
     /// A tensor of floating-point elements, rounded to `element`.
     ///
-    /// # Panics
-    /// Where `element` is not a floating-point type.
-    pub fn from_floats(element: ElementType, dims: &[i64], values: &[f64]) -> Self {
+    /// # Errors
+    /// `element` is not a floating-point type of 16 bits or more.
+    pub fn from_floats(element: ElementType, dims: &[i64], values: &[f64]) -> Result<Self> {
         let raw: Vec<u8> = match element {
             ElementType::Double => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             ElementType::Float => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
             ElementType::Float16 => values.iter().flat_map(|&v| f16::from_f64(v).to_le_bytes()).collect(),
             ElementType::Bfloat16 => values.iter().flat_map(|&v| bf16::from_f64(v).to_le_bytes()).collect(),
-            other => panic!("{} is not a floating-point type", other.name()),
+            other => bail!("floating-point numbers cannot be written as a tensor of type {}", other.name()),
         };
-        Self::from_raw(element, dims, raw)
+        Ok(Self::from_raw(element, dims, raw))
     }
 
     /// A tensor of integer or boolean elements.
     ///
-    /// # Panics
-    /// Where `element` is not a whole number of bytes of integer or boolean type.
-    pub fn from_ints(element: ElementType, dims: &[i64], values: &[i64]) -> Self {
+    /// # Errors
+    /// `element` is not an integer or boolean type of whole bytes.
+    pub fn from_ints(element: ElementType, dims: &[i64], values: &[i64]) -> Result<Self> {
         let bytes = match element {
             ElementType::Int64 | ElementType::Uint64 => 8,
             ElementType::Int32 | ElementType::Uint32 => 4,
             ElementType::Int16 | ElementType::Uint16 => 2,
             ElementType::Int8 | ElementType::Uint8 | ElementType::Bool => 1,
-            other => panic!("{} is not an integer type of whole bytes", other.name()),
+            other => bail!("integers cannot be written as a tensor of type {}", other.name()),
         };
         let raw = values.iter().flat_map(|v| v.to_le_bytes().into_iter().take(bytes)).collect();
-        Self::from_raw(element, dims, raw)
+        Ok(Self::from_raw(element, dims, raw))
+    }
+
+    /// A tensor of numbers of any real floating-point, integer or boolean type of whole bytes.
+    ///
+    /// # Errors
+    /// Another element type.
+    pub fn from_numbers(element: ElementType, dims: &[i64], values: &[f64]) -> Result<Self> {
+        if element.is_float() {
+            return Self::from_floats(element, dims, values);
+        }
+        Self::from_ints(element, dims, &values.iter().map(|&v| v as i64).collect::<Vec<_>>())
+    }
+
+    /// A tensor of int64: sizes, axes, indices.
+    pub fn from_int64(dims: &[i64], values: &[i64]) -> Self {
+        Self::from_raw(ElementType::Int64, dims, values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    /// A tensor of float32.
+    pub fn from_float32(dims: &[i64], values: &[f32]) -> Self {
+        Self::from_raw(ElementType::Float, dims, values.iter().flat_map(|v| v.to_le_bytes()).collect())
     }
 
     /// A tensor of elements that are given as little-endian bytes.

@@ -144,6 +144,7 @@ fn linear<'g>(c: &Call<'g>) -> Result<Steps<'g>> {
         rank => {
             let (axis, size) = (c.axis(1)?, c.int("block_size", 0));
             ensure!(size > 0, "block_size = {size} is not positive, and the scale has {rank} dimensions");
+            ensure!(x.rank()? == rank, "the scale has {rank} dimensions, the tensor {}", x.rank()?);
             Ok(p.repeated(axis, size, x.dims([axis])))
         }
     })

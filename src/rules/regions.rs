@@ -144,6 +144,6 @@ fn align<'g>(c: &Call<'g>, has_mode: bool) -> Result<Expr<'g>> {
     let split =
         [rois.dims([0]), x.dims([1]), b.ints(&[rows]), down.at.dims([2]), b.ints(&[columns]), across.at.dims([2])];
     let counted = down.counted.unsqueeze(&[1, 4, 5]).and(across.counted.unsqueeze(&[1, 2, 3]));
-    let best = counted.select(best.reshape(Expr::concat(&split, 0)), x.like(lowest(x)?));
+    let best = counted.select(best.reshape(c.builder().joined(&split)), x.like(lowest(x)?));
     through(c, best.maximum(&[3, 5]).squeeze(&[3, 5]))
 }

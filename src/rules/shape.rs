@@ -210,7 +210,7 @@ fn tile<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         }
         split.push(x.dims([axis]));
     }
-    if copies.is_empty() { Ok(dy) } else { Ok(dy.reshape(Expr::concat(&split, 0)).sum_out(&copies)) }
+    if copies.is_empty() { Ok(dy) } else { Ok(dy.reshape(c.builder().joined(&split)).sum_out(&copies)) }
 }
 
 fn blocks(c: &Call<'_>) -> Result<(i64, String)> {

@@ -159,25 +159,25 @@ fn feeds(plan: &Plan, trained: &[Trained], scale: Option<f64>, model: &ModelProt
     }
     for slot in &plan.slots {
         for [input, output] in &slot.states {
-            feed([input, output], "optimizer", zeros(slot));
+            feed([input, output], "optimizer", zeros(slot)?);
         }
     }
     let constants = draft::constants(model);
     for [name, _, next] in &plan.statistics {
         let value = constants.get(name).with_context(|| format!("'{name}' is no constant"))?;
-        let value = TensorProto::from_floats(value.element_type(), &value.dims, &value.floats()?);
+        let value = TensorProto::from_floats(value.element_type(), &value.dims, &value.floats()?)?;
         feed([name, next], "statistic", value);
     }
-    let counter = |n| TensorProto::from_ints(ElementType::Int64, &[], &[n]);
+    let counter = |n| TensorProto::from_int64(&[], &[n]);
     feed([&plan.step[0], &plan.step[1]], "counter", counter(0));
     if let (Some(s), Some(scale)) = (&plan.scaling, scale) {
-        feed([&s.scale[0], &s.scale[1]], "loss_scale", TensorProto::from_floats(ElementType::Float, &[], &[scale]));
+        feed([&s.scale[0], &s.scale[1]], "loss_scale", TensorProto::from_float32(&[], &[scale]));
         feed([&s.good[0], &s.good[1]], "counter", counter(0));
     }
     Ok((feeds, state))
 }
 
-fn zeros(slot: &Slot) -> TensorProto {
+fn zeros(slot: &Slot) -> Result<TensorProto> {
     let count = slot.dims.iter().product::<i64>().max(0) as usize;
     TensorProto::from_floats(slot.element, &slot.dims, &vec![0.0; count])
 }

@@ -133,7 +133,7 @@ fn checked(tensor: TensorProto, input: &Input) -> Result<TensorProto> {
         whole.name = None;
         whole
     } else if given.is_integer() && wanted == ElementType::Int64 && given != ElementType::Uint64 {
-        TensorProto::from_ints(wanted, &tensor.dims, &tensor.integers()?)
+        TensorProto::from_ints(wanted, &tensor.dims, &tensor.integers()?)?
     } else {
         bail!("elements of type {}, the model takes {}", given.name(), wanted.name())
     };

@@ -165,10 +165,7 @@ pub fn constants(model: &ModelProto) -> HashMap<String, TensorProto> {
     let Some(graph) = &model.graph else { return found };
     for node in graph.node.iter().filter(|n| n.op_type() == "Constant") {
         let Some(output) = node.output.first() else { continue };
-        let floats = |v: &[f32], dims: &[i64]| {
-            let v: Vec<f64> = v.iter().map(|&v| v.into()).collect();
-            TensorProto::from_floats(ElementType::Float, dims, &v)
-        };
+        let floats = |v: &[f32], dims: &[i64]| TensorProto::from_float32(dims, v);
         let value = attribute::get_tensor(&node.attribute, "value").cloned();
         let value = value.or_else(|| Some(floats(&[attribute::get_float(&node.attribute, "value_float")?], &[])));
         let list =

@@ -60,7 +60,7 @@ pub fn export(
             }
             _ => {
                 let shape = shape(name)?;
-                let tensor = TensorProto::from_floats(float(parameter)?, shape, &values(name, shape)?);
+                let tensor = TensorProto::from_floats(float(parameter)?, shape, &values(name, shape)?)?;
                 new.insert(name.to_owned(), tensor);
             }
         }
@@ -69,7 +69,7 @@ pub fn export(
         let element = known.get(&feed.input).map(TensorProto::element_type).filter(|e| e.is_float());
         let element = element.with_context(|| format!("the model has no statistic '{}'", feed.input))?;
         let values = values(&feed.input, &feed.shape)?;
-        new.insert(feed.input.clone(), TensorProto::from_floats(element, &feed.shape, &values));
+        new.insert(feed.input.clone(), TensorProto::from_floats(element, &feed.shape, &values)?);
     }
     let parameters: HashMap<&str, &Parameter> = manifest.parameters.iter().map(|p| (p.name.as_str(), p)).collect();
     let mut draft = Draft::new(inference.clone());
@@ -79,7 +79,7 @@ pub fn export(
         match known.get(&adapter.weight).filter(|_| adapters == Adapters::Merged) {
             Some(weight) => {
                 let merged = adapter.merged(&weight.floats()?, &left, &right)?;
-                let merged = TensorProto::from_floats(weight.element_type(), &weight.dims, &merged);
+                let merged = TensorProto::from_floats(weight.element_type(), &weight.dims, &merged)?;
                 new.insert(adapter.weight.clone(), merged);
             }
             None => {
@@ -107,12 +107,11 @@ fn float(parameter: &Parameter) -> Result<ElementType> {
 fn apart(draft: &mut Draft, adapter: &Adapter, element: ElementType, left: &[f64], right: &[f64]) -> Result<()> {
     for (name, values, shape) in [(&adapter.left, left, adapter.shapes[0]), (&adapter.right, right, adapter.shapes[1])]
     {
-        let mut tensor = TensorProto::from_floats(element, &shape, values);
+        let mut tensor = TensorProto::from_floats(element, &shape, values)?;
         tensor.name = Some(name.clone());
         draft.graph()?.initializer.push(tensor);
     }
-    adapter.attach(draft, &adapter.left, &adapter.right, element);
-    Ok(())
+    adapter.attach(draft, &adapter.left, &adapter.right, element)
 }
 
 /// Gives initializers, and Constant nodes, other values.

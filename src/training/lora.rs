@@ -49,22 +49,29 @@ pub fn adapter(weight: &Weight, rank: i64, alpha: f64) -> Option<Adapter> {
 
 impl Adapter {
     /// What the two matrices start with: uniform in ±1/√fan-in, and zeros.
-    pub fn initial(&self, element: ElementType, random: &mut super::state::Random) -> [TensorProto; 2] {
+    ///
+    /// # Errors
+    /// An element type that is not of floating point.
+    pub fn initial(&self, element: ElementType, random: &mut super::state::Random) -> Result<[TensorProto; 2]> {
         let fan_in = if self.left_first { self.shapes[0][0] } else { self.shapes[1][1] };
         let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
-        [(0, self.left_first), (1, !self.left_first)].map(|(i, random_one)| {
+        let mut matrix = |i: usize, random_one: bool| {
             let count = self.shapes[i].iter().product::<i64>().max(0) as usize;
             let next = |_| if random_one { (2.0 * random.uniform() - 1.0) * bound } else { 0.0 };
             let values: Vec<f64> = (0..count).map(next).collect();
             TensorProto::from_floats(element, &self.shapes[i], &values)
-        })
+        };
+        Ok([matrix(0, self.left_first)?, matrix(1, !self.left_first)?])
     }
 
     /// Lets every node take the sum in place of the weight. `left` and `right` name the two matrices, of the weight's type.
-    pub fn attach(&self, draft: &mut Draft, left: &str, right: &str, element: ElementType) {
+    ///
+    /// # Errors
+    /// A weight that is not of floating-point type.
+    pub fn attach(&self, draft: &mut Draft, left: &str, right: &str, element: ElementType) -> Result<()> {
         let (w, shape) = (&self.weight, &self.shape);
-        let scale = TensorProto::from_floats(element, &[], &[self.scale]);
-        let shape = TensorProto::from_ints(ElementType::Int64, &[shape.len() as i64], shape);
+        let scale = TensorProto::from_floats(element, &[], &[self.scale])?;
+        let shape = TensorProto::from_int64(&[shape.len() as i64], shape);
         let scale = draft.constant(&format!("{w}/lora/scale"), scale);
         let shape = draft.constant(&format!("{w}/lora/shape"), shape);
         let product = draft.first("MatMul", &[left, right], &format!("{w}/lora/product"), vec![]);
@@ -74,6 +81,7 @@ impl Adapter {
         let sum = draft.unique(&format!("{w}/lora/sum"));
         draft.redirect(w, &sum);
         draft.behind(w, vec![super::draft::node("Add", &[w, &delta], &sum, vec![])]);
+        Ok(())
     }
 
     /// The weight with the product added.

@@ -127,14 +127,14 @@ pub fn train_batch_norm(draft: &mut Draft, loaded: &Loaded) -> Result<Vec<Statis
         let momentum = attribute::get_float(&old.attribute, "momentum").unwrap_or(0.9);
         let mut shape = vec![1; rank];
         shape[1] = -1;
-        let ints = |v: &[i64]| TensorProto::from_ints(ElementType::Int64, &[v.len() as i64], v);
+        let ints = |v: &[i64]| TensorProto::from_int64(&[v.len() as i64], v);
         let number = |v: f64| TensorProto::from_floats(element, &[], &[v]);
         let columns = draft.constant(&format!("{y}/channels"), ints(&shape));
         let flat = draft.constant(&format!("{y}/flat"), ints(&[-1]));
         let axes_input = draft.constant(&format!("{y}/axes"), ints(&axes));
-        let epsilon = draft.constant(&format!("{y}/epsilon"), number(epsilon.into()));
-        let keep = draft.constant(&format!("{y}/momentum"), number(momentum.into()));
-        let take = draft.constant(&format!("{y}/rest"), number(1.0 - f64::from(momentum)));
+        let epsilon = draft.constant(&format!("{y}/epsilon"), number(epsilon.into())?);
+        let keep = draft.constant(&format!("{y}/momentum"), number(momentum.into())?);
+        let take = draft.constant(&format!("{y}/rest"), number(1.0 - f64::from(momentum))?);
         let mut emit = |op: &str, inputs: &[&str], what: &str, attributes: Vec<AttributeProto>| {
             let output = if what.is_empty() { y.clone() } else { draft.unique(&format!("{y}/{what}")) };
             result.push(node(op, inputs, &output, attributes));
@@ -189,7 +189,7 @@ pub fn drop_out(draft: &mut Draft, loaded: &Loaded, sites: &[(String, f64)], ste
     }
     let opset = draft.model.opset("").unwrap_or(1);
     ensure!(opset >= 9, "dropout needs opset 9; the model is at {opset}: convert the model to a newer opset");
-    let number = |v: i64| TensorProto::from_ints(ElementType::Int64, &[], &[v]);
+    let number = |v: i64| TensorProto::from_int64(&[], &[v]);
     for (site, (name, ratio)) in sites.iter().enumerate() {
         ensure!((0.0..1.0).contains(ratio), "the dropout ratio of '{name}' is not in 0 .. 1");
         let element = loaded.names.get(name.as_str()).and_then(|&id| loaded.graph.fact(id).element);
@@ -198,12 +198,12 @@ pub fn drop_out(draft: &mut Draft, loaded: &Loaded, sites: &[(String, f64)], ste
         let constant = |draft: &mut Draft, v: i64| draft.constant(&format!("{name}/dropout/constant"), number(v));
         let [zero, one] = [0, 1].map(|v| constant(draft, v));
         let prime = constant(draft, PRIME);
-        let minus = TensorProto::from_ints(ElementType::Int64, &[1], &[-1]);
+        let minus = TensorProto::from_int64(&[1], &[-1]);
         let list = draft.constant(&format!("{name}/dropout/list"), minus);
         let [a, b, c] = [48271, 69621, 40503].map(|v| constant(draft, v));
         let offset = constant(draft, 12_345 + 7919 * site as i64);
         let bound = constant(draft, (ratio * PRIME as f64) as i64);
-        let scale = TensorProto::from_floats(element, &[], &[1.0 / (1.0 - ratio)]);
+        let scale = TensorProto::from_floats(element, &[], &[1.0 / (1.0 - ratio)])?;
         let scale = draft.constant(&format!("{name}/dropout/scale"), scale);
         let mut nodes = Vec::new();
         let mut emit = |draft: &mut Draft, op: &str, inputs: &[&str], attributes: Vec<AttributeProto>| {

@@ -37,7 +37,7 @@ impl Trainable {
                         weight.name
                     ));
                 }
-                let value = TensorProto::from_floats(master, &weight.value.dims, &weight.value.floats()?);
+                let value = TensorProto::from_floats(master, &weight.value.dims, &weight.value.floats()?)?;
                 trained.push(Trained { weight: weight.clone(), name: weight.name.clone(), value, adapter: None });
                 continue;
             };
@@ -46,7 +46,7 @@ impl Trainable {
                 None => decisions
                     .push(format!("'{}' is no matrix of a product and has no LoRA: it is not trained", weight.name)),
                 Some(adapter) => {
-                    let [left, right] = adapter.initial(master, &mut random);
+                    let [left, right] = adapter.initial(master, &mut random)?;
                     for (name, value) in [(&adapter.left, left), (&adapter.right, right)] {
                         let (weight, name) = (weight.clone(), name.clone());
                         trained.push(Trained { weight, name, value, adapter: Some(adapter.clone()) });

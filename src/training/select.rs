@@ -239,7 +239,7 @@ fn dequantized(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> Op
     let (x, element, scales, zeros) = scales(node, constants)?;
     let values: Vec<f64> =
         x.integers().ok()?.iter().zip(scales).zip(zeros).map(|((&q, s), z)| (q - z) as f64 * s).collect();
-    element.is_float().then(|| TensorProto::from_floats(element, &x.dims, &values))
+    TensorProto::from_floats(element, &x.dims, &values).ok()
 }
 
 /// The integers nearest to `values`, with the scales that the DequantizeLinear node has.
@@ -253,7 +253,7 @@ pub fn quantized(node: &NodeProto, constants: &HashMap<String, TensorProto>, val
     let round =
         |((&v, s), z): ((&f64, f64), i64)| ((v / s).round_ties_even() as i64).saturating_add(z).clamp(low, high);
     let ints: Vec<i64> = values.iter().zip(scales).zip(zeros).map(round).collect();
-    let mut tensor = TensorProto::from_ints(x.element_type(), &x.dims, &ints);
+    let mut tensor = TensorProto::from_ints(x.element_type(), &x.dims, &ints).ok()?;
     tensor.name = x.name.clone();
     Some(tensor)
 }

@@ -309,7 +309,7 @@ impl Trainer {
             feeds.append(&mut sums.clone());
             // Each micro-batch counts as a step for what is dropped out.
             let count = first.saturating_mul(micro.len() as i64).saturating_add(i as i64);
-            let count = TensorProto::from_ints(ElementType::Int64, &[], &[count]);
+            let count = TensorProto::from_int64(&[], &[count]);
             feeds.insert(self.manifest.step.clone(), Arc::new(tensors::tensor(&count)?));
             let results = self.run("accumulate", samples.len(), &feeds)?;
             self.take(&results);
@@ -360,7 +360,7 @@ impl Trainer {
     fn scalar(&self, value: f64) -> Result<Arc<Tensor>> {
         let element = ElementType::from_name(&self.manifest.learning_rate.r#type).filter(|e| e.is_float());
         let element = element.context("the manifest gives the learning rate no type")?;
-        Ok(Arc::new(tensors::tensor(&TensorProto::from_floats(element, &[], &[value]))?))
+        Ok(Arc::new(tensors::tensor(&TensorProto::from_floats(element, &[], &[value])?)?))
     }
 
     /// Runs a model, which is prepared once for each number of samples.

@@ -51,7 +51,7 @@ fn retype(r#type: &mut TypeProto) {
 
 fn widen(tensor: &mut TensorProto) -> Result<()> {
     if tensor.element_type().is_float() && tensor.element_type() != ElementType::Double {
-        let wide = TensorProto::from_floats(ElementType::Double, &tensor.dims, &tensor.floats()?);
+        let wide = TensorProto::from_floats(ElementType::Double, &tensor.dims, &tensor.floats()?)?;
         *tensor = TensorProto { name: tensor.name.take(), ..wide };
     }
     Ok(())
@@ -85,7 +85,7 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
             };
             if let Some((dims, values)) = value {
                 node.attribute =
-                    vec![attribute::tensor("value", TensorProto::from_floats(ElementType::Double, &dims, &values))];
+                    vec![attribute::tensor("value", TensorProto::from_floats(ElementType::Double, &dims, &values)?)];
             }
             node.attribute.iter_mut().filter_map(|a| a.t.as_mut()).try_for_each(widen)?;
             let sparse = node.attribute.iter_mut().filter_map(|a| a.sparse_tensor.as_mut());
@@ -94,7 +94,7 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
         "ConstantOfShape" => match node.attribute.iter_mut().find(|a| a.name() == "value").and_then(|a| a.t.as_mut()) {
             Some(value) => widen(value)?,
             None => {
-                let zero = TensorProto::from_floats(ElementType::Double, &[1], &[0.0]);
+                let zero = TensorProto::from_floats(ElementType::Double, &[1], &[0.0])?;
                 node.attribute.push(attribute::tensor("value", zero));
             }
         },
@@ -179,7 +179,7 @@ fn gemm(gemm: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
             return name;
         }
         let (factor, result) = (format!("{y}/{by}"), format!("{y}/{by}_scaled"));
-        let value = TensorProto::from_floats(ElementType::Double, &[], &[by_value.into()]);
+        let value = TensorProto::from_raw(ElementType::Double, &[], f64::from(by_value).to_le_bytes().to_vec());
         emit("Constant", &[], &factor, vec![attribute::tensor("value", value)]);
         emit("Mul", &[&name, &factor], &result, vec![]);
         result

@@ -81,7 +81,7 @@ pub fn validate(model: &ModelProto, base: Option<&Path>, record: &Record, option
         gradients: (record.gradients.iter())
             .map(|g| GradientCheck {
                 x: g.x.clone(),
-                gradient: g.gradient.clone(),
+                gradient: g.name.clone(),
                 bound: Rounding::Double.bound(),
                 ..Default::default()
             })
@@ -154,12 +154,12 @@ impl Check<'_> {
 
     /// The names of the gradients that there are.
     fn gradients(&self) -> Vec<String> {
-        unique(self.record.gradients.iter().filter_map(|g| g.gradient.clone()))
+        unique(self.record.gradients.iter().filter_map(|g| g.name.clone()))
     }
 
     /// What the model computes besides the gradients.
     fn forward(&self) -> Vec<String> {
-        let gradients: HashSet<&str> = self.record.gradients.iter().filter_map(|g| g.gradient.as_deref()).collect();
+        let gradients: HashSet<&str> = self.record.gradients.iter().filter_map(|g| g.name.as_deref()).collect();
         let outputs = self.model.graph.iter().flat_map(|g| &g.output).map(|o| o.name());
         let ys = self.record.seeds.iter().map(|s| s.y.as_str());
         unique(outputs.chain(ys).filter(|o| !gradients.contains(o)).map(str::to_owned))

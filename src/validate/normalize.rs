@@ -54,7 +54,7 @@ fn normalize_graph(graph: &mut GraphProto, opset: i64) -> Result<()> {
         match node.op_type() {
             "Constant" => constant(&mut node)?,
             "ConstantOfShape" if attribute::find(&node.attribute, "value").is_none() => {
-                let zero = TensorProto::from_floats(ElementType::Float, &[1], &[0.0]);
+                let zero = TensorProto::from_float32(&[1], &[0.0]);
                 node.attribute.push(attribute::tensor("value", zero));
             }
             "Pad" => crop_first(&mut node, &integers, opset, &mut nodes),
@@ -93,13 +93,10 @@ fn constant(node: &mut NodeProto) -> Result<()> {
         return Ok(());
     };
     let tensor = match a.name() {
-        "value_float" => TensorProto::from_floats(ElementType::Float, &[], &[a.f().into()]),
-        "value_floats" => {
-            let values: Vec<f64> = a.floats.iter().map(|&v| v.into()).collect();
-            TensorProto::from_floats(ElementType::Float, &[values.len() as i64], &values)
-        }
-        "value_int" => TensorProto::from_ints(ElementType::Int64, &[], &[a.i()]),
-        "value_ints" => TensorProto::from_ints(ElementType::Int64, &[a.ints.len() as i64], &a.ints),
+        "value_float" => TensorProto::from_float32(&[], &[a.f()]),
+        "value_floats" => TensorProto::from_float32(&[a.floats.len() as i64], &a.floats),
+        "value_int" => TensorProto::from_int64(&[], &[a.i()]),
+        "value_ints" => TensorProto::from_int64(&[a.ints.len() as i64], &a.ints),
         "sparse_value" => dense(a.sparse_tensor.as_ref().context("sparse_value holds no tensor")?)?,
         _ => return Ok(()),
     };
@@ -132,12 +129,12 @@ fn dense(sparse: &SparseTensorProto) -> Result<TensorProto> {
     tensor = if element.is_float() {
         let mut all = vec![0.0; count];
         scatter(&mut all, &places, &values.floats()?)?;
-        TensorProto::from_floats(element, &sparse.dims, &all)
+        TensorProto::from_floats(element, &sparse.dims, &all)?
     } else {
         ensure!(element.bits().is_some_and(|b| (8..=64).contains(&b)), "a sparse tensor of {}", element.name());
         let mut all = vec![0; count];
         scatter(&mut all, &places, &values.integers()?)?;
-        TensorProto::from_ints(element, &sparse.dims, &all)
+        TensorProto::from_ints(element, &sparse.dims, &all)?
     };
     tensor.name = values.name.clone();
     Ok(tensor)
@@ -189,7 +186,7 @@ fn crop_first(node: &mut NodeProto, integers: &HashMap<String, Vec<i64>>, opset:
     let prefix = node.output[0].clone();
     let mut ints = |what: &str, values: &[i64]| {
         let name = format!("{prefix}/{what}");
-        let tensor = TensorProto::from_ints(ElementType::Int64, &[values.len() as i64], values);
+        let tensor = TensorProto::from_int64(&[values.len() as i64], values);
         nodes.push(self::node("Constant", &[], &name, vec![attribute::tensor("value", tensor)]));
         name
     };

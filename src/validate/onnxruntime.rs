@@ -171,7 +171,7 @@ fn to_single(graph: &mut GraphProto) -> Result<()> {
 
 fn narrow(tensor: &mut TensorProto) -> Result<()> {
     if tensor.element_type() == ElementType::Double {
-        let narrow = TensorProto::from_floats(ElementType::Float, &tensor.dims, &tensor.floats()?);
+        let narrow = TensorProto::from_floats(ElementType::Float, &tensor.dims, &tensor.floats()?)?;
         *tensor = TensorProto { name: tensor.name.take(), ..narrow };
     }
     Ok(())

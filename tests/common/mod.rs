@@ -146,7 +146,7 @@ impl Case {
         // An irrational rotation: spread over the range, no two alike.
         let at = |i: u64| low + (high - low) * ((i as f64 + 0.5) * 0.618_033_988_749_895).fract();
         let values: Vec<f64> = (0..count).map(at).collect();
-        TensorProto::from_floats(element(value).unwrap(), &dims, &values)
+        TensorProto::from_floats(element(value).unwrap(), &dims, &values).unwrap()
     }
 }
 

@@ -16,14 +16,10 @@ impl Builder {
             return self.scalar(value, element);
         }
         if self.opset() >= 9 {
-            let tensor = match element.is_float() {
-                true => TensorProto::from_floats(element, &[1], &[value]),
-                false if element.bits().is_some_and(|b| b >= 8 && !matches!(element, ElementType::Complex64)) => {
-                    TensorProto::from_ints(element, &[1], &[value as i64])
-                }
-                false => return self.fail(anyhow::anyhow!("a constant of type {} cannot be written", element.name())),
+            return match TensorProto::from_numbers(element, &[1], &[value]) {
+                Ok(tensor) => self.emit("ConstantOfShape", &[Some(shape)], vec![attribute::tensor("value", tensor)]),
+                Err(error) => self.fail(error),
             };
-            return self.emit("ConstantOfShape", &[Some(shape)], vec![attribute::tensor("value", tensor)]);
         }
         let scalar = self.scalar(value, element);
         if self.opset() == 8 {

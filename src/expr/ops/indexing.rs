@@ -168,7 +168,7 @@ impl<'g> Expr<'g> {
             };
             let sizes = updates.dims(index_rank - 1..updates.rank()?);
             let row = |e: Expr<'g>| [e.reshape_to(&[1]), sizes.product_of_list()];
-            let sums = same.matmul(updates.reshape(Expr::concat(&row(count), 0)));
+            let sums = same.matmul(updates.reshape(b.joined(&row(count))));
             let sums = sums.reshape(Expr::concat(&[count.reshape_to(&[1]), sizes], 0));
             let more = b.full(self.shape_with(0, self.dims([0]) + 1), 0.0, self.element()?);
             let laid = more.scatter_nd(places, sums);

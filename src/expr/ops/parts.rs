@@ -8,6 +8,11 @@ use anyhow::{Result, ensure};
 use std::iter;
 
 impl Builder {
+    /// Lists of integers one behind the other: the sizes of a tensor, axis by axis. A tensor without axes has the empty list.
+    pub fn joined<'g>(&'g self, lists: &[Expr<'g>]) -> Expr<'g> {
+        if lists.is_empty() { self.ints(&[]) } else { Expr::concat(lists, 0) }
+    }
+
     /// Whether slices can be in steps.
     pub fn slices_in_steps(&self) -> bool {
         self.opset() >= 10
@@ -153,7 +158,7 @@ impl<'g> Expr<'g> {
         b.attempt(|| {
             let rank = self.rank()?;
             let at = |amount: Expr<'g>| (0..rank).map(move |a| if a == axis { amount } else { zero });
-            Ok(self.pad(Expr::concat(&at(before).chain(at(after)).collect::<Vec<_>>(), 0), None))
+            Ok(self.pad(b.joined(&at(before).chain(at(after)).collect::<Vec<_>>()), None))
         })
     }
 
@@ -288,12 +293,12 @@ impl<'g> Expr<'g> {
             }
         }
         let amounts: Vec<_> = vec![zero; gaps.len()].into_iter().chain(gaps).collect();
-        let padded = self.reshape(Expr::concat(&inner, 0)).pad(Expr::concat(&amounts, 0), None);
-        let joined = padded.reshape(Expr::concat(&joined, 0));
+        let padded = self.reshape(b.joined(&inner)).pad(b.joined(&amounts), None);
+        let joined = padded.reshape(b.joined(&joined));
         let axes: Vec<i64> = along.iter().map(|a| a.0 as i64).collect();
         let ends: Vec<_> = along.iter().map(|a| a.2).collect();
         let n = axes.len();
-        Ok(joined.slice_at(b.ints(&axes), b.ints(&vec![0; n]), Expr::concat(&ends, 0), b.ints(&vec![1; n])))
+        Ok(joined.slice_at(b.ints(&axes), b.ints(&vec![0; n]), b.joined(&ends), b.ints(&vec![1; n])))
     }
 
     /// The parts of a concatenation of `joined` along `axis` that have the wanted numbers. Places are counted from the end where
@@ -302,7 +307,7 @@ impl<'g> Expr<'g> {
         let b = self.builder;
         let known: Vec<Option<i64>> = joined.iter().map(|p| p.known_dim(axis)).collect();
         let add = |sum: &mut Option<i64>, size: &Option<i64>| {
-            *sum = sum.zip(*size).map(|(a, b)| a + b);
+            *sum = sum.zip(*size).and_then(|(a, b)| a.checked_add(b));
             Some(*sum)
         };
         let before: Vec<Option<i64>> = iter::once(Some(0)).chain(known.iter().scan(Some(0), add)).collect();
@@ -377,7 +382,7 @@ impl<'g> Expr<'g> {
                 *entry = list.item(i);
             }
         }
-        if rank == 0 { Ok(b.ints(&[])) } else { Ok(Expr::concat(&entries, 0)) }
+        Ok(b.joined(&entries))
     }
 
     /// Copies side by side, as often along each axis as the list says.
@@ -394,8 +399,8 @@ impl<'g> Expr<'g> {
             let all = self.dims([axis]) * size;
             joined[axis] = all;
             sizes.insert(axis + 1, b.ints(&[size]));
-            let copies = self.unsqueeze(&[axis + 1]).expand(Expr::concat(&sizes, 0));
-            let copies = copies.reshape(Expr::concat(&joined, 0));
+            let copies = self.unsqueeze(&[axis + 1]).expand(b.joined(&sizes));
+            let copies = copies.reshape(b.joined(&joined));
             match all.ints().is_some() && all.ints() == length.ints() {
                 true => Ok(copies),
                 false => Ok(copies.slice_at(b.ints(&[axis as i64]), b.ints(&[0]), length, b.ints(&[1]))),

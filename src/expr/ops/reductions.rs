@@ -148,7 +148,7 @@ impl<'g> Expr<'g> {
         let mut distance = 1;
         while distance < size {
             products = products * products.shifted(axis, along(distance), 1.0);
-            distance *= 2;
+            distance = distance.saturating_mul(2);
         }
         products
     }
@@ -179,7 +179,7 @@ impl<'g> Expr<'g> {
         while distance < size {
             sums = sums + factors * sums.shifted(axis, -distance, 0.0);
             factors = factors * factors.shifted(axis, -distance, 0.0);
-            distance *= 2;
+            distance = distance.saturating_mul(2);
         }
         sums * self.cum_prod(axis, true, false)
     }

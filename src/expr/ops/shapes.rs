@@ -35,7 +35,7 @@ impl<'g> Expr<'g> {
     pub fn shape_with(self, axis: usize, size: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| {
             let sizes = (0..self.rank()?).map(|a| if a == axis { size } else { self.dims([a]) });
-            Ok(Expr::concat(&sizes.collect::<Vec<_>>(), 0))
+            Ok(self.builder.joined(&sizes.collect::<Vec<_>>()))
         })
     }
 
@@ -50,7 +50,7 @@ impl<'g> Expr<'g> {
     /// The product of some dimensions as a number of the element type of `like`: what a mean divides by. Half precision has
     /// no numbers above 65504, which images and batches reach: there `like` is something wider.
     pub fn count(self, axes: &[usize], like: Expr<'g>) -> Expr<'g> {
-        let known: Option<i64> = axes.iter().map(|&a| self.known_dim(a)).product();
+        let known = axes.iter().try_fold(1i64, |n, &a| n.checked_mul(self.known_dim(a)?));
         match known {
             Some(n) => like.like(n as f64),
             None => self.dims(axes.iter().copied()).cast_like(like).reduce("ReduceProd", Some(&[0]), false),

@@ -83,7 +83,7 @@ fn minus_one_is_told_from_sizes() {
     let ones = first(
         d,
         "ConstantOfShape",
-        &[tensor("value", TensorProto::from_ints(ElementType::Int64, &[1], &[1]))],
+        &[tensor("value", TensorProto::from_ints(ElementType::Int64, &[1], &[1]).unwrap())],
         &[&numbers(&[3])],
     );
     let negative = first(d, "Mul", &[], &[&ones, &scalar(Dim::Known(-1))]);

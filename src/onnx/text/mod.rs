@@ -141,8 +141,10 @@ My <n, alpha = 1.0> (X, Y) => (Z) <float[N] t> {
         let mut model = parse("g () => (y) { y = Constant <value = float[2] {1, 2}> () }").unwrap();
         let node = &mut model.graph.as_mut().unwrap().node[0];
         let values: Vec<f64> = (0..1000).map(f64::from).collect();
-        node.attribute[0] =
-            attribute::tensor("value", crate::onnx::TensorProto::from_floats(ElementType::Float, &[10, 100], &values));
+        node.attribute[0] = attribute::tensor(
+            "value",
+            crate::onnx::TensorProto::from_floats(ElementType::Float, &[10, 100], &values).unwrap(),
+        );
         let text = print_nodes(std::slice::from_ref(node));
         assert_eq!(text, "y = Constant <value = float[10,100] {0, 1, 2, 3, 4, 5, 6, 7, ...}> ()\n");
         assert!(parse(&format!("g () => (y) {{ {text} }}")).unwrap_err().to_string().contains("abbreviated"));
