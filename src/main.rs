@@ -1,5 +1,7 @@
 //! The command line of onnx-gradients.
 #![forbid(unsafe_code)]
+// They panic where nobody reads: `cli::note` and `writeln!` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 

@@ -6,6 +6,7 @@ use onnx_gradients::onnx::file::same_file;
 use onnx_gradients::training::export::{Adapters, export};
 use onnx_gradients::training::{Manifest, state};
 use serde_json::json;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Put trained weights back into the inference model
@@ -59,12 +60,15 @@ pub fn run(args: &Args) -> Result<()> {
     let (proto, notes) = export(&manifest, &model.proto, &state, adapters)?;
     Model::from(proto).write(&args.output, args.force)?;
     for note in &notes {
-        eprintln!("note: {note}");
+        super::note(format_args!("note: {note}"));
     }
     let count = manifest.parameters.len();
+    let mut out = std::io::stdout().lock();
     match args.json {
-        true => println!("{}", json!({ "model": args.output, "state": path, "parameters": count, "notes": notes })),
-        false => println!("{}: {count} parameters from {}", args.output.display(), path.display()),
+        true => {
+            writeln!(out, "{}", json!({ "model": args.output, "state": path, "parameters": count, "notes": notes }))?
+        }
+        false => writeln!(out, "{}: {count} parameters from {}", args.output.display(), path.display())?,
     }
     Ok(())
 }

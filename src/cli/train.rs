@@ -107,13 +107,13 @@ pub fn run(args: &Args) -> Result<()> {
         ("held out", history.iter().filter_map(|e| loss(e, &manifest)).collect()),
     ];
     std::fs::write(&curve, curve::svg(&lines)).with_context(|| curve.display().to_string())?;
+    let mut out = std::io::stdout().lock();
     if args.json {
-        println!("{}", json!({ "epochs": history, "checkpoint": checkpoint, "curve": curve }));
-        return Ok(());
+        return Ok(writeln!(out, "{}", json!({ "epochs": history, "checkpoint": checkpoint, "curve": curve }))?);
     }
-    print!("{}", table(&history, &manifest));
-    println!("loss {}", curve::line(&lines[0].1));
-    println!("checkpoint {}, curve {}", checkpoint.display(), curve.display());
+    write!(out, "{}", table(&history, &manifest))?;
+    writeln!(out, "loss {}", curve::line(&lines[0].1))?;
+    writeln!(out, "checkpoint {}, curve {}", checkpoint.display(), curve.display())?;
     Ok(())
 }
 
@@ -155,22 +155,21 @@ impl Bar {
                     self.drawn = Instant::now();
                     let full = step * 30 / (*steps).max(1);
                     let bar = format!("{}{}", "█".repeat(full), "░".repeat(30 - full.min(30)));
-                    eprint!("\r\x1b[2Kepoch {epoch} {bar} {step}/{steps} loss {loss:.5}");
-                    let _ = std::io::stderr().flush();
+                    let _ = write!(std::io::stderr(), "\r\x1b[2Kepoch {epoch} {bar} {step}/{steps} loss {loss:.5}");
                 }
             }
             Event::Epoch(e) => {
                 self.clear();
                 let held: Vec<String> = e.held_out.iter().flatten().map(|(n, v)| format!("{n} {v:.4}")).collect();
                 let held = if held.is_empty() { String::new() } else { format!(", held out: {}", held.join(", ")) };
-                eprintln!("epoch {}: loss {:.5}{held}", e.epoch, e.loss);
+                super::note(format_args!("epoch {}: loss {:.5}{held}", e.epoch, e.loss));
             }
         }
     }
 
     fn clear(&self) {
         if self.terminal {
-            eprint!("\r\x1b[2K");
+            let _ = write!(std::io::stderr(), "\r\x1b[2K");
         }
     }
 }

@@ -6,6 +6,7 @@ use onnx_gradients::Model;
 use onnx_gradients::training::select::Choice;
 use onnx_gradients::training::{Artifacts, LossSpec, Trainable, optimizers};
 use serde_json::json;
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Make an inference model trainable: a training step, its halves and an evaluation as plain models, with a manifest
@@ -133,10 +134,11 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&args.model)?;
     let artifacts = request(args)?.build(&model)?;
     artifacts.write(&args.output, args.force)?;
+    let mut out = std::io::stdout().lock();
     if args.json {
-        println!("{}", json!({ "folder": args.output, "manifest": artifacts.manifest }));
+        writeln!(out, "{}", json!({ "folder": args.output, "manifest": artifacts.manifest }))?;
     } else {
-        print(&artifacts, args);
+        print(&artifacts, args, &mut out)?;
     }
     Ok(())
 }
@@ -198,7 +200,7 @@ fn pair(option: &str, text: &str) -> Result<(String, f64)> {
     Ok((name.to_owned(), number))
 }
 
-fn print(artifacts: &Artifacts, args: &Args) {
+fn print(artifacts: &Artifacts, args: &Args, out: &mut impl Write) -> std::io::Result<()> {
     let m = &artifacts.manifest;
     let mut table = Table::new(["parameter", "type", "shape", "lr", "decay"]);
     for (p, feed) in m.parameters.iter().zip(&m.state) {
@@ -210,21 +212,27 @@ fn print(artifacts: &Artifacts, args: &Args) {
             p.weight_decay.to_string(),
         ]);
     }
-    print!("{table}");
+    write!(out, "{table}")?;
     let numbers: i64 = m.state.iter().filter(|f| f.role == "parameter").map(|f| f.shape.iter().product::<i64>()).sum();
-    println!("{} parameters, {numbers} numbers; {}: {}", m.parameters.len(), m.optimizer.name, m.optimizer.formula);
+    writeln!(
+        out,
+        "{} parameters, {numbers} numbers; {}: {}",
+        m.parameters.len(),
+        m.optimizer.name,
+        m.optimizer.formula
+    )?;
     for loss in &m.losses {
-        println!("loss {loss}");
+        writeln!(out, "loss {loss}")?;
     }
     for decision in &m.decisions {
-        println!("- {decision}");
+        writeln!(out, "- {decision}")?;
     }
     let names = |inputs: &[onnx_gradients::training::manifest::Input]| {
         inputs.iter().map(|i| format!("'{}' ({})", i.name, i.r#type)).collect::<Vec<_>>().join(", ")
     };
-    println!("data: {}", names(&m.data));
+    writeln!(out, "data: {}", names(&m.data))?;
     if !m.labels.is_empty() {
-        println!("labels: {}", names(&m.labels));
+        writeln!(out, "labels: {}", names(&m.labels))?;
     }
-    println!("wrote {}", args.output.display());
+    writeln!(out, "wrote {}", args.output.display())
 }
