@@ -168,9 +168,7 @@ fn existing_files_are_replaced_by_force_only() -> Result<()> {
     assert_same(&file::read(&path)?, &model());
     let force = WriteOptions { force: true, ..Default::default() };
     assert!(error(file::write(&model(), folder.path(), force)).contains("it is a directory"));
-    assert!(
-        error(file::write(&model(), &folder.path().join("no/m.onnx"), force)).contains("there is no folder")
-    );
+    assert!(error(file::write(&model(), &folder.path().join("no/m.onnx"), force)).contains("there is no folder"));
     assert_eq!(entries(folder.path()), ["m.onnx"]);
     Ok(())
 }

@@ -171,7 +171,7 @@ fn feeds(plan: &Plan, trained: &[Trained], scale: Option<f64>, model: &ModelProt
     let counter = |n| TensorProto::from_int64(&[], &[n]);
     feed([&plan.step[0], &plan.step[1]], "counter", counter(0));
     if let (Some(s), Some(scale)) = (&plan.scaling, scale) {
-        feed([&s.scale[0], &s.scale[1]], "loss_scale", TensorProto::from_float32(&[], &[scale]));
+        feed([&s.scale[0], &s.scale[1]], "loss_scale", TensorProto::from_float32(&[], &[scale as f32]));
         feed([&s.good[0], &s.good[1]], "counter", counter(0));
     }
     Ok((feeds, state))

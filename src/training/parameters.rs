@@ -125,7 +125,7 @@ impl Trainable {
             let [left, right] = pair else { continue };
             let (l, r) = (rounded(&mut draft, left), rounded(&mut draft, right));
             if let Some(adapter) = &left.adapter {
-                adapter.attach(&mut draft, &l, &r, left.weight.value.element_type());
+                adapter.attach(&mut draft, &l, &r, left.weight.value.element_type())?;
             }
         }
         Ok(draft)

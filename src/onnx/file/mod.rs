@@ -109,17 +109,13 @@ pub fn write(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<(
 /// # Errors
 /// A directory, an existing file without `force`, a folder that is not there.
 pub fn ensure_writable(path: &Path, force: bool) -> Result<()> {
-    let folder = folder(path);
-    let check = || {
-        match fs::metadata(path) {
-            Ok(found) if found.is_dir() => bail!("it is a directory"),
-            Ok(found) if found.is_file() => ensure!(force, "it exists already; --force replaces it"),
-            Ok(_) => (),
-            Err(_) => ensure!(folder.is_dir(), "there is no folder '{}'", folder.display()),
-        }
-        Ok(())
+    let problem = match fs::metadata(path) {
+        Ok(found) if found.is_dir() => "it is a directory".to_owned(),
+        Ok(found) if found.is_file() && !force => "it exists already; --force replaces it".to_owned(),
+        Err(_) if !folder(path).is_dir() => format!("there is no folder '{}'", folder(path).display()),
+        _ => return Ok(()),
     };
-    check().with_context(|| path.display().to_string())
+    bail!("{}: {problem}", path.display())
 }
 
 fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {
