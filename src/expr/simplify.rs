@@ -102,6 +102,12 @@ impl<'g> Expr<'g> {
         Some(if keep_dims { self } else { self.squeeze(axes) })
     }
 
+    /// A slice that takes all is nothing.
+    pub(in crate::expr) fn simplify_slice(self, starts: Expr<'g>, ends: Expr<'g>, steps: Expr<'g>) -> Option<Expr<'g>> {
+        let all = |list: Expr<'g>, n: i64| list.ints().is_some_and(|list| list.iter().all(|&i| i == n));
+        (all(starts, 0) && all(ends, i64::MAX) && all(steps, 1)).then_some(self)
+    }
+
     /// Nothing where the shape stays the same, one reshape in place of two.
     pub(in crate::expr) fn simplify_reshape(self, shape: Expr<'g>) -> Option<Expr<'g>> {
         let target = shape.fact().dims();

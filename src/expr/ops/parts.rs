@@ -53,6 +53,9 @@ impl<'g> Expr<'g> {
     /// The part that lists of integers, computed or not, describe.
     pub fn slice_at(self, axes: Expr<'g>, starts: Expr<'g>, ends: Expr<'g>, steps: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
+        if let Some(simple) = self.simplify_slice(starts, ends, steps) {
+            return simple;
+        }
         if b.opset() >= 10 {
             return b.emit("Slice", &[Some(self), Some(starts), Some(ends), Some(axes), Some(steps)], vec![]);
         }
