@@ -1,4 +1,5 @@
-//! How long the stations of a call take, over chains of layers and over a transformer: `cargo bench`.
+//! How long the stations of a call take, over chains of layers, over a transformer, and where many tensors meet in one node:
+//! `cargo bench --no-default-features`.
 //!
 //! The times mean little by themselves; that ten times the layers take ten times as long is what they show.
 
@@ -8,7 +9,8 @@ use onnx_gradients::onnx::{ModelProto, text};
 use onnx_gradients::{Gradients, Model, graph};
 use prost::Message;
 
-const LAYERS: [usize; 4] = [100, 1_000, 10_000, 100_000];
+const LAYERS: [usize; 3] = [1_000, 10_000, 100_000];
+const WIDTHS: [usize; 3] = [100, 1_000, 10_000];
 const BLOCKS: [usize; 3] = [1, 12, 48];
 
 fn main() {
@@ -29,6 +31,14 @@ fn chain(layers: usize) -> Model {
         nodes.push_str(&format!("m{i} = Mul(h{i}, w)\nh{} = Tanh(m{i})\n", i + 1));
     }
     model(&nodes, &format!("h{layers}"), "float[8] w = {1, 2, 3, 4, 5, 6, 7, 8}")
+}
+
+/// Branches of a Mul by a weight, joined along an axis whose size only the run knows.
+fn branches(width: usize) -> Model {
+    let mut nodes: String = (0..width).map(|i| format!("h{i} = Mul(x, w)\nt{i} = Tanh(h{i})\n")).collect();
+    let names: Vec<String> = (0..width).map(|i| format!("t{i}")).collect();
+    nodes.push_str(&format!("y = Concat<axis = 1>({})", names.join(", ")));
+    model(&nodes, "y", "float[8] w = {1, 2, 3, 4, 5, 6, 7, 8}")
 }
 
 /// Blocks of self-attention with one head, a feed-forward network, and residual connections.
@@ -53,28 +63,34 @@ fn gradients(model: &Model) -> ModelProto {
     Gradients::new([y], ["x", "w"]).build(model).expect("a gradient").model.proto
 }
 
-#[divan::bench(args = LAYERS, sample_count = 10)]
+#[divan::bench(args = LAYERS, sample_count = 5)]
 fn read_chain(bencher: Bencher, layers: usize) {
     let bytes = bytes::Bytes::from(chain(layers).proto.encode_to_vec());
     bencher.bench(|| read_bytes(bytes.clone()).expect("a model"));
 }
 
-#[divan::bench(args = LAYERS, sample_count = 10)]
+#[divan::bench(args = LAYERS, sample_count = 5)]
 fn load_chain(bencher: Bencher, layers: usize) {
     let model = chain(layers);
     bencher.bench(|| graph::load(&model.proto).expect("a model"));
 }
 
-#[divan::bench(args = LAYERS, sample_count = 10)]
+#[divan::bench(args = LAYERS, sample_count = 5)]
 fn differentiate_chain(bencher: Bencher, layers: usize) {
     let model = chain(layers);
     bencher.bench(|| gradients(&model));
 }
 
-#[divan::bench(args = LAYERS, sample_count = 10)]
+#[divan::bench(args = LAYERS, sample_count = 5)]
 fn write_chain(bencher: Bencher, layers: usize) {
     let written = gradients(&chain(layers));
     bencher.bench(|| write_to(&written, std::io::sink()).expect("a sink"));
+}
+
+#[divan::bench(args = WIDTHS, sample_count = 5)]
+fn differentiate_branches(bencher: Bencher, width: usize) {
+    let model = branches(width);
+    bencher.bench(|| gradients(&model));
 }
 
 #[divan::bench(args = BLOCKS, sample_count = 10)]
