@@ -71,7 +71,7 @@ impl<'g> Expr<'g> {
         b.attempt(|| {
             let rank = self.rank()?;
             let size = self.dim(axis);
-            let positive = indices.wrapped(size);
+            let positive = indices.cast(ElementType::Int64).wrapped(size);
             // [..., places, named, ...]: whether the index names the place.
             let places = b.range(size).reshape_to(&place(rank + 1, axis));
             let hit = places.equal(positive.unsqueeze(&[axis]));
