@@ -64,6 +64,21 @@ fn emitted(graph: &GraphProto, from: usize) -> BTreeSet<String> {
     found
 }
 
+/// Before version 9 a Constant holds floating-point numbers only, which onnx.checker looks at.
+#[test]
+fn old_constants_are_numbers() {
+    for case in common::all().iter().filter(|c| c.opset < 9) {
+        let output = case.differentiate().unwrap_or_else(|e| panic!("{}, opset {}: {e:#}", case.title, case.opset));
+        let own = case.model.graph.as_ref().unwrap().node.len();
+        for node in output.model.proto.graph.as_ref().unwrap().node.iter().skip(own) {
+            for held in node.attribute.iter().filter_map(|a| a.t.as_ref()).filter(|_| node.op_type() == "Constant") {
+                let element = held.element_type();
+                assert!(element.is_float(), "{}, opset {}: a Constant of {}", case.title, case.opset, element.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn the_reference_is_up_to_date() {
     let path = common::folder("docs/operators.md");

@@ -122,14 +122,40 @@ impl Builder {
         }
     }
 
+    /// Integers or truth values that are written into the graph. Before version 9 a Constant holds floating-point numbers
+    /// alone: then they are cast, of numbers that stand for them exactly.
+    fn whole(&self, element: ElementType, dims: &[i64], values: &[i64]) -> Expr<'_> {
+        let tensor = TensorProto::from_ints(element, dims, values);
+        let exact = values.iter().all(|v| v.unsigned_abs() <= 1 << f64::MANTISSA_DIGITS);
+        if self.opset() >= 9 || !exact || tensor.is_err() {
+            return self.tensor(tensor);
+        }
+        let numbers: Vec<f64> = values.iter().map(|&v| v as f64).collect();
+        let numbers = self.tensor(TensorProto::from_floats(ElementType::Double, dims, &numbers));
+        self.emit("Cast", &[Some(numbers)], vec![attribute::int("to", element as i64)])
+    }
+
+    /// Whether a node is how a constant is written, and nothing to fold.
+    fn is_constant(&self, op: &str, inputs: &[Option<ValueId>]) -> bool {
+        let of_constant = || {
+            let graph = self.graph();
+            let producer = inputs.first().copied().flatten().and_then(|i| graph.producer(i));
+            producer.is_some_and(|(node, _)| {
+                let node = graph.node(node);
+                &*node.op_type == "Constant" && node.origin != Origin::Model
+            })
+        };
+        op == "Constant" || (op == "Cast" && self.opset() < 9 && of_constant())
+    }
+
     /// A tensor of integers.
     pub fn ints(&self, values: &[i64]) -> Expr<'_> {
-        self.tensor(Ok(TensorProto::from_int64(&[values.len() as i64], values)))
+        self.whole(ElementType::Int64, &[values.len() as i64], values)
     }
 
     /// An integer without dimensions.
     pub fn int(&self, value: i64) -> Expr<'_> {
-        self.tensor(Ok(TensorProto::from_int64(&[], &[value])))
+        self.whole(ElementType::Int64, &[], &[value])
     }
 
     /// A number without dimensions, of any numeric or boolean type.
@@ -139,7 +165,10 @@ impl Builder {
 
     /// A tensor of numbers, of any numeric or boolean type.
     pub fn numbers(&self, values: &[f64], dims: &[i64], element: ElementType) -> Expr<'_> {
-        self.tensor(TensorProto::from_numbers(element, dims, values))
+        match element.is_float() {
+            true => self.tensor(TensorProto::from_floats(element, dims, values)),
+            false => self.whole(element, dims, &values.iter().map(|&v| v as i64).collect::<Vec<_>>()),
+        }
     }
 
     /// The node's only output.
@@ -206,7 +235,7 @@ impl Builder {
                 return vec![self.fail(error); outputs];
             }
         };
-        if op != "Constant"
+        if !self.is_constant(op, &new.inputs)
             && let [fact] = facts.as_slice()
             && let Some(folded) = self.fold(fact)
         {
@@ -287,7 +316,7 @@ impl Builder {
                 Scalar::Float(_) => None,
             };
             let ints: Option<Vec<i64>> = elements.iter().map(int).collect();
-            Some(self.tensor(TensorProto::from_ints(element, &dims, &ints?)))
+            Some(self.whole(element, &dims, &ints?))
         } else {
             None
         }

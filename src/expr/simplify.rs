@@ -115,9 +115,9 @@ impl<'g> Expr<'g> {
             return Some(self);
         }
         let inner = self.operand_of("Reshape")?;
-        // In numbers, 0 and -1 are relative to what is reshaped; a computed shape stands for itself.
+        // In numbers, 0 is relative to what is reshaped; a computed shape stands for itself.
         let absolute = match shape.ints() {
-            Some(numbers) => numbers.iter().all(|&n| n > 0),
+            Some(numbers) => !numbers.contains(&0),
             None => self.reshape_target(shape).is_none() || inner.reshape_target(shape).is_some(),
         };
         let restored = target.is_some() && inner.fact().shape.as_deref() == target.as_deref();
