@@ -64,6 +64,12 @@ impl<'g> Expr<'g> {
         }
     }
 
+    /// What a condition that is known everywhere takes.
+    pub(in crate::expr) fn simplify_select(self, then: Expr<'g>, otherwise: Expr<'g>) -> Option<Expr<'g>> {
+        let (taken, left) = if self.constant()? == 0.0 { (otherwise, then) } else { (then, otherwise) };
+        taken.unless_broadcast(self)?.unless_broadcast(left)
+    }
+
     /// `-(-x)` is `x`.
     pub(in crate::expr) fn simplify_negation(self) -> Option<Expr<'g>> {
         self.operand_of("Neg")

@@ -245,6 +245,9 @@ impl<'g> Expr<'g> {
         if then == otherwise && then.fact().rank() >= self.fact().rank() && then.same_shape(self) {
             return then;
         }
+        if let Some(chosen) = self.simplify_select(then, otherwise) {
+            return chosen;
+        }
         if self.builder.opset() >= 9 {
             return self.builder.emit("Where", &[Some(self), Some(then), Some(otherwise)], vec![]);
         }
