@@ -205,7 +205,7 @@ fn write(path: &Path, model: &str, weights: &[(&str, &[i64])]) -> Result<()> {
                 _ => random.next() * (3.0 / fan_in).sqrt(),
             })
             .collect();
-        let tensor = TensorProto::from_floats(ElementType::Float, dims, &values);
+        let tensor = TensorProto::from_floats(ElementType::Float, dims, &values)?;
         graph.initializer.push(TensorProto { name: Some((*name).to_owned()), ..tensor });
     }
     Model::from(proto).write(path, true)?;

@@ -581,7 +581,7 @@ fn statistics_do_not_follow_a_step_that_overflows() {
     let loss = LossSpec::parse("mse,sum").unwrap();
     let request = Trainable::new([loss]).train_batch_norm(true).accumulate(2).loss_scale(16.0);
     let artifacts = request.build(&model).unwrap();
-    let half = |v: &[f64]| TensorProto::from_floats(ElementType::Float16, &[2, 2, 1], v);
+    let half = |v: &[f64]| TensorProto::from_floats(ElementType::Float16, &[2, 2, 1], v).unwrap();
     for (x, follows) in [([0.0, 0.25, 0.5, 0.25], true), ([0.0, 60000.0, -60000.0, 0.0], false)] {
         for role in ["train", "gradients", "accumulate"] {
             let own = [
