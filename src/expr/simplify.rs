@@ -130,6 +130,14 @@ impl<'g> Expr<'g> {
         (absolute || restored).then(|| inner.reshape(shape))
     }
 
+    /// Whether a shape has a size of zero where this tensor has another, and numbers would say "as the input".
+    pub(in crate::expr) fn names_zero(self, shape: Expr<'g>) -> bool {
+        let (own, target) = (self.fact().shape, shape.fact().dims().unwrap_or_default());
+        let here = |i: usize| own.as_ref().and_then(|s| s.get(i)) == Some(&Dim::Known(0));
+        let numbers = || target.iter().all(|d| !matches!(d, Dim::Known(n) if *n < 0));
+        target.iter().enumerate().any(|(i, &d)| d == Dim::Known(0) && !here(i)) && numbers()
+    }
+
     /// A constant for a computed shape: 0 for a size that stays in its place, -1 for one that follows from the others.
     pub(in crate::expr) fn reshape_target(self, shape: Expr<'g>) -> Option<Expr<'g>> {
         let target = shape.fact().dims()?;

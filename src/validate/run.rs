@@ -7,7 +7,7 @@ use crate::onnx::{ElementType, ModelProto, TensorProto};
 use anyhow::{Context, Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tract_onnx::prelude::{DatumType, Tensor};
+use tract_onnx::prelude::Tensor;
 
 /// The outputs of a model for the given inputs, computed by tract. External data have to be loaded already.
 ///
@@ -27,8 +27,6 @@ pub fn run(model: &ModelProto, inputs: &BTreeMap<String, TensorProto>) -> Result
 
 fn to_proto(tensor: &Tensor) -> Result<TensorProto> {
     let shape: Vec<i64> = tensor.shape().iter().map(|&d| d as i64).collect();
-    let symbolic = tensor.datum_type() == DatumType::TDim;
-    let tensor = if symbolic { tensor.cast_to_dt(DatumType::I64)?.into_owned() } else { tensor.clone() };
     let types = [
         ElementType::Float,
         ElementType::Double,

@@ -58,6 +58,17 @@ pub fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(wide.try_as_plain_ram().map_err(shown)?.as_slice::<f64>().map_err(shown)?.to_vec())
 }
 
+/// Sizes, which may come as symbolic dimensions, as the integers that they are; any other tensor as it is.
+///
+/// # Errors
+/// A size that is not known.
+pub fn sized(tensor: Arc<Tensor>) -> Result<Arc<Tensor>> {
+    match tensor.datum_type() {
+        DatumType::TDim => Ok(Arc::new(tensor.cast_to_dt(DatumType::I64).map_err(shown)?.into_owned())),
+        _ => Ok(tensor),
+    }
+}
+
 /// Whether the elements are numbers that carry gradients.
 pub fn is_float(tensor: &Tensor) -> bool {
     tensor.datum_type().is_float()

@@ -2,7 +2,7 @@
 //! that its inputs have at that moment.
 
 use super::engine::{Engine, Precision, Run, Trouble, one_line};
-use super::tensors::{Tensors, shown};
+use super::tensors::{Tensors, shown, sized};
 use super::{kernels, normalize};
 use crate::onnx::ModelProto;
 use anyhow::{Result, anyhow, ensure};
@@ -104,15 +104,11 @@ impl Plan {
                 feeds.get(name).map(|t| t.clone().into_tvalue()).ok_or_else(|| anyhow!("input '{name}' has no value"))
             });
             let values = plan.run(inputs.collect::<Result<TVec<_>>>()?).map_err(shown)?;
-            let tensors = self.outputs.iter().zip(values).map(|(name, value)| {
-                let tensor = value.into_arc_tensor();
-                // Sizes come out as symbolic dimensions.
-                let tensor = match tensor.datum_type() {
-                    DatumType::TDim => Arc::new(tensor.cast_to_dt(DatumType::I64).map_err(shown)?.into_owned()),
-                    _ => tensor,
-                };
-                Ok((name.clone(), tensor))
-            });
+            let tensors = self
+                .outputs
+                .iter()
+                .zip(values)
+                .map(|(name, value)| Ok((name.clone(), sized(value.into_arc_tensor())?)));
             tensors.collect()
         })
     }

@@ -281,14 +281,13 @@ impl<'g> Expr<'g> {
         let (zero, one) = (b.ints(&[0]), b.ints(&[1]));
         let find = |axis: usize| along.iter().find(|a| a.0 == axis).map(|a| a.1);
         // Behind each such axis one of size 1, padded to the stride, then the two made one.
-        let (mut inner, mut gaps, mut joined) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut behind, mut gaps, mut joined) = (Vec::new(), Vec::new(), Vec::new());
         for axis in 0..self.rank()? {
             let size = self.dims([axis]);
-            inner.push(size);
             gaps.push(zero);
             match find(axis) {
                 Some(stride) => {
-                    inner.push(one);
+                    behind.push(gaps.len());
                     gaps.push(stride - one);
                     joined.push(size * stride);
                 }
@@ -296,7 +295,7 @@ impl<'g> Expr<'g> {
             }
         }
         let amounts: Vec<_> = vec![zero; gaps.len()].into_iter().chain(gaps).collect();
-        let padded = self.reshape(b.joined(&inner)).pad(b.joined(&amounts), None);
+        let padded = self.unsqueeze(&behind).pad(b.joined(&amounts), None);
         let joined = padded.reshape(b.joined(&joined));
         let axes: Vec<i64> = along.iter().map(|a| a.0 as i64).collect();
         let ends: Vec<_> = along.iter().map(|a| a.2).collect();

@@ -59,9 +59,13 @@ impl<'g> Expr<'g> {
 
     /// The elements in another shape, which is a list of integers. What of it is known at build time is written as a constant.
     pub fn reshape(self, shape: Expr<'g>) -> Expr<'g> {
+        self.reshape_by(shape, self.names_zero(shape))
+    }
+
+    /// A size that is or turns out to be zero means zero where the shape stands for itself, not "as the input".
+    fn reshape_by(self, shape: Expr<'g>, for_itself: bool) -> Expr<'g> {
         self.simplify_reshape(shape).unwrap_or_else(|| {
-            let target = self.reshape_target(shape);
-            // A size that turns out to be zero means zero, not "as the input".
+            let target = if for_itself { None } else { self.reshape_target(shape) };
             let literal = target.is_none() && self.builder.opset() >= 14;
             let attributes = if literal { vec![int("allowzero", 1)] } else { vec![] };
             self.builder.emit("Reshape", &[Some(self), Some(target.unwrap_or(shape))], attributes)
@@ -70,7 +74,7 @@ impl<'g> Expr<'g> {
 
     /// The elements in another shape, with the meaning of 0 and -1 that Reshape gives them.
     pub fn reshape_to(self, shape: &[i64]) -> Expr<'g> {
-        self.reshape(self.builder.ints(shape))
+        self.reshape_by(self.builder.ints(shape), false)
     }
 
     /// The elements in the shape of another tensor.

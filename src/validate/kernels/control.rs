@@ -1,6 +1,7 @@
 //! Loop and Scan: a body that runs once a trip. Its sizes need not be known before.
 
 use super::{Built, Facts, unknown};
+use crate::validate::tensors::sized;
 use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
 use tract_onnx::model::ParsingContext;
@@ -99,6 +100,11 @@ fn stacked(mut slices: Vec<Tensor>, axis: i64, reversed: bool) -> Result<TValue>
 }
 
 impl Repeated {
+    fn run_body(&self, feeds: TVec<TValue>) -> Result<TVec<TValue>> {
+        let sized = |feed: TValue| Ok(sized(feed.into_arc_tensor())?.into_tvalue());
+        self.body.run(feeds.into_iter().map(sized).collect::<Result<_>>()?)
+    }
+
     fn run_loop(&self, count: bool, condition: bool, inputs: &[TValue]) -> Result<Vec<TValue>> {
         let mut inputs = inputs.iter();
         let scalar = |t: Option<&TValue>| t.context("an input is missing").and_then(|t| t.cast_to_scalar::<i64>());
@@ -112,7 +118,7 @@ impl Repeated {
             ensure!(trip < MAX_TRIPS, "a loop of more than {MAX_TRIPS} trips");
             let mut feeds: TVec<TValue> = tvec![tensor0(trip as i64).into_tvalue(), tensor0(true).into_tvalue()];
             feeds.extend(states.iter().chain(&captures).cloned());
-            let mut results = self.body.run(feeds)?.into_iter();
+            let mut results = self.run_body(feeds)?.into_iter();
             goes_on = results.next().context("the body has no condition")?.cast_to_scalar::<bool>()?;
             for state in &mut states {
                 *state = results.next().context("the body has too few outputs")?;
@@ -144,7 +150,7 @@ impl Repeated {
                 feeds.push(slice.into_tvalue());
             }
             feeds.extend(captures.iter().cloned());
-            let mut results = self.body.run(feeds)?.into_iter();
+            let mut results = self.run_body(feeds)?.into_iter();
             for state in &mut states {
                 *state = results.next().context("the body has too few outputs")?;
             }
