@@ -453,3 +453,15 @@ fn sizes_that_the_model_calls_the_same_are_not_computed() {
     let nodes = &output.model.proto.graph.as_ref().unwrap().node;
     assert!(nodes.iter().all(|n| n.op_type() != "Shape"), "{nodes:?}");
 }
+
+#[test]
+fn what_a_concat_adds_grows_with_its_inputs() {
+    let added = |n: usize| {
+        let list = |prefix: &str| (0..n).map(|i| format!("{prefix}{i}")).collect::<Vec<_>>();
+        let (inputs, names) = (list("float[?,2] x").join(", "), list("x"));
+        let graph = format!("g ({inputs}) => (float[M,2] y) {{ y = Concat<axis = 0>({}) }}", names.join(", "));
+        Gradients::new(["y"], names).build(&model(&graph)).unwrap().nodes_added
+    };
+    let (few, many) = (added(200), added(2000));
+    assert!(many <= 10 * few, "{few} nodes for 200 inputs, {many} for 2000");
+}

@@ -271,22 +271,3 @@ fn unique<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         None => Ok(dy.to_places(places, 0, x.size().reshape_to(&[1]), false).reshape_like(x)),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use crate::onnx::text;
-    use crate::{Gradients, Model};
-
-    #[test]
-    fn what_a_concat_adds_grows_with_its_inputs() {
-        let added = |n: usize| {
-            let list = |prefix: &str| (0..n).map(|i| format!("{prefix}{i}")).collect::<Vec<_>>();
-            let (inputs, names) = (list("float[?,2] x").join(", "), list("x"));
-            let graph = format!("g ({inputs}) => (float[M,2] y) {{ y = Concat<axis = 0>({}) }}", names.join(", "));
-            let model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
-            Gradients::new(["y"], names).build(&Model::from(model)).unwrap().nodes_added
-        };
-        let (few, many) = (added(200), added(2000));
-        assert!(many <= 10 * few, "{few} nodes for 200 inputs, {many} for 2000");
-    }
-}
