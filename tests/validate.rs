@@ -380,3 +380,13 @@ fn losses_of_the_standard_run() {
     let sum = sketch.node("Identity", &["d"], "h");
     fails(&sum.check(&record("loss", &[("x", "h")])), "relative error");
 }
+
+#[test]
+fn a_constant_seed_says_which_size_a_symbol_has() {
+    let text = r#"<ir_version: 8, opset_import: ["": 17]> g (float[N,2] x) => (float[N,2] y) { y = Mul (x, x) }"#;
+    let seed = TensorProto::from_floats(FLOAT, &[5, 2], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0]).unwrap();
+    let call = onnx_gradients::Gradients::new(["y"], ["x"]).seed("y", onnx_gradients::Seed::Constant(seed));
+    let output = call.build(&onnx_gradients::onnx::text::parse(text).unwrap().into()).unwrap();
+    let found = validate(&output.model.proto, None, &output.record, &Options::default());
+    assert_eq!((found.status, found.dims["N"]), (Status::Passed, 5), "{found:?}");
+}

@@ -4,6 +4,7 @@ use super::tensors::{self, Tensor, Tensors};
 use super::{Options, edit};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
 use crate::onnx::{ModelProto, ValueInfoProto, attribute};
+use crate::record::Record;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -36,8 +37,11 @@ pub const ATTEMPTS: &[Attempt] = &[
 ];
 
 /// The sizes of the symbols of a model's inputs. The same symbol has the same size everywhere.
-pub fn bind(model: &ModelProto, options: &Options, attempt: Attempt) -> BTreeMap<String, i64> {
+pub fn bind(model: &ModelProto, record: &Record, options: &Options, attempt: Attempt) -> BTreeMap<String, i64> {
     let mut sizes = options.dims.clone();
+    for (symbol, size) in sizes_of_seeds(model, record) {
+        sizes.entry(symbol).or_insert(size);
+    }
     let mut count = 0;
     for input in free_inputs(model) {
         // What is given binds its symbols.
@@ -53,6 +57,27 @@ pub fn bind(model: &ModelProto, options: &Options, attempt: Attempt) -> BTreeMap
                 count += 1;
                 size
             });
+        }
+    }
+    sizes
+}
+
+/// The symbols of ys whose seeds are constants, with the sizes that those have.
+fn sizes_of_seeds(model: &ModelProto, record: &Record) -> Vec<(String, i64)> {
+    let Some(graph) = &model.graph else { return vec![] };
+    let constants: HashMap<&str, &[i64]> = (graph.node.iter())
+        .filter(|n| n.op_type() == "Constant")
+        .filter_map(|n| Some((n.output.first()?.as_str(), &*attribute::get_tensor(&n.attribute, "value")?.dims)))
+        .collect();
+    let outputs: HashMap<&str, &ValueInfoProto> = graph.output.iter().map(|o| (o.name(), o)).collect();
+    let mut sizes = Vec::new();
+    for seed in &record.seeds {
+        let dims = seed.seed.as_deref().and_then(|s| constants.get(s)).copied().unwrap_or_default();
+        let declared = outputs.get(seed.y.as_str()).and_then(|y| declared(y)).unwrap_or_default();
+        for (dim, &size) in declared.iter().zip(dims) {
+            if let Some(tensor_shape_proto::dimension::Value::DimParam(symbol)) = &dim.value {
+                sizes.push((symbol.clone(), size));
+            }
         }
     }
     sizes

@@ -25,7 +25,7 @@ impl Check<'_> {
         let typed = !uses(self.model.graph.as_ref(), ElementType::Bfloat16);
         let mut trouble = None;
         for &attempt in inputs::ATTEMPTS {
-            let dims = inputs::bind(self.model, self.options, attempt);
+            let dims = inputs::bind(self.model, self.record, self.options, attempt);
             let feeds = inputs::make(self.model, self.options, &dims, attempt.positive)?;
             let feeds = self.fit_earlier_seeds(feeds, typed)?;
             match self.run_part(&forward, &feeds, typed) {
