@@ -113,8 +113,8 @@ impl Trainable {
         self
     }
 
-    /// What comes out beside the loss: `KIND[:OUTPUT]`, as [`METRICS`](super::metrics::METRICS) has them, or `gradient-norm`. Without it
-    /// accuracy, where a loss has it, and the norm of the gradients.
+    /// What comes out beside the loss: `KIND[:OUTPUT]`, as [`METRICS`](super::metrics::METRICS) has them, or `gradient-norm`.
+    /// Without it accuracy, where a loss has it, and the norm of the gradients.
     pub fn metrics<S: Into<String>>(mut self, metrics: impl IntoIterator<Item = S>) -> Self {
         self.metrics = Some(metrics.into_iter().map(Into::into).collect());
         self
