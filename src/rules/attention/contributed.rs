@@ -42,6 +42,17 @@ fn given_scale(c: &Call<'_>) -> Option<f64> {
     c.opt_float("scale").filter(|&s| s != 0.0)
 }
 
+/// Scores of which every query may look at some key, neither capped nor with a sink.
+fn plain<'g>(
+    c: &Call<'g>,
+    [q, k, v]: [Expr<'g>; 3],
+    allowed: Option<Expr<'g>>,
+    bias: Option<Expr<'g>>,
+) -> Result<Scores<'g>> {
+    let (scale, precision) = (scale_of(q, given_scale(c)), q.element()?.widened());
+    Ok(Scores { q, k, v, scale, softcap: 0.0, allowed, bias, sink: None, may_be_blind: false, precision })
+}
+
 /// Keys of before and of now.
 fn cached<'g>(past: Option<Expr<'g>>, now: Expr<'g>) -> Expr<'g> {
     past.map_or(now, |past| Expr::concat(&[past, now], 2))
@@ -122,18 +133,8 @@ fn multi_head<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     }
     let [q, k, v] = parts.map(|e| split_heads(e, heads));
     let (q, k, v) = (q?, cached(c.opt(6), k?), cached(c.opt(7), v?));
-    let scores = Scores {
-        q,
-        k,
-        v,
-        scale: scale_of(q, given_scale(c)),
-        softcap: 0.0,
-        allowed: causal(c, q, k, c.opt(6), 2)?,
-        bias: biased(c, q, k, 4, 5)?,
-        sink: None,
-        may_be_blind: false,
-        precision: q.element()?.widened(),
-    };
+    let allowed = causal(c, q, k, c.opt(6), 2)?;
+    let scores = plain(c, [q, k, v], allowed, biased(c, q, k, 4, 5)?)?;
     let attended = scores.attend()?;
     let [_, _, biased, _] = attended.stages;
     Ok(vec![Some(join_heads(attended.y)), Some(k), Some(v), Some(biased)])
@@ -156,18 +157,8 @@ fn projected<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let q = split_heads(q, heads)?;
     let past = |i: i64| c.opt(4).map(|past| past.narrow(0, i, i + 1).squeeze(&[0]));
     let (k, v) = (cached(past(0), split_heads(k, heads)?), cached(past(1), split_heads(v, heads)?));
-    let scores = Scores {
-        q,
-        k,
-        v,
-        scale: scale_of(q, given_scale(c)),
-        softcap: 0.0,
-        allowed: causal(c, q, k, c.opt(4), 3)?,
-        bias: biased(c, q, k, 3, 5)?,
-        sink: None,
-        may_be_blind: false,
-        precision: q.element()?.widened(),
-    };
+    let allowed = causal(c, q, k, c.opt(4), 3)?;
+    let scores = plain(c, [q, k, v], allowed, biased(c, q, k, 3, 5)?)?;
     let present = || Expr::concat(&[k.unsqueeze(&[0]), v.unsqueeze(&[0])], 0);
     Ok(vec![Some(join_heads(scores.attend()?.y)), c.has_dy(1).then(present)])
 }
