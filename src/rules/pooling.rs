@@ -9,8 +9,8 @@ use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("AveragePool", "dx = dy / count, in every place of each window", &[Formula(average)])
-        .attributes("auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides"),
+    AVERAGE.until(18),
+    Rule { slots: &[Formula(|c| average(c, true))], ..AVERAGE }.since(19),
     rule("LpPool", "dx = x |x|ᵖ⁻² Σ dy y¹⁻ᵖ over the windows of x", &[Formula(lp)])
         .attributes("auto_pad ceil_mode dilations kernel_shape p pads strides")
         .note("0 where y is 0"),
@@ -32,17 +32,27 @@ pub const RULES: &[Rule] = &[
         .note("the first of equals gets all"),
 ];
 
-fn average<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+const AVERAGE: Rule =
+    rule("AveragePool", "dx = dy / count, in every place of each window", &[Formula(|c| average(c, false))])
+        .attributes("auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
+        .note("of a window larger than all of x, only what it meets counts, as runtimes have it");
+
+/// `clipped`: of a window that is larger than the image with its padding, only what lies in that counts, also where padding
+/// does.
+fn average<'g>(c: &Call<'g>, clipped: bool) -> Result<Expr<'g>> {
     let (x, dy) = (c.x()?, c.dy()?);
     let window = Window::of(c, x, c.y()?, None)?;
     let rank = window.kernel()?.len();
     let with_pads = c.flag("count_include_pad", false);
-    let full = !window.is_padded() || (with_pads && !c.flag("ceil_mode", false));
-    let each = if full {
+    let pads = c.ints("pads").filter(|p| with_pads && p.len() == 2 * rank).unwrap_or_else(|| vec![0; 2 * rank]);
+    let (before, behind) = pads.split_at(rank);
+    // Sizes that are padded to the same number of windows leave none that hangs over.
+    let same = c.string("auto_pad", "NOTSET").starts_with("SAME");
+    let each = if with_pads && (same || (!clipped && !c.flag("ceil_mode", false))) {
         dy / window.kernel()?.iter().map(|&k| k as f64).product::<f64>()
+    } else if !window.is_padded() || (with_pads && !c.flag("ceil_mode", false)) {
+        dy / window.most(dy, before, behind)?
     } else {
-        let pads = c.ints("pads").filter(|p| with_pads && p.len() == 2 * rank).unwrap_or_else(|| vec![0; 2 * rank]);
-        let (before, behind) = pads.split_at(rank);
         dy / window.counts(dy, with_pads.then_some((before, behind)))?
     };
     window.spread_evenly(each, x)

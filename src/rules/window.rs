@@ -435,6 +435,31 @@ impl<'g> Window<'g> {
         Ok(product)
     }
 
+    /// How many elements each window has that does not hang over the image with its padding: all of its taps, or, where it is
+    /// the only one along an axis and longer than that, those that lie there. Runtimes round the number of windows towards
+    /// one then, if no step is lacking.
+    ///
+    /// # Errors
+    /// The kernel's sizes are not known.
+    pub fn most(&self, like: Expr<'g>, before: &[i64], behind: &[i64]) -> Result<Expr<'g>> {
+        let b = like.builder();
+        let (mut known, mut product) = (1.0, None);
+        for (i, &k) in self.kernel()?.iter().enumerate() {
+            let size = self.image.gather(b.int(i as i64), 0);
+            let (d, pads) = (self.dilations[i], before[i] + behind[i]);
+            let reached = |size: i64| ((size + pads + d - 1) / d).min(k);
+            match size.ints().as_deref() {
+                Some(&[size]) => known *= reached(size) as f64,
+                _ if self.strides[i] == 1 => known *= k as f64,
+                _ => {
+                    let taps = ((size + (pads + d - 1)) / d).min(b.int(k)).cast_like(like);
+                    product = Some(product.map_or(taps, |product: Expr<'g>| product * taps));
+                }
+            }
+        }
+        Ok(product.map_or(like.like(known), |product| product * known))
+    }
+
     /// The image as one of one channel, `[N C, 1, S...]`.
     pub fn one_channel(&self, image: Expr<'g>) -> Expr<'g> {
         image.reshape(Expr::concat(&[image.builder().ints(&[-1, 1]), image.dims(self.axes())], 0))

@@ -73,6 +73,10 @@ impl Window {
         let extent = self.extent(dims);
         let start = dims.add(size, before.into());
         let span = dims.sub(dims.add(start, after.into()), extent);
+        if span.known().is_some_and(|n| n < 0 && n % self.stride != 0) {
+            // By the formula none fits; most runtimes round towards nothing, and compute one.
+            return dims.fresh();
+        }
         let down = dims.add(dims.floor_div(span, stride), 1.into());
         let up = dims.add(dims.ceil_div(span, stride), 1.into());
         let count = match (ceil, up.known(), start.known(), extent.known()) {
