@@ -201,6 +201,11 @@ impl<'g> Expr<'g> {
             if amounts.ints().is_some_and(|a| a == [0, 0]) {
                 continue;
             }
+            // Where no operator adds scattered elements, tables of places cost the square of the length.
+            if !b.scatters(true) && matches!(mode, "reflect" | "edge") {
+                dx = dx.folded_in(axis, begins.item(axis), ends.item(axis), mode);
+                continue;
+            }
             let places = b.range(self.dim(axis));
             // Before opset 11 Pad knows floating-point numbers only.
             let from = match b.opset() >= 11 {
@@ -210,6 +215,32 @@ impl<'g> Expr<'g> {
             dx = dx.to_places(from, axis, self.dims([axis]), true);
         }
         Ok(dx)
+    }
+
+    /// Along an axis, what lies beyond a border added to the elements that it continues (`edge`: the last one, `reflect`: those
+    /// before it, in reverse order), in amounts that are lists of one. What negative amounts have cut off is zero.
+    fn folded_in(self, axis: usize, begin: Expr<'g>, end: Expr<'g>, mode: &str) -> Expr<'g> {
+        let b = self.builder;
+        let (zero, one, axes) = (b.ints(&[0]), b.ints(&[1]), b.ints(&[axis as i64]));
+        let (before, behind) = (begin.max(zero), end.max(zero));
+        let size = self.dims([axis]) - before - behind;
+        let part = |from: Expr<'g>, to: Expr<'g>| self.slice_at(axes, from, to, one);
+        let mut dx = part(before, before + size);
+        for (amount, outside, first) in
+            [(before, part(zero, before), true), (behind, part(before + size, b.ints(&[i64::MAX])), false)]
+        {
+            if amount.ints().is_some_and(|a| a == [0]) {
+                continue;
+            }
+            // How far from the border the elements lie that get it, and how many there are.
+            let (laid, from, count) = match mode {
+                "edge" => (outside.sum(&[axis]), zero, one),
+                _ => (outside.reversed(axis), one, amount),
+            };
+            let rest = size - from - count;
+            dx = dx + if first { laid.pad_axis(axis, from, rest) } else { laid.pad_axis(axis, rest, from) };
+        }
+        dx.pad_axis(axis, (-begin).max(zero), (-end).max(zero))
     }
 
     /// What Slice of this tensor is the transpose of: `dy` in its place, zeros around and between. `starts` and `steps` are
@@ -227,7 +258,13 @@ impl<'g> Expr<'g> {
         let (mut begins, mut ends) = (Vec::new(), Vec::new());
         for axis in 0..rank {
             let (start, step, size, count) = (starts.item(axis), steps.item(axis), self.dims([axis]), dy.dims([axis]));
+            // A step beyond the size takes one element at most, as one of the size does: what is spread stays that small.
+            let most = size.max(one);
             let known = step.ints().and_then(|s| s.first().copied());
+            let step = match known {
+                Some(-2..=2) => step,
+                _ => step.cast(ElementType::Int64).max(-most).min(most),
+            };
             if own.get(axis) == part.get(axis) && known == Some(1) {
                 begins.push(zero);
                 ends.push(zero);
@@ -245,7 +282,7 @@ impl<'g> Expr<'g> {
             let (begin, length) = if known == Some(1) {
                 (first.max(zero).min(size), count)
             } else {
-                let back = step.less(zero);
+                let back = known.map_or_else(|| step.less(zero), |s| b.numbers(&[f64::from(s < 0)], &[1], ElementType::Bool));
                 let stride = step.max(-step);
                 let length = ((count - one) * stride + one).max(zero);
                 let last = first.max(zero - one).min(size - one) - (count - one) * stride;
