@@ -282,7 +282,8 @@ impl<'g> Expr<'g> {
             let (begin, length) = if known == Some(1) {
                 (first.max(zero).min(size), count)
             } else {
-                let back = known.map_or_else(|| step.less(zero), |s| b.numbers(&[f64::from(s < 0)], &[1], ElementType::Bool));
+                let back =
+                    known.map_or_else(|| step.less(zero), |s| b.numbers(&[f64::from(s < 0)], &[1], ElementType::Bool));
                 let stride = step.max(-step);
                 let length = ((count - one) * stride + one).max(zero);
                 let last = first.max(zero - one).min(size - one) - (count - one) * stride;
