@@ -282,12 +282,14 @@ impl<'g> Pass<'g> {
         let dx = match slot {
             Slot::Stop(_) => return Ok(None),
             Slot::Zero => return Ok(Some(Flow::Zero)),
-            Slot::Unary(f) => f(x, c.y()?, c.dy()?),
-            Slot::Binary(f) => f(c.input(0)?, c.input(1)?, c.y()?, c.dy()?).unbroadcast(x)?,
-            Slot::Formula(f) => f(c)?,
-            Slot::Broadcast(f) => f(c)?.unbroadcast(x)?,
-            Slot::Each(f) => f(c, i)?,
-            Slot::EachBroadcast(f) => f(c, i)?.unbroadcast(x)?,
+            Slot::Unary(f) => f(x, c.y(), c.dy()),
+            Slot::Binary(f) => f(c.input(0), c.input(1), c.y(), c.dy()).unbroadcast(x),
+            Slot::Formula(f) => f(c),
+            Slot::Try(f) => f(c)?,
+            Slot::Broadcast(f) => f(c).unbroadcast(x),
+            Slot::Each(f) => f(c, i),
+            Slot::TryEach(f) => f(c, i)?,
+            Slot::EachBroadcast(f) => f(c, i).unbroadcast(x),
             Slot::Through(_) | Slot::All(_) | Slot::Structure(_) => bail!("a rule of this kind stands alone"),
         };
         Ok(Some(Flow::Value(dx)))

@@ -12,9 +12,13 @@ impl<'g> Expr<'g> {
     /// whether an axis was repeated, it is split in two, `x`'s size and the rest, of which the second is summed: of sizes n
     /// and 1 where it was not repeated, of 1 and n where it was.
     ///
-    /// # Errors
-    /// The rank of one of the two is not known, and the model's opset has no reduction over computed axes.
-    pub fn unbroadcast(self, x: Expr<'g>) -> Result<Expr<'g>> {
+    /// That the rank of one of the two is not known is an error on record, where the model's opset has no reduction over
+    /// computed axes.
+    pub fn unbroadcast(self, x: Expr<'g>) -> Expr<'g> {
+        self.builder().attempt(|| self.summed_to(x))
+    }
+
+    fn summed_to(self, x: Expr<'g>) -> Result<Expr<'g>> {
         if self.same_shape(x) {
             return Ok(self);
         }

@@ -6,9 +6,13 @@ use anyhow::{Context, Result, bail, ensure};
 /// The gradient of what an activation takes, from its result and its gradient: of an operator by its name, with its parameters
 /// in the order of its attributes. At the bounds of Clip it is 0, elsewhere as the activation has it on its own.
 ///
-/// # Errors
-/// The activation is not known, a parameter is missing, or the result does not tell which slope it is of.
-pub fn before<'g>(activation: &str, parameters: &[f64], y: Expr<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+/// It is an error on record that the activation is not known, that a parameter is missing, and that the result does not tell
+/// which slope it is of.
+pub fn before<'g>(activation: &str, parameters: &[f64], y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
+    y.builder().attempt(|| slope(activation, parameters, y, dy))
+}
+
+fn slope<'g>(activation: &str, parameters: &[f64], y: Expr<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
     let parameter = |i: usize| {
         let found = parameters.get(i).copied();
         found.with_context(|| format!("activation {activation} lacks its parameter {i}"))

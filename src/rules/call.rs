@@ -3,7 +3,7 @@
 use crate::expr::{Builder, Expr, normalize_axis};
 use crate::graph::{Fact, IdMap, IdSet, NewNode, Node, NodeId, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, attribute};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// The pass that calls a rule, as the rule asks it for gradients of what it has written itself.
 pub trait Differentiate<'g> {
@@ -86,12 +86,14 @@ impl<'g> Call<'g> {
         self.node.inputs.len()
     }
 
-    /// An input.
-    ///
-    /// # Errors
-    /// The node does not have it.
-    pub fn input(&self, i: usize) -> Result<Expr<'g>> {
-        self.opt(i).with_context(|| format!("input {i} is missing"))
+    /// An input. That the node does not have it is an error on record, as with all that cannot be built.
+    pub fn input(&self, i: usize) -> Expr<'g> {
+        self.recorded(self.opt(i).with_context(|| format!("input {i} is missing")))
+    }
+
+    /// A value, or what stands for it once the builder has recorded why there is none.
+    fn recorded(&self, value: Result<Expr<'g>>) -> Expr<'g> {
+        self.builder().attempt(|| value)
     }
 
     /// An optional input.
@@ -100,27 +102,18 @@ impl<'g> Call<'g> {
     }
 
     /// The first input.
-    ///
-    /// # Errors
-    /// The node has none.
-    pub fn x(&self) -> Result<Expr<'g>> {
+    pub fn x(&self) -> Expr<'g> {
         self.input(0)
     }
 
-    /// The inputs from a number on.
-    ///
-    /// # Errors
-    /// One of them is left out.
-    pub fn inputs_from(&self, first: usize) -> Result<Vec<Expr<'g>>> {
+    /// The inputs from a number on, of an operator that takes any number of them: none may be left out.
+    pub fn inputs_from(&self, first: usize) -> Vec<Expr<'g>> {
         (first..self.input_count()).map(|i| self.input(i)).collect()
     }
 
-    /// The first output.
-    ///
-    /// # Errors
-    /// The node leaves it out.
-    pub fn y(&self) -> Result<Expr<'g>> {
-        self.output(0).context("output 0 is left out")
+    /// The first output. That the node leaves it out is an error on record.
+    pub fn y(&self) -> Expr<'g> {
+        self.recorded(self.output(0).context("output 0 is left out"))
     }
 
     /// An output, where the node has it.
@@ -139,10 +132,11 @@ impl<'g> Call<'g> {
     }
 
     /// An output that the forward node computes but may leave out: it is added to the node then, and the report says so.
-    ///
-    /// # Errors
-    /// The node's inputs are not what the operator takes.
-    pub fn demand_output(&self, i: usize, element: ElementType) -> Result<Expr<'g>> {
+    pub fn demand_output(&self, i: usize, element: ElementType) -> Expr<'g> {
+        self.recorded(self.added_output(i, element))
+    }
+
+    fn added_output(&self, i: usize, element: ElementType) -> Result<Expr<'g>> {
         let node = self.node.clone();
         let mut outputs: smallvec::SmallVec<_> = node.outputs.iter().map(|o| o.map(|_| None)).collect();
         outputs.resize(outputs.len().max(i + 1), None);
@@ -162,24 +156,18 @@ impl<'g> Call<'g> {
     }
 
     /// The gradient of the first output; zeros where none arrives.
-    ///
-    /// # Errors
-    /// None arrives, and the output that its zeros would be like is left out.
-    pub fn dy(&self) -> Result<Expr<'g>> {
+    pub fn dy(&self) -> Expr<'g> {
         self.dy_of(0)
     }
 
     /// The gradient of an output; zeros where none arrives.
-    ///
-    /// # Errors
-    /// None arrives, and the output that its zeros would be like is left out.
-    pub fn dy_of(&self, i: usize) -> Result<Expr<'g>> {
+    pub fn dy_of(&self, i: usize) -> Expr<'g> {
         match self.dys.get(i) {
-            Some(Some(dy)) => Ok(*dy),
+            Some(Some(dy)) => *dy,
             _ => {
-                let y = self.output(i).with_context(|| format!("output {i} is left out"))?;
+                let y = self.recorded(self.output(i).with_context(|| format!("output {i} is left out")));
                 let quantized = self.pass.cotangent(y.id());
-                Ok(quantized.map_or_else(|| y.zeros_like(), |element| y.builder().full(y.shape(), 0.0, element)))
+                quantized.map_or_else(|| y.zeros_like(), |element| y.builder().full(y.shape(), 0.0, element))
             }
         }
     }
@@ -204,7 +192,7 @@ impl<'g> Call<'g> {
     /// # Errors
     /// The node does not have the input, or its type is not known.
     pub fn gradient_element(&self, i: usize) -> Result<ElementType> {
-        let x = self.input(i)?;
+        let x = self.input(i);
         self.pass.cotangent(x.id()).map_or_else(|| x.element(), Ok)
     }
 
@@ -267,7 +255,7 @@ impl<'g> Call<'g> {
     /// # Errors
     /// The rank is not known, or has no such axis.
     pub fn axis(&self, default: i64) -> Result<usize> {
-        self.x()?.axis(self.int("axis", default))
+        self.x().axis(self.int("axis", default))
     }
 
     /// A list of integers that is an attribute in old opsets and an input in new ones; `None` where it is left out.
@@ -299,7 +287,7 @@ impl<'g> Call<'g> {
     /// # Errors
     /// The rank is not known, the axes are computed at run time, or the rank has no such axis.
     pub fn axes(&self) -> Result<Vec<usize>> {
-        let rank = self.x()?.rank()?;
+        let rank = self.x().rank()?;
         match self.ints_at(1, "axes")? {
             Some(axes) if !axes.is_empty() => {
                 let mut axes = axes.iter().map(|&a| normalize_axis(a, rank)).collect::<Result<Vec<_>>>()?;
@@ -372,12 +360,10 @@ impl<'g> Call<'g> {
         self.pass.through_formula(ys, xs)
     }
 
-    /// Ensures that an attribute has one of the values that the formula is right for.
-    ///
-    /// # Errors
-    /// It has another.
-    pub fn ensure_known(&self, name: &str, value: &str, known: &[&str]) -> Result<()> {
-        ensure!(known.contains(&value), "{name} = '{value}' is not one of {}", known.join(", "));
-        Ok(())
+    /// Records an error unless an attribute has one of the values that the formula is right for.
+    pub fn ensure_known(&self, name: &str, value: &str, known: &[&str]) {
+        if !known.contains(&value) {
+            self.builder().fail(anyhow!("{name} = '{value}' is not one of {}", known.join(", ")));
+        }
     }
 }

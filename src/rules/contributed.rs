@@ -22,7 +22,7 @@ pub const RULES: &[Rule] = &[
     rule(
         "CDist",
         "sqeuclidean: dA = 2 (A Σ dC - dC B), dB = 2 (B Σ dCᵀ - dCᵀ A); euclidean: with dC / C in place of 2 dC",
-        &[Formula(|c| distance(c, 0)), Formula(|c| distance(c, 1))],
+        &[Try(|c| distance(c, 0)), Try(|c| distance(c, 1))],
     )
     .attributes("metric")
     .domain(MICROSOFT)
@@ -44,20 +44,22 @@ pub const RULES: &[Rule] = &[
     .note("all experts are computed for all rows; those that are not chosen count nothing"),
 ];
 
-fn split_gelu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
-    let last = x.rank()?.saturating_sub(1);
-    let halves = Expr::concat(&[x.dims(0..last), b.ints(&[2, -1])], 0);
-    let halves = (x + c.input(1)?).reshape(halves);
-    let (l, r) = (halves.narrow(last, 0, 1).squeeze(&[last]), halves.narrow(last, 1, 2).squeeze(&[last]));
-    let gelu = r * (0.5 * (r * FRAC_1_SQRT_2).erf() + 0.5);
-    let parts = [dy * gelu, dy * l * gelu_slope(r)].map(|d| d.unsqueeze(&[last]));
-    Ok(Expr::concat(&parts, last).reshape_like(x))
+fn split_gelu<'g>(c: &Call<'g>) -> Expr<'g> {
+    let (x, dy, b) = (c.x(), c.dy(), c.builder());
+    b.attempt(|| {
+        let last = x.rank()?.saturating_sub(1);
+        let shape = Expr::concat(&[x.dims(0..last), b.ints(&[2, -1])], 0);
+        let halves = (x + c.input(1)).reshape(shape);
+        let [l, r] = [0, 1].map(|half| halves.narrow(last, half, half + 1).squeeze(&[last]));
+        let gelu = r * (0.5 * (r * FRAC_1_SQRT_2).erf() + 0.5);
+        let parts = [dy * gelu, dy * l * gelu_slope(r)].map(|d| d.unsqueeze(&[last]));
+        Ok(Expr::concat(&parts, last).reshape_like(x))
+    })
 }
 
 /// Of the rows whose distances from each other are taken: those of A, or of B.
 fn distance<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-    let (own, other, y, dy) = (c.input(i)?, c.input(1 - i)?, c.y()?, c.dy()?);
+    let (own, other, y, dy) = (c.input(i), c.input(1 - i), c.y(), c.dy());
     let pull = match c.string("metric", "sqeuclidean").as_str() {
         "sqeuclidean" => 2.0 * dy,
         "euclidean" => {
@@ -77,10 +79,10 @@ fn mixture<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     for name in ["swiglu_limit_after_activation", "use_sparse_mixer"] {
         ensure!(!c.flag(name, false), "{name} has no gradient here");
     }
-    let x = c.x()?.stacked_before(1)?;
+    let x = c.x().stacked_before(1);
     // The rows of each expert: [experts, rows, size].
     let layer = |x: Expr<'g>, weights: usize, bias: usize| -> Result<Expr<'g>> {
-        let y = x.matmul(c.input(weights)?.transposed());
+        let y = x.matmul(c.input(weights).transposed());
         Ok(c.opt(bias).map_or(y, |bias| y + bias.unsqueeze(&[1])))
     };
     let first = layer(x, 2, 3)?;
@@ -95,7 +97,7 @@ fn mixture<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         _ => bail!("activation_type = '{activation}' has no gradient here"),
     };
     let second = layer(inner, 4, 5)?;
-    let shares = c.input(1)?.softmax(1);
+    let shares = c.input(1).softmax(1);
     // An expert is chosen where less than k come before it: those with larger shares, and of equal ones the first.
     let number = b.range(shares.dim(1));
     let (own, other) = (shares.unsqueeze(&[2]), shares.unsqueeze(&[1]));
@@ -105,7 +107,7 @@ fn mixture<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let shares = shares.where_(chosen);
     let shares = if c.flag("normalize_routing_weights", false) { shares / shares.sum(&[1]) } else { shares };
     let y = (second * shares.transposed().unsqueeze(&[2])).sum_out(&[0]);
-    Ok(vec![Some(y.reshape_like(c.x()?))])
+    Ok(vec![Some(y.reshape_like(c.x()))])
 }
 
 /// The gate, times its sigmoid, times the other half, which stands beside it or behind it.

@@ -23,7 +23,7 @@ fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         let seeds: Vec<_> = replay.outputs.iter().zip(c.dys()).filter_map(|(y, dy)| Some((*y, (*dy)?))).collect();
         replay.gradients(&seeds, &wanted)
     };
-    let known = b.graph().truth(c.input(0)?.id());
+    let known = b.graph().truth(c.input(0).id());
     if let Some(known) = known {
         let (taken, other) = if known { ("then_branch", "else_branch") } else { ("else_branch", "then_branch") };
         repeatable(c, c.body(taken)?)?;
@@ -48,7 +48,7 @@ fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         let outputs: Vec<_> = b.within(*scope, || connected.iter().map(dx).collect());
         close(c, *scope, &outputs, 0)?;
     }
-    let dxs = b.if_(c.input(0)?, branches[0].0, branches[1].0);
+    let dxs = b.if_(c.input(0), branches[0].0, branches[1].0);
     Ok(connected.into_iter().map(|i| wanted[i].id()).zip(dxs).collect())
 }
 

@@ -11,18 +11,13 @@ pub const RULES: &[Rule] = &[
     rule(
         "Conv",
         "dx = ConvTranspose(dy, w), dw = Σ over windows of dy times what they see, db = Σ dy",
-        &[Formula(|c| conv_x(c, c.dy()?)), Formula(|c| conv_w(c, c.dy()?)), Formula(|c| bias(c.dy()?))],
+        &[Try(|c| conv_x(c, c.dy())), Try(|c| conv_w(c, c.dy())), Formula(|c| bias(c.dy()))],
     )
     .attributes("auto_pad dilations group kernel_shape pads strides"),
     rule(
         "FusedConv",
         "with d = dy act'(x * w + b + z), read from y: those of Conv with d in place of dy, and dz = d",
-        &[
-            Formula(|c| conv_x(c, inner(c)?)),
-            Formula(|c| conv_w(c, inner(c)?)),
-            Formula(|c| bias(inner(c)?)),
-            Formula(inner),
-        ],
+        &[Try(|c| conv_x(c, inner(c))), Try(|c| conv_w(c, inner(c))), Formula(|c| bias(inner(c))), Formula(inner)],
     )
     .attributes("activation activation_params auto_pad dilations group kernel_shape pads strides")
     .domain("com.microsoft")
@@ -30,12 +25,12 @@ pub const RULES: &[Rule] = &[
     rule(
         "ConvTranspose",
         "dx = Conv(dy, w), dw = Σ over windows of x times what they see of dy, db = Σ dy",
-        &[Formula(transposed_x), Formula(transposed_w), Formula(|c| bias(c.dy()?))],
+        &[Try(transposed_x), Try(transposed_w), Formula(|c| bias(c.dy()))],
     )
     .attributes("auto_pad dilations group kernel_shape output_padding output_shape pads strides"),
     rule("CausalConvWithState", "through the convolution of past state and input", &[Through(causal)])
         .attributes("activation"),
-    rule("Col2Im", "dx = the blocks of dy", &[Formula(blocks), Stop("shapes")]).attributes("dilations pads strides"),
+    rule("Col2Im", "dx = the blocks of dy", &[Try(blocks), Stop("shapes")]).attributes("dilations pads strides"),
 ];
 
 fn group(c: &Call<'_>) -> Result<i64> {
@@ -45,14 +40,14 @@ fn group(c: &Call<'_>) -> Result<i64> {
 }
 
 /// What arrives before the activation.
-fn inner<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+fn inner<'g>(c: &Call<'g>) -> Expr<'g> {
     let parameters = c.floats("activation_params").unwrap_or_default();
-    activation::before(&c.string("activation", ""), &parameters, c.y()?, c.dy()?)
+    activation::before(&c.string("activation", ""), &parameters, c.y(), c.dy())
 }
 
 fn conv_x<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
-    let (x, w) = (c.x()?, c.input(1)?);
-    let (window, group) = (Window::of(c, x, c.y()?, Some(w))?, group(c)?);
+    let (x, w) = (c.x(), c.input(1));
+    let (window, group) = (Window::of(c, x, c.y(), Some(w))?, group(c)?);
     if group == 1 && window.is_pointwise() {
         let matrix = w.squeeze(&(2..w.rank()?).collect::<Vec<_>>());
         return Ok(matrix.transposed().matmul(dy.reshape_to(&[0, 0, -1])).reshape_like(x));
@@ -61,28 +56,27 @@ fn conv_x<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
 }
 
 fn conv_w<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
-    let (x, w) = (c.x()?, c.input(1)?);
-    Window::of(c, x, c.y()?, Some(w))?.weights(x, dy, w, group(c)?)
+    let (x, w) = (c.x(), c.input(1));
+    Ok(Window::of(c, x, c.y(), Some(w))?.weights(x, dy, w, group(c)?))
 }
 
 /// One number a channel.
-fn bias<'g>(dy: Expr<'g>) -> Result<Expr<'g>> {
-    let others: Vec<usize> = (0..dy.rank()?).filter(|&a| a != 1).collect();
-    Ok(dy.sum_out(&others))
+fn bias(dy: Expr<'_>) -> Expr<'_> {
+    dy.sum_to_axis(1)
 }
 
 fn transposed_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let w = c.input(1)?;
-    Ok(Window::of(c, c.y()?, c.x()?, Some(w))?.correlate(c.dy()?, w, group(c)?))
+    let w = c.input(1);
+    Ok(Window::of(c, c.y(), c.x(), Some(w))?.correlate(c.dy(), w, group(c)?))
 }
 
 fn transposed_w<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, w) = (c.x()?, c.input(1)?);
-    Window::of(c, c.y()?, x, Some(w))?.weights(c.dy()?, x, w, group(c)?)
+    let (x, w) = (c.x(), c.input(1));
+    Ok(Window::of(c, c.y(), x, Some(w))?.weights(c.dy(), x, w, group(c)?))
 }
 
 fn causal<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (x, w, b) = (c.x()?, c.input(1)?, c.builder());
+    let (x, w, b) = (c.x(), c.input(1), c.builder());
     let (Some(channels), Some(taps)) = (w.known_dim(0), w.known_dim(2)) else {
         bail!("the sizes of the weights are not known; add value_info to the model")
     };
@@ -99,7 +93,7 @@ fn causal<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         y = y + bias.unsqueeze(&[1]);
     }
     let activation = c.string("activation", "none");
-    c.ensure_known("activation", &activation, &["none", "silu", "swish"])?;
+    c.ensure_known("activation", &activation, &["none", "silu", "swish"]);
     if activation != "none" {
         y = y * y.sigmoid();
     }
@@ -111,7 +105,7 @@ fn causal<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 }
 
 fn blocks<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, block) = (c.x()?, c.dy()?, c.input(2)?);
+    let (x, dy, block) = (c.x(), c.dy(), c.input(2));
     let Some(known) = block.ints() else { return computed_blocks(c, block) };
     let taps = Window::blocks(c, dy, known)?.slices(dy, None)?;
     let taps: Vec<Expr<'g>> = taps.into_iter().map(|t| t.unsqueeze(&[2])).collect();
@@ -120,7 +114,7 @@ fn blocks<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 /// Blocks of a shape that only the run tells: the places of all their elements, looked up.
 fn computed_blocks<'g>(c: &Call<'g>, block: Expr<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let (x, dy, b) = (c.x(), c.dy(), c.builder());
     let axes = dy.rank()?.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
     let window = Window::blocks(c, dy, vec![1; axes])?;
     let image = window.padded(dy, None);

@@ -4,7 +4,6 @@ use super::Slot::*;
 use super::{Call, Rule, Slot, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
-use anyhow::Result;
 
 const DRAWN: &[Slot] = &[Stop("what is drawn does not follow it smoothly")];
 const SHAPE: &[Slot] = &[Stop("only its shape matters")];
@@ -29,17 +28,17 @@ pub const RULES: &[Rule] = &[
 ];
 
 /// In inference the mask holds everywhere, and nothing is scaled.
-fn dropout<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let dy = c.dy()?;
-    let Some(training) = c.opt(2).filter(|t| t.constant() != Some(0.0)) else { return Ok(dy) };
+fn dropout<'g>(c: &Call<'g>) -> Expr<'g> {
+    let dy = c.dy();
+    let Some(training) = c.opt(2).filter(|t| t.constant() != Some(0.0)) else { return dy };
     let ratio = c.opt(1).map_or(dy.like(0.5), |ratio| ratio.cast_like(dy));
     if ratio.parameter() == Some(0.0) {
-        return Ok(dy);
+        return dy;
     }
     let kept = match training.constant() {
         Some(_) => 1.0 - ratio,
         None => training.select(1.0 - ratio, dy.like(1.0)),
     };
-    let mask = c.demand_output(1, ElementType::Bool)?;
-    Ok((dy / kept).where_(mask))
+    let mask = c.demand_output(1, ElementType::Bool);
+    (dy / kept).where_(mask)
 }

@@ -8,16 +8,12 @@ use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("Gather", "dx = dy, added up in the places of the indices", &[Formula(gather), Stop("indices")])
+    rule("Gather", "dx = dy, added up in the places of the indices", &[Try(gather), Stop("indices")])
         .moves_integers()
         .attributes("axis"),
-    rule(
-        "GatherElements",
-        "dx = dy, added up in the places of the indices",
-        &[Formula(gather_elements), Stop("indices")],
-    )
-    .moves_integers()
-    .attributes("axis"),
+    rule("GatherElements", "dx = dy, added up in the places of the indices", &[Try(gather_elements), Stop("indices")])
+        .moves_integers()
+        .attributes("axis"),
     GATHER_ND,
     GATHER_ND.domain(MICROSOFT),
     rule("Scatter", "dx = dy, zero in the places; dupdates = dy in the places", ALONG_AXIS).attributes("axis"),
@@ -26,7 +22,7 @@ pub const RULES: &[Rule] = &[
     rule(
         "TensorScatter",
         "dx = dy, zero in the places; dupdates = dy in the places",
-        &[Formula(tensor_scatter_cache), Formula(tensor_scatter_update), Stop("indices")],
+        &[Formula(tensor_scatter_cache), Try(tensor_scatter_update), Stop("indices")],
     )
     .attributes("axis mode"),
     rule("OneHot", "doff = Σ dy [not hit], don = Σ dy [hit]", &[Stop("indices"), Stop("a size"), Formula(one_hot)])
@@ -36,38 +32,38 @@ pub const RULES: &[Rule] = &[
     rule(
         "ArrayFeatureExtractor",
         "dx = dy, added up in the places of the indices",
-        &[Formula(array_feature_extractor), Stop("indices")],
+        &[Try(array_feature_extractor), Stop("indices")],
     )
     .domain("ai.onnx.ml"),
 ];
 
 const MICROSOFT: &str = "com.microsoft";
 const GATHER_ND: Rule =
-    rule("GatherND", "dx = dy, added up in the places of the indices", &[Formula(gather_nd), Stop("indices")])
+    rule("GatherND", "dx = dy, added up in the places of the indices", &[Try(gather_nd), Stop("indices")])
         .moves_integers()
         .attributes("batch_dims");
 const RANGE: Rule = rule(
     "Range",
     "dstart = Σ dyᵢ, ddelta = Σ i dyᵢ",
-    &[Formula(|c| Ok(c.dy()?.sum_all().reshape_like(c.x()?))), Stop("it sets the length alone"), Formula(range_delta)],
+    &[Formula(|c| c.dy().sum_all().reshape_like(c.x())), Stop("it sets the length alone"), Formula(range_delta)],
 )
 .attributes("stash_type");
 const SCATTERED: &str = "none: dx = dy, zero in the places, dupdates = dy in the places; add: dx = dy; \
                          mul: dx = dy y / x; max, min: dx = dy [x = y] / Σ [x = y]";
 const ALONG_AXIS: &[Slot] = &[
-    Formula(|c| scatter_data(c, Places::along_axis(c)?)),
+    Try(|c| Ok(scatter_data(c, Places::along_axis(c)?))),
     Stop("indices"),
-    Formula(|c| scatter_updates(c, Places::along_axis(c)?)),
+    Try(|c| Ok(scatter_updates(c, Places::along_axis(c)?))),
 ];
 const BY_TUPLES: &[Slot] = &[
-    Formula(|c| scatter_data(c, Places::by_tuples(c)?)),
+    Formula(|c| scatter_data(c, Places::by_tuples(c))),
     Stop("indices"),
-    Formula(|c| scatter_updates(c, Places::by_tuples(c)?)),
+    Formula(|c| scatter_updates(c, Places::by_tuples(c))),
 ];
 const TIES: &str = "ties of max and min share equally, as in TensorFlow; mul is exact with zeros";
 
 fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, indices, dy, axis) = (c.x()?, c.input(1)?, c.dy()?, c.axis(0)?);
+    let (x, indices, dy, axis) = (c.x(), c.input(1), c.dy(), c.axis(0)?);
     let Some(known) = indices.ints() else { return Ok(x.ungather(indices, dy, axis)) };
     // Constant indices that follow one another cut out a part: its gradient is that part with zeros around.
     let rank = indices.rank()?;
@@ -89,12 +85,12 @@ fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn gather_elements<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let dy = c.dy()?;
-    Ok(dy.zeros_shaped(c.x()?).scatter_elements_add(c.input(1)?, dy, c.axis(0)?))
+    let dy = c.dy();
+    Ok(dy.zeros_shaped(c.x()).scatter_elements_add(c.input(1), dy, c.axis(0)?))
 }
 
 fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, indices, dy) = (c.x()?, c.input(1)?.cast(ElementType::Int64), c.dy()?);
+    let (x, indices, dy) = (c.x(), c.input(1).cast(ElementType::Int64), c.dy());
     let batch = usize::try_from(c.int("batch_dims", 0)).unwrap_or(usize::MAX);
     if batch == 0 {
         return Ok(dy.zeros_shaped(x).scatter_nd_add(indices, dy));
@@ -123,11 +119,11 @@ struct Places<'g> {
 
 impl<'g> Places<'g> {
     fn along_axis(c: &Call<'g>) -> Result<Self> {
-        Ok(Places { indices: c.input(1)?, axis: Some(c.axis(0)?) })
+        Ok(Places { indices: c.input(1), axis: Some(c.axis(0)?) })
     }
 
-    fn by_tuples(c: &Call<'g>) -> Result<Self> {
-        Ok(Places { indices: c.input(1)?, axis: None })
+    fn by_tuples(c: &Call<'g>) -> Self {
+        Places { indices: c.input(1), axis: None }
     }
 
     /// What stands in the places.
@@ -161,15 +157,15 @@ impl<'g> Places<'g> {
     }
 }
 
-fn reduction(c: &Call<'_>) -> Result<String> {
+fn reduction(c: &Call<'_>) -> String {
     let reduction = c.string("reduction", "none");
-    c.ensure_known("reduction", &reduction, &["none", "add", "mul", "max", "min"])?;
-    Ok(reduction)
+    c.ensure_known("reduction", &reduction, &["none", "add", "mul", "max", "min"]);
+    reduction
 }
 
-fn scatter_data<'g>(c: &Call<'g>, places: Places<'g>) -> Result<Expr<'g>> {
-    let (x, updates, y, dy) = (c.x()?, c.input(2)?, c.y()?, c.dy()?);
-    Ok(match &*reduction(c)? {
+fn scatter_data<'g>(c: &Call<'g>, places: Places<'g>) -> Expr<'g> {
+    let (x, updates, y, dy) = (c.x(), c.input(2), c.y(), c.dy());
+    match &*reduction(c) {
         "none" => places.write(dy, updates.zeros_like()),
         "add" => dy,
         "mul" => places.multiply(dy, updates),
@@ -177,12 +173,12 @@ fn scatter_data<'g>(c: &Call<'g>, places: Places<'g>) -> Result<Expr<'g>> {
             let chosen = x.equal(y);
             (dy / ties(&places, x, updates, y)).where_(chosen)
         }
-    })
+    }
 }
 
-fn scatter_updates<'g>(c: &Call<'g>, places: Places<'g>) -> Result<Expr<'g>> {
-    let (x, updates, y, dy) = (c.x()?, c.input(2)?, c.y()?, c.dy()?);
-    Ok(match &*reduction(c)? {
+fn scatter_updates<'g>(c: &Call<'g>, places: Places<'g>) -> Expr<'g> {
+    let (x, updates, y, dy) = (c.x(), c.input(2), c.y(), c.dy());
+    match &*reduction(c) {
         "none" | "add" => places.read(dy),
         "mul" => {
             // The product of the element and all updates but this one: of those that are not zero a quotient, times the
@@ -199,7 +195,7 @@ fn scatter_updates<'g>(c: &Call<'g>, places: Places<'g>) -> Result<Expr<'g>> {
             let chosen = updates.equal(places.read(y));
             (places.read(dy) / places.read(ties(&places, x, updates, y))).where_(chosen)
         }
-    })
+    }
 }
 
 /// How many elements, of x and of the updates, are the one that was chosen.
@@ -207,17 +203,17 @@ fn ties<'g>(places: &Places<'g>, x: Expr<'g>, updates: Expr<'g>, y: Expr<'g>) ->
     places.add(x.equal(y).cast_like(x), updates.equal(places.read(y)).cast_like(x))
 }
 
-fn tensor_scatter_cache<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (update, dy) = (c.input(1)?, c.dy()?);
+fn tensor_scatter_cache<'g>(c: &Call<'g>) -> Expr<'g> {
+    let (update, dy) = (c.input(1), c.dy());
     let mode = c.string("mode", "linear");
-    Ok(dy.tensor_scatter(update.zeros_like(), c.opt(2), c.int("axis", -2), &mode))
+    dy.tensor_scatter(update.zeros_like(), c.opt(2), c.int("axis", -2), &mode)
 }
 
 fn tensor_scatter_update<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, update, dy, axis, b) = (c.x()?, c.input(1)?, c.dy()?, c.axis(-2)?, c.builder());
+    let (x, update, dy, axis, b) = (c.x(), c.input(1), c.dy(), c.axis(-2)?, c.builder());
     ensure!(axis > 0, "axis 0 is the batch");
     let mode = c.string("mode", "linear");
-    c.ensure_known("mode", &mode, &["linear", "circular"])?;
+    c.ensure_known("mode", &mode, &["linear", "circular"]);
     // [batch, sequence]: where each slice of the update went.
     let steps = b.range(update.dim(axis)).unsqueeze(&[0]);
     let starts = match c.opt(2) {
@@ -228,21 +224,21 @@ fn tensor_scatter_update<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(dy.move_axis(axis, 1).gather_nd(places.unsqueeze(&[2]), 1).move_axis(1, axis))
 }
 
-fn one_hot<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (indices, depth, values, dy) = (c.x()?, c.input(1)?, c.input(2)?, c.dy()?);
+fn one_hot<'g>(c: &Call<'g>) -> Expr<'g> {
+    let (indices, depth, values, dy) = (c.x(), c.input(1), c.input(2), c.dy());
     let hit = indices.one_hot(depth, c.int("axis", -1), values.like(1.0)).above(0.5);
     let sums = [dy.unless(hit).sum_all(), dy.where_(hit).sum_all()];
-    Ok(Expr::concat(&sums.map(|s| s.reshape_to(&[1])), 0))
+    Expr::concat(&sums.map(|s| s.reshape_to(&[1])), 0)
 }
 
-fn range_delta<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (delta, dy) = (c.input(2)?, c.dy()?);
+fn range_delta<'g>(c: &Call<'g>) -> Expr<'g> {
+    let (delta, dy) = (c.input(2), c.dy());
     let steps = c.builder().range(dy.dim(0)).cast_like(dy);
-    Ok((dy * steps).sum_all().reshape_like(delta))
+    (dy * steps).sum_all().reshape_like(delta)
 }
 
 fn array_feature_extractor<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, indices, dy) = (c.x()?, c.input(1)?.flattened(), c.dy()?);
+    let (x, indices, dy) = (c.x(), c.input(1).flattened(), c.dy());
     let last = x.rank()?.saturating_sub(1);
     let picked = dy.reshape(x.shape_with(last, indices.shape()));
     Ok(x.ungather(indices, picked, last))

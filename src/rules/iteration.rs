@@ -174,7 +174,7 @@ fn loop_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
 
     let (trips, recorded) = loop_record(c, &body, &step.needed)?;
     let last = trips - 1;
-    let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect::<Result<_>>()?;
+    let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect();
     initial.extend(step.captures.iter().map(|x| x.zeros_like().widened()));
 
     let mut facts = vec![Fact::tensor(Some(ElementType::Int64), Some([].into()))];
@@ -193,9 +193,9 @@ fn loop_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     close(c, scope, &outputs, inputs.len())?;
     let gradients = b.loop_(Some(trips), None, &initial, scope);
     let active = body.active.iter().map(|&s| c.input(2 + s));
-    let targets = active.chain(step.captures.iter().map(|x| Ok(*x)));
-    let pairs = targets.zip(gradients).map(|(x, dx)| x.map(|x| (x.id(), rounded(dx, x))));
-    pairs.filter(|pair| pair.as_ref().map_or(true, |(x, _)| c.wants(*x))).collect()
+    let targets = active.chain(step.captures.iter().copied());
+    let pairs = targets.zip(gradients).map(|(x, dx)| (x.id(), rounded(dx, x)));
+    Ok(pairs.filter(|(x, _)| c.wants(*x)).collect())
 }
 
 /// The derivative of one iteration: a scope that takes the trip number, the states that it `needed`, the gradients of the
@@ -282,7 +282,7 @@ fn loop_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize]) -> Result<(E
         kept.extend(carried.iter().map(|&s| inputs[2 + s].id()));
         b.graph_mut().set_inputs(scope, kept);
     }
-    let initial = carried.iter().map(|&s| c.input(2 + s)).collect::<Result<Vec<_>>>()?;
+    let initial = carried.iter().map(|&s| c.input(2 + s)).collect::<Vec<_>>();
     let (limit, condition) = match trips {
         Some(trips) => (Some(trips), None),
         None => (c.opt(0), c.opt(1)),
@@ -323,7 +323,7 @@ fn counted<'g>(c: &Call<'g>, body: &Body<'g>) -> Option<Expr<'g>> {
 /// What is recorded is stacked: a state must be a tensor that keeps its shape.
 fn keeps_shape<'g>(c: &Call<'g>, body: &Body<'g>, s: usize) -> Result<()> {
     let graph = c.builder().graph();
-    let (before, after) = (c.input(body.first.0 + s)?, body.state_output(s));
+    let (before, after) = (c.input(body.first.0 + s), body.state_output(s));
     let (before, after) = (graph.fact(before.id()), graph.fact(after));
     let name = graph.value(body.state_input(s).id()).name.clone();
     let name = name.as_deref().unwrap_or_default();
@@ -355,7 +355,7 @@ fn batched_scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         c.opt(0).is_none(),
         "a Scan with sequence_lens has no gradient; convert the model to Scan 9, which has none"
     );
-    let inputs = c.inputs_from(1)?;
+    let inputs = c.inputs_from(1);
     let scanned = usize::try_from(c.int("num_scan_inputs", 0)).unwrap_or(0);
     ensure!((1..=inputs.len()).contains(&scanned), "num_scan_inputs is {scanned}, of {} inputs", inputs.len());
     let (states, along) = inputs.split_at(inputs.len() - scanned);
@@ -507,13 +507,13 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     kept.extend(used_dys.iter().map(|&k| dslices[k].id()));
     b.graph_mut().set_inputs(scope, kept);
 
-    let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect::<Result<_>>()?;
+    let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect();
     initial.extend(captured.iter().map(|&k| body.captures[k].zeros_like().widened()));
     let mut along = Vec::new();
     let states_recorded = needed.iter().filter_map(|s| recorded.get(s).copied());
     along.extend(states_recorded.map(|tensor| Along { tensor, axis: 0, reverse: !flip }));
     for &j in &read {
-        along.push(Along { tensor: c.input(states + j)?, axis: input_axes[j], reverse: input_directions[j] == 0 });
+        along.push(Along { tensor: c.input(states + j), axis: input_axes[j], reverse: input_directions[j] == 0 });
     }
     for &k in &used_dys {
         let dy = c.opt_dy(states + dys[k]).context("a gradient is missing")?;
@@ -524,19 +524,19 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let gradients = b.scan(&initial, &along, &placed, scope);
     let all_steps = |of: Stacked| -> Result<Expr<'g>> {
         let tensor = match of {
-            Stacked::Input(j) => c.input(states + j)?,
+            Stacked::Input(j) => c.input(states + j),
             Stacked::State(s) => *recorded.get(&s).context("a state is not recorded")?,
             Stacked::Output(i) => *gradients.get(initial.len() + i).context("a stacked output is missing")?,
         };
-        tensor.stacked_before(1)
+        Ok(tensor.stacked_before(1))
     };
     let of_products = products.iter().map(|&(k, left, right)| {
         Ok((body.captures[k].id(), all_steps(left)?.gemm(true, all_steps(right)?, false, 1.0)))
     });
     let of_products = of_products.collect::<Result<Vec<_>>>()?;
-    let mut targets: Vec<Expr<'g>> = body.active.iter().map(|&s| c.input(s)).collect::<Result<_>>()?;
+    let mut targets: Vec<Expr<'g>> = body.active.iter().map(|&s| c.input(s)).collect();
     targets.extend(captured.iter().map(|&k| body.captures[k]));
-    targets.extend(sliced.iter().map(|&j| c.input(states + slices[j])).collect::<Result<Vec<_>>>()?);
+    targets.extend(sliced.iter().map(|&j| c.input(states + slices[j])));
     let pairs = targets.into_iter().zip(gradients).map(|(x, dx)| (x.id(), rounded(dx, x)));
     Ok(pairs.filter(|(x, _)| c.wants(*x)).chain(of_products).collect())
 }
@@ -584,11 +584,10 @@ fn scan_record<'g>(
     let mut kept: Vec<ValueId> = carried.iter().map(|&s| inputs[s].id()).collect();
     kept.extend(read.iter().map(|&j| inputs[body.states + j].id()));
     b.graph_mut().set_inputs(scope, kept);
-    let initial = carried.iter().map(|&s| c.input(s)).collect::<Result<Vec<_>>>()?;
+    let initial: Vec<Expr<'g>> = carried.iter().map(|&s| c.input(s)).collect();
     let (axes, directions) = (list(c, "scan_input_axes", scanned)?, list(c, "scan_input_directions", scanned)?);
-    let along =
-        |&j: &usize| Ok(Along { tensor: c.input(body.states + j)?, axis: axes[j], reverse: directions[j] != 0 });
-    let along = read.iter().map(along).collect::<Result<Vec<_>>>()?;
+    let along = |&j: &usize| Along { tensor: c.input(body.states + j), axis: axes[j], reverse: directions[j] != 0 };
+    let along: Vec<_> = read.iter().map(along).collect();
     let outputs = b.scan(&initial, &along, &vec![(0, flip); needed.len()], scope);
     Ok(outputs.get(carried.len()..).unwrap_or_default().to_vec())
 }

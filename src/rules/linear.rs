@@ -8,18 +8,18 @@ use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Formula(matmul_a), Formula(matmul_b)]),
+    rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)]),
     rule(
         "Gemm",
         "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes; dC = β dY",
-        &[Formula(|c| gemm_a(c, c.dy()?)), Formula(|c| gemm_b(c, c.dy()?)), Broadcast(|c| gemm_c(c, c.dy()?))],
+        &[Formula(|c| gemm_a(c, c.dy())), Formula(|c| gemm_b(c, c.dy())), Broadcast(|c| gemm_c(c, c.dy()))],
     )
     .attributes("alpha beta transA transB")
     .since(7),
     rule(
         "FusedGemm",
         "with d = dy act'(α op(A) op(B) + β C), read from y: those of Gemm with d in place of dy",
-        &[Formula(|c| gemm_a(c, inner(c)?)), Formula(|c| gemm_b(c, inner(c)?)), Broadcast(|c| gemm_c(c, inner(c)?))],
+        &[Formula(|c| gemm_a(c, inner(c))), Formula(|c| gemm_b(c, inner(c))), Broadcast(|c| gemm_c(c, inner(c)))],
     )
     .attributes("activation activation_alpha activation_beta activation_gamma alpha beta transA transB")
     .domain("com.microsoft")
@@ -27,10 +27,10 @@ pub const RULES: &[Rule] = &[
     rule(
         "Einsum",
         "dxᵢ = the Einsum of dy and the other operands to the indices of xᵢ, on the diagonal where one is repeated",
-        &[Each(einsum)],
+        &[TryEach(einsum)],
     )
     .attributes("equation"),
-    rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Formula(det)])
+    rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Try(det)])
         .note("singular matrices have their true gradient"),
     rule("FusedMatMul", FUSED, FUSED_OPERANDS)
         .attributes("alpha transA transB transBatchA transBatchB")
@@ -41,10 +41,10 @@ pub const RULES: &[Rule] = &[
         "with W = (q - zero point) scale, unpacked: dA = dY W, dscale = Σ (q - zero point) dYᵀ A, dzero = -Σ scale dYᵀ A, \
          dbias = Σ dY",
         &[
-            Formula(n_bits_a),
+            Try(n_bits_a),
             Stop("quantized weights"),
-            Formula(n_bits_scales),
-            Formula(n_bits_zero_points),
+            Try(n_bits_scales),
+            Try(n_bits_zero_points),
             Stop("indices of groups"),
             Broadcast(|c| c.dy()),
         ],
@@ -54,13 +54,13 @@ pub const RULES: &[Rule] = &[
 ];
 
 const FUSED: &str = "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes";
-const FUSED_OPERANDS: &[Slot] = &[Formula(|c| fused(c, 0)), Formula(|c| fused(c, 1))];
+const FUSED_OPERANDS: &[Slot] = &[Try(|c| fused(c, 0)), Try(|c| fused(c, 1))];
 
 // ---------------------------------------------------------------- MatMul
 
 /// A, B and dY of a product as stacks of matrices: a vector on the left is a row, one on the right a column.
 fn matrices<'g>(c: &Call<'g>) -> Result<[Expr<'g>; 3]> {
-    let (mut a, mut b, mut dy) = (c.x()?, c.input(1)?, c.dy()?);
+    let (mut a, mut b, mut dy) = (c.x(), c.input(1), c.dy());
     let (row, column) = (a.rank()? == 1, b.rank()? == 1);
     if column {
         b = b.unsqueeze(&[1]);
@@ -79,21 +79,21 @@ fn matmul_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         (2, 3..) => {
             // A is the same in the whole stack: the sum over the stack is part of one product.
             let rank = dy.rank()?;
-            let columns = dy.move_axis(rank - 2, 0).stacked_after(1)?;
-            columns.gemm(false, b.transposed().stacked_before(1)?, false, 1.0)
+            let columns = dy.move_axis(rank - 2, 0).stacked_after(1);
+            columns.gemm(false, b.transposed().stacked_before(1), false, 1.0)
         }
-        _ => dy.gemm(false, b, true, 1.0).unbroadcast(a)?,
+        _ => dy.gemm(false, b, true, 1.0).unbroadcast(a),
     };
-    Ok(if c.x()?.rank()? == 1 { da.squeeze(&[0]) } else { da })
+    Ok(if c.x().rank()? == 1 { da.squeeze(&[0]) } else { da })
 }
 
 fn matmul_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let [a, b, dy] = matrices(c)?;
     let db = match (a.rank()?, b.rank()?) {
-        (3.., 2) => a.stacked_before(1)?.gemm(true, dy.stacked_before(1)?, false, 1.0),
-        _ => a.gemm(true, dy, false, 1.0).unbroadcast(b)?,
+        (3.., 2) => a.stacked_before(1).gemm(true, dy.stacked_before(1), false, 1.0),
+        _ => a.gemm(true, dy, false, 1.0).unbroadcast(b),
     };
-    Ok(if c.input(1)?.rank()? == 1 { db.squeeze(&[1]) } else { db })
+    Ok(if c.input(1).rank()? == 1 { db.squeeze(&[1]) } else { db })
 }
 
 // ---------------------------------------------------------------- Gemm
@@ -123,39 +123,39 @@ impl<'g> Factors<'g> {
     }
 }
 
-fn gemm<'g>(c: &Call<'g>) -> Result<Factors<'g>> {
-    Ok(Factors {
-        a: c.x()?,
-        b: c.input(1)?,
+fn gemm<'g>(c: &Call<'g>) -> Factors<'g> {
+    Factors {
+        a: c.x(),
+        b: c.input(1),
         trans_a: c.flag("transA", false),
         trans_b: c.flag("transB", false),
         alpha: c.float("alpha", 1.0),
-    })
+    }
 }
 
-fn gemm_a<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
-    Ok(gemm(c)?.da(dy))
+fn gemm_a<'g>(c: &Call<'g>, dy: Expr<'g>) -> Expr<'g> {
+    gemm(c).da(dy)
 }
 
-fn gemm_b<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
-    Ok(gemm(c)?.db(dy))
+fn gemm_b<'g>(c: &Call<'g>, dy: Expr<'g>) -> Expr<'g> {
+    gemm(c).db(dy)
 }
 
-fn gemm_c<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
-    Ok(dy * c.float("beta", 1.0))
+fn gemm_c<'g>(c: &Call<'g>, dy: Expr<'g>) -> Expr<'g> {
+    dy * c.float("beta", 1.0)
 }
 
 /// What arrives before the activation.
-fn inner<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
+fn inner<'g>(c: &Call<'g>) -> Expr<'g> {
     let named = ["activation_alpha", "activation_beta", "activation_gamma"];
     let parameters: Vec<f64> = named.iter().filter_map(|name| c.opt_float(name)).collect();
-    activation::before(&c.string("activation", ""), &parameters, c.y()?, c.dy()?)
+    activation::before(&c.string("activation", ""), &parameters, c.y(), c.dy())
 }
 
 /// Of one operand of a stack of products; a vector is not transposed.
 fn fused<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let [a, b, dy] = matrices(c)?;
-    let is = |flag: &str, i: usize| -> Result<bool> { Ok(c.flag(flag, false) && c.input(i)?.rank()? > 1) };
+    let is = |flag: &str, i: usize| -> Result<bool> { Ok(c.flag(flag, false) && c.input(i).rank()? > 1) };
     // The first axis can be the rows' or the columns', and the stack's stand before them.
     let moves = [is("transBatchA", 0)?, is("transBatchB", 1)?];
     let moved = |e: Expr<'g>, moves: bool| -> Result<Expr<'g>> {
@@ -164,11 +164,11 @@ fn fused<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let (a, b) = (moved(a, moves[0])?, moved(b, moves[1])?);
     let (trans_a, trans_b) = (is("transA", 0)?, is("transB", 1)?);
     let turned = trans_a || moves[0];
-    ensure!(!turned || c.input(1)?.rank()? > 1, "engines differ in what a transposed matrix times a vector is");
+    ensure!(!turned || c.input(1).rank()? > 1, "engines differ in what a transposed matrix times a vector is");
     let factors = Factors { a, b, trans_a, trans_b, alpha: c.float("alpha", 1.0) };
-    let d = if i == 0 { factors.da(dy).unbroadcast(a)? } else { factors.db(dy).unbroadcast(b)? };
+    let d = if i == 0 { factors.da(dy).unbroadcast(a) } else { factors.db(dy).unbroadcast(b) };
     let d = if moves[i] { d.move_axis(d.rank()?.saturating_sub(2), 0) } else { d };
-    Ok(if c.input(i)?.rank()? == 1 { d.reshape_like(c.input(i)?) } else { d })
+    Ok(if c.input(i).rank()? == 1 { d.reshape_like(c.input(i)) } else { d })
 }
 
 // ---------------------------------------------------------------- Einsum
@@ -192,7 +192,7 @@ impl Equation {
         let mut longest = 0;
         let mut expanded = Vec::new();
         for (i, term) in terms.iter().enumerate() {
-            let rank = c.input(i)?.rank()?;
+            let rank = c.input(i).rank()?;
             let own = letters(term)?;
             let hidden = if term.contains("...") { rank.checked_sub(own) } else { (rank == own).then_some(0) };
             let hidden = hidden.with_context(|| format!("'{term}' does not describe a tensor of rank {rank}"))?;
@@ -231,11 +231,11 @@ fn expand(term: &str, fresh: &[char], hidden: usize) -> Vec<char> {
 
 fn einsum<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let Equation { terms, output } = Equation::new(c)?;
-    let x = c.input(i)?;
+    let x = c.input(i);
     let own = terms.get(i).context("more operands than terms")?;
-    let mut operands = vec![(output, c.dy()?)];
+    let mut operands = vec![(output, c.dy())];
     for (j, term) in terms.iter().enumerate().filter(|&(j, _)| j != i) {
-        operands.push((term.clone(), c.input(j)?));
+        operands.push((term.clone(), c.input(j)));
     }
     let first = |p: usize| own.iter().position(|l| Some(l) == own.get(p)).unwrap_or(p);
     let occurs = |p: usize| operands.iter().any(|(term, _)| own.get(p).is_some_and(|l| term.contains(l)));
@@ -245,7 +245,7 @@ fn einsum<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let dx = contract(&operands, &target)?.unsqueeze(&absent);
     let repeated: Vec<usize> = (0..own.len()).filter(|&p| first(p) != p).collect();
     if repeated.is_empty() {
-        return Ok(dx.unbroadcast(x)?.expand_like(x));
+        return Ok(dx.unbroadcast(x).expand_like(x));
     }
     // A sum over what x repeats is one over the diagonal only.
     let along = |p: usize| {
@@ -285,7 +285,7 @@ fn contract<'g>(operands: &[(Vec<char>, Expr<'g>)], target: &[char]) -> Result<E
 
 /// The matrix without one row and one column, for each of both; no division, so that singular matrices are like all others.
 fn det<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let (x, dy, b) = (c.x(), c.dy(), c.builder());
     let rank = x.rank()?;
     ensure!(rank >= 2, "an input of rank {rank} is no matrix");
     let (row, column) = (rank - 2, rank - 1);
@@ -343,7 +343,7 @@ impl<'g> Packed<'g> {
 
     /// The numbers, `[N, blocks, block_size]`, or `[N, K]` where there are groups.
     fn numbers(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let q = self.unpack(c.input(1)?)?.reshape_to(&[self.rows, self.blocks, -1]).cast_like(c.x()?);
+        let q = self.unpack(c.input(1))?.reshape_to(&[self.rows, self.blocks, -1]).cast_like(c.x());
         let q = q.narrow(2, 0, self.size);
         Ok(if self.groups.is_some() { self.matrix(q) } else { q })
     }
@@ -372,7 +372,7 @@ impl<'g> Packed<'g> {
 
     /// q - zero point
     fn steps(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let (a, q) = (c.x()?, self.numbers(c)?);
+        let (a, q) = (c.x(), self.numbers(c)?);
         Ok(match c.opt(3) {
             None => q - f64::from(1 << (self.bits - 1)),
             Some(zero) if zero.is_float() => q - self.spread(zero.cast_like(a)),
@@ -385,8 +385,8 @@ impl<'g> Packed<'g> {
 
     /// Those of the weights, laid out as the numbers are.
     fn gradient(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let (a, dy) = (c.x()?, c.dy()?);
-        let dw = dy.stacked_before(1)?.gemm(true, a.stacked_before(1)?, false, 1.0);
+        let (a, dy) = (c.x(), c.dy());
+        let dw = dy.stacked_before(1).gemm(true, a.stacked_before(1), false, 1.0);
         if self.groups.is_some() {
             return Ok(dw);
         }
@@ -396,18 +396,18 @@ impl<'g> Packed<'g> {
 }
 
 fn n_bits_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (a, p) = (c.x()?, Packed::new(c)?);
-    let weights = p.steps(c)? * p.spread(c.input(2)?.cast_like(a));
-    Ok(c.dy()?.matmul(p.matrix(weights)))
+    let (a, p) = (c.x(), Packed::new(c)?);
+    let weights = p.steps(c)? * p.spread(c.input(2).cast_like(a));
+    Ok(c.dy().matmul(p.matrix(weights)))
 }
 
 fn n_bits_scales<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let p = Packed::new(c)?;
-    Ok(p.total(p.gradient(c)? * p.steps(c)?, c.input(2)?))
+    Ok(p.total(p.gradient(c)? * p.steps(c)?, c.input(2)))
 }
 
 /// Of zero points that are numbers of their own.
 fn n_bits_zero_points<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let p = Packed::new(c)?;
-    Ok(p.total(-p.gradient(c)? * p.spread(c.input(2)?.cast_like(c.x()?)), c.input(3)?))
+    Ok(p.total(-p.gradient(c)? * p.spread(c.input(2).cast_like(c.x())), c.input(3)))
 }

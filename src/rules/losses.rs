@@ -13,13 +13,13 @@ pub const RULES: &[Rule] = &[
     rule(
         "NegativeLogLikelihoodLoss",
         "dx[t] = -h with h = dy w (dy w / W for the mean); dweight[t] = Σ -dy x[t] (Σ -dy (x[t] + y) / W)",
-        &[Formula(nll_x), Stop("classes"), Formula(nll_weight)],
+        &[Try(nll_x), Stop("classes"), Try(nll_weight)],
     )
     .attributes("ignore_index reduction"),
     rule(
         "SoftmaxCrossEntropyLoss",
         "dx = h (softmax x - 1 at t) with h = dy w (dy w / W for the mean); dweight as with ln softmax x in place of x",
-        &[Formula(cross_entropy_x), Stop("classes"), Formula(cross_entropy_weight)],
+        &[Try(cross_entropy_x), Stop("classes"), Try(cross_entropy_weight)],
     )
     .attributes("ignore_index reduction"),
 ];
@@ -37,7 +37,7 @@ struct Samples<'g> {
 
 impl<'g> Samples<'g> {
     fn new(c: &Call<'g>) -> Result<Self> {
-        let (x, labels) = (c.x()?, c.input(1)?);
+        let (x, labels) = (c.x(), c.input(1));
         let mean = match c.string("reduction", "mean").as_str() {
             "mean" => true,
             "sum" | "none" => false,
@@ -53,19 +53,19 @@ impl<'g> Samples<'g> {
     }
 
     /// The gradient of a sum of the samples: a mean divides by W.
-    fn dy(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let (x, dy) = (c.x()?, c.dy()?.widened());
-        Ok(match (self.mean, self.weights) {
+    fn dy(&self, c: &Call<'g>) -> Expr<'g> {
+        let dy = c.dy().widened();
+        match (self.mean, self.weights) {
             (false, _) => dy,
             (true, Some(w)) => dy / w.sum_all(),
-            (true, None) => dy / x.count(&(0..x.rank()?).filter(|&a| a != 1).collect::<Vec<_>>(), dy),
-        })
+            (true, None) => dy / self.classes.size().cast_like(dy),
+        }
     }
 
     /// h, of each sample.
-    fn share(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let dy = self.dy(c)?;
-        Ok(self.weights.map_or(dy, |w| dy * w).expand_like(self.classes))
+    fn share(&self, c: &Call<'g>) -> Expr<'g> {
+        let dy = self.dy(c);
+        self.weights.map_or(dy, |w| dy * w).expand_like(self.classes)
     }
 
     /// The element of each sample's class; the axis of classes stays with size 1.
@@ -74,44 +74,44 @@ impl<'g> Samples<'g> {
     }
 
     /// The gradient of the weights, `x` being what the loss takes elements of.
-    fn weight(&self, c: &Call<'g>, x: Expr<'g>) -> Result<Expr<'g>> {
-        let (dy, picked) = (self.dy(c)?, self.chosen(x).squeeze(&[1]).widened());
-        let d = -dy * if self.mean { picked + c.y()?.widened() } else { picked };
+    fn weight(&self, c: &Call<'g>, x: Expr<'g>) -> Expr<'g> {
+        let (dy, picked) = (self.dy(c), self.chosen(x).squeeze(&[1]).widened());
+        let d = -dy * if self.mean { picked + c.y().widened() } else { picked };
         let d = self.ignored.map_or(d, |ignored| d.unless(ignored));
-        Ok(c.input(2)?.ungather(self.classes, d.cast_like(x), 0))
+        c.input(2).ungather(self.classes, d.cast_like(x), 0)
     }
 }
 
 fn nll_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, s) = (c.x()?, Samples::new(c)?);
-    Ok(x.zeros_like().scatter_elements(s.classes.unsqueeze(&[1]), -s.share(c)?.cast_like(x).unsqueeze(&[1]), 1))
+    let (x, s) = (c.x(), Samples::new(c)?);
+    Ok(x.zeros_like().scatter_elements(s.classes.unsqueeze(&[1]), -s.share(c).cast_like(x).unsqueeze(&[1]), 1))
 }
 
 fn nll_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Samples::new(c)?.weight(c, c.x()?)
+    Ok(Samples::new(c)?.weight(c, c.x()))
 }
 
 /// The second output, where the node has it.
-fn log_probabilities<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let x = c.x()?;
-    Ok(c.output(1).unwrap_or_else(|| x.widened().log_softmax(1)))
+fn log_probabilities<'g>(c: &Call<'g>) -> Expr<'g> {
+    let x = c.x();
+    c.output(1).unwrap_or_else(|| x.widened().log_softmax(1))
 }
 
 fn cross_entropy_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, s, p) = (c.x()?, Samples::new(c)?, log_probabilities(c)?.widened().exp());
-    let of_loss = || -> Result<Expr<'g>> {
-        let h = s.share(c)?.unsqueeze(&[1]);
-        Ok((h * p).scatter_elements_add(s.classes.unsqueeze(&[1]), -h, 1))
+    let (x, s, p) = (c.x(), Samples::new(c)?, log_probabilities(c).widened().exp());
+    let of_loss = || {
+        let h = s.share(c).unsqueeze(&[1]);
+        (h * p).scatter_elements_add(s.classes.unsqueeze(&[1]), -h, 1)
     };
     let of_logs = |d: Expr<'g>| d - p * d.sum(&[1]);
     let dx = match (c.has_dy(0), c.opt_dy(1).map(Expr::widened)) {
-        (true, Some(d)) => of_loss()? + of_logs(d),
+        (true, Some(d)) => of_loss() + of_logs(d),
         (false, Some(d)) => of_logs(d),
-        _ => of_loss()?,
+        _ => of_loss(),
     };
     Ok(dx.cast_like(x))
 }
 
 fn cross_entropy_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Samples::new(c)?.weight(c, log_probabilities(c)?)
+    Ok(Samples::new(c)?.weight(c, log_probabilities(c)))
 }

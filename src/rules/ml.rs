@@ -12,20 +12,20 @@ use std::f64::consts::PI;
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    classical("FeatureVectorizer", "dx = its columns of dy", &[Each(vectorized)]).attributes("inputdimensions"),
+    classical("FeatureVectorizer", "dx = its columns of dy", &[TryEach(vectorized)]).attributes("inputdimensions"),
     classical("Imputer", "dx = dy [x is not replaced]", &[Formula(impute)])
         .attributes("imputed_value_floats imputed_value_int64s replaced_value_float replaced_value_int64"),
     classical(
         "LinearClassifier",
         "dx = ds W, ds the gradient of the scores before the post_transform",
-        &[Formula(linear_classifier)],
+        &[Try(linear_classifier)],
     )
     .attributes("classlabels_ints classlabels_strings coefficients intercepts multi_class post_transform")
     .note(PAIRS),
     classical(
         "LinearRegressor",
         "dx = ds W, ds the gradient of the scores before the post_transform",
-        &[Formula(linear_regressor)],
+        &[Try(linear_regressor)],
     )
     .attributes("coefficients intercepts post_transform targets")
     .note(ALONE),
@@ -35,17 +35,17 @@ pub const RULES: &[Rule] = &[
     classical(
         "SVMClassifier",
         "dx = the gradients of Σ αᵢ k(x, sᵢ) of each pair of classes from ds, that of the scores before the post_transform",
-        &[Formula(svm_classifier)],
+        &[Try(svm_classifier)],
     )
     .attributes(
         "classlabels_ints classlabels_strings coefficients kernel_params kernel_type post_transform prob_a prob_b rho \
          support_vectors vectors_per_class",
     )
     .note("without probabilities (prob_a), which an iteration estimates; two classes have the scores -s and s or 1 - s and s"),
-    classical("SVMRegressor", "the gradients of Σ αᵢ k(x, sᵢ)", &[Formula(svm_regressor)])
+    classical("SVMRegressor", "the gradients of Σ αᵢ k(x, sᵢ)", &[Try(svm_regressor)])
         .attributes("coefficients kernel_params kernel_type n_supports one_class post_transform rho support_vectors")
         .note("without post_transform; zero where one_class asks for the sign alone"),
-    classical("Scaler", "dx = dy scale", &[Formula(scaler)]).attributes("offset scale"),
+    classical("Scaler", "dx = dy scale", &[Try(scaler)]).attributes("offset scale"),
 ];
 
 const PAIRS: &str = "one score of two classes is written as 1 - s and s, with LOGISTIC as σ(-s) and σ(s)";
@@ -66,7 +66,7 @@ fn is_single(x: Expr<'_>) -> Result<bool> {
 
 /// x as `[samples, features]`.
 fn samples<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let x = c.x()?;
+    let x = c.x();
     Ok(if is_single(x)? { x.unsqueeze(&[0]) } else { x })
 }
 
@@ -78,7 +78,7 @@ fn unbatched<'g>(x: Expr<'g>, dx: Expr<'g>) -> Result<Expr<'g>> {
 // ---------------------------------------------------------------- features
 
 fn scaler<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?);
+    let (x, dy) = (c.x(), c.dy());
     is_single(x)?;
     let dy = dy.cast_like(x);
     Ok(match c.floats("scale").as_deref() {
@@ -88,15 +88,15 @@ fn scaler<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     })
 }
 
-fn impute<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, replaced) = (c.x()?, c.float("replaced_value_float", 0.0));
+fn impute<'g>(c: &Call<'g>) -> Expr<'g> {
+    let (x, replaced) = (c.x(), c.float("replaced_value_float", 0.0));
     // NaN alone differs from itself.
     let kept = if replaced.is_nan() { x.equal(x) } else { x.equal(x.like(replaced)).logical_not() };
-    Ok(c.dy()?.where_(kept))
+    c.dy().where_(kept)
 }
 
 fn vectorized<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-    let (x, dy) = (c.input(i)?, c.dy()?);
+    let (x, dy) = (c.input(i), c.dy());
     let sizes = c.ints("inputdimensions").context("attribute inputdimensions is missing")?;
     let &size = sizes.get(i).with_context(|| format!("inputdimensions has no number for input {i}"))?;
     ensure!(sizes.iter().all(|n| (0..=i64::from(i32::MAX)).contains(n)), "inputdimensions = {sizes:?} are no sizes");
@@ -112,7 +112,7 @@ fn vectorized<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
 }
 
 fn normalizer<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let x = c.x()?;
+    let x = c.x();
     let axis = [if is_single(x)? { 0 } else { 1 }];
     let or_one = |e: Expr<'g>| e.equal(e.like(0.0)).select(e.like(1.0), e);
     let divisor = match c.string("norm", "MAX").as_str() {
@@ -132,9 +132,9 @@ fn normalizer<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 /// transform it.
 fn untransformed<'g>(c: &Call<'g>, output: usize, rows: usize, classes: usize) -> Result<Expr<'g>> {
     let y = c.output(output).with_context(|| format!("output {output} is left out"))?;
-    let (y, dy) = (y.cast_like(c.x()?), c.dy_of(output)?.cast_like(c.x()?));
+    let (y, dy) = (y.cast_like(c.x()), c.dy_of(output).cast_like(c.x()));
     let transform = c.string("post_transform", "NONE");
-    c.ensure_known("post_transform", &transform, &["NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT"])?;
+    c.ensure_known("post_transform", &transform, &["NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT"]);
     let transform = transform.as_str();
     if (rows, classes) == (1, 2) {
         ensure!(transform != "PROBIT", "post_transform = 'PROBIT' of one score of two classes is not defined");
@@ -164,7 +164,7 @@ fn matrix<'g>(c: &Call<'g>, name: &str, rows: usize) -> Result<Expr<'g>> {
         numbers.len()
     );
     let dims = [rows as i64, (numbers.len() / rows) as i64];
-    Ok(c.builder().numbers(&numbers, &dims, c.x()?.element()?))
+    Ok(c.builder().numbers(&numbers, &dims, c.x().element()?))
 }
 
 fn count(numbers: Option<Vec<f64>>) -> usize {
@@ -178,7 +178,7 @@ fn classes(c: &Call<'_>) -> usize {
 
 fn linear_regressor<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let targets = usize::try_from(c.int("targets", 1)).context("targets is negative")?;
-    unbatched(c.x()?, untransformed(c, 0, targets, 0)?.matmul(matrix(c, "coefficients", targets)?))
+    unbatched(c.x(), untransformed(c, 0, targets, 0)?.matmul(matrix(c, "coefficients", targets)?))
 }
 
 fn linear_classifier<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -187,7 +187,7 @@ fn linear_classifier<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         0 => classes,
         rows => rows,
     };
-    unbatched(c.x()?, untransformed(c, 1, rows, classes)?.matmul(matrix(c, "coefficients", rows)?))
+    unbatched(c.x(), untransformed(c, 1, rows, classes)?.matmul(matrix(c, "coefficients", rows)?))
 }
 
 // ---------------------------------------------------------------- support vectors
@@ -213,7 +213,7 @@ fn kernel<'g>(c: &Call<'g>, x: Expr<'g>, vectors: usize) -> Result<Expr<'g>> {
 
 /// The gradient of x from that of the scores, each of which adds the kernels up with a column of weights.
 fn machine<'g>(c: &Call<'g>, weights: Expr<'g>, vectors: usize, ds: Expr<'g>) -> Result<Expr<'g>> {
-    let x = c.x()?;
+    let x = c.x();
     let scores = kernel(c, samples(c)?, vectors)?.matmul(weights);
     let dx = c.differentiate(&[(scores, ds)], &[x])?;
     Ok(dx.get(&x.id()).copied().unwrap_or_else(|| x.zeros_like()))
@@ -222,13 +222,13 @@ fn machine<'g>(c: &Call<'g>, weights: Expr<'g>, vectors: usize, ds: Expr<'g>) ->
 fn svm_regressor<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let vectors = usize::try_from(c.int("n_supports", 0)).context("n_supports is negative")?;
     if c.flag("one_class", false) {
-        return Ok(c.x()?.zeros_like());
+        return Ok(c.x().zeros_like());
     }
     ensure!(c.string("post_transform", "NONE") != "PROBIT", "post_transform = 'PROBIT' is not supported");
     let ds = untransformed(c, 0, 1, 0)?;
     match vectors {
         // Without support vectors the coefficients are the weights.
-        0 => unbatched(c.x()?, ds.matmul(matrix(c, "coefficients", 1)?)),
+        0 => unbatched(c.x(), ds.matmul(matrix(c, "coefficients", 1)?)),
         _ => machine(c, matrix(c, "coefficients", 1)?.transposed(), vectors, ds),
     }
 }
@@ -242,7 +242,7 @@ fn svm_classifier<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let sizes = c.ints("vectors_per_class").unwrap_or_default();
     if sizes.is_empty() {
         // Without support vectors the coefficients are the weights.
-        return unbatched(c.x()?, untransformed(c, 1, classes, classes)?.matmul(matrix(c, "coefficients", classes)?));
+        return unbatched(c.x(), untransformed(c, 1, classes, classes)?.matmul(matrix(c, "coefficients", classes)?));
     }
     let coefficients = c.floats("coefficients").unwrap_or_default();
     let sizes: Vec<usize> = sizes.into_iter().filter_map(|n| usize::try_from(n).ok().filter(|&n| n > 0)).collect();
@@ -263,6 +263,6 @@ fn svm_classifier<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     };
     let weights: Vec<f64> =
         (0..vectors).flat_map(|v| pairs.iter().map(move |p| (v, p))).map(|(v, p)| weight(v, p)).collect();
-    let weights = c.builder().numbers(&weights, &[vectors as i64, pairs.len() as i64], c.x()?.element()?);
+    let weights = c.builder().numbers(&weights, &[vectors as i64, pairs.len() as i64], c.x().element()?);
     machine(c, weights, vectors, untransformed(c, 1, pairs.len(), classes)?)
 }

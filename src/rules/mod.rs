@@ -45,9 +45,13 @@ pub type UnaryFormula = for<'g> fn(Expr<'g>, Expr<'g>, Expr<'g>) -> Expr<'g>;
 /// `da` or `db` of an operator with two, from a, b, y and dy.
 pub type BinaryFormula = for<'g> fn(Expr<'g>, Expr<'g>, Expr<'g>, Expr<'g>) -> Expr<'g>;
 /// The gradient of one input, from all that the call knows.
-pub type Formula = for<'g> fn(&Call<'g>) -> Result<Expr<'g>>;
+pub type Formula = for<'g> fn(&Call<'g>) -> Expr<'g>;
+/// The same, of a formula that asks questions which may have no answer: a rank, an axis, what an attribute says.
+pub type Asking = for<'g> fn(&Call<'g>) -> Result<Expr<'g>>;
 /// The gradient of the input with that number.
-pub type NumberedFormula = for<'g> fn(&Call<'g>, usize) -> Result<Expr<'g>>;
+pub type NumberedFormula = for<'g> fn(&Call<'g>, usize) -> Expr<'g>;
+/// The same, of a formula that asks questions.
+pub type NumberedAsking = for<'g> fn(&Call<'g>, usize) -> Result<Expr<'g>>;
 /// The operator's outputs, built of other operators; the pass differentiates those.
 pub type Forward = for<'g> fn(&Call<'g>) -> Result<Vec<Option<Expr<'g>>>>;
 /// Gradients of inputs and captured values, by value.
@@ -62,10 +66,14 @@ pub enum Slot {
     Binary(BinaryFormula),
     /// A value.
     Formula(Formula),
+    /// A value, of a formula that asks questions and has no gradient where one has no answer.
+    Try(Asking),
     /// A value of the shape that the inputs broadcast to: summed to the shape of its own input afterwards.
     Broadcast(Formula),
     /// A value for this input and for each that follows.
     Each(NumberedFormula),
+    /// As [`Slot::Each`], of a formula that asks questions.
+    TryEach(NumberedAsking),
     /// As [`Slot::Each`], summed to the shape of its own input afterwards.
     EachBroadcast(NumberedFormula),
     /// Zero: the input matters, its derivative is zero almost everywhere.
@@ -174,7 +182,8 @@ impl Rule {
     /// What an input gets, by its number.
     pub fn slot(&self, input: usize) -> Option<&Slot> {
         let repeats = |s: &&Slot| {
-            !matches!(s, Slot::Unary(_) | Slot::Binary(_) | Slot::Formula(_) | Slot::Broadcast(_) | Slot::Zero)
+            use Slot::{Binary, Broadcast, Formula, Try, Unary, Zero};
+            !matches!(s, Unary(_) | Binary(_) | Formula(_) | Try(_) | Broadcast(_) | Zero)
         };
         self.slots.get(input).or_else(|| self.slots.last().filter(repeats))
     }

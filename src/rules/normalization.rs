@@ -14,26 +14,26 @@ pub const RULES: &[Rule] = &[
     rule(
         "LayerNormalization",
         "with d = dy scale: dx = r (d - mean d - x̂ mean(d x̂)) + (dm - dr r² x̂) / n, dscale = Σ dy x̂, db = Σ dy",
-        &[Formula(layer_x), Formula(layer_scale), Formula(layer_bias)],
+        &[Try(layer_x), Try(layer_scale), Formula(layer_bias)],
     )
     .attributes("axis epsilon stash_type"),
-    rule("RMSNormalization", RMS, &[Formula(rms_x), Formula(rms_scale)]).attributes("axis epsilon stash_type"),
-    rule("SimplifiedLayerNormalization", RMS, &[Formula(simplified_x), Formula(simplified_scale)])
+    rule("RMSNormalization", RMS, &[Try(rms_x), Try(rms_scale)]).attributes("axis epsilon stash_type"),
+    rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)])
         .attributes("axis epsilon stash_type"),
-    rule("SimplifiedLayerNormalization", RMS, &[Formula(simplified_x), Formula(simplified_scale)])
+    rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)])
         .attributes("axis epsilon stash_type")
         .domain("com.microsoft"),
     rule(
         "SkipLayerNormalization",
         "LayerNormalization of x + skip + bias, which all three get the gradient of",
-        &[Each(|c, i| skip(c, i, Some(3), 4))],
+        &[TryEach(|c, i| skip(c, i, Some(3), 4))],
     )
     .attributes("epsilon")
     .domain("com.microsoft"),
     rule(
         "SkipSimplifiedLayerNormalization",
         "RMSNormalization of x + skip + bias, which all three get the gradient of",
-        &[Each(|c, i| skip(c, i, None, 3))],
+        &[TryEach(|c, i| skip(c, i, None, 3))],
     )
     .attributes("epsilon")
     .domain("com.microsoft"),
@@ -43,43 +43,43 @@ pub const RULES: &[Rule] = &[
         &[
             Stop("indices"),
             Stop("indices"),
-            Formula(|c| embedded(c)?.table(c, 2)),
-            Formula(|c| embedded(c)?.table(c, 3)),
-            Formula(|c| embedded(c)?.table(c, 4)),
-            Formula(|c| embedded(c)?.layer.dscale(c.input(5)?)),
-            Formula(|c| reduced(c.dy()?.widened(), c.input(6)?)),
+            Try(|c| Ok(embedded(c)?.table(c, 2))),
+            Try(|c| Ok(embedded(c)?.table(c, 3))),
+            Try(|c| Ok(embedded(c)?.table(c, 4))),
+            Try(|c| Ok(embedded(c)?.layer.dscale(c.input(5)))),
+            Formula(|c| reduced(c.dy().widened(), c.input(6))),
             Stop("a mask"),
             Stop("indices"),
         ],
     )
     .attributes("epsilon mask_index_type")
     .domain("com.microsoft"),
-    rule("GroupNormalization", GROUP, &[Formula(group_x_by_groups), Each(group_parameter_by_groups)])
+    rule("GroupNormalization", GROUP, &[Try(group_x_by_groups), TryEach(group_parameter_by_groups)])
         .attributes("epsilon num_groups")
         .until(20)
         .note("scale and bias are one a group"),
-    rule("GroupNormalization", GROUP, &[Formula(group_x), Each(group_parameter)])
+    rule("GroupNormalization", GROUP, &[Try(group_x), TryEach(group_parameter)])
         .attributes("epsilon num_groups stash_type")
         .since(21),
-    rule("GroupNorm", GROUP_ACTIVATED, &[Each(group_norm)])
+    rule("GroupNorm", GROUP_ACTIVATED, &[TryEach(group_norm)])
         .attributes("activation channels_last epsilon groups")
         .domain("com.microsoft"),
-    rule("SkipGroupNorm", GROUP_ACTIVATED, &[Each(group_norm)])
+    rule("SkipGroupNorm", GROUP_ACTIVATED, &[TryEach(group_norm)])
         .attributes("activation channels_last epsilon groups")
         .domain("com.microsoft")
         .note("of x + skip + bias, which all three get the gradient of"),
-    rule("InstanceNormalization", GROUP, &[Formula(instance_x), Each(instance_parameter)]).attributes("epsilon"),
-    rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Formula(lp)])
+    rule("InstanceNormalization", GROUP, &[Try(instance_x), TryEach(instance_parameter)]).attributes("epsilon"),
+    rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)])
         .attributes("axis p")
         .note("0 where all elements are 0"),
     rule(
         "MeanVarianceNormalization",
         "with s the standard deviation: dx = (dy - mean dy - (x - m) / s mean(dy y)) / (s + ε)",
-        &[Formula(mean_variance)],
+        &[Try(mean_variance)],
     )
     .attributes("axes"),
-    rule("BatchNormalization", BATCH, &[Each(batch)]).attributes("epsilon momentum spatial").since(7).until(13),
-    rule("BatchNormalization", BATCH, &[Each(batch)]).attributes("epsilon momentum training_mode").since(14),
+    rule("BatchNormalization", BATCH, &[TryEach(batch)]).attributes("epsilon momentum spatial").since(7).until(13),
+    rule("BatchNormalization", BATCH, &[TryEach(batch)]).attributes("epsilon momentum training_mode").since(14),
 ];
 
 const RMS: &str = "with d = dy scale, r = 1 / √(mean x² + ε), x̂ = x r: dx = r (d - x̂ mean(d x̂)), dscale = Σ dy x̂";
@@ -128,8 +128,8 @@ fn sum_of<'g>(x: Expr<'g>, terms: impl IntoIterator<Item = Option<Expr<'g>>>) ->
 }
 
 /// What a factor or a summand of x̂ gets, from the gradient of their product or sum.
-fn reduced<'g>(d: Expr<'g>, parameter: Expr<'g>) -> Result<Expr<'g>> {
-    Ok(d.unbroadcast(parameter)?.cast_like(parameter))
+fn reduced<'g>(d: Expr<'g>, parameter: Expr<'g>) -> Expr<'g> {
+    d.unbroadcast(parameter).cast_like(parameter)
 }
 
 // ---------------------------------------------------------------- along the last axes
@@ -179,66 +179,66 @@ impl<'g> Layer<'g> {
         )
     }
 
-    fn dscale(&self, scale: Expr<'g>) -> Result<Expr<'g>> {
+    fn dscale(&self, scale: Expr<'g>) -> Expr<'g> {
         reduced(self.dys[0].unwrap_or_else(|| self.x.zeros_like()) * self.n.x_hat, scale)
     }
 }
 
 fn layer<'g>(c: &Call<'g>) -> Result<Layer<'g>> {
-    Layer::new(c, c.x()?, c.axis(-1)?, c.input(1)?, true, [Some(1), Some(2)], 1e-5)
+    Layer::new(c, c.x(), c.axis(-1)?, c.input(1), true, [Some(1), Some(2)], 1e-5)
 }
 
 fn layer_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(layer(c)?.dx().cast_like(c.x()?))
+    Ok(layer(c)?.dx().cast_like(c.x()))
 }
 
 fn layer_scale<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    layer(c)?.dscale(c.input(1)?)
+    Ok(layer(c)?.dscale(c.input(1)))
 }
 
-fn layer_bias<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    reduced(c.dy()?.widened(), c.input(2)?)
+fn layer_bias<'g>(c: &Call<'g>) -> Expr<'g> {
+    reduced(c.dy().widened(), c.input(2))
 }
 
 /// Some of these operators put r out, too.
 fn rms<'g>(c: &Call<'g>, inv_std: Option<usize>) -> Result<Layer<'g>> {
-    Layer::new(c, c.x()?, c.axis(-1)?, c.input(1)?, false, [None, inv_std], 1e-5)
+    Layer::new(c, c.x(), c.axis(-1)?, c.input(1), false, [None, inv_std], 1e-5)
 }
 
 fn rms_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(rms(c, None)?.dx().cast_like(c.x()?))
+    Ok(rms(c, None)?.dx().cast_like(c.x()))
 }
 
 fn rms_scale<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    rms(c, None)?.dscale(c.input(1)?)
+    Ok(rms(c, None)?.dscale(c.input(1)))
 }
 
 fn simplified_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(rms(c, Some(1))?.dx().cast_like(c.x()?))
+    Ok(rms(c, Some(1))?.dx().cast_like(c.x()))
 }
 
 fn simplified_scale<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    rms(c, Some(1))?.dscale(c.input(1)?)
+    Ok(rms(c, Some(1))?.dscale(c.input(1)))
 }
 
 /// The sum of x, skip and bias is normalized, and is an output, too. The numbers are those of the inputs.
 fn skip<'g>(c: &Call<'g>, i: usize, beta: Option<usize>, bias: usize) -> Result<Expr<'g>> {
-    let input = c.input(i)?;
+    let input = c.input(i);
     if Some(i) == beta {
-        return reduced(c.dy()?.widened(), input);
+        return Ok(reduced(c.dy().widened(), input));
     }
-    let computed = || -> Result<Expr<'g>> {
-        let sum = c.x()?.widened() + c.input(1)?.widened();
-        Ok(c.opt(bias).map_or(sum, |b| sum + b.widened()))
+    let computed = || {
+        let sum = c.x().widened() + c.input(1).widened();
+        c.opt(bias).map_or(sum, |b| sum + b.widened())
     };
-    let sum = c.output(3).map_or_else(computed, |s| Ok(s.widened()))?;
+    let sum = c.output(3).map_or_else(computed, Expr::widened);
     let axis = sum.axis(-1)?;
-    let layer = Layer::new(c, sum, axis, c.input(2)?, beta.is_some(), [beta.map(|_| 1), Some(2)], 1e-12)?;
+    let layer = Layer::new(c, sum, axis, c.input(2), beta.is_some(), [beta.map(|_| 1), Some(2)], 1e-12)?;
     if i == 2 {
-        return layer.dscale(input);
+        return Ok(layer.dscale(input));
     }
     let d = [Some(layer.dx()).filter(|_| (0..3).any(|o| c.has_dy(o))), c.opt_dy(3).map(|d| d.cast_like(sum))];
-    reduced(sum_of(sum, d), input)
+    Ok(reduced(sum_of(sum, d), input))
 }
 
 // ---------------------------------------------------------------- of embeddings
@@ -253,34 +253,31 @@ struct Embedded<'g> {
 }
 
 fn embedded<'g>(c: &Call<'g>) -> Result<Embedded<'g>> {
-    let (words, segments) = (c.x()?, c.opt(1));
+    let (words, segments) = (c.x(), c.opt(1));
     let positions = c.opt(8).unwrap_or_else(|| c.builder().range(words.dim(1)).unsqueeze(&[0]));
-    let computed = || -> Result<Expr<'g>> {
-        let sum = c.input(2)?.gather(words, 0).widened() + c.input(3)?.gather(positions, 0).widened();
-        Ok(match segments {
-            Some(segments) => sum + c.input(4)?.gather(segments, 0).widened(),
-            None => sum,
-        })
+    let computed = || {
+        let sum = c.input(2).gather(words, 0).widened() + c.input(3).gather(positions, 0).widened();
+        segments.map_or(sum, |segments| sum + c.input(4).gather(segments, 0).widened())
     };
-    let sum = c.output(2).map_or_else(computed, |s| Ok(s.widened()))?;
-    let layer = Layer::new(c, sum, sum.axis(-1)?, c.input(5)?, true, [None, None], 1e-12)?;
+    let sum = c.output(2).map_or_else(computed, Expr::widened);
+    let layer = Layer::new(c, sum, sum.axis(-1)?, c.input(5), true, [None, None], 1e-12)?;
     Ok(Embedded { layer, words, positions, segments, sum })
 }
 
 impl<'g> Embedded<'g> {
     /// Of the table that is input `i`.
-    fn table(&self, c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-        let table = c.input(i)?;
+    fn table(&self, c: &Call<'g>, i: usize) -> Expr<'g> {
+        let table = c.input(i);
         let indices = match (i, self.segments) {
             (2, _) => self.words,
             (3, _) => self.positions,
             (_, Some(segments)) => segments,
-            (_, None) => return Ok(table.zeros_like()),
+            (_, None) => return table.zeros_like(),
         };
         let d = [c.opt_dy(0).map(|_| self.layer.dx()), c.opt_dy(2).map(|d| d.cast_like(self.sum))];
         // One row of positions may serve the whole batch.
-        let d = sum_of(self.sum, d).unbroadcast(table.gather(indices, 0))?.cast_like(table);
-        Ok(table.ungather(indices, d, 0))
+        let d = sum_of(self.sum, d).unbroadcast(table.gather(indices, 0)).cast_like(table);
+        table.ungather(indices, d, 0)
     }
 }
 
@@ -300,46 +297,45 @@ fn grouped<'g>(c: &Call<'g>, e: Expr<'g>) -> Result<Expr<'g>> {
 }
 
 fn group_normalized<'g>(c: &Call<'g>) -> Result<Normalized<'g>> {
-    let x = grouped(c, c.x()?.widened())?;
+    let x = grouped(c, c.x().widened())?;
     Ok(Normalized::new(x, vec![2], c.float("epsilon", 1e-5), None, None))
 }
 
 fn group_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?.widened());
-    let d = grouped(c, dy * per_channel(c.input(1)?, dy)?)?;
+    let (x, dy) = (c.x(), c.dy().widened());
+    let d = grouped(c, dy * per_channel(c.input(1), dy)?)?;
     Ok(group_normalized(c)?.dx(d).reshape_like(x).cast_like(x))
 }
 
 /// Of scale and bias of each channel.
 fn group_parameter<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-    let (parameter, dy) = (c.input(i)?, c.dy()?.widened());
+    let (parameter, dy) = (c.input(i), c.dy().widened());
     let product = if i == 1 { dy * group_normalized(c)?.x_hat.reshape_like(dy) } else { dy };
-    Ok(over_channels(product)?.cast_like(parameter))
+    Ok(over_channels(product).cast_like(parameter))
 }
 
 fn group_x_by_groups<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, grouped(c, c.dy()?.widened())?);
-    let d = dy * per_channel(c.input(1)?, dy)?;
+    let (x, dy) = (c.x(), grouped(c, c.dy().widened())?);
+    let d = dy * per_channel(c.input(1), dy)?;
     Ok(group_normalized(c)?.dx(d).reshape_like(x).cast_like(x))
 }
 
 /// Of scale and bias of each group.
 fn group_parameter_by_groups<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-    let (parameter, dy) = (c.input(i)?, grouped(c, c.dy()?.widened())?);
+    let (parameter, dy) = (c.input(i), grouped(c, c.dy().widened())?);
     let product = if i == 1 { dy * group_normalized(c)?.x_hat } else { dy };
-    Ok(over_channels(product)?.cast_like(parameter))
+    Ok(over_channels(product).cast_like(parameter))
 }
 
 /// The sum over all axes but the one of the channels.
-fn over_channels<'g>(e: Expr<'g>) -> Result<Expr<'g>> {
-    let axes: Vec<usize> = (0..e.rank()?).filter(|&a| a != 1).collect();
-    Ok(e.sum_out(&axes))
+fn over_channels(e: Expr<'_>) -> Expr<'_> {
+    e.sum_to_axis(1)
 }
 
 /// Of ONNX Runtime's own: the channels are the last axis or the second, SiLU may follow, and the inputs from the third on are
 /// added to x first.
 fn group_norm<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-    let (x, input, last) = (c.x()?, c.input(i)?, c.flag("channels_last", true));
+    let (x, input, last) = (c.x(), c.input(i), c.flag("channels_last", true));
     ensure!(x.rank()? == 4, "{x} has not 4 axes");
     ensure!(last || c.opt(3).is_none(), "skip is known with the channels as the last axis only");
     let image = |e: Expr<'g>| if last { e.transpose(&[0, 3, 1, 2]) } else { e };
@@ -354,12 +350,12 @@ fn group_norm<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let grouped = |e: Expr<'g>| e.reshape_to(&[0, groups, -1]);
     let n = Normalized::new(grouped(sum), vec![2], c.float("epsilon", 1e-5), None, None);
     let x_hat = n.x_hat.reshape_like(sum);
-    let scale = per_channel(c.input(1)?, sum)?;
+    let scale = per_channel(c.input(1), sum)?;
     let dy = c.opt_dy(0).map(|dy| image(dy.widened()));
     let d = match c.int("activation", 0) {
         0 => dy,
         1 => {
-            let z = x_hat * scale + per_channel(c.input(2)?, sum)?;
+            let z = x_hat * scale + per_channel(c.input(2), sum)?;
             let s = z.sigmoid();
             dy.map(|dy| dy * swish_slope(z * s, s, 1.0))
         }
@@ -367,36 +363,36 @@ fn group_norm<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     };
     if i == 1 || i == 2 {
         let Some(d) = d else { return Ok(input.zeros_like()) };
-        return Ok(over_channels(if i == 1 { d * x_hat } else { d })?.cast_like(input));
+        return Ok(over_channels(if i == 1 { d * x_hat } else { d }).cast_like(input));
     }
     let back = |e: Expr<'g>| if last { e.transpose(&[0, 2, 3, 1]) } else { e };
     let dx = d.map(|d| back(n.dx(grouped(d * scale)).reshape_like(sum)));
     let dx = sum_of(x.widened(), [dx, c.opt_dy(1).map(Expr::widened)]);
     let dx = if i == 3 && flat(input) { dx.sum_out(&[1, 2]) } else { dx };
-    reduced(dx, input)
+    Ok(reduced(dx, input))
 }
 
 fn instance_normalized<'g>(c: &Call<'g>) -> Result<Normalized<'g>> {
-    let x = c.x()?.widened();
+    let x = c.x().widened();
     Ok(Normalized::new(x, (2..x.rank()?).collect(), c.float("epsilon", 1e-5), None, None))
 }
 
 fn instance_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?.widened());
-    Ok(instance_normalized(c)?.dx(dy * per_channel(c.input(1)?, dy)?).cast_like(x))
+    let (x, dy) = (c.x(), c.dy().widened());
+    Ok(instance_normalized(c)?.dx(dy * per_channel(c.input(1), dy)?).cast_like(x))
 }
 
 /// Of scale and bias.
 fn instance_parameter<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-    let (parameter, dy) = (c.input(i)?, c.dy()?.widened());
+    let (parameter, dy) = (c.input(i), c.dy().widened());
     let product = if i == 1 { dy * instance_normalized(c)?.x_hat } else { dy };
-    Ok(over_channels(product)?.cast_like(parameter))
+    Ok(over_channels(product).cast_like(parameter))
 }
 
 // ---------------------------------------------------------------- without parameters
 
 fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy, axis) = (c.x()?.widened(), c.y()?.widened(), c.dy()?.widened(), c.axis(-1)?);
+    let (x, y, dy, axis) = (c.x().widened(), c.y().widened(), c.dy().widened(), c.axis(-1)?);
     let (size, direction): (fn(Expr<'g>) -> Expr<'g>, _) = match c.int("p", 2) {
         1 => (Expr::abs, x.sign()),
         2 => (Expr::square, y),
@@ -408,11 +404,11 @@ fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let sum = passes.select(sum, sum.like(1.0));
     let norm = if c.int("p", 2) == 2 { sum.sqrt() } else { sum };
     let dx = passes.cast_like(x) / norm * (dy - direction * (dy * y).sum(&[axis]));
-    Ok(dx.cast_like(c.x()?))
+    Ok(dx.cast_like(c.x()))
 }
 
 fn mean_variance<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?.widened(), c.dy()?.widened());
+    let (x, dy) = (c.x().widened(), c.dy().widened());
     let axes = c.ints("axes").unwrap_or_else(|| vec![0, 2, 3]);
     let axes = axes.into_iter().map(|a| x.axis(a)).collect::<Result<Vec<_>>>()?;
     let centered = x - x.mean(&axes);
@@ -422,7 +418,7 @@ fn mean_variance<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let root = varies.select(var, var.like(1.0)).sqrt();
     let std = root * varies.cast_like(root) + 1e-9;
     let share = (dy * centered).mean(&axes) / std;
-    Ok(((dy - dy.mean(&axes) - centered / root * share) / std).cast_like(c.x()?))
+    Ok(((dy - dy.mean(&axes) - centered / root * share) / std).cast_like(c.x()))
 }
 
 // ---------------------------------------------------------------- BatchNormalization
@@ -445,7 +441,7 @@ struct Batch<'g> {
 
 impl<'g> Batch<'g> {
     fn new(c: &Call<'g>) -> Result<Self> {
-        let x = c.x()?.widened();
+        let x = c.x().widened();
         let rank = x.rank()?;
         ensure!(rank >= 2, "the input of rank {rank} has no channels");
         // Old models may have statistics for every place, not only every channel.
@@ -453,7 +449,7 @@ impl<'g> Batch<'g> {
         let axes: Vec<usize> = [0].into_iter().chain(own..rank).collect();
         let spread: Vec<usize> = (own - 1..rank - 1).collect();
         let training = c.flag("training_mode", (1..c.output_count()).any(|i| c.output(i).is_some()));
-        let wide = |i: usize| Ok::<_, anyhow::Error>(c.input(i)?.widened().cast_like(x));
+        let wide = |i: usize| Ok::<_, anyhow::Error>(c.input(i).widened().cast_like(x));
         let epsilon = c.float("epsilon", 1e-5);
         let (mean, var) = match training {
             true => {
@@ -484,7 +480,7 @@ fn batch<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let momentum = c.float("momentum", 0.9);
     // Of the running statistic that a training step puts out.
     let running = |output: usize| c.opt_dy(output).map(|d| d.widened().cast_like(b.x));
-    let zeros = || c.input(i).map(|e| e.widened().zeros_like());
+    let zeros = || c.input(i).widened().zeros_like();
     let own = |factor: Expr<'g>| dy.map(|dy| b.total(dy * factor));
     let d = match (i, b.training) {
         (0, false) => dy.map(|dy| dy * b.spread(b.scale * b.inv_std)),
@@ -496,7 +492,7 @@ fn batch<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
         (3 | 4, true) => running(i - 2).map(|d| d * momentum),
         _ => None,
     };
-    Ok(d.map_or_else(zeros, Ok)?.cast_like(c.input(i)?))
+    Ok(d.unwrap_or_else(zeros).cast_like(c.input(i)))
 }
 
 /// Of the batch that the statistics are of: the running ones are `momentum` parts old and the rest new, the saved ones of old

@@ -42,7 +42,7 @@ fn each<'g, const N: usize>(
     c: &Call<'g>,
     update: impl Fn(Updated<'g, N>) -> (Expr<'g>, [Expr<'g>; N]),
 ) -> Result<Vec<Option<Expr<'g>>>> {
-    let tensors = c.inputs_from(2)?;
+    let tensors = c.inputs_from(2);
     ensure!(tensors.len().is_multiple_of(N + 2), "{} tensors are not groups of {}", tensors.len(), N + 2);
     let count = tensors.len() / (N + 2);
     let decay = c.float("norm_coefficient", 0.0);
@@ -64,7 +64,7 @@ fn root(h: Expr<'_>) -> Expr<'_> {
 }
 
 fn adagrad<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (r, t) = (c.input(0)?, c.input(1)?);
+    let (r, t) = (c.input(0), c.input(1));
     let r = r / (1.0 + t.cast_like(r) * c.float("decay_factor", 0.0));
     let epsilon = c.float("epsilon", 1e-6);
     each(c, |Updated { x, g, states: [h] }| {
@@ -74,7 +74,7 @@ fn adagrad<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 }
 
 fn adam<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (r, t) = (c.input(0)?, c.input(1)?);
+    let (r, t) = (c.input(0), c.input(1));
     let (alpha, beta, epsilon) = (c.float("alpha", 0.9), c.float("beta", 0.999), c.float("epsilon", 1e-6));
     let steps = t.cast_like(r);
     let rest = |share: f64| 1.0 - r.like(share).pow(steps);
@@ -87,9 +87,9 @@ fn adam<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 }
 
 fn momentum<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (r, t) = (c.input(0)?, c.input(1)?);
+    let (r, t) = (c.input(0), c.input(1));
     let (alpha, beta, mode) = (c.float("alpha", 0.0), c.float("beta", 0.0), c.string("mode", ""));
-    c.ensure_known("mode", &mode, &["standard", "nesterov"])?;
+    c.ensure_known("mode", &mode, &["standard", "nesterov"]);
     let beta = t.above(0.0).select(r.like(beta), r.like(1.0));
     each(c, |Updated { x, g, states: [v] }| {
         let v = alpha * v + beta.cast_like(x) * g;

@@ -10,38 +10,38 @@ use anyhow::{Result, ensure};
 /// The rows.
 pub const RULES: &[Rule] = &[
     AVERAGE.until(18),
-    Rule { slots: &[Formula(|c| average(c, true))], ..AVERAGE }.since(19),
-    rule("LpPool", "dx = x |x|ᵖ⁻² Σ dy y¹⁻ᵖ over the windows of x", &[Formula(lp)])
+    Rule { slots: &[Try(|c| average(c, true))], ..AVERAGE }.since(19),
+    rule("LpPool", "dx = x |x|ᵖ⁻² Σ dy y¹⁻ᵖ over the windows of x", &[Try(lp)])
         .attributes("auto_pad ceil_mode dilations kernel_shape p pads strides")
         .note("0 where y is 0"),
-    rule("GlobalLpPool", "dx = x |x|ᵖ⁻² dy y¹⁻ᵖ", &[Formula(global_lp)]).attributes("p").note("0 where y is 0"),
-    rule("MaxUnpool", "dx = dy at the indices", &[Formula(max_unpool), Stop("indices"), Stop("a shape")])
+    rule("GlobalLpPool", "dx = x |x|ᵖ⁻² dy y¹⁻ᵖ", &[Try(global_lp)]).attributes("p").note("0 where y is 0"),
+    rule("MaxUnpool", "dx = dy at the indices", &[Try(max_unpool), Stop("indices"), Stop("a shape")])
         .attributes("kernel_shape pads strides"),
     rule(
         "LRN",
         "dx = dy s⁻ᵝ - 2 α β / size x Σ dy x s⁻ᵝ⁻¹ over the channels around, s = bias + α / size Σ x²",
-        &[Formula(local_response)],
+        &[Try(local_response)],
     )
     .attributes("alpha beta bias size"),
-    rule("GlobalAveragePool", "dx = dy / count", &[Formula(global_average)]),
+    rule("GlobalAveragePool", "dx = dy / count", &[Try(global_average)]),
     rule("GlobalMaxPool", "dx = dy where x is the largest", &[Formula(global_max)])
         .note("the first of equals gets all"),
-    rule("MaxPool", "dx = dy where x is the largest of its window", &[Formula(max)])
+    rule("MaxPool", "dx = dy where x is the largest of its window", &[Try(max)])
         .moves_integers()
         .attributes("auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
         .note("the first of equals gets all"),
 ];
 
 const AVERAGE: Rule =
-    rule("AveragePool", "dx = dy / count, in every place of each window", &[Formula(|c| average(c, false))])
+    rule("AveragePool", "dx = dy / count, in every place of each window", &[Try(|c| average(c, false))])
         .attributes("auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
         .note("of a window larger than all of x, only what it meets counts, as runtimes have it");
 
 /// `clipped`: of a window that is larger than the image with its padding, only what lies in that counts, also where padding
 /// does.
 fn average<'g>(c: &Call<'g>, clipped: bool) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?);
-    let window = Window::of(c, x, c.y()?, None)?;
+    let (x, dy) = (c.x(), c.dy());
+    let window = Window::of(c, x, c.y(), None)?;
     let rank = window.kernel()?.len();
     let with_pads = c.flag("count_include_pad", false);
     let pads = c.ints("pads").filter(|p| with_pads && p.len() == 2 * rank).unwrap_or_else(|| vec![0; 2 * rank]);
@@ -59,20 +59,20 @@ fn average<'g>(c: &Call<'g>, clipped: bool) -> Result<Expr<'g>> {
 }
 
 fn global_average<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?.widened());
+    let (x, dy) = (c.x(), c.dy().widened());
     Ok((dy / x.count(&(2..x.rank()?).collect::<Vec<_>>(), dy)).cast_like(x).expand_like(x))
 }
 
-fn global_max<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?);
+fn global_max<'g>(c: &Call<'g>) -> Expr<'g> {
+    let (x, dy) = (c.x(), c.dy());
     let flat = x.reshape_to(&[0, 0, -1]);
     let first = flat.arg_max(2).equal(c.builder().range(flat.dim(2)));
-    Ok(dy.reshape_to(&[0, 0, 1]).where_(first).reshape_like(x))
+    dy.reshape_to(&[0, 0, 1]).where_(first).reshape_like(x)
 }
 
 fn max<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
-    let window = Window::of(c, x, c.y()?, None)?;
+    let (x, dy, b) = (c.x(), c.dy(), c.builder());
+    let window = Window::of(c, x, c.y(), None)?;
     if b.scatters(window.overlaps()) {
         let indices = match c.output(1).filter(|_| c.int("storage_order", 0) == 0) {
             Some(indices) => indices,
@@ -137,23 +137,23 @@ fn order(c: &Call<'_>) -> Result<i64> {
 }
 
 fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, p) = (c.x()?.widened(), c.y()?.widened(), order(c)?);
+    let (x, y, p) = (c.x().widened(), c.y().widened(), order(c)?);
     let window = Window::of(c, x, y, None)?;
-    let dx = power(x, p) * window.spread_evenly(normed(y, c.dy()?.widened(), p), x)?;
-    Ok(dx.cast_like(c.x()?))
+    let dx = power(x, p) * window.spread_evenly(normed(y, c.dy().widened(), p), x)?;
+    Ok(dx.cast_like(c.x()))
 }
 
 fn global_lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let p = order(c)?;
-    let dx = power(c.x()?.widened(), p) * normed(c.y()?.widened(), c.dy()?.widened(), p);
-    Ok(dx.cast_like(c.x()?))
+    let dx = power(c.x().widened(), p) * normed(c.y().widened(), c.dy().widened(), p);
+    Ok(dx.cast_like(c.x()))
 }
 
 /// The indices are places in the tensor that x had been pooled from. Where a shape is given that is not the smallest one,
 /// engines differ: some take it for that tensor's, others put that tensor at its beginning. There the operator itself is
 /// asked, with numbers in place of the elements, where it lays each.
 fn max_unpool<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, indices, dy, b) = (c.x()?, c.input(1)?, c.dy()?, c.builder());
+    let (x, indices, dy, b) = (c.x(), c.input(1), c.dy(), c.builder());
     let smallest = Window::unpooled(c, x)?.fact().dims();
     let Some(shape) = c.opt(2).filter(|_| smallest.is_none() || smallest != dy.shape().fact().dims()) else {
         return Ok(dy.flattened().gather(indices, 0));
@@ -170,7 +170,7 @@ fn max_unpool<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn local_response<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x()?.widened(), c.dy()?.widened(), c.builder());
+    let (x, dy, b) = (c.x().widened(), c.dy().widened(), c.builder());
     let (alpha, beta, size) = (c.float("alpha", 0.0001), c.float("beta", 0.75), c.int("size", 1));
     ensure!(size >= 1, "size = {size} is not positive");
     // A matrix of ones where the channel of the column counts for that of the row.
@@ -183,5 +183,5 @@ fn local_response<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let s = near.matmul(flat.square()) * (alpha / size as f64) + c.float("bias", 1.0);
     let direct = dy * s.pow(s.like(-beta));
     let around = near.transposed().matmul(direct * flat / s);
-    Ok((direct - flat * around * (2.0 * alpha * beta / size as f64)).reshape_like(x).cast_like(c.x()?))
+    Ok((direct - flat * around * (2.0 * alpha * beta / size as f64)).reshape_like(x).cast_like(c.x()))
 }

@@ -90,7 +90,7 @@ impl<'g> Steps<'g> {
     /// The input of that number and the one behind it, each in the shape that `lay` gives it. Half precision does not hold
     /// the ends of all ranges.
     fn new(c: &Call<'g>, input: usize, lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>) -> Result<Self> {
-        let scale = c.input(input)?.widened();
+        let scale = c.input(input).widened();
         let shaped = |z: Expr<'g>| if z.fact().rank().is_some() { z } else { z.reshape_like(scale) };
         let zero = c.opt(input + 1).map(|z| lay(shaped(z).cast_like(scale))).transpose()?;
         Ok(Steps { scale: lay(scale)?, zero })
@@ -138,7 +138,7 @@ fn columns(p: Expr<'_>) -> Result<Expr<'_>> {
 
 /// One number for the whole tensor, for each slice along the axis, or for each block along it.
 fn linear<'g>(c: &Call<'g>) -> Result<Steps<'g>> {
-    let x = c.x()?;
+    let x = c.x();
     Steps::new(c, 1, |p| match p.rank()? {
         0 | 1 => laid(p, |p| Ok(along(p, c.axis(1)?, x.rank()?))),
         rank => {
@@ -151,16 +151,16 @@ fn linear<'g>(c: &Call<'g>) -> Result<Steps<'g>> {
 }
 
 fn quantize<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let y = linear(c)?.quantize(c.x()?, c.y()?.element()?)?;
-    Ok(vec![Some(y.cast_like(c.dy()?))])
+    let y = linear(c)?.quantize(c.x(), c.y().element()?)?;
+    Ok(vec![Some(y.cast_like(c.dy()))])
 }
 
 fn dequantize<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    Ok(vec![Some(linear(c)?.dequantize(c.x()?).cast_like(c.dy()?))])
+    Ok(vec![Some(linear(c)?.dequantize(c.x()).cast_like(c.dy()))])
 }
 
 fn dynamic<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let x = c.x()?;
+    let x = c.x();
     let (flat, zero) = (x.flattened(), x.like(0.0));
     let (high, low) = (flat.maximum(&[0]).squeeze(&[0]), flat.minimum(&[0]).squeeze(&[0]));
     let scale = (high.max(zero) - low.min(zero)) / 255.0;
@@ -168,24 +168,24 @@ fn dynamic<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 }
 
 fn matmul<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let a = Steps::new(c, 1, rows)?.dequantize(c.x()?);
-    let b = Steps::new(c, 4, columns)?.dequantize(c.input(3)?);
-    let y = Steps::new(c, 6, rows)?.quantize(a.matmul(b), c.y()?.element()?)?;
-    Ok(vec![Some(y.cast_like(c.dy()?))])
+    let a = Steps::new(c, 1, rows)?.dequantize(c.x());
+    let b = Steps::new(c, 4, columns)?.dequantize(c.input(3));
+    let y = Steps::new(c, 6, rows)?.quantize(a.matmul(b), c.y().element()?)?;
+    Ok(vec![Some(y.cast_like(c.dy()))])
 }
 
 fn conv<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (w, attributes) = (c.input(3)?, c.attributes(&CONV.split(' ').collect::<Vec<_>>()));
+    let (w, attributes) = (c.input(3), c.attributes(&CONV.split(' ').collect::<Vec<_>>()));
     let rank = w.rank()?;
     let (in_x, in_w) = (Steps::new(c, 1, columns)?, Steps::new(c, 4, |p| laid(p, |p| Ok(along(p, 0, rank))))?);
-    let mut y = in_x.dequantize(c.x()?).conv_of(in_w.dequantize(w), attributes);
+    let mut y = in_x.dequantize(c.x()).conv_of(in_w.dequantize(w), attributes);
     if let Some(bias) = c.opt(8) {
         // It is in steps of the product of both scales.
-        let scale = laid(c.input(4)?.widened(), |p| Ok(along(p, 0, rank - 1)))?;
+        let scale = laid(c.input(4).widened(), |p| Ok(along(p, 0, rank - 1)))?;
         y = y + along(bias.cast_like(scale), 0, rank - 1) * in_x.scale * scale;
     }
-    let y = Steps::new(c, 6, columns)?.quantize(y, c.y()?.element()?)?;
-    Ok(vec![Some(y.cast_like(c.dy()?))])
+    let y = Steps::new(c, 6, columns)?.quantize(y, c.y().element()?)?;
+    Ok(vec![Some(y.cast_like(c.dy()))])
 }
 
 /// An input less the zero point that another one is.
@@ -195,7 +195,7 @@ fn centred<'g>(
     zero: usize,
     lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>,
 ) -> Result<Expr<'g>> {
-    let (x, dy) = (c.input(input)?, c.dy()?);
+    let (x, dy) = (c.input(input), c.dy());
     let x = x.cast_like(dy);
     Ok(match c.opt(zero) {
         Some(zero) => x - lay(zero.cast_like(dy))?,
@@ -208,7 +208,7 @@ fn matmul_integer<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 }
 
 fn conv_integer<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (rank, attributes) = (c.input(1)?.rank()?, c.attributes(&CONV.split(' ').collect::<Vec<_>>()));
+    let (rank, attributes) = (c.input(1).rank()?, c.attributes(&CONV.split(' ').collect::<Vec<_>>()));
     let w = centred(c, 1, 3, |p| laid(p, |p| Ok(along(p, 0, rank))))?;
     Ok(vec![Some(centred(c, 0, 2, columns)?.conv_of(w, attributes))])
 }

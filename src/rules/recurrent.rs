@@ -116,10 +116,10 @@ fn halves<'g>(parts: Vec<Expr<'g>>) -> Result<(Expr<'g>, Expr<'g>)> {
 
 /// `Y`, `Y_h` and `Y_c`, those of them that have a gradient.
 fn recurrent<'g>(c: &Call<'g>, kind: Kind) -> Result<Vec<Option<Expr<'g>>>> {
-    let (w, r) = (c.input(1)?, c.input(2)?);
+    let (w, r) = (c.input(1), c.input(2));
     let batch_first = c.flag("layout", false);
     let time_major = |e: Expr<'g>| if batch_first { e.transpose(&[1, 0, 2]) } else { e };
-    let x = time_major(c.x()?);
+    let x = time_major(c.x());
     ensure!(x.rank()? == 3, "the input has rank {}, where [steps, batch, size] is expected", x.rank()?);
     let hidden = c.opt_int("hidden_size").or_else(|| r.known_dim(2));
     let hidden = hidden.context("hidden_size is neither an attribute nor known from the recurrent weights")?;

@@ -10,30 +10,28 @@ const AXES: &str = "axes keepdims noop_with_empty_axes";
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("ReduceSum", "dx = dy, copied along the axes", &[Formula(sum), Stop("axes")]).attributes(AXES),
-    rule("ReduceMean", "dx = dy / n, copied along the axes", &[Formula(mean), Stop("axes")]).attributes(AXES),
-    rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
+    rule("ReduceSum", "dx = dy, copied along the axes", &[Try(sum), Stop("axes")]).attributes(AXES),
+    rule("ReduceMean", "dx = dy / n, copied along the axes", &[Try(mean), Stop("axes")]).attributes(AXES),
+    rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
         .attributes(AXES)
         .note("ties share equally")
         .moves_integers(),
-    rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Formula(extreme), Stop("axes")])
+    rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
         .attributes(AXES)
         .note("ties share equally")
         .moves_integers(),
-    rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Formula(product), Stop("axes")])
-        .attributes(AXES)
-        .note("exact with zeros"),
-    rule("ReduceSumSquare", "dx = 2 dy x", &[Formula(sum_square), Stop("axes")]).attributes(AXES),
-    rule("ReduceL1", "dx = dy sign x", &[Formula(l1), Stop("axes")]).attributes(AXES),
-    rule("ReduceL2", "dx = dy x / y", &[Formula(l2), Stop("axes")]).attributes(AXES).note("0 where the norm is 0"),
-    rule("ReduceLogSum", "dx = dy e⁻ʸ", &[Formula(log_sum), Stop("axes")]).attributes(AXES),
-    rule("ReduceLogSumExp", "dx = dy e^(x - y)", &[Formula(log_sum_exp), Stop("axes")]).attributes(AXES),
+    rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Try(product), Stop("axes")]).attributes(AXES).note("exact with zeros"),
+    rule("ReduceSumSquare", "dx = 2 dy x", &[Try(sum_square), Stop("axes")]).attributes(AXES),
+    rule("ReduceL1", "dx = dy sign x", &[Try(l1), Stop("axes")]).attributes(AXES),
+    rule("ReduceL2", "dx = dy x / y", &[Try(l2), Stop("axes")]).attributes(AXES).note("0 where the norm is 0"),
+    rule("ReduceLogSum", "dx = dy e⁻ʸ", &[Try(log_sum), Stop("axes")]).attributes(AXES),
+    rule("ReduceLogSumExp", "dx = dy e^(x - y)", &[Try(log_sum_exp), Stop("axes")]).attributes(AXES),
     rule("CumSum", "dx = the sums of dy from the other end", &[Formula(cum_sum), Stop("axis")])
         .attributes("exclusive reverse"),
-    rule("CumProd", "dxᵢ = Σₖ dyₖ Π xⱼ, j ≠ i, j ≤ k", &[Formula(cum_prod), Stop("axis")])
+    rule("CumProd", "dxᵢ = Σₖ dyₖ Π xⱼ, j ≠ i, j ≤ k", &[Try(cum_prod), Stop("axis")])
         .attributes("exclusive reverse")
         .note("exact with zeros"),
-    rule("TopK", "dx = dy in the places of the indices", &[Formula(top_k), Stop("k")])
+    rule("TopK", "dx = dy in the places of the indices", &[Try(top_k), Stop("k")])
         .attributes("axis k largest sorted")
         .moves_integers()
         .note("of equal elements the one that the operator has chosen"),
@@ -67,7 +65,7 @@ fn kept<'g>(c: &Call<'g>, e: Expr<'g>) -> Result<Expr<'g>> {
     Ok(match Over::of(c)? {
         Over::All => e,
         Over::Axes(axes) => e.unsqueeze(&axes),
-        Over::Computed(axes) => e.reshape(c.x()?.shape_kept(axes, c.flag("noop_with_empty_axes", false))),
+        Over::Computed(axes) => e.reshape(c.x().shape_kept(axes, c.flag("noop_with_empty_axes", false))),
     })
 }
 
@@ -81,11 +79,11 @@ fn sums<'g>(c: &Call<'g>, e: Expr<'g>) -> Result<Expr<'g>> {
 }
 
 fn sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(kept(c, c.dy()?)?.expand_like(c.x()?))
+    Ok(kept(c, c.dy())?.expand_like(c.x()))
 }
 
 fn mean<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy) = (c.x()?, c.y()?, c.dy()?.widened());
+    let (x, y, dy) = (c.x(), c.y(), c.dy().widened());
     let n = match Over::of(c)? {
         Over::Axes(axes) => x.count(&axes, dy),
         Over::All => x.size().cast_like(dy),
@@ -95,14 +93,14 @@ fn mean<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn extreme<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
+    let (x, y, dy) = (c.x(), kept(c, c.y())?, kept(c, c.dy())?);
     let chosen = x.equal(y);
     let ties = sums(c, chosen.cast_like(dy))?;
     Ok((dy / ties).where_(chosen))
 }
 
 fn product<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, kept(c, c.dy()?)?);
+    let (x, dy) = (c.x(), kept(c, c.dy())?);
     let rank = x.rank()?;
     let (mut others, mut rest) = (dy, x);
     match Over::of(c)? {
@@ -135,27 +133,27 @@ fn product_of_others(x: Expr<'_>, axis: usize) -> Expr<'_> {
 }
 
 fn sum_square<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(kept(c, c.dy()?)? * 2.0 * c.x()?)
+    Ok(kept(c, c.dy())? * 2.0 * c.x())
 }
 
 fn l1<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(kept(c, c.dy()?)? * c.x()?.sign())
+    Ok(kept(c, c.dy())? * c.x().sign())
 }
 
 fn l2<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
+    let (x, y, dy) = (c.x(), kept(c, c.y())?, kept(c, c.dy())?);
     let norm = y.equal(y.like(0.0)).select(y.like(1.0), y);
     // No part of a vector is longer than it: the quotient does not overflow, however short the vector is.
     Ok(dy * (x / norm))
 }
 
 fn log_sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy) = (c.x()?, c.y()?, c.dy()?);
+    let (x, y, dy) = (c.x(), c.y(), c.dy());
     Ok(kept(c, dy * (-y).exp())?.expand_like(x))
 }
 
 fn log_sum_exp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy) = (c.x()?, kept(c, c.y()?)?, kept(c, c.dy()?)?);
+    let (x, y, dy) = (c.x(), kept(c, c.y())?, kept(c, c.dy())?);
     // Where all elements are -∞, so is y, and none gets anything.
     let none = y.equal(y.like(f64::NEG_INFINITY));
     // A large y is rounded by more than its exponential can bear: the shares are made to sum to one.
@@ -164,14 +162,14 @@ fn log_sum_exp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(dy * (shares / none.select(total.like(1.0), total)))
 }
 
-fn cum_sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(c.dy()?.cum_sum_at(c.input(1)?, c.flag("exclusive", false), !c.flag("reverse", false)))
+fn cum_sum<'g>(c: &Call<'g>) -> Expr<'g> {
+    c.dy().cum_sum_at(c.input(1), c.flag("exclusive", false), !c.flag("reverse", false))
 }
 
 fn cum_prod<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?);
+    let (x, dy) = (c.x(), c.dy());
     let (exclusive, reverse) = (c.flag("exclusive", false), c.flag("reverse", false));
-    let axis = c.input(1)?.reshape_to(&[1]);
+    let axis = c.input(1).reshape_to(&[1]);
     if let Some(&[axis]) = axis.ints().as_deref() {
         return Ok(x.cum_prod_gradient(x.axis(axis)?, dy, exclusive, reverse));
     }
@@ -187,8 +185,8 @@ fn cum_prod<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 fn top_k<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let indices = match c.output(1) {
         Some(indices) => indices,
-        None => c.demand_output(1, ElementType::Int64)?,
+        None => c.demand_output(1, ElementType::Int64),
     };
-    let dy = c.dy()?;
-    Ok(dy.zeros_shaped(c.x()?).scatter_elements(indices, dy, c.axis(-1)?))
+    let dy = c.dy();
+    Ok(dy.zeros_shaped(c.x()).scatter_elements(indices, dy, c.axis(-1)?))
 }

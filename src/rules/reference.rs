@@ -25,8 +25,10 @@ impl Rule {
         let describe = |(i, slot): (usize, &Slot)| {
             let more = if i == last && self.slot(i + 1).is_some() { " and on" } else { "" };
             match slot {
-                Slot::Unary(_) | Slot::Binary(_) | Slot::Formula(_) | Slot::Broadcast(_) => format!("{i}: gradient"),
-                Slot::Each(_) | Slot::EachBroadcast(_) => format!("{i}{more}: gradient"),
+                Slot::Unary(_) | Slot::Binary(_) | Slot::Formula(_) | Slot::Try(_) | Slot::Broadcast(_) => {
+                    format!("{i}: gradient")
+                }
+                Slot::Each(_) | Slot::TryEach(_) | Slot::EachBroadcast(_) => format!("{i}{more}: gradient"),
                 Slot::Zero => format!("{i}: zero"),
                 Slot::Stop(reason) => format!("{i}{more}: none ({reason})"),
                 Slot::Through(_) if last > 0 => format!("{i}: gradient"),

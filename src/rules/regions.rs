@@ -9,13 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("MaxRoiPool", "dx = dy where x is the largest of its bin", &[Formula(max_bins), Stop("coordinates")])
+    rule("MaxRoiPool", "dx = dy where x is the largest of its bin", &[Try(max_bins), Stop("coordinates")])
         .attributes("pooled_shape spatial_scale")
         .note("equals share as in ReduceMax"),
     rule(
         "RoiAlign",
         "dx = Ayᵀ dy Ax, the bilinear weights of each bin",
-        &[Formula(|c| align(c, false)), Stop("coordinates and indices")],
+        &[Try(|c| align(c, false)), Stop("coordinates and indices")],
     )
     .until(15)
     .attributes("mode output_height output_width sampling_ratio spatial_scale")
@@ -23,7 +23,7 @@ pub const RULES: &[Rule] = &[
     rule(
         "RoiAlign",
         "dx = Ayᵀ dy Ax, the bilinear weights of each bin",
-        &[Formula(|c| align(c, true)), Stop("coordinates and indices")],
+        &[Try(|c| align(c, true)), Stop("coordinates and indices")],
     )
     .since(16)
     .attributes("coordinate_transformation_mode mode output_height output_width sampling_ratio spatial_scale")
@@ -37,13 +37,13 @@ fn column(rois: Expr<'_>, i: i64) -> Expr<'_> {
 
 /// The gradient of x through a formula of it.
 fn through<'g>(c: &Call<'g>, y: Expr<'g>) -> Result<Expr<'g>> {
-    let x = c.x()?;
-    let dx = c.differentiate(&[(y, c.dy()?)], &[x])?;
+    let x = c.x();
+    let dx = c.differentiate(&[(y, c.dy())], &[x])?;
     Ok(dx.get(&x.id()).copied().unwrap_or_else(|| x.zeros_like()))
 }
 
 fn max_bins<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, rois, b) = (c.x()?, c.input(1)?, c.builder());
+    let (x, rois, b) = (c.x(), c.input(1), c.builder());
     let scale = c.float("spatial_scale", 1.0);
     let pooled = c.ints("pooled_shape").context("attribute pooled_shape is missing")?;
     let &[rows, columns] = pooled.as_slice() else { bail!("pooled_shape = {pooled:?} is not two sizes") };
@@ -108,7 +108,7 @@ fn samples<'g>(c: &Call<'g>, half: bool, rois: (Expr<'g>, Expr<'g>), bins: i64, 
 }
 
 fn align<'g>(c: &Call<'g>, has_mode: bool) -> Result<Expr<'g>> {
-    let (x, rois, batch, dy, b) = (c.x()?, c.input(1)?, c.input(2)?, c.dy()?, c.builder());
+    let (x, rois, batch, dy, b) = (c.x(), c.input(1), c.input(2), c.dy(), c.builder());
     let coordinates = c.string("coordinate_transformation_mode", "half_pixel");
     let half = has_mode && coordinates == "half_pixel";
     let (rows, columns) = (c.int("output_height", 1), c.int("output_width", 1));

@@ -10,15 +10,15 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("Upsample", "dx = Mᵀ dy along each axis", &[Formula(|c| resize(c, None, Some(1), None)), Stop("scales")])
+    rule("Upsample", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")])
         .attributes("mode scales")
         .moves_integers(),
-    rule("Resize", "dx = Mᵀ dy along each axis", &[Formula(|c| resize(c, None, Some(1), None)), Stop("scales")])
+    rule("Resize", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")])
         .until(10)
         .attributes("mode")
         .moves_integers(),
     rule("Resize", "dx = Mᵀ dy along each axis, M the operator applied to the unit matrix", &[
-        Formula(|c| resize(c, Some(1), Some(2), Some(3))),
+        Try(|c| resize(c, Some(1), Some(2), Some(3))),
         Stop("a region, scales, sizes"),
     ])
     .since(11)
@@ -29,7 +29,7 @@ pub const RULES: &[Rule] = &[
     .moves_integers(),
     rule("DeformConv", "through the product of the weights and the elements around each point", &[Through(deformed)])
         .attributes("dilations group kernel_shape offset_group pads strides"),
-    rule("AffineGrid", "dθ = dyᵀ base", &[Formula(affine_grid), Stop("a shape")]).attributes("align_corners"),
+    rule("AffineGrid", "dθ = dyᵀ base", &[Try(affine_grid), Stop("a shape")]).attributes("align_corners"),
     GRID_SAMPLE,
     GRID_SAMPLE.domain("com.microsoft"),
 ];
@@ -46,7 +46,7 @@ enum Along<'g> {
 
 /// Each axis is resized on its own, by a matrix: what the operator makes of the unit matrix.
 fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Option<usize>) -> Result<Expr<'g>> {
-    let (x, y, b) = (c.x()?, c.y()?, c.builder());
+    let (x, y, b) = (c.x(), c.y(), c.builder());
     let rank = x.rank()?;
     // The form with a region looks at the middles of elements by default, the older ones at their corners.
     let newest = roi.is_some();
@@ -62,7 +62,7 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
     let common =
         sizes.filter(|_| policy != "stretch").map(|sizes| common_scale(x, &axes, sizes, &policy)).transpose()?;
     let crop = c.string("coordinate_transformation_mode", "") == "tf_crop_and_resize";
-    let mut dx = c.dy()?;
+    let mut dx = c.dy();
     for (i, &axis) in axes.iter().enumerate() {
         let at = |list: Expr<'g>, i: usize| list.gather(b.ints(&[i as i64]), 0);
         let along = match (sizes, scales) {
@@ -196,7 +196,7 @@ fn sum_of_runs<'g>(dy: Expr<'g>, x: Expr<'g>, axis: usize, length: i64) -> Expr<
 
 /// The points of the unit square, or cube: `[H, W, 3]` of x, y, 1, or `[D, H, W, 4]`.
 fn affine_grid<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (theta, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let (theta, dy, b) = (c.x(), c.dy(), c.builder());
     let axes =
         dy.rank()?.checked_sub(2).filter(|&n| n == 2 || n == 3).context("the grid is neither of two nor three axes")?;
     let shape = dy.dims(1..=axes);
@@ -232,7 +232,7 @@ fn crossed<'g>(outer: &[Neighbour<'g>], inner: Vec<Neighbour<'g>>, size: Expr<'g
 }
 
 fn grid_sample<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (x, grid, b) = (c.x()?, c.input(1)?, c.builder());
+    let (x, grid, b) = (c.x(), c.input(1), c.builder());
     let rank = x.rank()?;
     let axes = rank.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
     let points = grid.reshape_to(&[0, -1, axes as i64]);
@@ -255,7 +255,7 @@ fn grid_sample<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 
 fn neighbours<'g>(c: &Call<'g>, at: Expr<'g>, size: Expr<'g>, x: Expr<'g>) -> Result<Vec<Neighbour<'g>>> {
     let (mode, padding) = (c.string("mode", "linear"), c.string("padding_mode", "zeros"));
-    c.ensure_known("padding_mode", &padding, &["zeros", "border", "reflection"])?;
+    c.ensure_known("padding_mode", &padding, &["zeros", "border", "reflection"]);
     let n = size.cast_like(at);
     let aligned = c.flag("align_corners", false);
     let (first, last) = if aligned { (n.like(0.0), n - 1.0) } else { (n.like(-0.5), n - 0.5) };
@@ -306,7 +306,7 @@ fn neighbours<'g>(c: &Call<'g>, at: Expr<'g>, size: Expr<'g>, x: Expr<'g>) -> Re
 
 /// The convolution of the elements that each tap finds at its own place.
 fn deformed<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (x, w, offset, b) = (c.x()?, c.input(1)?, c.input(2)?, c.builder());
+    let (x, w, offset, b) = (c.x(), c.input(1), c.input(2), c.builder());
     let rank = x.rank()?;
     let axes = rank.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
     let (group, offset_group) = (c.int("group", 1), c.int("offset_group", 1));

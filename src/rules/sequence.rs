@@ -11,28 +11,22 @@ use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("SequenceConstruct", "dxᵢ = dy[i]", &[Each(|c, i| Ok(c.dy()?.sequence_at(c.builder().int(i as i64))))]),
+    rule("SequenceConstruct", "dxᵢ = dy[i]", &[Each(|c, i| c.dy().sequence_at(c.builder().int(i as i64)))]),
     rule("SequenceEmpty", "none", &[Stop("no inputs")]).attributes("dtype"),
     rule("SequenceAt", "ds = zeros with dy in the place", &[Formula(at), Stop("position")]),
     rule(
         "SequenceInsert",
         "ds = dy without the place, dx = dy at the place",
         &[
-            Formula(|c| {
-                let place = inserted_at(c)?;
-                Ok(c.dy()?.sequence_erase(place))
-            }),
-            Formula(|c| {
-                let place = inserted_at(c)?.unwrap_or(c.builder().int(-1));
-                Ok(c.dy()?.sequence_at(place))
-            }),
+            Formula(|c| c.dy().sequence_erase(inserted_at(c))),
+            Formula(|c| c.dy().sequence_at(inserted_at(c).unwrap_or(c.builder().int(-1)))),
             Stop("position"),
         ],
     ),
     rule("SequenceErase", "ds = dy with zeros in the place", &[Formula(erase), Stop("position")]),
     rule("SequenceLength", "none", &[Stop("a size")]),
-    rule("ConcatFromSequence", "ds = dy, split", &[Formula(concat)]).attributes("axis new_axis"),
-    rule("SplitToSequence", "dx = dy, joined", &[Formula(split), Stop("sizes")]).attributes("axis keepdims"),
+    rule("ConcatFromSequence", "ds = dy, split", &[Try(concat)]).attributes("axis new_axis"),
+    rule("SplitToSequence", "dx = dy, joined", &[Try(split), Stop("sizes")]).attributes("axis keepdims"),
     rule("SequenceMap", "the body's gradient, of each element; summed for tensors", &[Structure(map)])
         .attributes("body"),
     rule("Optional", "dx = dy", &[Formula(|c| c.dy())]).attributes("type"),
@@ -50,24 +44,24 @@ fn from_front<'g>(position: Expr<'g>, s: Expr<'g>) -> Expr<'g> {
     }
 }
 
-fn at<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let s = c.x()?;
-    Ok(s.zeros_like().sequence_replace(from_front(c.input(1)?, s), c.dy()?))
+fn at<'g>(c: &Call<'g>) -> Expr<'g> {
+    let s = c.x();
+    s.zeros_like().sequence_replace(from_front(c.input(1), s), c.dy())
 }
 
-fn inserted_at<'g>(c: &Call<'g>) -> Result<Option<Expr<'g>>> {
-    let s = c.x()?;
-    Ok(c.opt(2).map(|position| from_front(position, s)))
+fn inserted_at<'g>(c: &Call<'g>) -> Option<Expr<'g>> {
+    let s = c.x();
+    c.opt(2).map(|position| from_front(position, s))
 }
 
-fn erase<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let s = c.x()?;
+fn erase<'g>(c: &Call<'g>) -> Expr<'g> {
+    let s = c.x();
     let zeros = s.sequence_at(c.opt(1).unwrap_or(c.builder().int(-1))).zeros_like();
-    Ok(c.dy()?.sequence_insert(zeros, c.opt(1).map(|position| from_front(position, s))))
+    c.dy().sequence_insert(zeros, c.opt(1).map(|position| from_front(position, s)))
 }
 
 fn concat<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (s, dy) = (c.x()?, c.dy()?);
+    let (s, dy) = (c.x(), c.dy());
     let axis = dy.axis(c.int("axis", 0))?;
     let known = s.elements();
     if c.flag("new_axis", false) {
@@ -97,7 +91,7 @@ fn concat<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (axis, dy) = (c.axis(0)?, c.dy()?);
+    let (axis, dy) = (c.axis(0)?, c.dy());
     let new_axis = c.opt(1).is_none() && !c.flag("keepdims", true);
     Ok(match dy.elements() {
         Some(elements) if !elements.is_empty() => {
@@ -111,7 +105,7 @@ fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 fn map<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let b = c.builder();
     let body = c.body("body")?;
-    let inputs = c.inputs_from(0)?;
+    let inputs = c.inputs_from(0);
     let dys: Vec<(usize, Expr<'g>)> = c.dys().iter().enumerate().filter_map(|(i, dy)| Some((i, (*dy)?))).collect();
     let captures = c.wanted_captures();
     let wanted: Vec<usize> = (0..inputs.len()).filter(|&i| c.wants(inputs[i].id())).collect();

@@ -15,31 +15,29 @@ pub const RULES: &[Rule] = &[
     rule("Flatten", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x))])
         .moves_integers()
         .attributes("axis"),
-    rule("Squeeze", "dx = dy in the shape of x", &[Formula(squeeze), Stop("axes")]).moves_integers().attributes("axes"),
-    rule("Unsqueeze", "dx = dy in the shape of x", &[Formula(unsqueeze), Stop("axes")])
-        .moves_integers()
-        .attributes("axes"),
-    rule("Transpose", "dx = dy, its axes put back", &[Formula(transpose)]).moves_integers().attributes("perm"),
+    rule("Squeeze", "dx = dy in the shape of x", &[Try(squeeze), Stop("axes")]).moves_integers().attributes("axes"),
+    rule("Unsqueeze", "dx = dy in the shape of x", &[Try(unsqueeze), Stop("axes")]).moves_integers().attributes("axes"),
+    rule("Transpose", "dx = dy, its axes put back", &[Try(transpose)]).moves_integers().attributes("perm"),
     rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[All(concat)]).moves_integers().attributes("axis"),
-    rule("Split", "dx = dy₀, dy₁, ... joined", &[Formula(split), Stop("sizes")])
+    rule("Split", "dx = dy₀, dy₁, ... joined", &[Try(split), Stop("sizes")])
         .moves_integers()
         .attributes("axis split num_outputs"),
-    rule("Slice", "dx = dy in its place, zeros around", &[Formula(slice), Stop("bounds")])
+    rule("Slice", "dx = dy in its place, zeros around", &[Try(slice), Stop("bounds")])
         .moves_integers()
         .attributes("axes starts ends"),
     rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")]).moves_integers(),
     PAD,
     PAD.domain(MICROSOFT),
-    rule("Tile", "dx = dy, summed over the copies", &[Formula(tile), Stop("repeats")]).moves_integers(),
-    rule("DepthToSpace", "dx = dy, its squares as channels", &[Formula(depth_to_space)])
+    rule("Tile", "dx = dy, summed over the copies", &[Try(tile), Stop("repeats")]).moves_integers(),
+    rule("DepthToSpace", "dx = dy, its squares as channels", &[Try(depth_to_space)])
         .moves_integers()
         .attributes("blocksize mode"),
-    rule("SpaceToDepth", "dx = dy, its channels as squares", &[Formula(space_to_depth)])
+    rule("SpaceToDepth", "dx = dy, its channels as squares", &[Try(space_to_depth)])
         .moves_integers()
         .attributes("blocksize mode"),
     TRILU,
     TRILU.domain(MICROSOFT),
-    rule("Compress", "dx = dy in the chosen places", &[Formula(compress), Stop("truth values")])
+    rule("Compress", "dx = dy in the chosen places", &[Try(compress), Stop("truth values")])
         .moves_integers()
         .attributes("axis"),
     rule("ReverseSequence", "dx = dy, put back", &[Formula(reverse_sequence), Stop("lengths")])
@@ -48,14 +46,14 @@ pub const RULES: &[Rule] = &[
     rule("CenterCropPad", "dx = dy, cropped where x was padded", &[Formula(center_crop_pad), Stop("shape")])
         .moves_integers()
         .attributes("axes"),
-    rule("Unique", "dx = dy in the place of the first of its kind", &[Formula(unique)]).attributes("axis sorted"),
+    rule("Unique", "dx = dy in the place of the first of its kind", &[Try(unique)]).attributes("axis sorted"),
 ];
 
 const MICROSOFT: &str = "com.microsoft";
 const PAD: Rule = rule(
     "Pad",
     "dx = the part of dy in the place of x; dvalue = Σ dy around it",
-    &[Formula(pad), Stop("amounts"), Formula(pad_value), Stop("axes")],
+    &[Try(pad), Stop("amounts"), Try(pad_value), Stop("axes")],
 )
 .moves_integers()
 .attributes("mode pads paddings value");
@@ -64,7 +62,7 @@ const TRILU: Rule = rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), S
     .attributes("upper");
 
 fn squeeze<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?);
+    let (x, dy) = (c.x(), c.dy());
     match c.list_at(1, "axes").map(Expr::ints) {
         Some(Some(axes)) if x.fact().rank().is_some() => {
             let axes: Result<Vec<usize>> = axes.iter().map(|&a| x.axis(a)).collect();
@@ -75,7 +73,7 @@ fn squeeze<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn unsqueeze<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy) = (c.x()?, c.y()?, c.dy()?);
+    let (x, y, dy) = (c.x(), c.y(), c.dy());
     match c.list_at(1, "axes").map(Expr::ints) {
         Some(Some(axes)) if y.fact().rank().is_some() => {
             let axes: Result<Vec<usize>> = axes.iter().map(|&a| y.axis(a)).collect();
@@ -93,8 +91,8 @@ fn sorted(mut axes: Vec<usize>) -> Vec<usize> {
 
 fn transpose<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let Some(perm) = c.ints("perm") else {
-        let reversed: Vec<usize> = (0..c.x()?.rank()?).rev().collect();
-        return Ok(c.dy()?.transpose(&reversed));
+        let reversed: Vec<usize> = (0..c.x().rank()?).rev().collect();
+        return Ok(c.dy().transpose(&reversed));
     };
     let mut inverse = vec![usize::MAX; perm.len()];
     for (to, &from) in perm.iter().enumerate() {
@@ -102,11 +100,11 @@ fn transpose<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         inverse[from] = to;
     }
     ensure!(!inverse.contains(&usize::MAX), "perm names an axis twice");
-    Ok(c.dy()?.transpose(&inverse))
+    Ok(c.dy().transpose(&inverse))
 }
 
 fn concat<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
-    let (parts, axis, dy) = (c.inputs_from(0)?, c.axis(1)?, c.dy()?);
+    let (parts, axis, dy) = (c.inputs_from(0), c.axis(1)?, c.dy());
     let sizes: Option<Vec<i64>> = parts.iter().map(|p| p.known_dim(axis)).collect();
     let wanted: Vec<usize> = (0..parts.len()).filter(|&i| c.wants(parts[i].id())).collect();
     let dxs = match sizes {
@@ -120,7 +118,7 @@ fn concat<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
 }
 
 fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, axis, n) = (c.x()?, c.axis(0)?, c.output_count());
+    let (x, axis, n) = (c.x(), c.axis(0)?, c.output_count());
     let size = |i: usize| match (c.output(i), c.list_at(1, "split")) {
         (Some(y), _) => y.dims([axis]),
         (None, Some(sizes)) => sizes.gather(c.builder().ints(&[i as i64]), 0),
@@ -133,7 +131,7 @@ fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     // What no gradient arrives at is zeros: on either end padding, in between a tensor.
     let first = (0..n).find(|&i| c.has_dy(i)).unwrap_or(0);
     let last = (0..n).rfind(|&i| c.has_dy(i)).unwrap_or(first);
-    let element = c.dy_of(first)?.element()?;
+    let element = c.dy_of(first).element()?;
     let zeros = |i: usize| Ok(c.builder().full(x.shape_with(axis, size(i)), 0.0, element));
     let parts: Result<Vec<Expr<'g>>> = (first..=last).map(|i| c.opt_dy(i).map_or_else(|| zeros(i), Ok)).collect();
     let none = c.builder().ints(&[0]);
@@ -143,7 +141,7 @@ fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn slice<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let (x, dy, b) = (c.x(), c.dy(), c.builder());
     let rank = x.rank()?;
     let Some(starts) = c.list_at(1, "starts") else { return Ok(dy) };
     let axes = c.list_at(3, "axes");
@@ -154,13 +152,13 @@ fn slice<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         (None, Some(n)) => b.ints(&(0..n).collect::<Vec<i64>>()),
         (None, None) => b.range(starts.size()),
     };
-    let starts = starts.over_axes(axes, rank, 0)?;
-    let steps = steps.map_or(Ok(b.ints(&vec![1; rank])), |s| s.over_axes(axes, rank, 1))?;
-    x.unslice(starts, steps, dy)
+    let starts = starts.over_axes(axes, rank, 0);
+    let steps = steps.map_or(b.ints(&vec![1; rank]), |s| s.over_axes(axes, rank, 1));
+    Ok(x.unslice(starts, steps, dy))
 }
 
 /// The amounts of all begins, then of all ends.
-fn pads<'g>(c: &Call<'g>, rank: usize) -> Result<(Expr<'g>, Expr<'g>)> {
+fn pads<'g>(c: &Call<'g>, rank: usize) -> (Expr<'g>, Expr<'g>) {
     let b = c.builder();
     let zeros = || b.ints(&vec![0; 2 * rank]);
     let amounts = c.list_at(1, "pads").or_else(|| c.list_at(1, "paddings")).unwrap_or_else(zeros);
@@ -168,25 +166,25 @@ fn pads<'g>(c: &Call<'g>, rank: usize) -> Result<(Expr<'g>, Expr<'g>)> {
     let amounts = if amounts.fact().rank() == Some(2) { amounts.flattened() } else { amounts };
     let (begins, ends) = amounts.halves();
     match c.opt(3) {
-        Some(axes) => Ok((begins.over_axes(axes, rank, 0)?, ends.over_axes(axes, rank, 0)?)),
-        None => Ok((begins, ends)),
+        Some(axes) => (begins.over_axes(axes, rank, 0), ends.over_axes(axes, rank, 0)),
+        None => (begins, ends),
     }
 }
 
 fn pad<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?);
-    let (begins, ends) = pads(c, x.rank()?)?;
+    let (x, dy) = (c.x(), c.dy());
+    let (begins, ends) = pads(c, x.rank()?);
     let mode = c.string("mode", "constant");
-    c.ensure_known("mode", &mode, &["constant", "reflect", "edge", "wrap"])?;
-    match &*mode {
-        "constant" => Ok(dy.crop(begins, ends)),
+    c.ensure_known("mode", &mode, &["constant", "reflect", "edge", "wrap"]);
+    Ok(match &*mode {
+        "constant" => dy.crop(begins, ends),
         mode => x.unpad(begins, ends, mode, dy),
-    }
+    })
 }
 
 fn pad_value<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, value, dy) = (c.x()?, c.input(2)?, c.dy()?);
-    let (begins, ends) = pads(c, x.rank()?)?;
+    let (x, value, dy) = (c.x(), c.input(2), c.dy());
+    let (begins, ends) = pads(c, x.rank()?);
     if c.string("mode", "constant") != "constant" {
         return Ok(value.zeros_like());
     }
@@ -199,7 +197,7 @@ fn pad_value<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn tile<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, repeats) = (c.x()?, c.dy()?, c.input(1)?);
+    let (x, dy, repeats) = (c.x(), c.dy(), c.input(1));
     // Each axis as copies and places, of which the copies are summed.
     let (mut split, mut copies) = (Vec::new(), Vec::new());
     for axis in 0..x.rank()? {
@@ -215,27 +213,27 @@ fn tile<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn blocks(c: &Call<'_>) -> Result<(i64, String)> {
     let (block, mode) = (c.int("blocksize", 1), c.string("mode", "DCR"));
-    c.ensure_known("mode", &mode, &["DCR", "CRD"])?;
+    c.ensure_known("mode", &mode, &["DCR", "CRD"]);
     ensure!(block > 0, "blocksize is {block}");
     Ok((block, mode))
 }
 
 fn depth_to_space<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (block, mode) = blocks(c)?;
-    Ok(c.dy()?.space_to_depth(block, &mode))
+    Ok(c.dy().space_to_depth(block, &mode))
 }
 
 fn space_to_depth<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (block, mode) = blocks(c)?;
-    Ok(c.dy()?.depth_to_space(block, &mode))
+    Ok(c.dy().depth_to_space(block, &mode))
 }
 
-fn trilu<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(c.dy()?.trilu(c.opt(1).unwrap_or(c.builder().int(0)), c.flag("upper", true)))
+fn trilu<'g>(c: &Call<'g>) -> Expr<'g> {
+    c.dy().trilu(c.opt(1).unwrap_or(c.builder().int(0)), c.flag("upper", true))
 }
 
 fn compress<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, places) = (c.x()?, c.dy()?, c.input(1)?.non_zero().flattened());
+    let (x, dy, places) = (c.x(), c.dy(), c.input(1).non_zero().flattened());
     match c.opt_int("axis") {
         Some(axis) => {
             let axis = x.axis(axis)?;
@@ -245,23 +243,23 @@ fn compress<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     }
 }
 
-fn reverse_sequence<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    Ok(c.dy()?.reverse_sequence(c.input(1)?, c.int("batch_axis", 1), c.int("time_axis", 0)))
+fn reverse_sequence<'g>(c: &Call<'g>) -> Expr<'g> {
+    c.dy().reverse_sequence(c.input(1), c.int("batch_axis", 1), c.int("time_axis", 0))
 }
 
-fn center_crop_pad<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, zero) = (c.x()?, c.dy()?, c.builder().ints(&[0]));
+fn center_crop_pad<'g>(c: &Call<'g>) -> Expr<'g> {
+    let (x, dy, zero) = (c.x(), c.dy(), c.builder().ints(&[0]));
     let added = dy.shape() - x.shape();
     // Half of what is added or cut off comes before, rounded towards nothing.
     let before = added.max(zero) / 2 - (-added).max(zero) / 2;
-    Ok(dy.crop(before, added - before))
+    dy.crop(before, added - before)
 }
 
 fn unique<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x()?, c.dy()?);
+    let (x, dy) = (c.x(), c.dy());
     let places = match c.output(1) {
         Some(places) => places,
-        None => c.demand_output(1, ElementType::Int64)?,
+        None => c.demand_output(1, ElementType::Int64),
     };
     match c.opt_int("axis") {
         Some(axis) => {

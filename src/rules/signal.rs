@@ -11,8 +11,8 @@ use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("DFT", DFT, &[Formula(|c| dft(c, 1)), Stop("a size")]).attributes("axis inverse onesided").until(19),
-    rule("DFT", DFT, &[Formula(|c| dft(c, -2)), Stop("a size or an axis")]).attributes("inverse onesided").since(20),
+    rule("DFT", DFT, &[Try(|c| dft(c, 1)), Stop("a size")]).attributes("axis inverse onesided").until(19),
+    rule("DFT", DFT, &[Try(|c| dft(c, -2)), Stop("a size or an axis")]).attributes("inverse onesided").since(20),
     rule("STFT", "y = DFT(the frames of x times the window)", &[Through(stft)]).attributes("onesided"),
 ];
 
@@ -20,16 +20,16 @@ const DFT: &str = "dx = n DFT⁻¹(dy); of the inverse DFT(dy) / n";
 
 /// The axis of the transform, a list of one, counted from the front.
 fn axis<'g>(c: &Call<'g>, default: i64) -> Result<Expr<'g>> {
-    let (b, rank) = (c.builder(), c.x()?.rank()?);
+    let (b, rank) = (c.builder(), c.x().rank()?);
     let given = c.opt(2).unwrap_or_else(|| b.int(c.int("axis", default))).reshape_to(&[1]);
     Ok(match given.ints().as_deref() {
-        Some(&[axis]) => b.ints(&[c.x()?.axis(axis)? as i64]),
+        Some(&[axis]) => b.ints(&[c.x().axis(axis)? as i64]),
         _ => given.wrapped(b.int(rank as i64)),
     })
 }
 
 fn dft<'g>(c: &Call<'g>, default: i64) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x()?, c.dy()?, c.builder());
+    let (x, dy, b) = (c.x(), c.dy(), c.builder());
     let rank = x.rank()?;
     ensure!(rank >= 2, "rank {rank}, where real and imaginary parts are an axis of their own");
     let axis = axis(c, default)?;
@@ -41,7 +41,7 @@ fn dft<'g>(c: &Call<'g>, default: i64) -> Result<Expr<'g>> {
     let none = b.ints(&vec![0; rank]);
     // Without the places after a size, or with zeros up to it.
     let fit = |e: Expr<'g>, size: Expr<'g>| -> Result<Expr<'g>> {
-        Ok(e.crop(none, (along(e) - size).over_axes(axis, rank, 0)?))
+        Ok(e.crop(none, (along(e) - size).over_axes(axis, rank, 0)))
     };
     let full = if !inverse {
         let length = match c.opt(1) {
@@ -60,7 +60,7 @@ fn dft<'g>(c: &Call<'g>, default: i64) -> Result<Expr<'g>> {
         let places = b.range(along(bins).reshape_to(&[]));
         let single = places.equal(b.int(0)).or((places * 2).equal(length));
         let weights = single.select(x.like(1.0), x.like(2.0)) / length.cast_like(x);
-        bins * weights.reshape(along(bins).over_axes(axis, rank, 1)?)
+        bins * weights.reshape(along(bins).over_axes(axis, rank, 1))
     };
     // Real numbers have no imaginary part.
     let parts = match x.known_dim(rank - 1) {
@@ -71,7 +71,7 @@ fn dft<'g>(c: &Call<'g>, default: i64) -> Result<Expr<'g>> {
 }
 
 fn stft<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (signal, step, b) = (c.x()?, c.input(1)?.reshape_to(&[]), c.builder());
+    let (signal, step, b) = (c.x(), c.input(1).reshape_to(&[]), c.builder());
     let size = signal.dim(1);
     let length = match (c.opt(3), c.opt(2)) {
         (Some(length), _) => length.reshape_to(&[]).cast_like(size),

@@ -7,15 +7,15 @@ use anyhow::Result;
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("Softmax", "dx = (dy - Σ dy y) y", &[Formula(|c| softmax(c, &[c.axis(-1)?]))]).attributes("axis").since(13),
-    rule("Softmax", "dx = (dy - Σ dy y) y", &[Formula(|c| softmax(c, &flattened(c)?))])
+    rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &[c.axis(-1)?])))]).attributes("axis").since(13),
+    rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &flattened(c)?)))])
         .attributes("axis")
         .until(12)
         .note("the sum is over all axes from the given one on"),
-    rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Formula(|c| log_softmax(c, &[c.axis(-1)?]))])
+    rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &[c.axis(-1)?])))])
         .attributes("axis")
         .since(13),
-    rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Formula(|c| log_softmax(c, &flattened(c)?))])
+    rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &flattened(c)?)))])
         .attributes("axis")
         .until(12)
         .note("the sum is over all axes from the given one on"),
@@ -24,20 +24,20 @@ pub const RULES: &[Rule] = &[
 
 /// The axes that the operator flattens into one: from `axis` on, none where that is the rank.
 fn flattened(c: &Call<'_>) -> Result<Vec<usize>> {
-    let (rank, axis) = (c.x()?.rank()?, c.int("axis", 1));
+    let (rank, axis) = (c.x().rank()?, c.int("axis", 1));
     let first = if axis == rank as i64 { rank } else { normalize_axis(axis, rank)? };
     Ok((first..rank).collect())
 }
 
-fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
-    let (y, dy) = (c.y()?.widened(), c.dy()?.widened());
+fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {
+    let (y, dy) = (c.y().widened(), c.dy().widened());
     let sum = (dy * y).sum(axes);
-    Ok(guarded(c, sum, dy, (dy - sum) * y).cast_like(c.x()?))
+    guarded(c, sum, dy, (dy - sum) * y).cast_like(c.x())
 }
 
-fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Result<Expr<'g>> {
-    let (y, dy) = (c.y()?.widened(), c.dy()?.widened());
-    Ok(guarded(c, y, dy, dy - y.exp() * dy.sum(axes)).cast_like(c.x()?))
+fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {
+    let (y, dy) = (c.y().widened(), c.dy().widened());
+    guarded(c, y, dy, dy - y.exp() * dy.sum(axes)).cast_like(c.x())
 }
 
 /// dx where `y` is a number, and dy where not. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the

@@ -79,7 +79,7 @@ impl<'g> Window<'g> {
         };
         let extra = numbers(c, "output_padding", rank, 0, 0)?;
         let auto_pad = c.string("auto_pad", "NOTSET");
-        c.ensure_known("auto_pad", &auto_pad, &["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])?;
+        c.ensure_known("auto_pad", &auto_pad, &["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]);
         let (s, image, dense) = (b.ints(&strides), image.dims(2..full), strides.iter().all(|&s| s == 1));
         let shaped = c.ints("output_shape").is_some_and(|s| !s.is_empty());
         // In single steps there are as many windows as elements, by whatever names the model calls the sizes.
@@ -328,15 +328,13 @@ impl<'g> Window<'g> {
 
     /// The gradient of the weights of the convolution from `image` to `windows`, in the weights' shape.
     ///
-    /// # Errors
-    /// A rank is not known.
-    pub fn weights(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Result<Expr<'g>> {
+    pub fn weights(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
         let b = image.builder();
         let few = self.taps().filter(|&t| t <= MAX_TAPS);
         let sliced = b.slices_in_steps() || self.strides.iter().all(|&s| s == 1);
         match few.filter(|_| sliced) {
-            Some(taps) => self.weights_by_taps(image, windows, weights, group, taps as i64),
-            None => Ok(self.weights_by_convolution(image, windows, weights, group)),
+            Some(taps) => b.attempt(|| self.weights_by_taps(image, windows, weights, group, taps as i64)),
+            None => self.weights_by_convolution(image, windows, weights, group),
         }
     }
 
@@ -361,8 +359,8 @@ impl<'g> Window<'g> {
         }
         let swapped = image.move_axis(1, 0);
         if group == 1 {
-            let met = Expr::concat(&self.slices(swapped, None)?, 0).stacked_after(1)?;
-            let product = met.gemm(false, windows.move_axis(1, 0).stacked_after(1)?, true, 1.0);
+            let met = Expr::concat(&self.slices(swapped, None)?, 0).stacked_after(1);
+            let product = met.gemm(false, windows.move_axis(1, 0).stacked_after(1), true, 1.0);
             let product = product.reshape(Expr::concat(&[b.ints(&[taps]), channels, weights.dims([0])], 0));
             return Ok(product.transpose(&[2, 1, 0]).reshape_like(weights));
         }

@@ -189,11 +189,12 @@ impl<'g> Expr<'g> {
     }
 
     /// What Pad of this tensor in a mode other than constant is the transpose of: each element of `dy` goes where its value
-    /// came from.
-    ///
-    /// # Errors
-    /// The rank is not known.
-    pub fn unpad(self, begins: Expr<'g>, ends: Expr<'g>, mode: &str, dy: Expr<'g>) -> Result<Expr<'g>> {
+    /// came from. The rank must be known.
+    pub fn unpad(self, begins: Expr<'g>, ends: Expr<'g>, mode: &str, dy: Expr<'g>) -> Expr<'g> {
+        self.builder.attempt(|| self.transposed_pad(begins, ends, mode, dy))
+    }
+
+    fn transposed_pad(self, begins: Expr<'g>, ends: Expr<'g>, mode: &str, dy: Expr<'g>) -> Result<Expr<'g>> {
         let b = self.builder;
         let mut dx = dy;
         for axis in 0..self.rank()? {
@@ -244,11 +245,12 @@ impl<'g> Expr<'g> {
     }
 
     /// What Slice of this tensor is the transpose of: `dy` in its place, zeros around and between. `starts` and `steps` are
-    /// lists with an entry for every axis.
-    ///
-    /// # Errors
-    /// The rank is not known.
-    pub fn unslice(self, starts: Expr<'g>, steps: Expr<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+    /// lists with an entry for every axis. The rank must be known.
+    pub fn unslice(self, starts: Expr<'g>, steps: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
+        self.builder.attempt(|| self.transposed_slice(starts, steps, dy))
+    }
+
+    fn transposed_slice(self, starts: Expr<'g>, steps: Expr<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
         let b = self.builder;
         let rank = self.rank()?;
         let (zero, one) = (b.ints(&[0]), b.ints(&[1]));
@@ -405,24 +407,24 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// A list with an entry for each of some axes as one with an entry for each of all axes, `default` for the others.
-    ///
-    /// # Errors
-    /// An axis is out of range.
-    pub fn over_axes(self, axes: Expr<'g>, rank: usize, default: i64) -> Result<Expr<'g>> {
+    /// A list with an entry for each of some axes as one with an entry for each of all axes, `default` for the others. An axis
+    /// that is out of range is an error on record.
+    pub fn over_axes(self, axes: Expr<'g>, rank: usize, default: i64) -> Expr<'g> {
         let b = self.builder;
         let list = self.cast(ElementType::Int64);
         let Some(axes) = axes.ints() else {
             let axes = axes.cast(ElementType::Int64).wrapped(b.int(rank as i64));
-            return Ok(b.ints(&vec![default; rank]).scatter_elements(axes, list, 0));
+            return b.ints(&vec![default; rank]).scatter_elements(axes, list, 0);
         };
         let mut entries = vec![b.ints(&[default]); rank];
-        for (i, &axis) in axes.iter().enumerate() {
-            if let Some(entry) = entries.get_mut(normalize_axis(axis, rank)?) {
-                *entry = list.item(i);
+        b.attempt(|| {
+            for (i, &axis) in axes.iter().enumerate() {
+                if let Some(entry) = entries.get_mut(normalize_axis(axis, rank)?) {
+                    *entry = list.item(i);
+                }
             }
-        }
-        Ok(b.joined(&entries))
+            Ok(b.joined(&entries))
+        })
     }
 
     /// Copies side by side, as often along each axis as the list says.

@@ -4,7 +4,6 @@ use super::{ConvLike, Expr, Pool, Resized};
 use crate::graph::Origin;
 use crate::onnx::attribute::{float, floats, int, ints, string};
 use crate::onnx::{AttributeProto, ElementType};
-use anyhow::Result;
 
 impl<'g> Expr<'g> {
     /// The matrix product over the last two dimensions, as numpy's matmul.
@@ -58,19 +57,22 @@ impl<'g> Expr<'g> {
     }
 
     /// The axes but for the last `kept` as one.
-    pub fn stacked_before(self, kept: usize) -> Result<Expr<'g>> {
-        let (b, rank) = (self.builder, self.rank()?);
-        let first = rank.saturating_sub(kept);
-        Ok(if first == 1 { self } else { self.reshape(Expr::concat(&[b.ints(&[-1]), self.dims(first..rank)], 0)) })
+    pub fn stacked_before(self, kept: usize) -> Expr<'g> {
+        let b = self.builder;
+        b.attempt(|| {
+            let rank = self.rank()?;
+            let first = rank.saturating_sub(kept);
+            Ok(if first == 1 { self } else { self.reshape(Expr::concat(&[b.ints(&[-1]), self.dims(first..rank)], 0)) })
+        })
     }
 
     /// The axes behind the first `kept` as one.
-    pub fn stacked_after(self, kept: usize) -> Result<Expr<'g>> {
-        let (b, rank) = (self.builder, self.rank()?);
-        Ok(if rank == kept + 1 {
-            self
-        } else {
-            self.reshape(Expr::concat(&[self.dims(0..kept.min(rank)), b.ints(&[-1])], 0))
+    pub fn stacked_after(self, kept: usize) -> Expr<'g> {
+        let b = self.builder;
+        b.attempt(|| {
+            let rank = self.rank()?;
+            let sizes = || Expr::concat(&[self.dims(0..kept.min(rank)), b.ints(&[-1])], 0);
+            Ok(if rank == kept + 1 { self } else { self.reshape(sizes()) })
         })
     }
 

@@ -84,6 +84,14 @@ impl<'g> Expr<'g> {
         self.in_float32(|x| x.reduce("ReduceMean", Some(axes), true))
     }
 
+    /// The sum over all axes but one: a vector along that axis. The rank must be known.
+    pub fn sum_to_axis(self, axis: usize) -> Expr<'g> {
+        self.builder.attempt(|| {
+            let others: Vec<usize> = (0..self.rank()?).filter(|&a| a != axis).collect();
+            Ok(self.sum_out(&others))
+        })
+    }
+
     /// The largest along axes, which stay with size 1.
     pub fn maximum(self, axes: &[usize]) -> Expr<'g> {
         self.reduce("ReduceMax", Some(axes), true)

@@ -112,7 +112,7 @@ fn unpacked<'g>(e: Expr<'g>, part: i64) -> Expr<'g> {
 fn multi_head<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let heads = c.int("num_heads", 0);
     ensure!((8..c.input_count()).all(|i| c.opt(i).is_none()), "shared buffers of keys and values have no gradient yet");
-    let x = c.x()?;
+    let x = c.x();
     let mut parts = match (c.opt(1), c.opt(2)) {
         (Some(k), Some(v)) => [x, k, v],
         (Some(kv), None) if kv.rank()? == 5 => [x, unpacked(kv, 0), unpacked(kv, 1)],
@@ -143,7 +143,7 @@ fn multi_head<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 // ---------------------------------------------------------------- Attention
 
 fn projected<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (x, weights, heads) = (c.x()?, c.input(1)?, c.int("num_heads", 0));
+    let (x, weights, heads) = (c.x(), c.input(1), c.int("num_heads", 0));
     ensure!((6..c.input_count()).all(|i| c.opt(i).is_none()), "shared buffers of keys and values have no gradient yet");
     let all = x.matmul(weights);
     let all = c.opt(2).map_or(all, |bias| all + bias);
@@ -171,19 +171,19 @@ fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     ensure!(heads > 0 && stored > 0 && heads % stored == 0, "{heads} heads cannot share {stored} keys and values");
     let together = stored.checked_mul(2).and_then(|n| n.checked_add(heads)).context("too many heads")?;
     for name in ["k_quant_type", "v_quant_type"] {
-        c.ensure_known(name, &c.string(name, "NONE"), &["NONE"])?;
+        c.ensure_known(name, &c.string(name, "NONE"), &["NONE"]);
     }
     ensure!((12..16).all(|i| c.opt(i).is_none()), "scales of the cache and norms of Q and K have no gradient yet");
     let [q, k, v] = match (c.opt(1), c.opt(2)) {
-        (Some(k), Some(v)) => [split_heads(c.x()?, heads)?, split_heads(k, stored)?, split_heads(v, stored)?],
+        (Some(k), Some(v)) => [split_heads(c.x(), heads)?, split_heads(k, stored)?, split_heads(v, stored)?],
         (None, None) => {
-            let all = c.x()?.reshape_to(&[0, 0, together, -1]).transpose(&[0, 2, 1, 3]);
+            let all = c.x().reshape_to(&[0, 0, together, -1]).transpose(&[0, 2, 1, 3]);
             let bounds = [(0, heads), (heads, heads + stored), (heads + stored, together)];
             bounds.map(|(start, end)| all.narrow(1, start, end))
         }
         _ => bail!("keys without values"),
     };
-    let integer = |i: usize| Ok::<_, anyhow::Error>(c.input(i)?.cast(ElementType::Int64));
+    let integer = |i: usize| Ok::<_, anyhow::Error>(c.input(i).cast(ElementType::Int64));
     let steps = q.dim(2);
     // Of each sequence: how many keys there are, and how many come before those of now.
     let count = integer(5)?.reshape_to(&[-1, 1]) + 1;
@@ -261,7 +261,7 @@ fn turn<'g>(c: &Call<'g>, q: Expr<'g>, before: Expr<'g>, total: Expr<'g>) -> Res
         }
         None => before + steps,
     };
-    let read = |i: usize| Ok::<_, anyhow::Error>(c.input(i)?.gather(positions, 0).unsqueeze(&[1]));
+    let read = |i: usize| Ok::<_, anyhow::Error>(c.input(i).gather(positions, 0).unsqueeze(&[1]));
     let (cos, sin) = (read(7).context("do_rotary without cos_cache")?, read(8).context("do_rotary without sin_cache")?);
     let turned = cos.known_dim(3).and_then(|half| half.checked_mul(2));
     let partial = turned.is_none() || turned != q.known_dim(3);

@@ -18,7 +18,7 @@ pub const RULES: &[Rule] = &[rule(
 .domain("ai.onnx.preview")];
 
 fn flex_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let (q, k, v) = (c.x()?, c.input(1)?, c.input(2)?);
+    let (q, k, v) = (c.x(), c.input(1), c.input(2));
     ensure!(q.rank()? == 4, "queries of rank {}, where [batch, heads, steps, size] is expected", q.rank()?);
     let precision = match c.opt_int("softmax_precision") {
         Some(number) => i32::try_from(number).map_or(ElementType::Undefined, ElementType::from_number),

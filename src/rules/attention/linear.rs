@@ -27,11 +27,11 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         "gated_delta" => (true, true),
         _ => bail!("update_rule = '{rule}' is not one of linear, gated, delta, gated_delta"),
     };
-    let wide = |i: usize| -> Result<Expr<'g>> { Ok(c.input(i)?.widened()) };
+    let wide = |i: usize| c.input(i).widened();
     // Queries that share a key are rows of one matrix: [batch, steps, stored, group, size]; keys and values are rows, too.
-    let q = wide(0)?.reshape_to(&[0, 0, stored, heads / stored, -1]);
+    let q = wide(0).reshape_to(&[0, 0, stored, heads / stored, -1]);
     let row = |e: Expr<'g>, heads: i64| e.reshape_to(&[0, 0, heads, 1, -1]);
-    let (k, v) = (row(wide(1)?, stored), row(wide(2)?, stored));
+    let (k, v) = (row(wide(1), stored), row(wide(2), stored));
     let scale = c.opt_float("scale").filter(|&s| s != 0.0);
     let scale = match (scale, q.known_dim(4)) {
         (Some(scale), _) => q.like(scale),
@@ -40,10 +40,10 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     };
     let mut along = vec![q * scale, k, v];
     if gated {
-        along.push(wide(4)?.exp().reshape_to(&[0, 0, stored, -1, 1]));
+        along.push(wide(4).exp().reshape_to(&[0, 0, stored, -1, 1]));
     }
     if delta {
-        let beta = wide(5)?;
+        let beta = wide(5);
         along.push(if beta.known_dim(2) == Some(1) { beta.unsqueeze(&[3, 4]) } else { row(beta, stored) });
     }
     let past = match c.opt(3) {
@@ -80,5 +80,5 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         Some(present) => state.cast_like(present),
         None => state,
     };
-    Ok(vec![Some(y.reshape_to(&[0, 0, -1]).cast_like(c.x()?)), Some(state)])
+    Ok(vec![Some(y.reshape_to(&[0, 0, -1]).cast_like(c.x())), Some(state)])
 }

@@ -154,11 +154,11 @@ fn distances<'g>(q: Expr<'g>, k: Expr<'g>, offset: Option<Expr<'g>>) -> Expr<'g>
 // ---------------------------------------------------------------- Attention of the standard
 
 fn attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let packed = c.x()?.rank()? == 3;
+    let packed = c.x().rank()? == 3;
     let stored = c.int("kv_num_heads", 0);
-    let q = split_heads(c.x()?, c.int("q_num_heads", 0))?;
+    let q = split_heads(c.x(), c.int("q_num_heads", 0))?;
     let cached = |past: usize, now: usize| -> Result<Expr<'g>> {
-        let now = split_heads(c.input(now)?, stored)?;
+        let now = split_heads(c.input(now), stored)?;
         Ok(c.opt(past).map_or(now, |past| Expr::concat(&[past, now], 2)))
     };
     let (k, v) = (cached(4, 1)?, cached(5, 2)?);

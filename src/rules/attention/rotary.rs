@@ -11,9 +11,9 @@ pub const RULES: &[Rule] = &[
         "RotaryEmbedding",
         ROTARY,
         &[
-            Formula(|c| Rotary::new(c, [1, 2, 3])?.dx(c)),
-            Formula(|c| Rotary::new(c, [1, 2, 3])?.dcache(c, 1)),
-            Formula(|c| Rotary::new(c, [1, 2, 3])?.dcache(c, 2)),
+            Try(|c| Rotary::new(c, [1, 2, 3])?.dx(c)),
+            Try(|c| Rotary::new(c, [1, 2, 3])?.dcache(c, 1)),
+            Try(|c| Rotary::new(c, [1, 2, 3])?.dcache(c, 2)),
             Stop("positions"),
         ],
     )
@@ -22,10 +22,10 @@ pub const RULES: &[Rule] = &[
         "RotaryEmbedding",
         ROTARY,
         &[
-            Formula(|c| Rotary::new(c, [2, 3, 1])?.dx(c)),
+            Try(|c| Rotary::new(c, [2, 3, 1])?.dx(c)),
             Stop("positions"),
-            Formula(|c| Rotary::new(c, [2, 3, 1])?.dcache(c, 2)),
-            Formula(|c| Rotary::new(c, [2, 3, 1])?.dcache(c, 3)),
+            Try(|c| Rotary::new(c, [2, 3, 1])?.dcache(c, 2)),
+            Try(|c| Rotary::new(c, [2, 3, 1])?.dcache(c, 3)),
         ],
     )
     .attributes("interleaved is_packed_batching num_heads rotary_embedding_dim scale")
@@ -95,7 +95,7 @@ struct Rotary<'g> {
 impl<'g> Rotary<'g> {
     /// Of the inputs `[cos, sin, positions]`.
     fn new(c: &Call<'g>, [cos, sin, positions]: [usize; 3]) -> Result<Self> {
-        let x = c.x()?;
+        let x = c.x();
         let scale = c.float("scale", 1.0);
         ensure!(scale == 1.0, "engines differ in what scale = {scale} does");
         let heads = if x.rank()? == 4 { 1 } else { 2 };
@@ -105,7 +105,7 @@ impl<'g> Rotary<'g> {
             positions = Some(c.builder().range(steps).cast_like(first).unsqueeze(&[0]) + first.reshape_to(&[1, 1]));
         }
         let read = |cache: usize| -> Result<Expr<'g>> {
-            let cache = c.input(cache)?;
+            let cache = c.input(cache);
             Ok(positions.map_or(cache, |p| cache.gather(p, 0)).unsqueeze(&[heads]))
         };
         let turn = Turn {
@@ -135,24 +135,24 @@ impl<'g> Rotary<'g> {
     }
 
     fn dx(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        Ok(self.turn.turned_back(self.unpacked(c, c.dy()?)?).reshape_like(c.x()?))
+        Ok(self.turn.turned_back(self.unpacked(c, c.dy())?).reshape_like(c.x()))
     }
 
     /// Of the cosines or the sines, the input `i`.
     fn dcache(&self, c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
-        let [x1, x2, _] = self.turn.parts(self.unpacked(c, c.x()?)?);
-        let [dy1, dy2, _] = self.turn.parts(self.unpacked(c, c.dy()?)?);
+        let [x1, x2, _] = self.turn.parts(self.unpacked(c, c.x())?);
+        let [dy1, dy2, _] = self.turn.parts(self.unpacked(c, c.dy())?);
         let cosines = i == if self.positions_first(c) { 2 } else { 1 };
         let d = if cosines { dy1 * x1 + dy2 * x2 } else { dy2 * x1 - dy1 * x2 };
-        let (cache, d) = (c.input(i)?, d.sum_out(&[self.heads]));
-        match self.positions {
+        let (cache, d) = (c.input(i), d.sum_out(&[self.heads]));
+        Ok(match self.positions {
             Some(p) => {
                 // One row of positions may serve the whole batch.
                 let read = cache.gather(p, 0);
-                Ok(cache.ungather(p, d.unbroadcast(read)?, 0))
+                cache.ungather(p, d.unbroadcast(read), 0)
             }
             None => d.unbroadcast(cache),
-        }
+        })
     }
 
     /// Whether the positions come before the caches: where the cosines are input 2.
