@@ -10,9 +10,9 @@ use onnx_gradients::training::select::Choice;
 use onnx_gradients::training::state::{self, State};
 use onnx_gradients::training::trainer::{CHECKPOINT, Epoch, Options, train};
 use onnx_gradients::training::{Artifacts, LossSpec, Trainable};
-use onnx_gradients::validate::engine::Precision;
+use onnx_gradients::validate::Engine;
+use onnx_gradients::validate::engine::{Precision, Run};
 use onnx_gradients::validate::tensors::{self, Tensors};
-use onnx_gradients::validate::tract::Plan;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,9 +41,14 @@ fn run(artifacts: &Artifacts, name: &str, precision: Precision, own: &[(&str, Te
 
 fn run_with(model: &ModelProto, precision: Precision, feeds: &State) -> Values {
     let feeds: Tensors = feeds.iter().map(|(n, t)| (n.clone(), Arc::new(tensors::tensor(t).unwrap()))).collect();
-    let plan = Plan::new(model, &feeds, precision).unwrap_or_else(|e| panic!("{e}"));
+    let plan = prepare(model, &feeds, precision);
     let results = plan.run(&feeds).unwrap_or_else(|e| panic!("{e}"));
-    results.iter().map(|(n, t)| (n.clone(), tensors::values(t).unwrap())).collect()
+    results.iter().map(|(n, t)| (n.clone(), t.values())).collect()
+}
+
+fn prepare(model: &ModelProto, feeds: &Tensors, precision: Precision) -> Box<dyn Run> {
+    let engine = Engine::default().open().unwrap_or_else(|e| panic!("{e}"));
+    engine.prepare(model, feeds, precision).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn float(dims: &[i64], values: &[f64]) -> TensorProto {
@@ -115,16 +120,15 @@ fn optimizers_agree_with_their_references_over_twenty_steps() {
         for (t, (gradient, expected)) in reference.gradients.iter().zip(&case.path).enumerate() {
             let x = tensors::tensor(&double(&reference.shape, gradient)).unwrap();
             state.insert("x".to_owned(), Arc::new(x));
-            let plan =
-                plan.get_or_insert_with(|| Plan::new(role(&artifacts, "train"), &state, Precision::Double).unwrap());
+            let plan = plan.get_or_insert_with(|| prepare(role(&artifacts, "train"), &state, Precision::Double));
             let results = plan.run(&state).unwrap_or_else(|e| panic!("{}: {e}", case.optimizer));
             for feed in &artifacts.manifest.state {
                 state.insert(feed.input.clone(), results[&feed.output].clone());
             }
-            let found = tensors::values(&state["w"]).unwrap();
+            let found = state["w"].values();
             assert_close(&format!("{} {:?}, step {t}", case.optimizer, case.hyper), &found, expected, 1e-6);
         }
-        assert_eq!(tensors::values(&state["step"]).unwrap(), [20.0]);
+        assert_eq!(state["step"].values(), [20.0]);
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Args {
 #[derive(clap::Args, Clone, Default)]
 pub struct EngineArgs {
     /// What runs the model
-    #[arg(long, value_enum, default_value = "tract")]
+    #[arg(long, value_enum, default_value_t)]
     engine: EngineName,
     /// ONNX Runtime's shared library [default: $ORT_DYLIB_PATH, or what the system finds]
     #[cfg(feature = "onnxruntime")]
@@ -69,16 +69,19 @@ pub struct EngineArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum EngineName {
     /// Part of this program
+    #[cfg(feature = "tract")]
     #[default]
     Tract,
     /// An installed ONNX Runtime; runs nearly every model, but many of them in float32 only, where less can be told
     #[cfg(feature = "onnxruntime")]
+    #[cfg_attr(not(feature = "tract"), default)]
     Onnxruntime,
 }
 
 impl EngineArgs {
     fn choice(&self) -> Engine {
         match self.engine {
+            #[cfg(feature = "tract")]
             EngineName::Tract => Engine::Tract,
             #[cfg(feature = "onnxruntime")]
             EngineName::Onnxruntime => Engine::OnnxRuntime(self.engine_library.clone()),

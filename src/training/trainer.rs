@@ -5,9 +5,9 @@ use super::manifest::Manifest;
 use super::state::{self, Random, State};
 use crate::model::Model;
 use crate::onnx::{ElementType, ModelProto, TensorProto};
-use crate::validate::engine::Precision;
+use crate::validate::Engine;
+use crate::validate::engine::{Precision, Run};
 use crate::validate::tensors::{self, Tensor, Tensors};
-use crate::validate::tract::Plan;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -254,7 +254,7 @@ struct Trainer {
     folder: PathBuf,
     models: BTreeMap<String, ModelProto>,
     /// Ready to run, by role and number of samples.
-    plans: BTreeMap<(String, usize), Plan>,
+    plans: BTreeMap<(String, usize), Box<dyn Run>>,
     state: Tensors,
     precision: Precision,
 }
@@ -302,7 +302,7 @@ impl Trainer {
             sums.insert(p.sum.clone(), Arc::new(zeros(like)?));
         }
         let mut mean: BTreeMap<String, f64> = BTreeMap::new();
-        let first = self.state.get(&self.manifest.step).map(|t| tensors::values(t)).transpose()?;
+        let first = self.state.get(&self.manifest.step).map(|t| t.values());
         let first = first.and_then(|v| v.first().copied()).unwrap_or(0.0) as i64;
         for (i, samples) in micro.iter().enumerate() {
             let mut feeds = self.feeds(data, samples)?;
@@ -372,7 +372,8 @@ impl Trainer {
                 self.models.insert(role.to_owned(), Model::load(path)?.proto);
             }
             let model = self.models.get(role).context("a model is missing")?;
-            let plan = Plan::new(model, feeds, self.precision).map_err(|t| anyhow!("{role}.onnx: {t}"))?;
+            let plan = Engine::default().open().and_then(|engine| engine.prepare(model, feeds, self.precision));
+            let plan = plan.map_err(|t| anyhow!("{role}.onnx: {t}"))?;
             self.plans.insert(key.clone(), plan);
         }
         let plan = self.plans.get(&key).context("a plan is missing")?;
@@ -392,7 +393,7 @@ impl Trainer {
         let tensor = |feed: &super::manifest::Feed| {
             let tensor = self.state.get(&feed.input).with_context(|| format!("no '{}'", feed.input))?;
             let element = ElementType::from_name(&feed.r#type).context("a tensor of no known type")?;
-            Ok((feed.input.clone(), TensorProto::from_raw(element, &feed.shape, tensor.as_bytes().to_vec())))
+            Ok((feed.input.clone(), TensorProto::from_raw(element, &feed.shape, tensor.bytes().to_vec())))
         };
         let state = self.manifest.state.iter().map(tensor).collect::<Result<State>>()?;
         state::write(path, &state, Some(&serde_json::to_string(progress)?), true)
@@ -400,7 +401,7 @@ impl Trainer {
 }
 
 fn zeros(like: &Tensor) -> Result<Tensor> {
-    Tensor::zero_dt(like.datum_type(), like.shape()).map_err(|e| anyhow!("{e:#}"))
+    Tensor::new(like.element(), like.dims(), vec![0; like.bytes().len()])
 }
 
 /// Those of the scalars that are there.
@@ -408,7 +409,7 @@ fn numbers(results: &Tensors, names: &[String]) -> Result<BTreeMap<String, f64>>
     let mut found = BTreeMap::new();
     for name in names {
         if let Some(tensor) = results.get(name) {
-            found.insert(name.clone(), tensors::values(tensor)?.first().copied().unwrap_or(f64::NAN));
+            found.insert(name.clone(), tensor.values().first().copied().unwrap_or(f64::NAN));
         }
     }
     Ok(found)

@@ -20,7 +20,7 @@ impl Double {
         }
         let mut model = self.model.clone();
         let xs: HashSet<String> = (check.record.gradients.iter())
-            .filter(|g| self.value_of(&g.x).is_some_and(|t| tensors::is_float(t)))
+            .filter(|g| self.value_of(&g.x).is_some_and(|t| t.is_float()))
             .map(|g| g.x.clone())
             .collect();
         edit::open(&mut model, &xs, &self.cut);
@@ -31,15 +31,15 @@ impl Double {
         let mut targets = BTreeMap::new();
         for x in &xs {
             let Some(value) = self.value_of(x) else { continue };
-            let values = tensors::values(value)?;
+            let values = value.values();
             let reach = differences::reach(&values);
             let (input, base) = match inputs.contains(&edit::delta(x)) {
                 true => (edit::delta(x), vec![0.0; values.len()]),
                 false => (x.clone(), values),
             };
-            feeds.insert(input.clone(), Arc::new(tensors::double(value.shape(), &base)?));
+            feeds.insert(input.clone(), Arc::new(tensors::double(value.dims(), &base)?));
             if inputs.contains(&input) {
-                let dims = value.shape().to_vec();
+                let dims = value.dims().to_vec();
                 targets.insert(x.clone(), Target { input, base: Arc::new(base), dims, gradient: vec![], reach });
             }
         }
@@ -78,7 +78,7 @@ impl Comparison<'_> {
         let mut joint = Vec::new();
         for (i, c) in checks.iter_mut().enumerate() {
             let gradient = c.gradient.as_ref().and_then(|g| self.double.value_of(g));
-            let values = gradient.map(|g| tensors::values(g)).transpose()?;
+            let values = gradient.map(|g| g.values());
             let Some(target) = self.targets.get_mut(&c.x) else {
                 // No y depends on x any more: whatever is not zero is wrong.
                 match values {

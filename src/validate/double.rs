@@ -3,7 +3,7 @@
 use super::engine::Precision;
 use super::engine::Trouble;
 use super::tensors::{self, Tensor, Tensors};
-use super::{Check, Own, Stop, edit, failed, float64, is_finite, listed, not_compared, root_mean_square, unique};
+use super::{Check, Own, Stop, edit, failed, float64, listed, not_compared, root_mean_square, unique};
 use crate::onnx::{ElementType, ModelProto};
 use crate::record::Record;
 use std::collections::HashSet;
@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 /// Floating-point inputs in float64.
 pub fn doubled(feeds: &Tensors) -> Result<Tensors, Trouble> {
-    let double = |t: &Arc<Tensor>| match tensors::is_float(t) {
-        true => anyhow::Ok(Arc::new(tensors::double(t.shape(), &tensors::values(t)?)?)),
+    let double = |t: &Arc<Tensor>| match t.is_float() {
+        true => anyhow::Ok(Arc::new(t.cast(ElementType::Double)?)),
         false => Ok(t.clone()),
     };
     feeds.iter().map(|(name, t)| Ok((name.clone(), double(t)?))).collect()
@@ -84,7 +84,7 @@ impl Double {
             .and_then(|plan| plan.run(&feeds))
             .map_err(|t| not_compared(&t))?;
         // Integers are not cut: they are not differentiated, and the plan wants them as they were.
-        cut.retain(|name| values.get(name).is_some_and(|t| tensors::is_float(t)));
+        cut.retain(|name| values.get(name).is_some_and(|t| t.is_float()));
         Ok(Double { model, feeds, values, cut })
     }
 
@@ -100,24 +100,24 @@ impl Double {
             let Some(y) = self.value_of(&seed.y) else {
                 return Err(failed(format!("nothing computes y '{}'", seed.y)));
             };
-            if !tensors::is_float(y) {
+            if !y.is_float() {
                 continue;
             }
             let values = match &seed.seed {
                 Some(name) => {
                     let tensor =
                         self.value_of(name).ok_or_else(|| failed(format!("nothing computes seed '{name}'")))?;
-                    if tensor.shape() != y.shape() {
+                    if tensor.dims() != y.dims() {
                         return Err(failed(format!(
                             "seed '{name}' has shape {:?}, its y '{}' {:?}",
-                            tensor.shape(),
+                            tensor.dims(),
                             seed.y,
-                            y.shape()
+                            y.dims()
                         )));
                     }
-                    tensors::values(tensor)?
+                    tensor.values()
                 }
-                None => vec![seed.fill.unwrap_or(1.0); y.len()],
+                None => vec![seed.fill.unwrap_or(1.0); y.count()],
             };
             seeds.push((seed.y.clone(), values));
         }
@@ -129,7 +129,7 @@ impl Check<'_> {
     /// Shapes, finiteness, and that both precisions say the same.
     pub(super) fn check_gradients(&mut self, own: &Own, double: &Double) -> Result<(), Stop> {
         let mut problems = Vec::new();
-        let rms = |t: &Tensor| tensors::values(t).map(|v| root_mean_square(&v)).unwrap_or(0.0);
+        let rms = |t: &Tensor| root_mean_square(&t.values());
         let wide = |name: &str| double.values.get(name);
         let largest = self.gradients().iter().filter_map(|g| wide(g)).map(|t| rms(t)).fold(0.0, f64::max);
         for check in &mut self.validation.gradients {
@@ -139,21 +139,21 @@ impl Check<'_> {
             };
             let Some(gradient) = wide(name) else { continue };
             let narrow = own.tensors.as_ref().and_then(|t| t.get(name));
-            check.finite = is_finite(gradient) && narrow.is_none_or(|t| is_finite(t));
-            let shape = double.value_of(&check.x).map(|x| x.shape().to_vec());
-            check.shape = shape.as_deref() == Some(gradient.shape());
+            check.finite = gradient.is_finite() && narrow.is_none_or(|t| t.is_finite());
+            let shape = double.value_of(&check.x).map(|x| x.dims().to_vec());
+            check.shape = shape.as_deref() == Some(gradient.dims());
             if !check.shape {
                 problems.push(format!(
                     "gradient '{name}' has shape {:?}, its x '{}' {:?}",
-                    gradient.shape(),
+                    gradient.dims(),
                     check.x,
                     shape.unwrap_or_default()
                 ));
             } else if !check.finite {
                 problems.push(format!("gradient '{name}' with respect to '{}' is not finite", check.x));
-            } else if let Some(narrow) = narrow.filter(|t| t.shape() == gradient.shape()) {
-                let tolerance = if narrow.datum_type().size_of() < 4 { 0.2 } else { 0.02 };
-                let (a, b) = (tensors::values(narrow)?, tensors::values(gradient)?);
+            } else if let Some(narrow) = narrow.filter(|t| t.dims() == gradient.dims()) {
+                let tolerance = if narrow.element().bits().is_some_and(|b| b < 32) { 0.2 } else { 0.02 };
+                let (a, b) = (narrow.values(), gradient.values());
                 let error = root_mean_square(&a.iter().zip(&b).map(|(a, b)| a - b).collect::<Vec<_>>());
                 if error > tolerance * (root_mean_square(&b) + 0.05 * largest) + 1e-6 {
                     problems.push(format!(

@@ -97,17 +97,14 @@ fn declared(input: &ValueInfoProto) -> Option<&[tensor_shape_proto::Dimension]> 
     }
 }
 
-/// A value for each input of a model, in the model's own types; bfloat16 and narrower ones as float64.
+/// A value for each input of a model, in the model's own types.
 ///
 /// # Errors
 /// An input that is no tensor, is too large, or is given in another element type.
 pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>, positive: bool) -> Result<Tensors> {
     let mut tensors = Tensors::new();
     for (name, given) in &options.inputs {
-        tensors.insert(
-            name.clone(),
-            Arc::new(tensors::tensor_or_double(given).with_context(|| format!("input '{name}'"))?),
-        );
+        tensors.insert(name.clone(), Arc::new(tensors::tensor(given).with_context(|| format!("input '{name}'"))?));
     }
     let indices = indices(model);
     for (i, input) in free_inputs(model).enumerate() {
@@ -138,7 +135,7 @@ pub fn make(model: &ModelProto, options: &Options, sizes: &BTreeMap<String, i64>
                 _ => 1.0,
             })
             .collect();
-        tensors.insert(name.to_owned(), Arc::new(tensors::cast(tensors::double(&dims, &values)?, element)?));
+        tensors.insert(name.to_owned(), Arc::new(Tensor::from_values(element, &dims, &values)?));
     }
     Ok(tensors)
 }

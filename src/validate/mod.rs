@@ -3,7 +3,9 @@
 //! A gradient that passes was computed twice, in float64, by ways that share nothing but the forward nodes. What tract
 //! cannot run is reported as that: neither as a right gradient nor as a wrong one.
 
-mod choice;
+#[cfg(not(any(feature = "tract", feature = "onnxruntime")))]
+compile_error!("validation runs in an engine: the features `tract` and `onnxruntime` have one each");
+
 mod comparison;
 mod differences;
 mod double;
@@ -11,17 +13,18 @@ mod edit;
 pub mod engine;
 mod float64;
 mod inputs;
+#[cfg(feature = "tract")]
 mod kernels;
-mod normalize;
 #[cfg(feature = "onnxruntime")]
 mod onnxruntime;
 mod own;
 mod report;
 mod run;
 pub mod tensors;
-pub mod tract;
+#[cfg(feature = "tract")]
+mod tract;
 
-pub use choice::Choice as Engine;
+pub use engine::Choice as Engine;
 pub use report::{GradientCheck, OutputCheck, Status, Validation};
 pub use run::run;
 
@@ -36,7 +39,6 @@ use own::Own;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
-use tensors::Tensor;
 
 /// How to validate.
 #[derive(Clone, Debug)]
@@ -183,10 +185,6 @@ fn unique(names: impl IntoIterator<Item = String>) -> Vec<String> {
 fn listed(problems: &[String]) -> String {
     let shown = problems.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
     if problems.len() > 3 { format!("{shown}; and {} more", problems.len() - 3) } else { shown }
-}
-
-fn is_finite(tensor: &Tensor) -> bool {
-    tensors::values(tensor).is_ok_and(|v| v.iter().all(|v| v.is_finite()))
 }
 
 fn root_mean_square(values: &[f64]) -> f64 {

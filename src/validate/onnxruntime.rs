@@ -5,10 +5,10 @@
 
 use super::edit::bodies_mut;
 use super::engine::{Engine, Precision, Run, Trouble, one_line};
-use super::tensors::{self, Tensor, Tensors};
+use super::tensors::{Tensor, Tensors, elements};
 use crate::onnx::proto::type_proto;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto, TypeProto};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use ort::logging::LogLevel;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{Session, SessionInputValue};
@@ -18,7 +18,6 @@ use std::cell::RefCell;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tract_onnx::prelude::{Datum, DatumType};
 
 /// The library, loaded into this process.
 pub struct OnnxRuntime;
@@ -92,8 +91,8 @@ impl Run for Prepared {
         let outputs = session.run(inputs.as_slice()).map_err(trouble)?;
         let tensor = |name: &str, value: &DynValue| {
             let tensor = from_value(value).with_context(|| format!("output '{name}'"))?;
-            let single = self.single && tensor.datum_type() == DatumType::F32;
-            let tensor = if single { tensors::cast(tensor, ElementType::Double)? } else { tensor };
+            let single = self.single && tensor.element() == ElementType::Float;
+            let tensor = if single { tensor.cast(ElementType::Double)? } else { tensor };
             Ok((name.to_owned(), Arc::new(tensor)))
         };
         outputs.iter().map(|(name, value)| tensor(name, &value)).collect::<Result<_>>().map_err(failed)
@@ -104,27 +103,32 @@ impl Run for Prepared {
     }
 }
 
-/// Calls a macro with each element type as ONNX Runtime and as Rust name it.
+/// Calls a macro with each element type as ONNX Runtime, as ONNX and as Rust name it.
 macro_rules! element_types {
     ($apply:ident) => {
         $apply! {
-            Float32: f32, Float64: f64, Float16: half::f16, Int64: i64, Int32: i32, Int16: i16, Int8: i8,
-            Uint64: u64, Uint32: u32, Uint16: u16, Uint8: u8, Bool: bool
+            Float32: Float: f32, Float64: Double: f64, Float16: Float16: half::f16, Int64: Int64: i64, Int32: Int32: i32,
+            Int16: Int16: i16, Int8: Int8: i8, Uint64: Uint64: u64, Uint32: Uint32: u32, Uint16: Uint16: u16,
+            Uint8: Uint8: u8
         }
     };
 }
 
 fn to_value(tensor: &Tensor, r#type: &ValueType) -> Result<DynValue> {
     let element = r#type.tensor_type().context("it is no tensor")?;
+    let dims = tensor.dims().to_vec();
     macro_rules! convert {
-        ($($name:ident: $t:ty),*) => {
+        ($($name:ident: $onnx:ident: $t:ty),*) => {
             match element {
                 $(TensorElementType::$name => {
-                    let cast = tensor.cast_to_dt(<$t>::datum_type()).map_err(|e| anyhow!("{e:#}"))?;
-                    let plain = cast.try_as_plain_ram().map_err(|e| anyhow!("{e:#}"))?;
-                    let elements = plain.as_slice::<$t>().map_err(|e| anyhow!("{e:#}"))?.to_vec();
-                    Ok(OrtTensor::from_array((tensor.shape().to_vec(), elements))?.into_dyn())
+                    let cast = tensor.cast(ElementType::$onnx)?;
+                    let elements: Vec<$t> = elements(cast.bytes(), <$t>::from_le_bytes).collect();
+                    Ok(OrtTensor::from_array((dims, elements))?.into_dyn())
                 })*
+                TensorElementType::Bool => {
+                    let elements: Vec<bool> = tensor.values().iter().map(|&v| v != 0.0).collect();
+                    Ok(OrtTensor::from_array((dims, elements))?.into_dyn())
+                }
                 other => bail!("tensors of {other} are not handed over"),
             }
         };
@@ -134,14 +138,20 @@ fn to_value(tensor: &Tensor, r#type: &ValueType) -> Result<DynValue> {
 
 fn from_value(value: &DynValue) -> Result<Tensor> {
     let element = value.dtype().tensor_type().context("it is no tensor")?;
+    let dims = |shape: &[i64]| shape.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
     macro_rules! convert {
-        ($($name:ident: $t:ty),*) => {
+        ($($name:ident: $onnx:ident: $t:ty),*) => {
             match element {
                 $(TensorElementType::$name => {
                     let (shape, elements) = value.try_extract_tensor::<$t>()?;
-                    let dims = shape.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>()?;
-                    Tensor::from_shape(&dims, elements).map_err(|e| anyhow!("{e:#}"))
+                    let bytes: Vec<u8> = elements.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    Tensor::new(ElementType::$onnx, &dims(shape)?, bytes)
                 })*
+                TensorElementType::Bool => {
+                    let (shape, elements) = value.try_extract_tensor::<bool>()?;
+                    let bytes: Vec<u8> = elements.iter().map(|&v| v.into()).collect();
+                    Tensor::new(ElementType::Bool, &dims(shape)?, bytes)
+                }
                 other => bail!("tensors of {other} are not handed over"),
             }
         };

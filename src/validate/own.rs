@@ -3,8 +3,8 @@
 use super::double::{doubled, feed_weights};
 use super::engine::Trouble;
 use super::engine::{Engine, Precision};
-use super::tensors::{self, Tensor, Tensors};
-use super::{Check, OutputCheck, Stop, edit, failed, float64, inputs, is_finite, skipped};
+use super::tensors::{Tensor, Tensors};
+use super::{Check, OutputCheck, Stop, edit, failed, float64, inputs, skipped};
 use crate::onnx::{ElementType, GraphProto, ModelProto};
 use crate::record::Record;
 use std::collections::HashSet;
@@ -33,7 +33,7 @@ impl Check<'_> {
                 // The first one is of the sizes that are tried first.
                 Err(other) => trouble = trouble.or(Some(skipped(other))),
                 Ok(outputs) => {
-                    let finite = outputs.values().filter(|t| tensors::is_float(t)).all(|t| is_finite(t));
+                    let finite = outputs.values().all(|t| t.is_finite());
                     if !finite && trouble.is_none() {
                         trouble = Some(skipped("the model's outputs are not finite for random inputs; give --input"));
                     }
@@ -81,9 +81,9 @@ impl Check<'_> {
                 continue;
             };
             let (Some(given), Some(y)) = (feeds.get(name), outputs.get(&seed.y)) else { continue };
-            if given.shape() != y.shape() {
-                let fitting = inputs::random(y.shape(), self.options.seed)?;
-                feeds.insert(name.clone(), Arc::new(fitting.cast_to_dt(given.datum_type())?.into_owned()));
+            if given.dims() != y.dims() {
+                let fitting = inputs::random(y.dims(), self.options.seed)?;
+                feeds.insert(name.clone(), Arc::new(fitting.cast(given.element())?));
             }
         }
         Ok(feeds)
@@ -105,7 +105,7 @@ impl Check<'_> {
         for (name, expected) in &bare {
             let difference = tensors.get(name).and_then(|t| difference(expected, t));
             self.validation.outputs.push(OutputCheck { name: name.clone(), max_difference: difference });
-            let same = tensors.get(name).is_some_and(|t| tensors::identical(expected, t));
+            let same = tensors.get(name).is_some_and(|t| t == expected);
             if !same {
                 return Err(failed(format!("output '{name}' is another one with the gradients than without")));
             }
@@ -122,10 +122,10 @@ fn double_run(engine: &dyn Engine, mut model: ModelProto, feeds: &Tensors) -> Re
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> Option<f64> {
-    if a.shape() != b.shape() {
+    if a.dims() != b.dims() {
         return None;
     }
-    let (a, b) = (tensors::values(a).ok()?, tensors::values(b).ok()?);
+    let (a, b) = (a.values(), b.values());
     Some(a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max))
 }
 

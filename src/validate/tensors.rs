@@ -1,108 +1,176 @@
-//! The tensors that engines take and give: tract's, whichever engine runs.
+//! The tensors that engines take and give: an element type, dimensions, and the elements as little-endian bytes.
 
 use crate::onnx::{ElementType, TensorProto};
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail, ensure};
+use bytes::Bytes;
+use half::{bf16, f16};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
-use tract_onnx::prelude::DatumType;
-
-pub use tract_onnx::prelude::Tensor;
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Arc<Tensor>>;
 
-/// The tensor that tract computes with.
+/// A tensor that no engine owns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    element: ElementType,
+    dims: Vec<usize>,
+    bytes: Bytes,
+}
+
+impl Tensor {
+    /// A tensor of elements that are given as little-endian bytes.
+    ///
+    /// # Errors
+    /// Another number of bytes than the dimensions say; elements of less than a byte.
+    pub fn new(element: ElementType, dims: &[usize], bytes: impl Into<Bytes>) -> Result<Tensor> {
+        let bytes = bytes.into();
+        let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let size = count.and_then(|n| n.checked_mul(size_of(element)?));
+        ensure!(size == Some(bytes.len()), "{} bytes for a {} tensor of {dims:?}", bytes.len(), element.name());
+        Ok(Tensor { element, dims: dims.to_vec(), bytes })
+    }
+
+    /// A tensor of these numbers, rounded to the element type.
+    ///
+    /// # Errors
+    /// Another number of elements than the dimensions say; element types without numbers of whole bytes.
+    pub fn from_values(element: ElementType, dims: &[usize], values: &[f64]) -> Result<Tensor> {
+        use ElementType as E;
+        macro_rules! bytes {
+            ($convert:expr) => {
+                values.iter().flat_map(|&v| $convert(v).to_le_bytes()).collect::<Vec<u8>>()
+            };
+        }
+        let bytes = match element {
+            E::Double => bytes!(|v: f64| v),
+            E::Float => bytes!(|v: f64| v as f32),
+            E::Float16 => bytes!(f16::from_f64),
+            E::Bfloat16 => bytes!(bf16::from_f64),
+            E::Int64 => bytes!(|v: f64| v as i64),
+            E::Int32 => bytes!(|v: f64| v as i32),
+            E::Int16 => bytes!(|v: f64| v as i16),
+            E::Int8 => bytes!(|v: f64| v as i8),
+            E::Uint64 => bytes!(|v: f64| v as u64),
+            E::Uint32 => bytes!(|v: f64| v as u32),
+            E::Uint16 => bytes!(|v: f64| v as u16),
+            E::Uint8 => bytes!(|v: f64| v as u8),
+            E::Bool => bytes!(|v: f64| u8::from(v != 0.0)),
+            other => bail!("no engine has {} tensors", other.name()),
+        };
+        Tensor::new(element, dims, bytes)
+    }
+
+    /// The element type.
+    pub fn element(&self) -> ElementType {
+        self.element
+    }
+
+    /// The dimensions.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    /// The elements as little-endian bytes, in row-major order.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The number of elements.
+    pub fn count(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// The elements as float64, whatever the element type.
+    pub fn values(&self) -> Vec<f64> {
+        use ElementType as E;
+        macro_rules! read {
+            ($t:ty, $convert:expr) => {
+                elements(&self.bytes, <$t>::from_le_bytes).map($convert).collect()
+            };
+        }
+        match self.element {
+            E::Double => read!(f64, |v| v),
+            E::Float => read!(f32, f64::from),
+            E::Float16 => read!(f16, f64::from),
+            E::Bfloat16 => read!(bf16, f64::from),
+            E::Int64 => read!(i64, |v| v as f64),
+            E::Int32 => read!(i32, f64::from),
+            E::Int16 => read!(i16, f64::from),
+            E::Int8 => read!(i8, f64::from),
+            E::Uint64 => read!(u64, |v| v as f64),
+            E::Uint32 => read!(u32, f64::from),
+            E::Uint16 => read!(u16, f64::from),
+            // Those of a byte; `new` lets no other type in.
+            _ => self.bytes.iter().map(|&v| v.into()).collect(),
+        }
+    }
+
+    /// Whether the elements are numbers that carry gradients.
+    pub fn is_float(&self) -> bool {
+        self.element.is_float()
+    }
+
+    /// Whether every element is a finite number.
+    pub fn is_finite(&self) -> bool {
+        !self.is_float() || self.values().iter().all(|v| v.is_finite())
+    }
+
+    /// The same numbers in another element type.
+    ///
+    /// # Errors
+    /// As [`Tensor::from_values`].
+    pub fn cast(&self, element: ElementType) -> Result<Tensor> {
+        match element == self.element {
+            true => Ok(self.clone()),
+            false => Tensor::from_values(element, &self.dims, &self.values()),
+        }
+    }
+
+    /// The same tensor as protobuf has it.
+    pub fn to_proto(&self) -> TensorProto {
+        let dims: Vec<i64> = self.dims.iter().map(|&d| d as i64).collect();
+        TensorProto::from_raw(self.element, &dims, self.bytes.to_vec())
+    }
+}
+
+/// The elements of little-endian bytes.
+pub(super) fn elements<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> impl Iterator<Item = T> {
+    bytes.as_chunks::<N>().0.iter().map(move |&bytes| read(bytes))
+}
+
+/// The bytes of an element; `None` where it is no number, or has no whole bytes.
+fn size_of(element: ElementType) -> Option<usize> {
+    let plain = element.is_float() || element.is_integer() || element == ElementType::Bool;
+    element.bits().filter(|bits| plain && bits.is_multiple_of(8)).map(|bits| bits / 8)
+}
+
+/// The tensor of a protobuf.
 ///
 /// # Errors
-/// Element types that tract has not; elements in another file; elements that do not fit the dimensions.
+/// Element types that no engine has; elements in another file; elements that do not fit the dimensions.
 pub fn tensor(proto: &TensorProto) -> Result<Tensor> {
     let dims: Vec<usize> = proto.dims.iter().map(|&d| usize::try_from(d)).collect::<Result<_, _>>()?;
     let element = proto.element_type();
-    let wide = match element {
-        e if e.is_float() => Tensor::from_shape(&dims, &proto.floats()?),
-        _ => Tensor::from_shape(&dims, &proto.integers()?),
-    };
-    let datum = datum_type(element)?;
-    Ok(wide.map_err(shown)?.cast_to_dt(datum).map_err(shown)?.into_owned())
-}
-
-/// The element type in tract's terms.
-pub fn datum_type(element: ElementType) -> Result<DatumType> {
-    use ElementType as E;
-    Ok(match element {
-        E::Bool => DatumType::Bool,
-        E::Uint8 => DatumType::U8,
-        E::Uint16 => DatumType::U16,
-        E::Uint32 => DatumType::U32,
-        E::Uint64 => DatumType::U64,
-        E::Int8 => DatumType::I8,
-        E::Int16 => DatumType::I16,
-        E::Int32 => DatumType::I32,
-        E::Int64 => DatumType::I64,
-        E::Float16 => DatumType::F16,
-        E::Float => DatumType::F32,
-        E::Double => DatumType::F64,
-        other => bail!("tract has no {} tensors", other.name()),
-    })
+    if let (Some(raw), false) = (&proto.raw_data, proto.is_external())
+        && size_of(element).is_some()
+    {
+        return Tensor::new(element, &dims, raw.clone());
+    }
+    match element.is_float() {
+        true => Tensor::from_values(element, &dims, &proto.floats()?),
+        false => {
+            let integers = proto.integers()?;
+            let proto = TensorProto::from_ints(element, &proto.dims, &integers)?;
+            Tensor::new(element, &dims, proto.raw_data.unwrap_or_default())
+        }
+    }
 }
 
 /// A float64 tensor.
+///
+/// # Errors
+/// Another number of elements than the dimensions say.
 pub fn double(dims: &[usize], values: &[f64]) -> Result<Tensor> {
-    Tensor::from_shape(dims, values).map_err(shown)
-}
-
-/// The elements as float64, whatever the element type.
-pub fn values(tensor: &Tensor) -> Result<Vec<f64>> {
-    let wide = tensor.cast_to_dt(DatumType::F64).map_err(shown)?;
-    Ok(wide.try_as_plain_ram().map_err(shown)?.as_slice::<f64>().map_err(shown)?.to_vec())
-}
-
-/// Sizes, which may come as symbolic dimensions, as the integers that they are; any other tensor as it is.
-///
-/// # Errors
-/// A size that is not known.
-pub fn sized(tensor: Arc<Tensor>) -> Result<Arc<Tensor>> {
-    match tensor.datum_type() {
-        DatumType::TDim => Ok(Arc::new(tensor.cast_to_dt(DatumType::I64).map_err(shown)?.into_owned())),
-        _ => Ok(tensor),
-    }
-}
-
-/// Whether the elements are numbers that carry gradients.
-pub fn is_float(tensor: &Tensor) -> bool {
-    tensor.datum_type().is_float()
-}
-
-/// Whether two tensors have the same type, shape and elements, NaN equal to NaN.
-pub fn identical(a: &Tensor, b: &Tensor) -> bool {
-    a.datum_type() == b.datum_type() && a.shape() == b.shape() && a.as_bytes() == b.as_bytes()
-}
-
-/// The tensor, or the float64 one of the same numbers where tract has no such element type.
-///
-/// # Errors
-/// As [`tensor`].
-pub fn tensor_or_double(proto: &TensorProto) -> Result<Tensor> {
-    match proto.element_type() {
-        ElementType::Bfloat16 => double(&proto.dims.iter().map(|&d| d as usize).collect::<Vec<_>>(), &proto.floats()?),
-        _ => tensor(proto),
-    }
-}
-
-/// The same numbers in another element type; bfloat16, which tract has not, is float64.
-///
-/// # Errors
-/// Element types that tract has not.
-pub fn cast(tensor: Tensor, element: ElementType) -> Result<Tensor> {
-    let datum = match element {
-        ElementType::Bfloat16 => DatumType::F64,
-        other => datum_type(other)?,
-    };
-    Ok(tensor.cast_to_dt(datum).map_err(shown)?.into_owned())
-}
-
-/// An error of tract's as one of ours.
-pub(super) fn shown(e: impl fmt::Debug + fmt::Display) -> anyhow::Error {
-    anyhow!("{e:#}")
+    Tensor::from_values(ElementType::Double, dims, values)
 }

@@ -106,12 +106,12 @@ impl Array {
 
     /// Function of each element.
     pub fn map(&self, f: impl Fn(f64) -> f64) -> Array {
-        Array { values: self.values.iter().map(|&v| f(v)).collect(), ..self.clone() }
+        Array { dims: self.dims.clone(), values: self.values.iter().map(|&v| f(v)).collect(), element: self.element }
     }
 
     /// Function of each element, in their order.
     pub fn map_with(&self, mut f: impl FnMut(f64) -> f64) -> Array {
-        Array { values: self.values.iter().map(|&v| f(v)).collect(), ..self.clone() }
+        Array { dims: self.dims.clone(), values: self.values.iter().map(|&v| f(v)).collect(), element: self.element }
     }
 
     /// The dimensions in another order.

@@ -105,7 +105,7 @@ fn weighted(weights: &Array, v: &Array) -> Result<Array> {
 
 /// Attention whose scores and probabilities bodies change.
 fn flex(c: &Call) -> Result<Vec<Array>> {
-    let modified = |a: Array, name: &str| Ok::<_, anyhow::Error>(c.run_body(name, &a)?.unwrap_or(a));
+    let modified = |a: Array, name: &str| Ok::<_, anyhow::Error>((c.body)(name, &a)?.unwrap_or(a));
     let scores = modified(product(c.x()?, c.input(1)?, scale(c))?, "score_mod")?;
     Ok(vec![weighted(&modified(softmax(&scores, |_| None), "prob_mod")?, c.input(2)?)?])
 }

@@ -1,22 +1,14 @@
 //! Products of matrices, and what is made of them.
 
 use super::elementwise::activation;
-use super::{Array, Call, Row, When, broadcast, each_index, row};
+use super::{Array, Call, Row, broadcast, each_index, row};
 use anyhow::{Context, Result, ensure};
 
 const MICROSOFT: &str = "com.microsoft";
 
 pub const ROWS: &[Row] = &[
-    row("MatMul", matmul).when(When::Ranks(|ranks| ranks == [1, 1])),
-    row("Einsum", einsum).when(When::Node(|call| {
-        let equation = call.string("equation", "");
-        // tract takes an index that a term has twice for two.
-        let repeated = equation.split("->").flat_map(|side| side.split(',')).any(|term| {
-            let term = term.replace(' ', "");
-            term.char_indices().any(|(i, c)| term[..i].contains(c))
-        });
-        repeated || equation.contains('.') || equation.trim_end().ends_with("->")
-    })),
+    row("MatMul", matmul),
+    row("Einsum", einsum),
     row("Det", det),
     row("FusedMatMul", fused_matmul).domain(MICROSOFT),
     row("TransposeMatMul", fused_matmul).domain(MICROSOFT),

@@ -1,10 +1,9 @@
-//! Operators that tract has not, computes wrongly, or has in float32 only: computed here, in float64, by the words of
-//! their specification. They are slow and plain on purpose; they share nothing with the formulas of the gradients.
+//! Operators by the words of their specification, in float64. They are slow and plain on purpose; they share nothing with
+//! the formulas of the gradients, and know no engine.
 
 mod array;
 mod attention;
 mod contributed;
-mod control;
 mod elementwise;
 mod linear;
 mod losses;
@@ -18,43 +17,25 @@ mod resampling;
 
 pub use array::{Array, Element, broadcast, each_index};
 
-use super::tensors::{datum_type, double, values};
-use crate::onnx::proto::attribute_proto;
-use crate::onnx::{ElementType, NodeProto, attribute, canonical_domain};
-use anyhow::{Context, Result, ensure};
-use prost::Message;
+use crate::onnx::{ElementType, NodeProto, attribute};
+use anyhow::{Context, Result};
 use std::collections::HashMap;
-use std::ops::Range;
-use std::sync::{Arc, LazyLock};
-use tract_onnx::model::{OnnxOpRegister, ParsingContext};
-use tract_onnx::pb;
-use tract_onnx::tract_hir::internal::*;
+use std::sync::LazyLock;
 
-type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
-
-/// When the kernel stands in for tract's.
-#[derive(Clone, Copy)]
-enum When {
-    /// Always.
-    Always,
-    /// In float64 only: tract has it in float32.
-    Double,
-    /// Where tract does not compute this node, or computes it wrongly.
-    Node(fn(&Call) -> bool),
-    /// Where tract does not compute inputs of these ranks.
-    Ranks(fn(&[usize]) -> bool),
-}
+/// What computes the outputs of a node.
+pub type Kernel = fn(&Call) -> Result<Vec<Array>>;
 
 /// An operator, its domain, and how it is computed.
-struct Row {
-    op: &'static str,
-    domain: &'static str,
-    when: When,
-    run: fn(&Call) -> Result<Vec<Array>>,
+pub struct Row {
+    pub op: &'static str,
+    pub domain: &'static str,
+    pub run: Kernel,
+    /// Whether the output has the first input's shape and element type.
+    pub alike: bool,
 }
 
-const fn row(op: &'static str, run: fn(&Call) -> Result<Vec<Array>>) -> Row {
-    Row { op, domain: "", when: When::Always, run }
+const fn row(op: &'static str, run: Kernel) -> Row {
+    Row { op, domain: "", run, alike: false }
 }
 
 impl Row {
@@ -63,8 +44,8 @@ impl Row {
         self
     }
 
-    const fn when(mut self, when: When) -> Self {
-        self.when = when;
+    const fn alike(mut self) -> Self {
+        self.alike = true;
         self
     }
 }
@@ -72,7 +53,7 @@ impl Row {
 const FAMILIES: &[&[Row]] = &[
     attention::ROWS,
     contributed::ROWS,
-    elementwise::SUMS,
+    elementwise::ROWS,
     linear::ROWS,
     losses::ROWS,
     ml::ROWS,
@@ -85,259 +66,90 @@ const FAMILIES: &[&[Row]] = &[
 ];
 
 /// The rows by domain and operator.
-static TABLE: LazyLock<HashMap<(&str, &str), &Row>> =
-    LazyLock::new(|| FAMILIES.iter().copied().flatten().map(|row| ((row.domain, row.op), row)).collect());
-/// The operators of tract.
-static ENGINE: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op_register);
+static TABLE: LazyLock<HashMap<(&str, &str), &Row>> = LazyLock::new(|| rows().map(|r| ((r.domain, r.op), r)).collect());
 
-/// Whether an operator of a domain that is not the standard's is computed here.
-pub fn is_ours(domain: &str, op: &str) -> bool {
-    TABLE.contains_key(&(domain, op))
+/// All rows.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    FAMILIES.iter().copied().flatten()
 }
 
-/// Puts kernels in the place of those of tract that are missing or wrong; in float64 of those in float32, too.
-pub fn register(operators: &mut OnnxOpRegister, double: bool) {
-    elementwise::register(operators);
-    operators.insert("Loop", control::loop_);
-    operators.insert("Scan", control::scan);
-    for row in FAMILIES.iter().copied().flatten() {
-        match row.when {
-            When::Double if !double => (),
-            _ => operators.insert(row.op, build),
-        }
-    }
+/// The row of an operator.
+pub fn find(domain: &str, op: &str) -> Option<&'static Row> {
+    TABLE.get(&(domain, op)).copied()
 }
 
-fn build(context: &ParsingContext, node: &pb::NodeProto) -> Built {
-    let mut call = Call::new(node, context.onnx_operator_set_version)?;
-    let engine = ENGINE.0.get(&node.op_type);
-    let theirs =
-        || engine.with_context(|| format!("tract has no {}", node.op_type)).and_then(|build| build(context, node));
-    // tract looks operators up by their names alone.
-    let Some(&row) = TABLE.get(&(canonical_domain(&node.domain), node.op_type.as_str())) else { return theirs() };
-    match row.when {
-        When::Node(is_ours) if !is_ours(&call) => theirs(),
-        When::Ranks(_) => {
-            let (otherwise, names) = theirs()?;
-            Ok((Box::new(Kernel { row, call, otherwise: Some(otherwise) }), names))
-        }
-        _ => {
-            let mut names = Vec::new();
-            for (name, graph) in node.attribute.iter().filter_map(|a| Some((&a.name, a.g.as_ref()?))) {
-                let (plan, captures) = control::plan(context, graph)?;
-                let first = names.len();
-                names.extend(captures);
-                call.bodies.push(Body { name: name.clone(), plan, captures: first..names.len() });
-            }
-            Ok((Box::new(Kernel { row, call, otherwise: None }), names))
-        }
-    }
-}
-
-/// A body of a node.
-#[derive(Clone)]
-struct Body {
-    name: String,
-    plan: control::Body,
-    /// What it takes from around the node, of all that bodies of the node take.
-    captures: Range<usize>,
-}
+/// What a body with one input and one output makes of a tensor; `None` where the node has no body of that name.
+pub type Body<'a> = dyn Fn(&str, &Array) -> Result<Option<Array>> + 'a;
 
 /// A node as a kernel sees it.
-#[derive(Clone)]
-pub struct Call {
-    node: NodeProto,
-    opset: i64,
-    inputs: Vec<Option<Arc<Array>>>,
-    types: Vec<Option<DatumType>>,
-    bodies: Vec<Body>,
-    /// What the bodies take from around the node.
-    captured: Vec<TValue>,
+pub struct Call<'a> {
+    pub node: &'a NodeProto,
+    /// The version of the operator's domain.
+    pub opset: i64,
+    /// The inputs; `None` where one is left out.
+    pub inputs: Vec<Option<Array>>,
+    /// The element types of the inputs.
+    pub types: Vec<Option<ElementType>>,
+    /// Runs a body of the node.
+    pub body: &'a Body<'a>,
 }
 
-impl Call {
-    fn new(node: &pb::NodeProto, opset: i64) -> Result<Call> {
-        let mut node = NodeProto::decode(node.encode_to_vec().as_slice())?;
-        // tract's protobuf types do not write zeros.
-        for a in &mut node.attribute {
-            match a.r#type() {
-                attribute_proto::AttributeType::Int => a.i = a.i.or(Some(0)),
-                attribute_proto::AttributeType::Float => a.f = a.f.or(Some(0.0)),
-                attribute_proto::AttributeType::String => a.s = a.s.take().or(Some(Default::default())),
-                _ => (),
-            }
-        }
-        let opset = if canonical_domain(node.domain()).is_empty() { opset } else { 1 };
-        Ok(Call { node, opset, inputs: vec![], types: vec![], bodies: vec![], captured: vec![] })
-    }
-
-    fn input(&self, i: usize) -> Result<&Array> {
+impl Call<'_> {
+    pub fn input(&self, i: usize) -> Result<&Array> {
         self.opt(i).with_context(|| format!("input {i} is missing"))
     }
 
-    fn opt(&self, i: usize) -> Option<&Array> {
-        self.inputs.get(i)?.as_deref()
+    pub fn opt(&self, i: usize) -> Option<&Array> {
+        self.inputs.get(i)?.as_ref()
     }
 
-    fn x(&self) -> Result<&Array> {
+    pub fn x(&self) -> Result<&Array> {
         self.input(0)
     }
 
     /// Whether an input holds truth values.
-    fn is_bool(&self, i: usize) -> bool {
-        self.types.get(i) == Some(&Some(DatumType::Bool))
+    pub fn is_bool(&self, i: usize) -> bool {
+        self.types.get(i) == Some(&Some(ElementType::Bool))
     }
 
     /// Whether an input holds integers.
-    fn is_integer(&self, i: usize) -> bool {
+    pub fn is_integer(&self, i: usize) -> bool {
         self.types.get(i).copied().flatten().is_some_and(|t| t.is_integer())
     }
 
     /// Whether the node has an output of that number.
-    fn has_output(&self, i: usize) -> bool {
+    pub fn has_output(&self, i: usize) -> bool {
         self.node.output.get(i).is_some_and(|o| !o.is_empty())
     }
 
-    fn int(&self, name: &str, default: i64) -> i64 {
+    pub fn int(&self, name: &str, default: i64) -> i64 {
         attribute::get_int(&self.node.attribute, name).unwrap_or(default)
     }
 
-    fn float(&self, name: &str, default: f32) -> f64 {
+    pub fn float(&self, name: &str, default: f32) -> f64 {
         attribute::get_float(&self.node.attribute, name).unwrap_or(default).into()
     }
 
-    fn ints(&self, name: &str) -> Option<Vec<i64>> {
+    pub fn ints(&self, name: &str) -> Option<Vec<i64>> {
         attribute::get_ints(&self.node.attribute, name).map(<[i64]>::to_vec)
     }
 
-    fn string(&self, name: &str, default: &'static str) -> &str {
+    pub fn string(&self, name: &str, default: &'static str) -> &str {
         attribute::get_string(&self.node.attribute, name).unwrap_or(default)
     }
 
     /// The element type that an attribute names.
-    fn element(&self, name: &str, default: Element) -> Element {
+    pub fn element(&self, name: &str, default: Element) -> Element {
         let number = attribute::get_int(&self.node.attribute, name).and_then(|n| i32::try_from(n).ok());
         number.map_or(default, |n| Element::Is(ElementType::from_number(n)))
     }
 
-    /// What a body with one input and one output makes of a tensor; `None` where the node has no such body.
-    fn run_body(&self, name: &str, x: &Array) -> Result<Option<Array>> {
-        let Some(body) = self.bodies.iter().find(|b| b.name == name) else { return Ok(None) };
-        let declared = body.plan.model().input_fact(0)?.datum_type.concretize();
-        let x = double(&x.dims, &x.values)?.cast_to_dt(declared.unwrap_or(DatumType::F64))?.into_owned();
-        let mut feeds = tvec![x.into_tvalue()];
-        feeds.extend(self.captured.get(body.captures.clone()).unwrap_or_default().iter().cloned());
-        let results = body.plan.run(feeds)?;
-        let y = results.first().context("the body has no output")?;
-        Ok(Some(Array { dims: y.shape().to_vec(), values: values(y)?, element: Element::Like(0) }))
-    }
-
     /// An axis, counted from the front.
-    fn axis(&self, axis: i64, rank: usize) -> Result<usize> {
+    pub fn axis(&self, axis: i64, rank: usize) -> Result<usize> {
         let from_front = if axis < 0 { axis + rank as i64 } else { axis };
         usize::try_from(from_front)
             .ok()
             .filter(|&a| a < rank)
             .with_context(|| format!("rank {rank} has no axis {axis}"))
     }
-}
-
-/// A node that is computed by its row.
-#[derive(Clone)]
-struct Kernel {
-    row: &'static Row,
-    call: Call,
-    /// What computes the inputs that are not for the row.
-    otherwise: Option<Box<dyn InferenceOp>>,
-}
-
-impl std::fmt::Debug for Kernel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.row.op)
-    }
-}
-
-impl PartialEq for Kernel {
-    fn eq(&self, _: &Self) -> bool {
-        false
-    }
-}
-impl Eq for Kernel {}
-
-impl Op for Kernel {
-    fn name(&self) -> StaticName {
-        format!("{} of the validation", self.row.op).into()
-    }
-
-    not_a_typed_op!();
-}
-
-impl EvalOp for Kernel {
-    not_out_of_plan!();
-
-    fn eval(&self, context: &EvalContext, tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        if let (When::Ranks(ours), Some(otherwise)) = (self.row.when, &self.otherwise)
-            && !ours(&tensors.iter().map(|t| t.rank()).collect::<Vec<_>>())
-        {
-            return otherwise.eval(context, tensors);
-        }
-        let mut call = self.call.clone();
-        let mut given = tensors.iter();
-        for name in &self.call.node.input {
-            let tensor = if name.is_empty() { None } else { given.next() };
-            call.types.push(tensor.map(|t| t.datum_type()));
-            let array = |t: &TValue| {
-                anyhow::Ok(Arc::new(Array { dims: t.shape().to_vec(), values: values(t)?, element: Element::Like(0) }))
-            };
-            call.inputs.push(tensor.map(array).transpose()?);
-        }
-        call.captured = given.cloned().collect();
-        let mut results = (self.row.run)(&call).with_context(|| self.row.op)?.into_iter();
-        let mut outputs = tvec![];
-        for name in &self.call.node.output {
-            let Some(result) = results.next() else { break };
-            if name.is_empty() {
-                continue;
-            }
-            let datum = match result.element {
-                Element::Is(element) => datum_type(element)?,
-                Element::Like(i) => {
-                    call.types.get(i).copied().flatten().context("the input whose type an output has")?
-                }
-            };
-            let wide = double(&result.dims, &result.values)?;
-            outputs.push(wide.cast_to_dt(datum)?.into_owned().into_tvalue());
-        }
-        ensure!(
-            outputs.len() == self.call.node.output.iter().filter(|o| !o.is_empty()).count(),
-            "{} has more outputs than are computed",
-            self.row.op
-        );
-        Ok(outputs)
-    }
-}
-
-type Facts = (TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>);
-
-/// Nothing is known of the outputs before they are computed.
-fn unknown(inputs: TVec<&InferenceFact>, outputs: TVec<&InferenceFact>, observed: TVec<&InferenceFact>) -> Facts {
-    let owned = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect();
-    (owned(inputs), owned(outputs), owned(observed))
-}
-
-impl InferenceOp for Kernel {
-    fn infer_facts(
-        &mut self,
-        inputs: TVec<&InferenceFact>,
-        outputs: TVec<&InferenceFact>,
-        observed: TVec<&InferenceFact>,
-    ) -> TractResult<Facts> {
-        Ok(unknown(inputs, outputs, observed))
-    }
-
-    fn nboutputs(&self) -> TractResult<usize> {
-        Ok(self.call.node.output.iter().filter(|o| !o.is_empty()).count())
-    }
-
-    as_op!();
 }

@@ -1,6 +1,6 @@
 //! Operators that move elements, and products along an axis.
 
-use super::{Array, Call, Element, Row, When, each_index, row};
+use super::{Array, Call, Element, Row, each_index, row};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -9,14 +9,14 @@ pub const ROWS: &[Row] = &[
     row("CenterCropPad", center_crop_pad),
     row("Col2Im", col2im),
     row("CumProd", cum_prod),
-    row("DFT", dft).when(When::Double),
+    row("DFT", dft),
     row("DequantizeLinear", dequantize),
     row("DequantizeLinear", dequantize).domain("com.microsoft"),
     row("QuantizeLinear", quantize),
     row("QuantizeLinear", quantize).domain("com.microsoft"),
     row("MaxUnpool", max_unpool),
     row("ReverseSequence", reverse_sequence),
-    row("STFT", stft).when(When::Double),
+    row("STFT", stft),
     row("TensorScatter", tensor_scatter),
     row("Unique", unique),
 ];

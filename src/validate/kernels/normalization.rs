@@ -1,24 +1,20 @@
-//! Normalizations, which tract computes in float32 or not at all.
+//! Normalizations.
 
-use super::{Array, Call, Row, When, broadcast, row};
+use super::{Array, Call, Row, broadcast, row};
 use anyhow::{Result, ensure};
 
 const MICROSOFT: &str = "com.microsoft";
 
 pub const ROWS: &[Row] = &[
-    row("BatchNormalization", batch).when(When::Node(trains)),
-    row("GroupNormalization", group).when(When::Double),
-    row("LayerNormalization", |c| layer(c, [c.x()?, c.input(1)?], c.opt(2), true, 1e-5)).when(When::Double),
-    row("RMSNormalization", rms).when(When::Double),
-    row("SimplifiedLayerNormalization", rms).when(When::Double),
+    row("BatchNormalization", batch),
+    row("GroupNormalization", group),
+    row("LayerNormalization", |c| layer(c, [c.x()?, c.input(1)?], c.opt(2), true, 1e-5)),
+    row("RMSNormalization", rms),
+    row("SimplifiedLayerNormalization", rms),
     row("SimplifiedLayerNormalization", rms).domain(MICROSOFT),
     row("SkipLayerNormalization", |c| skip(c, 4, true)).domain(MICROSOFT),
     row("SkipSimplifiedLayerNormalization", |c| skip(c, 3, false)).domain(MICROSOFT),
 ];
-
-fn trains(c: &Call) -> bool {
-    c.int("training_mode", 0) != 0 || (c.opset < 14 && c.has_output(1))
-}
 
 fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
     let count = values.clone().count();

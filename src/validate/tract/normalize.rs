@@ -1,12 +1,12 @@
 //! The copy of a model that is handed to tract: what tract cannot run, or runs wrongly, said in another way; and what
 //! cannot be said in another way, found before it runs.
 
-use super::edit::{bodies, bodies_mut, node};
-use super::kernels;
 use crate::onnx::proto::{SparseTensorProto, tensor_shape_proto, type_proto};
 use crate::onnx::{
     ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
 };
+use crate::validate::edit::{bodies, bodies_mut, node};
+use crate::validate::kernels;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
@@ -230,7 +230,7 @@ fn look(
         let ours = match domain {
             "" | "ai.onnx.ml" => true,
             "com.microsoft" if CONTRIBUTED.contains(&op) => true,
-            _ => kernels::is_ours(domain, op),
+            _ => kernels::find(domain, op).is_some(),
         };
         if !ours || !known(op) || functions.contains(&(domain, op)) {
             found.push(if domain.is_empty() { op.to_owned() } else { format!("{domain}.{op}") });

@@ -1,7 +1,7 @@
 //! Loop and Scan: a body that runs once a trip. Its sizes need not be known before.
 
-use super::{Built, Facts, unknown};
-use crate::validate::tensors::sized;
+use super::kernels::{Built, Facts, unknown};
+use super::sized;
 use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
 use tract_onnx::model::ParsingContext;

@@ -1,0 +1,249 @@
+//! The kernels as operators of tract: those that it lacks, computes wrongly, or has in float32 only.
+
+use super::{control, datum_type, element_type, values};
+use crate::onnx::proto::attribute_proto;
+use crate::onnx::{NodeProto, canonical_domain};
+use crate::validate::kernels::{self, Array, Call, Element, Row};
+use anyhow::{Context, Result, ensure};
+use prost::Message;
+use std::ops::Range;
+use std::sync::LazyLock;
+use tract_onnx::model::{OnnxOpRegister, ParsingContext};
+use tract_onnx::pb;
+use tract_onnx::tract_hir::internal::*;
+
+pub type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
+
+/// When the kernel stands in for tract's.
+#[derive(Clone, Copy)]
+enum When {
+    /// In float64 only: tract has it in float32.
+    Double,
+    /// Where tract does not compute this node, or computes it wrongly.
+    Node(fn(&Call) -> bool),
+    /// Where tract does not compute inputs of these ranks.
+    Ranks(fn(&[usize]) -> bool),
+}
+
+/// The operators that tract computes, but not always. What stands neither here nor in tract is the kernel's alone.
+const SHARED: &[(&str, When)] = &[
+    ("BatchNormalization", When::Node(|c| c.int("training_mode", 0) != 0 || (c.opset < 14 && c.has_output(1)))),
+    ("DFT", When::Double),
+    ("Einsum", When::Node(einsum)),
+    ("GroupNormalization", When::Double),
+    ("LayerNormalization", When::Double),
+    ("MatMul", When::Ranks(|ranks| ranks == [1, 1])),
+    ("RMSNormalization", When::Double),
+    ("STFT", When::Double),
+    ("SimplifiedLayerNormalization", When::Double),
+];
+
+/// tract takes an index that a term has twice for two.
+fn einsum(call: &Call) -> bool {
+    let equation = call.string("equation", "");
+    let repeated = equation.split("->").flat_map(|side| side.split(',')).any(|term| {
+        let term = term.replace(' ', "");
+        term.char_indices().any(|(i, c)| term[..i].contains(c))
+    });
+    repeated || equation.contains('.') || equation.trim_end().ends_with("->")
+}
+
+fn when(row: &Row) -> Option<When> {
+    SHARED.iter().find(|(op, _)| row.domain.is_empty() && *op == row.op).map(|&(_, when)| when)
+}
+
+/// The operators of tract.
+static ENGINE: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op_register);
+
+/// Puts kernels in the place of those of tract that are missing or wrong; in float64 of those in float32, too.
+pub fn register(operators: &mut OnnxOpRegister, double: bool) {
+    operators.insert("Loop", control::loop_);
+    operators.insert("Scan", control::scan);
+    for row in kernels::rows() {
+        match when(row) {
+            Some(When::Double) if !double => (),
+            _ => operators.insert(row.op, build),
+        }
+    }
+}
+
+fn build(context: &ParsingContext, node: &pb::NodeProto) -> Built {
+    let engine = ENGINE.0.get(&node.op_type);
+    let theirs =
+        || engine.with_context(|| format!("tract has no {}", node.op_type)).and_then(|build| build(context, node));
+    // tract looks operators up by their names alone.
+    let domain = canonical_domain(&node.domain);
+    let Some(row) = kernels::find(domain, &node.op_type) else { return theirs() };
+    let opset = if domain.is_empty() { context.onnx_operator_set_version } else { 1 };
+    let mut kernel = Kernel { row, node: plain(node)?, opset, bodies: vec![], otherwise: None };
+    match when(row) {
+        Some(When::Node(is_ours)) => {
+            let nothing = |_: &str, _: &Array| Ok(None);
+            let call = Call { node: &kernel.node, opset, inputs: vec![], types: vec![], body: &nothing };
+            if !is_ours(&call) {
+                return theirs();
+            }
+        }
+        Some(When::Ranks(_)) => {
+            let (otherwise, names) = theirs()?;
+            kernel.otherwise = Some(otherwise);
+            return Ok((Box::new(kernel), names));
+        }
+        Some(When::Double) | None => (),
+    }
+    let mut names = Vec::new();
+    for (name, graph) in node.attribute.iter().filter_map(|a| Some((&a.name, a.g.as_ref()?))) {
+        let (plan, captures) = control::plan(context, graph)?;
+        let first = names.len();
+        names.extend(captures);
+        kernel.bodies.push(Body { name: name.clone(), plan, captures: first..names.len() });
+    }
+    Ok((Box::new(kernel), names))
+}
+
+/// The node in our protobuf types; tract's do not write zeros.
+fn plain(node: &pb::NodeProto) -> Result<NodeProto> {
+    let mut node = NodeProto::decode(node.encode_to_vec().as_slice())?;
+    for a in &mut node.attribute {
+        match a.r#type() {
+            attribute_proto::AttributeType::Int => a.i = a.i.or(Some(0)),
+            attribute_proto::AttributeType::Float => a.f = a.f.or(Some(0.0)),
+            attribute_proto::AttributeType::String => a.s = a.s.take().or(Some(Default::default())),
+            _ => (),
+        }
+    }
+    Ok(node)
+}
+
+/// A body of a node.
+#[derive(Clone)]
+struct Body {
+    name: String,
+    plan: control::Body,
+    /// What it takes from around the node, of all that bodies of the node take.
+    captures: Range<usize>,
+}
+
+/// A node that is computed by its row.
+#[derive(Clone)]
+struct Kernel {
+    row: &'static Row,
+    node: NodeProto,
+    opset: i64,
+    bodies: Vec<Body>,
+    /// What computes the inputs that are not for the row.
+    otherwise: Option<Box<dyn InferenceOp>>,
+}
+
+fn array(tensor: &Tensor) -> Result<Array> {
+    Ok(Array { dims: tensor.shape().to_vec(), values: values(tensor)?, element: Element::Like(0) })
+}
+
+fn tensor(array: &Array, datum: DatumType) -> Result<Tensor> {
+    let wide = Tensor::from_shape(&array.dims, &array.values)?;
+    Ok(if datum == DatumType::F64 { wide } else { wide.cast_to_dt(datum)?.into_owned() })
+}
+
+impl Kernel {
+    /// What a body makes of a tensor; `captured` is what all bodies take from around the node.
+    fn run_body(&self, name: &str, x: &Array, captured: &[TValue]) -> Result<Option<Array>> {
+        let Some(body) = self.bodies.iter().find(|b| b.name == name) else { return Ok(None) };
+        let declared = body.plan.model().input_fact(0)?.datum_type.concretize();
+        let mut feeds = tvec![tensor(x, declared.unwrap_or(DatumType::F64))?.into_tvalue()];
+        feeds.extend(captured.get(body.captures.clone()).unwrap_or_default().iter().cloned());
+        let results = body.plan.run(feeds)?;
+        results.first().context("the body has no output").and_then(|y| array(y)).map(Some)
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.row.op)
+    }
+}
+
+impl PartialEq for Kernel {
+    fn eq(&self, _: &Self) -> bool {
+        false
+    }
+}
+impl Eq for Kernel {}
+
+impl Op for Kernel {
+    fn name(&self) -> StaticName {
+        format!("{} of the validation", self.row.op).into()
+    }
+
+    not_a_typed_op!();
+}
+
+impl EvalOp for Kernel {
+    not_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        if let (Some(When::Ranks(ours)), Some(otherwise)) = (when(self.row), &self.otherwise)
+            && !ours(&tensors.iter().map(|t| t.rank()).collect::<Vec<_>>())
+        {
+            return otherwise.eval(context, tensors);
+        }
+        let mut given = tensors.iter();
+        let (mut inputs, mut types, mut datums) = (vec![], vec![], vec![]);
+        for name in &self.node.input {
+            let tensor = if name.is_empty() { None } else { given.next() };
+            datums.push(tensor.map(|t| t.datum_type()));
+            types.push(tensor.and_then(|t| element_type(t.datum_type())));
+            inputs.push(tensor.map(|t| array(t)).transpose()?);
+        }
+        let captured = given.as_slice();
+        let body = |name: &str, x: &Array| self.run_body(name, x, captured);
+        let call = Call { node: &self.node, opset: self.opset, inputs, types, body: &body };
+        let mut results = (self.row.run)(&call).with_context(|| self.row.op)?.into_iter();
+        let mut outputs = tvec![];
+        for name in &self.node.output {
+            let Some(result) = results.next() else { break };
+            if name.is_empty() {
+                continue;
+            }
+            let datum = match result.element {
+                Element::Is(element) => datum_type(element)?,
+                Element::Like(i) => datums.get(i).copied().flatten().context("the input whose type an output has")?,
+            };
+            outputs.push(tensor(&result, datum)?.into_tvalue());
+        }
+        ensure!(
+            outputs.len() == self.node.output.iter().filter(|o| !o.is_empty()).count(),
+            "{} has more outputs than are computed",
+            self.row.op
+        );
+        Ok(outputs)
+    }
+}
+
+pub type Facts = (TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>);
+
+/// Nothing is known of the outputs before they are computed.
+pub fn unknown(inputs: TVec<&InferenceFact>, outputs: TVec<&InferenceFact>, observed: TVec<&InferenceFact>) -> Facts {
+    let owned = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect();
+    (owned(inputs), owned(outputs), owned(observed))
+}
+
+impl InferenceOp for Kernel {
+    fn infer_facts(
+        &mut self,
+        inputs: TVec<&InferenceFact>,
+        outputs: TVec<&InferenceFact>,
+        observed: TVec<&InferenceFact>,
+    ) -> TractResult<Facts> {
+        let (inputs, mut outputs, observed) = unknown(inputs, outputs, observed);
+        if let (true, Some(x), Some(y)) = (self.row.alike, inputs.first(), outputs.first_mut()) {
+            (y.datum_type, y.shape) = (x.datum_type, x.shape.clone());
+        }
+        Ok((inputs, outputs, observed))
+    }
+
+    fn nboutputs(&self) -> TractResult<usize> {
+        Ok(self.node.output.iter().filter(|o| !o.is_empty()).count())
+    }
+
+    as_op!();
+}

@@ -1,0 +1,237 @@
+//! Runs models in tract, in the way that runs most of them: node by node on the inference model, each with the shapes
+//! that its inputs have at that moment.
+
+mod control;
+mod kernels;
+mod normalize;
+
+use super::engine::{Engine, Precision, Run, Trouble, one_line};
+use super::tensors::{self, Tensors, elements};
+use crate::onnx::{ElementType, ModelProto};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use prost::Message;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Once};
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::plan::SimplePlan;
+use tract_onnx::tract_hir::internal::InferenceOp;
+
+type Runnable = Arc<SimplePlan<InferenceFact, Box<dyn InferenceOp>>>;
+
+/// A model with the shapes of its inputs fixed, ready to run many times.
+struct Plan {
+    plan: Runnable,
+    /// The same without the analyser, which in some models contradicts what the nodes then compute.
+    unanalysed: Option<Runnable>,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+    /// What was fed last, in tract's form: most inputs are the same in every run.
+    fed: RefCell<HashMap<String, (Arc<tensors::Tensor>, Arc<Tensor>)>>,
+}
+
+/// tract itself.
+pub struct Tract;
+
+impl Engine for Tract {
+    fn prepare(&self, model: &ModelProto, feeds: &Tensors, precision: Precision) -> Result<Box<dyn Run>, Trouble> {
+        Ok(Box::new(Plan::new(model, feeds, precision)?))
+    }
+}
+
+impl Run for Plan {
+    fn run(&self, feeds: &Tensors) -> Result<Tensors, Trouble> {
+        match (self.run_plan(&self.plan, feeds), &self.unanalysed) {
+            (Err(trouble), Some(plan)) => self.run_plan(plan, feeds).map_err(|_| trouble),
+            (result, _) => result,
+        }
+    }
+}
+
+impl Plan {
+    fn new(model: &ModelProto, feeds: &Tensors, precision: Precision) -> Result<Plan, Trouble> {
+        let copy = normalize::normalize(model)?;
+        let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
+        kernels::register(&mut onnx.op_register, precision == Precision::Double);
+        let missing = normalize::unsupported(&copy, &|op| onnx.op_register.0.contains_key(op));
+        if !missing.is_empty() {
+            return Err(Trouble::Unsupported(missing));
+        }
+        let graph = copy.graph.as_ref().ok_or_else(|| Trouble::Failed("the model has no graph".to_owned()))?;
+        let inputs: Vec<String> = graph.input.iter().map(|i| i.name().to_owned()).collect();
+        let outputs: Vec<String> = (model.graph.iter().flat_map(|g| &g.output)).map(|o| o.name().to_owned()).collect();
+        let (plan, unanalysed) = guarded(|| {
+            let proto = tract_onnx::pb::ModelProto::decode(bytes::Bytes::from(copy.encode_to_vec()))?;
+            let parsed = onnx.parse(&proto, None).map_err(shown)?;
+            ensure!(
+                parsed.unresolved_inputs.is_empty(),
+                "nothing computes {}",
+                parsed.unresolved_inputs.iter().map(|i| format!("'{i}'")).collect::<Vec<_>>().join(", ")
+            );
+            let mut model = parsed.model;
+            let missing: Vec<String> = (model.nodes().iter().map(|n| n.op().name()))
+                .filter(|op| op.starts_with("Unimplemented"))
+                .map(|op| op.into_owned())
+                .collect();
+            ensure!(missing.is_empty(), "tract has no {}", missing.join(", "));
+            for (i, name) in inputs.iter().enumerate() {
+                let tensor = feeds.get(name).ok_or_else(|| anyhow!("input '{name}' has no value"))?;
+                model
+                    .set_input_fact(i, InferenceFact::dt_shape(datum_type(tensor.element())?, tensor.dims()))
+                    .map_err(shown)?;
+            }
+            let unanalysed = SimplePlan::new(model.clone()).ok();
+            let analysed = catch_unwind(AssertUnwindSafe(|| {
+                // Its error is not the model's: nodes that need no more than concrete inputs run all the same.
+                let _ = model.analyse(true);
+                model
+            }));
+            let plan = match analysed {
+                Ok(model) => SimplePlan::new(model).map_err(shown).ok(),
+                Err(_) => None,
+            };
+            Ok((plan, unanalysed))
+        })?;
+        let fed = RefCell::default();
+        match (plan, unanalysed) {
+            (Some(plan), unanalysed) => Ok(Plan { plan, unanalysed, inputs, outputs, fed }),
+            (None, Some(plan)) => Ok(Plan { plan, unanalysed: None, inputs, outputs, fed }),
+            (None, None) => Err(Trouble::Failed("the graph has no order to run in".to_owned())),
+        }
+    }
+
+    fn run_plan(&self, plan: &Runnable, feeds: &Tensors) -> Result<Tensors, Trouble> {
+        guarded(|| {
+            let inputs = self.inputs.iter().map(|name| {
+                let tensor = feeds.get(name).ok_or_else(|| anyhow!("input '{name}' has no value"))?;
+                Ok(self.feed(name, tensor)?.into_tvalue())
+            });
+            let values = plan.run(inputs.collect::<Result<TVec<_>>>()?).map_err(shown)?;
+            let tensor = |(name, value): (&String, TValue)| {
+                let tensor = from_tract(value.into_arc_tensor()).with_context(|| format!("output '{name}'"))?;
+                Ok((name.clone(), Arc::new(tensor)))
+            };
+            self.outputs.iter().zip(values).map(tensor).collect()
+        })
+    }
+
+    /// An input in tract's form.
+    fn feed(&self, name: &str, tensor: &Arc<tensors::Tensor>) -> Result<Arc<Tensor>> {
+        let mut fed = self.fed.borrow_mut();
+        if let Some((_, same)) = fed.get(name).filter(|(last, _)| Arc::ptr_eq(last, tensor)) {
+            return Ok(same.clone());
+        }
+        let converted = Arc::new(to_tract(tensor)?);
+        fed.insert(name.to_owned(), (tensor.clone(), converted.clone()));
+        Ok(converted)
+    }
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+    static MESSAGE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Runs `f`; a panic in it prints nothing and is an error.
+fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T, Trouble> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| match QUIET.get() {
+            true => MESSAGE.with_borrow_mut(|m| *m = info.to_string()),
+            false => before(info),
+        }));
+    });
+    let outer = QUIET.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    QUIET.set(outer);
+    match result {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Trouble::Panicked(one_line(&MESSAGE.take()))),
+    }
+}
+
+/// Calls a macro with each element type that tract computes with, as ONNX, as tract and as Rust name it.
+macro_rules! element_types {
+    ($apply:ident) => {
+        $apply! {
+            Double: F64: f64, Float: F32: f32, Float16: F16: half::f16, Int64: I64: i64, Int32: I32: i32, Int16: I16: i16,
+            Int8: I8: i8, Uint64: U64: u64, Uint32: U32: u32, Uint16: U16: u16, Uint8: U8: u8
+        }
+    };
+}
+
+/// The element type in tract's terms.
+fn datum_type(element: ElementType) -> Result<DatumType> {
+    macro_rules! datum {
+        ($($name:ident: $datum:ident: $t:ty),*) => {
+            match element {
+                $(ElementType::$name => Ok(DatumType::$datum),)*
+                ElementType::Bool => Ok(DatumType::Bool),
+                other => bail!("tract has no {} tensors", other.name()),
+            }
+        };
+    }
+    element_types!(datum)
+}
+
+/// The element type in ONNX's terms; `None` for what only tract has.
+fn element_type(datum: DatumType) -> Option<ElementType> {
+    macro_rules! element {
+        ($($name:ident: $datum:ident: $t:ty),*) => {
+            match datum {
+                $(DatumType::$datum => Some(ElementType::$name),)*
+                DatumType::Bool => Some(ElementType::Bool),
+                DatumType::TDim => Some(ElementType::Int64),
+                _ => None,
+            }
+        };
+    }
+    element_types!(element)
+}
+
+fn to_tract(tensor: &tensors::Tensor) -> Result<Tensor> {
+    macro_rules! convert {
+        ($($name:ident: $datum:ident: $t:ty),*) => {
+            match tensor.element() {
+                $(ElementType::$name => {
+                    let elements: Vec<$t> = elements(tensor.bytes(), <$t>::from_le_bytes).collect();
+                    Tensor::from_shape(tensor.dims(), &elements)
+                })*
+                ElementType::Bool => {
+                    Tensor::from_shape(tensor.dims(), &tensor.bytes().iter().map(|&b| b != 0).collect::<Vec<bool>>())
+                }
+                other => bail!("tract has no {} tensors", other.name()),
+            }
+        };
+    }
+    element_types!(convert).map_err(shown)
+}
+
+fn from_tract(tensor: Arc<Tensor>) -> Result<tensors::Tensor> {
+    let tensor = sized(tensor)?;
+    let Some(element) = element_type(tensor.datum_type()) else {
+        bail!("tensors of type {:?} are not handed out", tensor.datum_type())
+    };
+    tensors::Tensor::new(element, tensor.shape(), tensor.as_bytes().to_vec())
+}
+
+/// Sizes, which may come as symbolic dimensions, as the integers that they are; any other tensor as it is.
+fn sized(tensor: Arc<Tensor>) -> Result<Arc<Tensor>> {
+    match tensor.datum_type() {
+        DatumType::TDim => Ok(Arc::new(tensor.cast_to_dt(DatumType::I64).map_err(shown)?.into_owned())),
+        _ => Ok(tensor),
+    }
+}
+
+/// The elements as float64, whatever the element type.
+fn values(tensor: &Tensor) -> Result<Vec<f64>> {
+    let wide = tensor.cast_to_dt(DatumType::F64).map_err(shown)?;
+    Ok(wide.try_as_plain_ram().map_err(shown)?.as_slice::<f64>().map_err(shown)?.to_vec())
+}
+
+/// An error of tract's as one of ours.
+fn shown(e: impl std::fmt::Debug + std::fmt::Display) -> anyhow::Error {
+    anyhow!("{e:#}")
+}
