@@ -28,8 +28,11 @@ struct Plan {
     inputs: Vec<String>,
     outputs: Vec<String>,
     /// What was fed last, in tract's form: most inputs are the same in every run.
-    fed: RefCell<HashMap<String, (Arc<tensors::Tensor>, Arc<Tensor>)>>,
+    fed: RefCell<HashMap<String, Fed>>,
 }
+
+/// A tensor, and the same in tract's form.
+type Fed = (Arc<tensors::Tensor>, Arc<Tensor>);
 
 /// tract itself.
 pub struct Tract;
