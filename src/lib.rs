@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 pub mod backward;
+pub mod derivatives;
 pub mod expr;
 pub mod graph;
 mod model;

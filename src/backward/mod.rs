@@ -15,8 +15,9 @@ pub use accumulate::Aggregation;
 pub use function::read_functions;
 pub use lower::{Lowered, LoweredNode};
 pub use request::{Gradients, Output, Seed, Unconnected};
-pub(crate) use select::matches;
+pub(crate) use request::{all_or_errors, names_of};
 pub use select::{Selection, nearest};
+pub(crate) use select::{free_scope, matches};
 
 use crate::expr::{Builder, Expr};
 use crate::graph::{Dim, Graph, IdMap, IdSet, Node, NodeId, Origin, ValueId};

@@ -44,18 +44,19 @@ pub enum Unconnected {
 /// A request for gradients, as of tf.gradients: the sum of the derivatives of ys with respect to each of xs.
 #[derive(Clone, Debug, Default)]
 pub struct Gradients {
-    ys: Vec<String>,
-    xs: Vec<String>,
-    seeds: Vec<Seed>,
-    stops: Vec<String>,
-    name: String,
-    aggregation: Aggregation,
-    unconnected: Unconnected,
-    colocate: bool,
-    only_gradients: bool,
-    rules: Vec<Rule>,
-    functions: Vec<FunctionProto>,
-    straight_through: bool,
+    pub(crate) ys: Vec<String>,
+    pub(crate) xs: Vec<String>,
+    pub(crate) seeds: Vec<Seed>,
+    pub(crate) stops: Vec<String>,
+    /// The scope of all new names; `None` for that of the request.
+    pub(crate) name: Option<String>,
+    pub(crate) aggregation: Aggregation,
+    pub(crate) unconnected: Unconnected,
+    pub(crate) colocate: bool,
+    pub(crate) only_gradients: bool,
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) functions: Vec<FunctionProto>,
+    pub(crate) straight_through: bool,
 }
 
 /// A model with gradients.
@@ -96,7 +97,6 @@ impl Gradients {
         Gradients {
             ys: ys.into_iter().map(Into::into).collect(),
             xs: xs.into_iter().map(Into::into).collect(),
-            name: "gradients".to_owned(),
             ..Gradients::default()
         }
     }
@@ -126,8 +126,19 @@ impl Gradients {
 
     /// The scope of all new names; made unique where the model has names in it.
     pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
+        self.name = Some(name.into());
         self
+    }
+
+    /// The scope of all new names where none is given.
+    pub(crate) fn named_by_default(mut self, name: &str) -> Self {
+        self.name.get_or_insert_with(|| name.to_owned());
+        self
+    }
+
+    /// The scope of all new names.
+    pub(crate) fn scope(&self) -> &str {
+        self.name.as_deref().unwrap_or("gradients")
     }
 
     /// How gradients that arrive at one tensor are summed.
@@ -188,17 +199,8 @@ impl Gradients {
     ///
     /// # Errors
     /// Those of [`Gradients::build`].
-    pub fn build_loaded(&self, mut model: Model, mut loaded: Loaded) -> Result<Output> {
-        // The body of a function may call others.
-        loop {
-            let calls = self.calls_on_a_path(&model.proto, &loaded)?;
-            if calls.is_empty() {
-                break;
-            }
-            let wanted = |node: &NodeProto| node.output.iter().any(|o| calls.contains(o.as_str()));
-            model.proto = inline_functions(&model.proto, &wanted)?;
-            loaded = load(&model.proto)?;
-        }
+    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Output> {
+        let (mut model, loaded) = self.inlined(model, loaded)?;
         let selection = Selection::new(&loaded);
         let found = [("ys", &self.ys), ("xs", &self.xs), ("stop_gradients", &self.stops)]
             .map(|(what, names)| selection.find(what, names));
@@ -210,7 +212,7 @@ impl Gradients {
             ys.len()
         );
         let names = names_of(&loaded, &model.proto);
-        let scope = free_scope(&self.name, names.iter());
+        let scope = free_scope(self.scope(), names.iter());
         let seed_tensors = self.seed_tensors(&selection)?;
         let mut warnings = loaded.warnings.clone();
         let Loaded { graph, .. } = loaded;
@@ -270,6 +272,20 @@ impl Gradients {
             output.drop_model_outputs();
         }
         Ok(output)
+    }
+
+    /// The model with those calls of model-local functions written out that lie between an x and a y.
+    pub(crate) fn inlined(&self, mut model: Model, mut loaded: Loaded) -> Result<(Model, Loaded)> {
+        // The body of a function may call others.
+        loop {
+            let calls = self.calls_on_a_path(&model.proto, &loaded)?;
+            if calls.is_empty() {
+                return Ok((model, loaded));
+            }
+            let wanted = |node: &NodeProto| node.output.iter().any(|o| calls.contains(o.as_str()));
+            model.proto = inline_functions(&model.proto, &wanted)?;
+            loaded = load(&model.proto)?;
+        }
     }
 
     /// The outputs of those calls of model-local functions that lie between an x and a y: only their insides have gradients.
@@ -477,7 +493,7 @@ impl<'g> Building<'g, '_> {
     }
 }
 
-fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) -> Result<[T; N]> {
+pub(crate) fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) -> Result<[T; N]> {
     let errors: Vec<String> = results.iter().filter_map(|r| r.as_ref().err()).map(|e| format!("{e:#}")).collect();
     if !errors.is_empty() {
         bail!("{}", errors.join("; "));
@@ -487,7 +503,7 @@ fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) ->
 }
 
 /// Every name of a tensor or a node, in bodies too: what new names must differ from.
-fn names_of(loaded: &Loaded, model: &ModelProto) -> Names {
+pub(crate) fn names_of(loaded: &Loaded, model: &ModelProto) -> Names {
     let mut names: Names = loaded.names.keys().chain(&loaded.inner_names).cloned().collect();
     if let Some(graph) = &model.graph {
         let nodes = graph.node.iter().map(|n| n.name());

@@ -4,14 +4,19 @@
 mod check;
 #[cfg(feature = "validate")]
 mod curve;
+mod derivative;
 mod export;
 mod grad;
+mod hvp;
 mod inspect;
+mod jvp;
 mod ops;
+mod options;
 mod table;
 #[cfg(feature = "validate")]
 mod train;
 mod trainable;
+mod vjp;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -31,6 +36,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Grad(grad::Args),
+    Jvp(jvp::Args),
+    Vjp(vjp::Args),
+    Hvp(hvp::Args),
     #[cfg(feature = "validate")]
     Check(check::Args),
     Inspect(inspect::Args),
@@ -70,6 +78,9 @@ pub fn run() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Grad(args) => grad::run(&args),
+        Command::Jvp(args) => jvp::run(&args),
+        Command::Vjp(args) => vjp::run(&args),
+        Command::Hvp(args) => hvp::run(&args),
         #[cfg(feature = "validate")]
         Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -1,0 +1,63 @@
+//! What the commands have in common that write derivatives other than gradients: read, request, write, validate, report.
+
+use super::options::{CallArgs, FileArgs, ensure_valid, summary};
+use super::table::Table;
+use anyhow::Result;
+use onnx_gradients::derivatives::Derived;
+use onnx_gradients::{Gradients, Model, graph};
+use serde_json::{Value, json};
+
+/// Runs a command: `build` makes its request of the options that all have.
+pub fn run(
+    command: &str,
+    files: &FileArgs,
+    call: &CallArgs,
+    build: impl FnOnce(Gradients, Model, graph::Loaded) -> Result<Derived>,
+) -> Result<()> {
+    if !call.has_xs() {
+        super::usage(command, "no xs are given: name tensors with --xs, or take --params or --inputs");
+    }
+    let model = files.load()?;
+    let loaded = graph::load(&model.proto)?;
+    let request = call.request(&loaded)?;
+    let mut derived = build(request, model, loaded)?;
+    // What is validated still holds the ys.
+    let whole = files.only_gradients.then(|| derived.model.clone());
+    if files.only_gradients {
+        derived.drop_model_outputs();
+    }
+    let warnings = files.write(&derived.model, derived.warnings.clone())?;
+    let validation = files.validation(&derived.claim.name, &derived.model, whole.as_ref());
+    let json = files.json;
+    let text = if json { as_json(&derived, &validation, &warnings) } else { as_text(&derived, &validation) };
+    files.print(&text)?;
+    ensure_valid(&validation)
+}
+
+fn as_json(derived: &Derived, validation: &Value, warnings: &[String]) -> String {
+    let object = json!({
+        "derivative": derived.claim.kind,
+        "outputs": derived.outputs,
+        "vectors": derived.vectors,
+        "validation": validation,
+        "nodes_added": derived.nodes_added,
+        "warnings": warnings,
+    });
+    format!("{object}\n")
+}
+
+fn as_text(derived: &Derived, validation: &Value) -> String {
+    let types = derived.model.output_types();
+    let mut table = Table::new(["y", "x", "derivative", "shape"]);
+    for e in &derived.outputs {
+        let name = e.name.clone().unwrap_or_else(|| "none: nothing depends on it".to_owned());
+        let shape = e.name.as_ref().and_then(|n| types.get(n)).cloned().unwrap_or_default();
+        table.row([e.y.clone().unwrap_or_default(), e.x.clone().unwrap_or_default(), name, shape]);
+    }
+    let mut inputs = Table::new(["new input", "of"]);
+    for v in &derived.vectors {
+        inputs.row([v.name.clone(), v.of.clone()]);
+    }
+    let inputs = if derived.vectors.is_empty() { String::new() } else { inputs.to_string() };
+    format!("{table}{inputs}{} nodes added; {}\n", derived.nodes_added, summary(validation))
+}

@@ -1,0 +1,236 @@
+//! The options that commands share which differentiate a model: what of what, where to write it, whether to run it. And
+//! what they do with them: read, write, validate, print.
+
+use anyhow::{Context, Result, ensure};
+use clap::builder::NonEmptyStringValueParser;
+use onnx_gradients::backward::{Selection, read_functions};
+use onnx_gradients::onnx::file;
+use onnx_gradients::{Aggregation, Gradients, Model, Unconnected, graph};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// What is differentiated, and how.
+#[derive(clap::Args)]
+pub struct CallArgs {
+    /// Tensors to differentiate [default: all floating-point graph outputs]
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub ys: Vec<String>,
+    /// Tensors to differentiate with respect to; `*` and `?` are wildcards where the exact name does not exist, and a name that
+    /// starts with a dash is written --xs=-name
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub xs: Vec<String>,
+    /// Every floating-point initializer that reaches a y is an x
+    #[arg(long)]
+    pub params: bool,
+    /// Every floating-point graph input is an x
+    #[arg(long)]
+    pub inputs: bool,
+    /// Tensors that count as constants: no gradient passes them
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    stop_gradients: Vec<String>,
+    /// Rounding in quantization counts as the identity within the range of the integers: gradients pass QuantizeLinear and what
+    /// moves its result to DequantizeLinear. Without it they stop there, where the true derivative is zero
+    #[arg(long)]
+    straight_through: bool,
+    /// The scope of all new names [default: that of the command: gradients, jvp, ...]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    name: Option<String>,
+    /// How gradients that arrive at one tensor are summed
+    #[arg(long, value_enum, default_value = "add-n")]
+    aggregation_method: Method,
+    /// What stands for the gradient of an x that no y depends on
+    #[arg(long, value_enum, default_value = "none")]
+    unconnected_gradients: Missing,
+    /// Backward nodes take over the devices and the placement metadata of their forward nodes
+    #[arg(long)]
+    colocate_gradients_with_ops: bool,
+    /// A forward node's backward nodes stand together, all its input gradients computed before any is used
+    #[arg(long)]
+    gate_gradients: bool,
+    /// Files with gradients of operators as ONNX functions: inputs the operator's inputs, outputs and output gradients, outputs its
+    /// input gradients
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    gradient_functions: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Method {
+    /// One Sum of all terms
+    AddN,
+    /// A balanced tree of Add
+    Tree,
+    /// A chain that adds each term as it comes
+    AccumulateN,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Missing {
+    /// Nothing: null in the report
+    None,
+    /// Zeros of x's type and shape
+    Zero,
+}
+
+impl CallArgs {
+    /// Whether something says with respect to what is differentiated.
+    pub fn has_xs(&self) -> bool {
+        !self.xs.is_empty() || self.params || self.inputs
+    }
+
+    /// The request of the options.
+    pub fn request(&self, loaded: &graph::Loaded) -> Result<Gradients> {
+        let selection = Selection::new(loaded);
+        let names = |ids: &[graph::ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<_>>();
+        let ys = match self.ys.is_empty() {
+            true => names(&selection.outputs()),
+            false => selection.expand(&self.ys),
+        };
+        let mut xs = selection.expand(&self.xs);
+        if self.params {
+            let ys = selection.find("ys", &ys)?;
+            xs.extend(names(&selection.reaching(&selection.parameters(), &ys)));
+        }
+        if self.inputs {
+            xs.extend(names(&selection.inputs()));
+        }
+        let mut functions = Vec::new();
+        for path in &self.gradient_functions {
+            let file = || read_functions(std::fs::read(path)?.into());
+            functions.extend(file().with_context(|| path.display().to_string())?);
+        }
+        let call = Gradients::new(ys, xs)
+            .stop(selection.expand(&self.stop_gradients))
+            .functions(functions)
+            .straight_through(self.straight_through)
+            .aggregation(match self.aggregation_method {
+                Method::AddN => Aggregation::AddN,
+                Method::Tree => Aggregation::Tree,
+                Method::AccumulateN => Aggregation::AccumulateN,
+            })
+            .unconnected(match self.unconnected_gradients {
+                Missing::None => Unconnected::None,
+                Missing::Zero => Unconnected::Zero,
+            })
+            .colocate(self.colocate_gradients_with_ops);
+        Ok(match &self.name {
+            Some(name) => call.name(name),
+            None => call,
+        })
+    }
+}
+
+/// The model, and what becomes of it.
+#[derive(clap::Args)]
+pub struct FileArgs {
+    /// The model; `-` for stdin
+    pub model: PathBuf,
+    /// The file to write; `-` for stdout
+    #[arg(short, long, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Drop the model's own outputs, and what only they need
+    #[arg(long)]
+    pub only_gradients: bool,
+    /// Do not run the result
+    #[arg(long)]
+    no_validate: bool,
+    #[cfg(feature = "validate")]
+    #[command(flatten)]
+    engine: super::check::EngineArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Replace an existing OUT
+    #[arg(long)]
+    force: bool,
+}
+
+impl FileArgs {
+    /// The model, once it is sure that OUT can be written.
+    pub fn load(&self) -> Result<Model> {
+        if !self.to_stdout() {
+            ensure!(!file::same_file(&self.model, &self.output), "OUT is the model itself, which is never overwritten");
+            file::ensure_writable(&self.output, self.force)?;
+        }
+        if self.model != Path::new("-") {
+            return Model::load(&self.model);
+        }
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).context("stdin")?;
+        Ok(Model { proto: file::read_bytes(bytes.into()).context("stdin")?, folder: Some(PathBuf::from(".")) })
+    }
+
+    /// Writes the model, and the warnings with those that come of it, which are returned.
+    pub fn write(&self, model: &Model, mut warnings: Vec<String>) -> Result<Vec<String>> {
+        if self.to_stdout() {
+            file::write_to(&model.proto, std::io::stdout().lock())?;
+        } else {
+            warnings.extend(model.write(&self.output, self.force)?);
+        }
+        for warning in &warnings {
+            super::note(format_args!("warning: {warning}"));
+        }
+        Ok(warnings)
+    }
+
+    /// Prints the report. The model itself is what goes to stdout where it is asked for there.
+    pub fn print(&self, text: &str) -> Result<()> {
+        match self.to_stdout() {
+            true => std::io::stderr().write_all(text.as_bytes())?,
+            false => std::io::stdout().write_all(text.as_bytes())?,
+        }
+        Ok(())
+    }
+
+    fn to_stdout(&self) -> bool {
+        [Path::new("-"), Path::new("/dev/stdout")].contains(&&*self.output)
+    }
+
+    /// What running what has been `written` shows of one request; `whole` is the same with the outputs that it has dropped.
+    pub fn validation(&self, call: &str, written: &Model, whole: Option<&Model>) -> Value {
+        if self.no_validate {
+            return json!({ "status": "skipped", "reason": "--no-validate" });
+        }
+        self.run_in_engine(call, written, whole)
+            .unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
+    }
+
+    #[cfg(not(feature = "validate"))]
+    fn run_in_engine(&self, _: &str, _: &Model, _: Option<&Model>) -> Result<Value> {
+        Ok(json!({ "status": "skipped", "reason": "this build is without tract" }))
+    }
+
+    #[cfg(feature = "validate")]
+    fn run_in_engine(&self, call: &str, written: &Model, whole: Option<&Model>) -> Result<Value> {
+        use super::check;
+        // What went into a pipe or a device cannot be read again.
+        let gone = self.to_stdout() || !self.output.is_file();
+        let validation = match whole.or(gone.then_some(written)) {
+            Some(model) => match check::temporary(model) {
+                Ok(file) => check::after_grad(file.path(), call, &self.engine)?,
+                Err(error) => {
+                    return Ok(json!({ "status": "skipped", "reason": format!("no copy to run: {error:#}") }));
+                }
+            },
+            None => check::after_grad(&self.output, call, &self.engine)?,
+        };
+        let mut value = json!(validation);
+        value["summary"] = json!(check::summary(&validation));
+        Ok(value)
+    }
+}
+
+/// Fails where a validation has.
+pub fn ensure_valid(validation: &Value) -> Result<()> {
+    let reason = validation["reason"].as_str().unwrap_or_default();
+    ensure!(validation["status"] != "failed", "the validation failed: {reason}");
+    Ok(())
+}
+
+/// What a validation says, for people.
+pub fn summary(validation: &Value) -> String {
+    match (validation["summary"].as_str(), validation["reason"].as_str()) {
+        (Some(summary), _) => summary.to_owned(),
+        (None, reason) => format!("not validated: {}", reason.unwrap_or_default()),
+    }
+}

@@ -1,0 +1,82 @@
+//! Derivatives at inference, beside gradients: products of Jacobians and Hessians with vectors, whole Jacobians and Hessians,
+//! gradients of each sample, explanations of a prediction, inputs that change it.
+//!
+//! Each request is made of [`Gradients`](crate::Gradients), which says of what, with respect to what, and how; it appends
+//! nodes to a model and gives it outputs. All of them are formulas over three things (`workspace.rs`): gradients of what is
+//! there; the *linear functions* that derivatives are, `v -> vJ` and `u -> Ju`, which can be applied to an input once or, in
+//! the body of a Scan, to one unit vector after the other; and a part of the model computed again from other values.
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use onnx_gradients::{Gradients, Model, derivatives::Hvp};
+//!
+//! let model = Model::load("energy.onnx")?;
+//! let result = Hvp::from(Gradients::new(["energy"], ["positions"])).build(&model)?;
+//! result.model.save("energy-hvp.onnx")?;
+//! let vector = &result.vectors[0].name; // "hvp/v/positions"
+//! let product = &result.outputs[0].name; // Some("hvp/positions")
+//! # Ok(())
+//! # }
+//! ```
+
+mod claim;
+mod products;
+mod workspace;
+
+pub use claim::{Claim, Evidence, Kind, evidence};
+pub use products::{Hvp, Jvp, Vjp};
+
+use crate::model::Model;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+
+/// A model with derivatives.
+#[derive(Clone, Debug)]
+pub struct Derived {
+    /// The model as it was, with the new nodes behind its own, and a graph output for each derivative.
+    pub model: Model,
+    /// The derivatives.
+    pub outputs: Vec<Entry>,
+    /// The new inputs.
+    pub vectors: Vec<Vector>,
+    /// How many nodes have been added.
+    pub nodes_added: usize,
+    /// What users should know.
+    pub warnings: Vec<String>,
+    /// The request as the model's metadata keep it, to be checked later.
+    pub claim: Claim,
+    /// The names of all outputs that the request has added.
+    own: HashSet<String>,
+}
+
+impl Derived {
+    /// Drops the model's own outputs, with what only they need.
+    pub fn drop_model_outputs(&mut self) {
+        if let Some(graph) = &mut self.model.proto.graph {
+            graph.output.retain(|o| self.own.contains(o.name()));
+        }
+        self.model.proto.prune();
+    }
+}
+
+/// One derivative: of which y and with respect to which x, where it is about one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The tensor that is differentiated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub y: Option<String>,
+    /// The tensor with respect to which is differentiated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub x: Option<String>,
+    /// The tensor that holds the derivative; `None` where y does not depend on x.
+    pub name: Option<String>,
+}
+
+/// A new input.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vector {
+    /// The tensor whose type and shape it has, or what it is of.
+    pub of: String,
+    /// The name of the input.
+    pub name: String,
+}

@@ -1,0 +1,349 @@
+//! A loaded model on which requests write formulas, with what formulas of derivatives are made of: gradients of what is
+//! there, the linear functions that derivatives are, and parts of the model computed again from other values.
+
+use super::claim::Claim;
+use super::{Derived, Entry, Vector};
+use crate::backward::{Flow, Gradients, Pass, Selection, Unconnected, all_or_errors, free_scope, names_of};
+use crate::expr::{Builder, Expr};
+use crate::graph::write::{self, Request};
+use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, NodeId, Origin, Producer, ValueId};
+use crate::model::Model;
+use crate::onnx::{ElementType, Names};
+use anyhow::{Result, bail, ensure};
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+/// A model under construction.
+pub(super) struct Workspace {
+    model: Model,
+    builder: Builder,
+    call: Gradients,
+    /// The scope of all new names.
+    scope: String,
+    ys: Vec<ValueId>,
+    xs: Vec<ValueId>,
+    stops: IdSet<ValueId>,
+    taken: RefCell<Names>,
+    inputs: RefCell<Vec<(ValueId, String)>>,
+    warnings: Vec<String>,
+}
+
+impl Workspace {
+    /// Over a loaded model, with the ys, xs and stops that a request names.
+    ///
+    /// # Errors
+    /// Names of no tensor; ys and xs that hold no floating-point numbers; xs that depend on each other, for along them a
+    /// derivative would count what lies between twice; seeds, which these requests choose themselves.
+    pub fn open(call: &Gradients, model: Model, loaded: Loaded) -> Result<Self> {
+        ensure!(call.seeds.is_empty(), "seeds are given, which only gradients have");
+        let (model, loaded) = call.inlined(model, loaded)?;
+        let selection = Selection::new(&loaded);
+        let found = [("ys", &call.ys), ("xs", &call.xs), ("stop_gradients", &call.stops)]
+            .map(|(what, names)| selection.find(what, names));
+        let [ys, xs, stops] = all_or_errors(found)?;
+        for (what, names, ids) in [("ys", &call.ys, &ys), ("xs", &call.xs, &xs)] {
+            ensure!(!names.is_empty(), "no {what} are given");
+            for (name, &id) in names.iter().zip(ids) {
+                let fact = loaded.graph.fact(id);
+                ensure!(
+                    fact.may_carry_gradient(),
+                    "{what}: '{name}' is of type {}, and only real numbers have derivatives; name a floating-point tensor",
+                    fact.element.map(ElementType::name).unwrap_or_default()
+                );
+            }
+        }
+        let stops: IdSet<ValueId> = stops.into_iter().collect();
+        apart(&loaded.graph, &xs, &stops)?;
+        let taken = names_of(&loaded, &model.proto);
+        let scope = free_scope(call.scope(), taken.iter());
+        let Loaded { graph, warnings, .. } = loaded;
+        Ok(Workspace {
+            model,
+            builder: Builder::new(graph),
+            call: call.clone(),
+            scope,
+            ys,
+            xs,
+            stops,
+            taken: RefCell::new(taken),
+            inputs: RefCell::default(),
+            warnings,
+        })
+    }
+
+    /// The tensors that are differentiated.
+    pub fn ys(&self) -> Vec<Expr<'_>> {
+        self.ys.iter().map(|&y| self.builder.expr(y)).collect()
+    }
+
+    /// The tensors with respect to which is differentiated.
+    pub fn xs(&self) -> Vec<Expr<'_>> {
+        self.xs.iter().map(|&x| self.builder.expr(x)).collect()
+    }
+
+    /// Whether zeros stand for derivatives that there are not.
+    pub fn fills_unconnected(&self) -> bool {
+        self.call.unconnected == Unconnected::Zero
+    }
+
+    /// A new input of the model, of what is known of it. Its name is made unique.
+    pub fn input(&self, name: &str, fact: Fact) -> (Expr<'_>, String) {
+        let name = self.taken.borrow_mut().fresh(format!("{}/{name}", self.scope));
+        let id = self.builder.graph_mut().push_input(Graph::MAIN, None, Fact { value: None, ..fact });
+        self.inputs.borrow_mut().push((id, name.clone()));
+        (self.builder.expr(id), name)
+    }
+
+    /// A new input of the shape and type of each tensor, called after it: `<scope>/<what>/<tensor>`.
+    pub fn vectors(&self, what: &str, like: &[Expr<'_>], names: &[String]) -> (Vec<Expr<'_>>, Vec<Vector>) {
+        let vector = |(e, of): (&Expr<'_>, &String)| {
+            let (input, name) = self.input(&format!("{what}/{of}"), e.fact());
+            (input, Vector { of: of.clone(), name })
+        };
+        like.iter().zip(names).map(vector).unzip()
+    }
+
+    /// The gradients of `xs` from the seeds of ys, through all that is written; `None` for an x that is not connected.
+    ///
+    /// # Errors
+    /// An operator on the way has no gradient.
+    pub fn gradients<'g>(&'g self, seeds: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<Vec<Option<Expr<'g>>>> {
+        self.through(0, seeds, xs)
+    }
+
+    /// The same, through the nodes of the main graph from a place on.
+    fn through<'g>(
+        &'g self,
+        first: usize,
+        seeds: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<Vec<Option<Expr<'g>>>> {
+        let nodes = self.nodes_from(first);
+        let ids: Vec<ValueId> = xs.iter().map(|x| x.id()).collect();
+        let found: Vec<Option<ValueId>> = {
+            let pass = Pass::new(&self.builder, self.call.aggregation, self.stops.clone(), &self.call.rules)
+                .with_functions(&self.call.functions)
+                .with_straight_through(self.call.straight_through);
+            let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
+            let flows = pass.differentiate(&nodes, &seeds, &ids)?;
+            let id = |(flow, x): (&Option<Flow<'_>>, &Expr<'_>)| {
+                Some(match flow.as_ref()? {
+                    Flow::Value(dx) => dx.id(),
+                    Flow::Zero => x.zeros_like().id(),
+                })
+            };
+            flows.iter().zip(xs).map(id).collect()
+        };
+        self.check()?;
+        Ok(found.into_iter().map(|id| id.map(|id| self.builder.expr(id))).collect())
+    }
+
+    fn nodes_from(&self, first: usize) -> Vec<NodeId> {
+        self.builder.graph().scope(Graph::MAIN).nodes.get(first..).unwrap_or_default().to_vec()
+    }
+
+    fn node_count(&self) -> usize {
+        self.builder.graph().scope(Graph::MAIN).nodes.len()
+    }
+
+    /// A tensor of which only type and shape count: those of another one.
+    fn stand_in<'g>(&'g self, like: Expr<'g>) -> Expr<'g> {
+        let id = self.builder.copy(like.id());
+        self.builder.graph_mut().fact_mut(id).value = None;
+        self.builder.expr(id)
+    }
+
+    /// The vector-Jacobian product as a function of the vectors, one for each y: `v -> vJ`, one for each x.
+    ///
+    /// # Errors
+    /// An operator on the way has no gradient.
+    pub fn reverse<'g>(&'g self, ys: &[Expr<'g>], xs: &[Expr<'g>]) -> Result<Linear<'g>> {
+        let first = self.node_count();
+        let from: Vec<Expr<'g>> = ys.iter().map(|y| self.stand_in(*y)).collect();
+        let seeds: Vec<_> = ys.iter().copied().zip(from.iter().copied()).collect();
+        let to = self.gradients(&seeds, xs)?;
+        Ok(self.linear(first, from, to))
+    }
+
+    /// The Jacobian-vector product as a function of the vectors, one for each x: `u -> Ju`, one for each y. It is the
+    /// gradient of `vJ` with respect to `v`, in which `v` itself does not occur since `vJ` is linear.
+    ///
+    /// # Errors
+    /// An operator on the way has no gradient.
+    pub fn forward<'g>(&'g self, ys: &[Expr<'g>], xs: &[Expr<'g>]) -> Result<Linear<'g>> {
+        let transposed = self.reverse(ys, xs)?;
+        let first = self.node_count();
+        let from: Vec<Expr<'g>> = xs.iter().map(|x| self.stand_in(*x)).collect();
+        let seeds: Vec<_> = transposed.to.iter().zip(&from).filter_map(|(g, u)| Some(((*g)?, *u))).collect();
+        let to = self.through(transposed.first, &seeds, &transposed.from)?;
+        Ok(self.linear(first, from, to))
+    }
+
+    fn linear<'g>(&'g self, first: usize, from: Vec<Expr<'g>>, to: Vec<Option<Expr<'g>>>) -> Linear<'g> {
+        let nodes = self.depending(first, &from, &to.iter().copied().flatten().collect::<Vec<_>>());
+        Linear { workspace: self, first, from, to, nodes }
+    }
+
+    /// The nodes of the main graph, from a place on, on which one of `to` depends and which depend on one of `from`.
+    fn depending(&self, first: usize, from: &[Expr<'_>], to: &[Expr<'_>]) -> Vec<NodeId> {
+        let graph = self.builder.graph();
+        let all = graph.scope(Graph::MAIN).nodes.get(first..).unwrap_or_default();
+        let mut below: IdSet<ValueId> = from.iter().map(|e| e.id()).collect();
+        let mut path = Vec::new();
+        for &id in all {
+            let node = graph.node(id);
+            let depends = node.inputs.iter().flatten().any(|v| below.contains(v))
+                || (!node.bodies.is_empty() && graph.captures(id).iter().any(|v| below.contains(v)));
+            let given = node.outputs.iter().flatten().any(|o| from.iter().any(|e| e.id() == *o));
+            if depends && !given {
+                below.extend(node.outputs.iter().flatten());
+                path.push(id);
+            }
+        }
+        let mut above: IdSet<ValueId> = to.iter().map(|e| e.id()).collect();
+        let mut needed = Vec::new();
+        for id in path.into_iter().rev() {
+            let node = graph.node(id);
+            if node.outputs.iter().flatten().any(|o| above.contains(o)) {
+                above.extend(node.inputs.iter().flatten());
+                above.extend(graph.captures(id));
+                needed.push(id);
+            }
+        }
+        needed.reverse();
+        needed
+    }
+
+    fn copy<'g>(&'g self, nodes: &[NodeId], from: &[(Expr<'g>, Expr<'g>)], to: &[Expr<'g>]) -> Vec<Expr<'g>> {
+        let mut map: IdMap<ValueId, ValueId> = from.iter().map(|(old, new)| (old.id(), new.id())).collect();
+        self.builder.copy_all(nodes, &mut map);
+        to.iter().map(|e| self.builder.expr(map.get(&e.id()).copied().unwrap_or(e.id()))).collect()
+    }
+
+    /// What could not be built.
+    ///
+    /// # Errors
+    /// That.
+    pub fn check(&self) -> Result<()> {
+        self.builder.take_error().map_or(Ok(()), Err)
+    }
+
+    /// A tensor as an output of the model, of the name `<scope>/<name>`, with what is known of its type and shape. It has a
+    /// node of its own where it is not one that this workspace has written, or is an output already.
+    pub fn output(&self, outputs: &mut Vec<(ValueId, String)>, e: Expr<'_>, name: &str, fact: Fact) -> String {
+        let own = {
+            let graph = self.builder.graph();
+            let producer = graph.value(e.id()).producer;
+            matches!(producer, Producer::Node(n, _) if matches!(graph.node(n).origin, Origin::Backward(_)))
+        };
+        let free = own && !outputs.iter().any(|(id, _)| *id == e.id());
+        let id = if free { e.id() } else { self.builder.copy(e.id()) };
+        {
+            let mut graph = self.builder.graph_mut();
+            let known = graph.fact_mut(id);
+            known.element = fact.element.or(known.element);
+            known.shape = fact.shape.or_else(|| known.shape.clone());
+        }
+        let name = self.taken.borrow_mut().fresh(format!("{}/{name}", self.scope));
+        outputs.push((id, name.clone()));
+        name
+    }
+
+    /// Writes the outputs behind the model, and says what came of the request.
+    ///
+    /// # Errors
+    /// Something could not be built.
+    pub fn finish(
+        self,
+        outputs: Vec<(ValueId, String)>,
+        entries: Vec<Entry>,
+        vectors: Vec<Vector>,
+        claim: Claim,
+    ) -> Result<Derived> {
+        self.check()?;
+        let Workspace { mut model, builder, call, scope, taken, inputs, mut warnings, .. } = self;
+        let names: HashSet<String> = outputs.iter().map(|(_, name)| name.clone()).collect();
+        let request = Request { name: scope.clone(), inputs: inputs.into_inner(), outputs, colocate: call.colocate };
+        let written = write::write(&builder.graph(), &mut model.proto, &request, taken.into_inner())?;
+        for (node, output) in &written.demanded {
+            warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
+        }
+        let claim = Claim {
+            name: scope,
+            ys: call.ys,
+            xs: call.xs,
+            stops: call.stops,
+            straight_through: call.straight_through,
+            outputs: entries.clone(),
+            vectors: vectors.clone(),
+            ..claim
+        };
+        claim.attach(&mut model.proto)?;
+        let mut derived =
+            Derived { model, outputs: entries, vectors, nodes_added: written.nodes, warnings, claim, own: names };
+        if call.only_gradients {
+            derived.drop_model_outputs();
+        }
+        Ok(derived)
+    }
+
+    /// The request's own names.
+    pub fn names(&self) -> (Vec<String>, Vec<String>) {
+        (self.call.ys.clone(), self.call.xs.clone())
+    }
+}
+
+/// A linear function of tensors, written out as nodes behind stand-ins for them.
+pub(super) struct Linear<'g> {
+    workspace: &'g Workspace,
+    /// The place of the first of its nodes in the main graph.
+    first: usize,
+    /// The stand-ins.
+    from: Vec<Expr<'g>>,
+    /// What comes out; `None` for what does not depend on anything that goes in.
+    to: Vec<Option<Expr<'g>>>,
+    /// The nodes that depend on what goes in: all others are computed once, however often the function is.
+    nodes: Vec<NodeId>,
+}
+
+impl<'g> Linear<'g> {
+    /// The value at some tensors, written into the current scope.
+    pub fn at(&self, values: &[Expr<'g>]) -> Vec<Option<Expr<'g>>> {
+        let from: Vec<_> = self.from.iter().copied().zip(values.iter().copied()).collect();
+        let to: Vec<Expr<'g>> = self.to.iter().copied().flatten().collect();
+        let mut copies = self.workspace.copy(&self.nodes, &from, &to).into_iter();
+        self.to.iter().map(|e| e.and_then(|_| copies.next())).collect()
+    }
+}
+
+/// Ensures that no x depends on another.
+fn apart(graph: &Graph, xs: &[ValueId], stops: &IdSet<ValueId>) -> Result<()> {
+    let name = |v: ValueId| graph.value(v).name.as_deref().unwrap_or_default().to_owned();
+    let mut source: IdMap<ValueId, ValueId> = IdMap::default();
+    for &x in xs {
+        ensure!(source.insert(x, x).is_none(), "xs: '{}' is named twice", name(x));
+    }
+    let own: IdSet<ValueId> = xs.iter().copied().collect();
+    for &id in &graph.scope(Graph::MAIN).nodes {
+        let node = graph.node(id);
+        let captures = if node.bodies.is_empty() { vec![] } else { graph.captures(id) };
+        let mut inputs = node.inputs.iter().flatten().chain(&captures);
+        let passes =
+            |v: &&ValueId| source.contains_key(v) && !stops.contains(v) && graph.fact(**v).may_carry_gradient();
+        let Some(&from) = inputs.find(passes) else { continue };
+        let x = source[&from];
+        for &output in node.outputs.iter().flatten() {
+            if own.contains(&output) && !stops.contains(&output) && graph.fact(output).may_carry_gradient() {
+                bail!(
+                    "xs overlap: '{}' depends on '{}', so that the way between them would count twice; leave one out, or \
+                     hold '{}' constant (--stop-gradients)",
+                    name(output),
+                    name(x),
+                    name(output)
+                );
+            }
+            source.entry(output).or_insert(x);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! Derivatives beside gradients: numbers that are known, and what is refused.
+#![cfg(feature = "validate")]
+
+use onnx_gradients::derivatives::{Derived, Hvp, Jvp, Vjp, evidence};
+use onnx_gradients::onnx::{ElementType, TensorProto, text};
+use onnx_gradients::validate::{Options, Status, run, validate};
+use onnx_gradients::{Gradients, Model, Unconnected};
+use std::collections::BTreeMap;
+
+fn model(graph: &str) -> Model {
+    Model::from(text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap())
+}
+
+fn call(ys: &[&str], xs: &[&str]) -> Gradients {
+    Gradients::new(ys.iter().copied(), xs.iter().copied())
+}
+
+/// The outputs of a model for inputs in float64, each with its shape.
+fn compute(derived: &Derived, feeds: &[(&str, &[i64], &[f64])]) -> BTreeMap<String, (Vec<i64>, Vec<f64>)> {
+    let feed = |(name, dims, values): &(&str, &[i64], &[f64])| {
+        ((*name).to_owned(), TensorProto::from_floats(ElementType::Double, dims, values).unwrap())
+    };
+    let computed = run(&derived.model.proto, &feeds.iter().map(feed).collect()).unwrap();
+    computed.into_iter().map(|(name, t)| (name, (t.dims.clone(), t.floats().unwrap()))).collect()
+}
+
+fn close(found: &(Vec<i64>, Vec<f64>), dims: &[i64], expected: &[f64]) {
+    let near = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-12 * b.abs().max(1.0);
+    let same = found.1.len() == expected.len() && found.1.iter().zip(expected).all(near);
+    assert!(found.0 == dims && same, "{found:?}, not {dims:?} {expected:?}");
+}
+
+/// Everything that the model claims agrees with finite differences.
+fn holds(derived: &Derived) {
+    let evidence = evidence(&derived.model).unwrap();
+    assert!(!evidence.records.is_empty());
+    for record in evidence.records {
+        let validation = validate(&evidence.model.proto, None, &record, &Options::default());
+        assert_eq!(validation.status, Status::Passed, "{validation:?}");
+        assert!(validation.gradients.iter().all(|g| g.compared), "{validation:?}");
+    }
+}
+
+fn refused(built: anyhow::Result<Derived>, expected: &str) {
+    let error = format!("{:#}", built.map(|d| d.outputs).unwrap_err());
+    assert!(error.contains(expected), "{error}");
+}
+
+/// `y = a² b` for each of two samples.
+const CUBIC: &str = "g (double[N,2] x) => (double[N,1] y) <int64[1] i = {0}, int64[1] j = {1}> {
+    a = Gather<axis=1>(x, i)  b = Gather<axis=1>(x, j)  aa = Mul(a, a)  y = Mul(aa, b)
+}";
+
+#[test]
+fn products_of_a_cubic() {
+    let x: (&str, &[i64], &[f64]) = ("x", &[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+    let jvp = Jvp::from(call(&["y"], &["x"])).build(&model(CUBIC)).unwrap();
+    let found = compute(&jvp, &[x, ("jvp/v/x", &[2, 2], &[1.0, 0.0, 0.5, 1.0])]);
+    close(&found["jvp/y"], &[2, 1], &[4.0, 21.0]);
+    holds(&jvp);
+    let vjp = Vjp::from(call(&["y"], &["x"])).build(&model(CUBIC)).unwrap();
+    let found = compute(&vjp, &[x, ("vjp/v/y", &[2, 1], &[1.0, 2.0])]);
+    close(&found["vjp/x"], &[2, 2], &[4.0, 1.0, 48.0, 18.0]);
+    holds(&vjp);
+    let hvp = Hvp::from(call(&["y"], &["x"])).build(&model(CUBIC)).unwrap();
+    let found = compute(&hvp, &[x, ("hvp/v/x", &[2, 2], &[1.0, 0.0, 1.0, 1.0])]);
+    close(&found["hvp/x"], &[2, 2], &[4.0, 2.0, 14.0, 6.0]);
+    holds(&hvp);
+}
+
+#[test]
+fn a_product_with_the_jacobian_is_one_more_pass() {
+    let graph = "g (float[N,8] x, float[8,8] v, float[8,8] w) => (float[N,8] y) {
+        a = MatMul(x, v)  h = Tanh(a)  y = MatMul(h, w)
+    }";
+    let jvp = Jvp::from(call(&["y"], &["x"])).build(&model(graph)).unwrap();
+    let products = |derived: &Derived| {
+        let nodes = &derived.model.proto.graph.as_ref().unwrap().node;
+        nodes.iter().filter(|n| n.op_type() == "MatMul").count()
+    };
+    assert_eq!(products(&jvp), 4, "two of the model, two along the vector");
+    let hvp = Hvp::from(call(&["y"], &["x"])).build(&model(graph)).unwrap();
+    assert!(products(&hvp) <= 8, "{} products, of which a gradient has 4", products(&hvp));
+}
+
+#[test]
+fn a_derivative_of_a_derivative() {
+    // The Jacobian of x³ times u, along v again: 6 x u v.
+    let graph = "g (double[3] x) => (double[3] y) { xx = Mul(x, x) y = Mul(xx, x) }";
+    let first = Jvp::from(call(&["y"], &["x"])).build(&model(graph)).unwrap();
+    let second = Jvp::from(call(&["jvp/y"], &["x"])).build(&first.model).unwrap();
+    assert_eq!(second.outputs[0].name.as_deref(), Some("jvp_1/jvp/y"));
+    let found = compute(
+        &second,
+        &[("x", &[3], &[1.0, 2.0, 3.0]), ("jvp/v/x", &[3], &[1.0, 1.0, 2.0]), ("jvp_1/v/x", &[3], &[1.0, 3.0, 1.0])],
+    );
+    close(&found["jvp_1/jvp/y"], &[3], &[6.0, 36.0, 36.0]);
+    holds(&second);
+}
+
+#[test]
+fn what_does_not_depend_has_no_derivative() {
+    let graph = "g (double[3] x, double[3] w) => (double[3] y) { y = Add(x, w) }";
+    let hvp = Hvp::from(call(&["y"], &["x"])).build(&model(graph)).unwrap();
+    assert_eq!(hvp.outputs[0].name, None);
+    let hvp = Hvp::from(call(&["y"], &["x"]).unconnected(Unconnected::Zero)).build(&model(graph)).unwrap();
+    let found = compute(&hvp, &[("x", &[3], &[1.0; 3]), ("w", &[3], &[1.0; 3]), ("hvp/v/x", &[3], &[1.0; 3])]);
+    close(&found["hvp/x"], &[3], &[0.0; 3]);
+}
+
+#[test]
+fn stops_count_as_constants_in_every_order() {
+    let graph = "g (double[3] x) => (double[3] y) { h = Mul(x, x) y = Mul(h, x) }";
+    let jvp = Jvp::from(call(&["y"], &["x"]).stop(["h"])).build(&model(graph)).unwrap();
+    let found = compute(&jvp, &[("x", &[3], &[1.0, 2.0, 3.0]), ("jvp/v/x", &[3], &[1.0; 3])]);
+    close(&found["jvp/y"], &[3], &[1.0, 4.0, 9.0]);
+}
+
+#[test]
+fn only_the_derivatives_may_be_kept() {
+    let call = call(&["y"], &["x"]).only_gradients(true);
+    let jvp = Jvp::from(call).build(&model(CUBIC)).unwrap();
+    let outputs: Vec<&str> = jvp.model.proto.graph.as_ref().unwrap().output.iter().map(|o| o.name()).collect();
+    assert_eq!(outputs, ["jvp/y"]);
+}
+
+#[test]
+fn what_is_asked_for_makes_sense() {
+    let graph = "g (double[3] x, int64[3] i) => (double[3] y, int64[3] k) {
+        h = Mul(x, x)  y = Exp(h)  k = Mul(i, i)
+    }";
+    let jvp = |ys: &[&str], xs: &[&str]| Jvp::from(call(ys, xs)).build(&model(graph));
+    refused(jvp(&["k"], &["x"]), "'k' is of type int64, and only real numbers have derivatives");
+    refused(jvp(&["y"], &["i"]), "'i' is of type int64, and only real numbers have derivatives");
+    refused(jvp(&["y"], &["x", "h"]), "xs overlap: 'h' depends on 'x'");
+    refused(jvp(&["y"], &["x", "x"]), "'x' is named twice");
+    refused(jvp(&["y"], &["X"]), "did you mean 'x'?");
+    refused(jvp(&["y"], &[]), "no xs are given");
+}
+
+#[test]
+fn xs_may_depend_on_each_other_where_a_stop_parts_them() {
+    let graph = "g (double[3] x) => (double[3] y) { h = Mul(x, x)  y = Exp(h) }";
+    let apart = Jvp::from(call(&["y"], &["x", "h"]).stop(["h"])).build(&model(graph)).unwrap();
+    let feeds: [(&str, &[i64], &[f64]); 2] = [("x", &[3], &[1.0; 3]), ("jvp/v/h", &[3], &[1.0; 3])];
+    let mut feeds = feeds.to_vec();
+    feeds.push(("jvp/v/x", &[3], &[1.0; 3]));
+    let found = compute(&apart, &feeds);
+    close(&found["jvp/y"], &[3], &[1f64.exp(); 3]);
+}
