@@ -6,7 +6,7 @@
 use divan::Bencher;
 use onnx_gradients::onnx::file::{read_bytes, write_to};
 use onnx_gradients::onnx::{ModelProto, text};
-use onnx_gradients::{Gradients, Model, graph};
+use onnx_gradients::{Gradients, Model, rules};
 use prost::Message;
 
 const LAYERS: [usize; 3] = [1_000, 10_000, 100_000];
@@ -72,7 +72,7 @@ fn read_chain(bencher: Bencher, layers: usize) {
 #[divan::bench(args = LAYERS, sample_count = 5)]
 fn load_chain(bencher: Bencher, layers: usize) {
     let model = chain(layers);
-    bencher.bench(|| graph::load(&model.proto).expect("a model"));
+    bencher.bench(|| rules::load(&model.proto).expect("a model"));
 }
 
 #[divan::bench(args = LAYERS, sample_count = 5)]

@@ -7,7 +7,7 @@ use common::Case;
 use libtest_mimic::{Arguments, Failed, Trial};
 use onnx_gradients::onnx::TensorProto;
 use onnx_gradients::validate::{Options, Status, validate};
-use onnx_gradients::{Model, Output};
+use onnx_gradients::{Model, Output, rules};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
@@ -32,8 +32,6 @@ const NOT_IN_TRACT: &[&str] = &[
     // Its axis of batches and its lengths are of that opset alone.
     "Scan before opset 9",
 ];
-/// Operators whose gradient is not the slope of what they compute, but what conventions say: tests/straight_through.rs checks it.
-const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear"];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -67,7 +65,9 @@ fn compare(case: &Case, output: &Output, inputs: BTreeMap<String, TensorProto>, 
     let options = Options { dims: case.sizes.clone(), inputs, directions: 2, ..Options::default() };
     let validation = validate(proto, folder.as_deref(), &output.record, &options);
     let reason = validation.reason.unwrap_or_default();
-    let uses = |list: &[&str]| case.operators().iter().any(|(_, op)| list.contains(&op.as_str()));
+    // Its gradient is not the slope of what it computes: tests/straight_through.rs checks it.
+    let conventional =
+        || case.operators().iter().any(|(domain, op)| rules::newest(domain, op).is_some_and(|r| r.conventional));
     // All that the case uses of the list is missing, and nothing else is.
     let absent: BTreeSet<&str> = reason.strip_prefix("tract has no ").into_iter().flat_map(|r| r.split(", ")).collect();
     if let Some(learnt) = NOT_IN_TRACT.iter().find(|op| has(case, op) && !absent.contains(*op)) {
@@ -76,7 +76,7 @@ fn compare(case: &Case, output: &Output, inputs: BTreeMap<String, TensorProto>, 
     match validation.status {
         Status::Skipped if !absent.is_empty() && absent.iter().all(|op| NOT_IN_TRACT.contains(op)) => Ok(()),
         Status::Passed => match validation.gradients.iter().find(|g| g.gradient.is_some() && !g.compared) {
-            Some(_) if uses(CONVENTIONAL) => Ok(()),
+            Some(_) if conventional() => Ok(()),
             Some(g) => Err(format!("{order}: '{}' was not compared: {:?}", g.x, g.note).into()),
             None => Ok(()),
         },

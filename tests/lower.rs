@@ -16,7 +16,7 @@ fn lowered(graph: &str) -> Lowered {
     let nodes = &proto.graph.as_ref().unwrap().node;
     assert!(nodes.iter().all(|n| n.domain().is_empty()), "{}", text::print_nodes(nodes));
     assert_eq!(proto.opset("ai.onnx.preview.training"), None);
-    onnx_gradients::graph::load(proto).unwrap();
+    onnx_gradients::rules::load(proto).unwrap();
     lowered
 }
 

@@ -137,3 +137,33 @@ fn snapshots_are_up_to_date() {
         "snapshots that have changed: {changed:?}; look at them, then run this test with UPDATE=1"
     );
 }
+
+#[test]
+fn properties_fit_the_slots() {
+    let mut wrong = Vec::new();
+    for rule in rules::all() {
+        let stops = |i: usize| matches!(rule.slot(i), Some(Slot::Stop(_)));
+        // The operators that differentiate one formula for all of their inputs have no slots of their own for integers.
+        let through = |i: usize| matches!(rule.slot(i), Some(Slot::Through(_) | Slot::All(_) | Slot::Each(_)));
+        for index in rule.indices {
+            if !stops(index.input) && !through(index.input) {
+                wrong.push(format!(
+                    "{}: input {} is an index, but not one that passes no gradient",
+                    rule.name(),
+                    index.input
+                ));
+            }
+        }
+        for &input in rule.weights {
+            if rule.slot(input).is_none() || stops(input) {
+                wrong.push(format!("{}: input {input} is a weight, but has no gradient", rule.name()));
+            }
+        }
+        for (input, slot) in rule.slots.iter().enumerate() {
+            if matches!(slot, Slot::Stop("indices")) && rule.index(input).is_none() {
+                wrong.push(format!("{}: nothing says what the indices of input {input} are", rule.name()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

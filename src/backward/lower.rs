@@ -17,6 +17,7 @@ use crate::graph::{Graph, IdMap, IdSet, NodeId, Replacement, ValueId, load_repla
 use crate::model::Model;
 use crate::onnx::{GraphProto, ModelProto, Names, NodeProto, attribute};
 use crate::record::Gradient;
+use crate::rules::OPERATORS;
 use anyhow::{Context, Result, bail, ensure};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -77,7 +78,7 @@ impl Model {
         if let Some(graph) = &mut model.proto.graph {
             graph.node = ordered(std::mem::take(&mut graph.node))?;
         }
-        let loaded = load_replacing(&model.proto, &mut |graph, names, node| match is_gradient(node) {
+        let loaded = load_replacing(&model.proto, OPERATORS, &mut |graph, names, node| match is_gradient(node) {
             true => lowering.node(graph, names, node).map(Some),
             false => Ok(None),
         })?;
@@ -129,7 +130,7 @@ impl Lowering {
         let asked = asked(graph, names, node, y, &xs, &zs)?;
 
         let (first, value, kept) = (graph.node_count(), graph.value_count(), graph.scope(Graph::MAIN).nodes.len());
-        let builder = Builder::new(std::mem::replace(graph, Graph::new([])));
+        let builder = Builder::new(graph.take());
         let built = build(&builder, &asked);
         *graph = builder.into_graph();
         let built = built?;

@@ -4,7 +4,7 @@ use super::options::{CallArgs, FileArgs, ensure_valid, summary};
 use super::table::Table;
 use anyhow::Result;
 use onnx_gradients::derivatives::Derived;
-use onnx_gradients::{Gradients, Model, graph};
+use onnx_gradients::{Gradients, Model, graph, rules};
 use serde_json::{Value, json};
 
 /// Runs a command: `build` makes its request of the options that all have.
@@ -18,7 +18,7 @@ pub fn run(
         super::usage(command, "no xs are given: name tensors with --xs, or take --params or --inputs");
     }
     let model = files.load()?;
-    let loaded = graph::load(&model.proto)?;
+    let loaded = rules::load(&model.proto)?;
     let request = call.request(&loaded)?;
     let mut derived = build(request, model, loaded)?;
     // What is validated still holds the ys.

@@ -4,7 +4,7 @@ use super::options::{CallArgs, FileArgs, ensure_valid, summary};
 use super::table::Table;
 use anyhow::Result;
 use onnx_gradients::onnx::npy;
-use onnx_gradients::{Gradients, Model, Output, Seed, graph};
+use onnx_gradients::{Gradients, Model, Output, Seed, graph, rules};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.lower {
         return lower(args, &model);
     }
-    let loaded = graph::load(&model.proto)?;
+    let loaded = rules::load(&model.proto)?;
     let mut output = request(args, &loaded)?.build_loaded(model, loaded)?;
     // Gradients are compared with what the ys do: what is validated still holds them.
     let whole = args.files.only_gradients.then(|| output.model.clone());

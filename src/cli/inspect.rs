@@ -4,7 +4,8 @@ use super::table::Table;
 use super::{note, one_line};
 use anyhow::Result;
 use onnx_gradients::backward::{Selection, support};
-use onnx_gradients::graph::{self, Fact, Graph, ValueId};
+use onnx_gradients::graph::{Fact, Graph, ValueId};
+use onnx_gradients::rules;
 use onnx_gradients::{Gradients, Model};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ pub struct Args {
 /// Loads, looks, prints.
 pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&args.model)?;
-    let loaded = graph::load(&model.proto)?;
+    let loaded = rules::load(&model.proto)?;
     let selection = Selection::new(&loaded);
     let scope = loaded.graph.scope(Graph::MAIN);
     let kind = |id: &ValueId| display(&loaded.graph, loaded.graph.fact(*id));

@@ -6,8 +6,9 @@ use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
 use crate::expr::Expr;
-use crate::graph::{Loaded, ValueId, load};
+use crate::graph::{Loaded, ValueId};
 use crate::model::Model;
+use crate::rules::load;
 use anyhow::Result;
 
 macro_rules! request {

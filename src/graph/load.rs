@@ -1,7 +1,7 @@
 //! Loads a model into a [`Graph`], with the bodies of its control flow.
 
 use super::fact::{Container, Fact};
-use super::{Dim, Dims, Graph, NewNode, Origin, ScopeId, ValueId, control, infer};
+use super::{Dim, Dims, Graph, NewNode, Operators, Origin, ScopeId, ValueId, control, infer};
 use crate::onnx::attribute;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
@@ -27,13 +27,13 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
-/// Loads a model.
+/// Loads a model. `operators` is what is known of operators: [`crate::rules::OPERATORS`].
 ///
 /// # Errors
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
 /// whose inputs contradict each other.
-pub fn load(model: &ModelProto) -> Result<Loaded> {
-    load_replacing(model, &mut |_, _, _| Ok(None))
+pub fn load(model: &ModelProto, operators: Operators) -> Result<Loaded> {
+    load_replacing(model, operators, &mut |_, _, _| Ok(None))
 }
 
 /// What stands for a node that is not loaded: of each output that there is, the name and the value.
@@ -48,27 +48,33 @@ pub type Replace<'r> =
 ///
 /// # Errors
 /// Those of [`load`], and those of `replace`.
-pub fn load_replacing(model: &ModelProto, replace: &mut Replace) -> Result<Loaded> {
+pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut Replace) -> Result<Loaded> {
     let functions: HashSet<&str> = model.functions.iter().map(|f| f.name()).collect();
     let calls = |node: &NodeProto| functions.contains(node.op_type()) || node.attribute.iter().any(|a| a.g.is_some());
     let any = model.graph.iter().flat_map(|g| &g.node).any(calls);
     if model.functions.is_empty() || !any {
-        return load_with(model, Dims::default(), HashMap::new(), replace);
+        return load_with(model, operators, Dims::default(), HashMap::new(), replace);
     }
     // What calls of functions compute is known from a copy in which they are inlined.
     let inlined = inline_functions(model, &|_| true)?;
     let Loaded { mut graph, names, .. } =
-        load_with(&inlined, Dims::default(), HashMap::new(), &mut |_, _, _| Ok(None))?;
+        load_with(&inlined, operators, Dims::default(), HashMap::new(), &mut |_, _, _| Ok(None))?;
     let facts = names.into_iter().map(|(name, id)| (name, graph.fact(id).clone())).collect();
-    load_with(model, std::mem::take(&mut graph.dims), facts, replace)
+    load_with(model, operators, std::mem::take(&mut graph.dims), facts, replace)
 }
 
-fn load_with(model: &ModelProto, dims: Dims, known: HashMap<Rc<str>, Fact>, replace: &mut Replace) -> Result<Loaded> {
+fn load_with(
+    model: &ModelProto,
+    operators: Operators,
+    dims: Dims,
+    known: HashMap<Rc<str>, Fact>,
+    replace: &mut Replace,
+) -> Result<Loaded> {
     let proto = model.graph.as_ref().context("the model holds no graph")?;
     let opsets = model.opset_import.iter().map(|o| (Rc::from(o.domain()), o.version()));
     let opsets = opsets.chain(std::iter::once((Rc::from(""), model.opset_or_default())));
     let mut loader = Loader {
-        graph: Graph { dims, ..Graph::new(opsets) },
+        graph: Graph { dims, ..Graph::new(opsets, operators) },
         known,
         twins: twins(model),
         scopes: Vec::new(),
@@ -106,7 +112,7 @@ fn twins(model: &ModelProto) -> HashMap<String, String> {
 pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Result<ScopeId> {
     let scope = graph.open_scope(Graph::MAIN);
     let mut loader = Loader {
-        graph: std::mem::replace(graph, Graph::new([])),
+        graph: graph.take(),
         known: HashMap::new(),
         twins: HashMap::new(),
         scopes: Vec::new(),

@@ -141,6 +141,14 @@ pub type IdMap<K, V> = FxHashMap<K, V>;
 /// A set of ids; see [`IdMap`].
 pub type IdSet<K> = FxHashSet<K>;
 
+/// What a graph has to know of operators. The table of rules says it ([`crate::rules::OPERATORS`]); it stands above the graph,
+/// so a graph is given it when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Operators {
+    /// Whether the first output of an operator, by domain, name and version, holds every element of its first input, each once.
+    pub keeps_all: fn(&str, &str, i64) -> bool,
+}
+
 /// The arena of values, nodes and scopes.
 #[derive(Debug)]
 pub struct Graph {
@@ -150,6 +158,7 @@ pub struct Graph {
     /// The symbolic sizes.
     pub dims: Dims,
     opsets: HashMap<Rc<str>, i64>,
+    operators: Operators,
     /// What a Where takes, or leaves.
     alternatives: IdSet<ValueId>,
 }
@@ -159,13 +168,14 @@ impl Graph {
     pub const MAIN: ScopeId = ScopeId(0);
 
     /// An empty main graph, whose operators are those of the given versions of domains.
-    pub fn new(opsets: impl IntoIterator<Item = (Rc<str>, i64)>) -> Self {
+    pub fn new(opsets: impl IntoIterator<Item = (Rc<str>, i64)>, operators: Operators) -> Self {
         Graph {
             values: Vec::new(),
             nodes: Vec::new(),
             scopes: vec![Scope::default()],
             dims: Dims::default(),
             opsets: opsets.into_iter().map(|(domain, version)| (canonical_domain(&domain).into(), version)).collect(),
+            operators,
             alternatives: IdSet::default(),
         }
     }
@@ -173,6 +183,12 @@ impl Graph {
     /// The version of the standard's operators, or of another domain's; 1 where the model does not say.
     pub fn opset(&self, domain: &str) -> i64 {
         self.opsets.get(domain).copied().unwrap_or(1)
+    }
+
+    /// An empty graph in place of this one, which is given out.
+    pub fn take(&mut self) -> Self {
+        let empty = Graph::new([], self.operators);
+        std::mem::replace(self, empty)
     }
 
     /// The value.
@@ -308,12 +324,10 @@ impl Graph {
 
     /// Notes a Where's input, and what it is a copy of. What is noted already is not walked again.
     fn note_alternative(&mut self, mut id: ValueId) {
-        const COPIES: &[&str] = &["Cast", "CastLike", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"];
         while self.alternatives.insert(id)
             && let Some((node, _)) = self.producer(id)
             && let node = self.node(node)
-            && node.domain.is_empty()
-            && COPIES.contains(&&*node.op_type)
+            && (self.operators.keeps_all)(&node.domain, &node.op_type, self.opset(&node.domain))
             && let Some(&Some(source)) = node.inputs.first()
         {
             id = source;

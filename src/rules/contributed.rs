@@ -2,6 +2,7 @@
 
 use super::Slot::*;
 use super::elementwise::{gelu_slope, gelu_tanh};
+use super::properties::Moves;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
@@ -12,12 +13,15 @@ const MICROSOFT: &str = "com.microsoft";
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("BiasAdd", "dx = dy, dbias = Σ dy, dskip = dy", &[EachBroadcast(|c, _| c.dy())]).domain(MICROSOFT),
+    rule("BiasAdd", "dx = dy, dbias = Σ dy, dskip = dy", &[EachBroadcast(|c, _| c.dy())])
+        .domain(MICROSOFT)
+        .weights(&[1]),
     rule(
         "BiasSplitGelu",
         "of the halves l and r of x + bias: dl = dy gelu(r), dr = dy l gelu'(r); dbias = Σ dx",
         &[Broadcast(split_gelu), Broadcast(split_gelu)],
     )
+    .weights(&[1])
     .domain(MICROSOFT),
     rule(
         "CDist",
@@ -28,6 +32,7 @@ pub const RULES: &[Rule] = &[
     .domain(MICROSOFT)
     .note("0 where a distance is 0"),
     rule("ExpandDims", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x)), Stop("an axis")])
+        .moves(Moves::InOrder)
         .domain(MICROSOFT),
     rule("Inverse", "dX = -Yᵀ dY Yᵀ", &[Unary(|_x, y, dy| -y.transposed().matmul(dy).matmul(y.transposed()))])
         .domain(MICROSOFT),
@@ -36,6 +41,8 @@ pub const RULES: &[Rule] = &[
         "the gradients of Σ p (act(x W₁ᵀ + b₁) W₂ᵀ + b₂) over the experts with the k largest p = softmax(router)",
         &[Through(mixture)],
     )
+    .weights(&[2, 3, 4, 5, 6, 7])
+    .layer()
     .attributes(
         "activation_alpha activation_beta activation_type k normalize_routing_weights swiglu_fusion swiglu_limit \
          swiglu_limit_after_activation use_sparse_mixer",

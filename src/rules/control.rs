@@ -1,7 +1,8 @@
 //! Choices: an If whose branches compute the branch again and differentiate it.
 
 use super::Slot::*;
-use super::{Call, Rule, rule};
+use super::properties::Random;
+use super::{Call, Rule, find, rule};
 use crate::expr::Expr;
 use crate::graph::{Graph, Scalar, ScopeId, ValueId};
 use anyhow::{Result, ensure};
@@ -59,10 +60,6 @@ fn reaches_an_output(c: &Call<'_>, body: &str, x: Expr<'_>) -> Result<bool> {
     Ok(scope.outputs.iter().any(|o| carriers.contains(o)))
 }
 
-/// Operators that draw random numbers: computed again they draw others.
-const RANDOM: &[&str] =
-    &["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
-
 /// Closes a scope in which a body has been computed again.
 ///
 /// # Errors
@@ -91,10 +88,18 @@ pub fn repeatable(c: &Call<'_>, scope: ScopeId) -> Result<()> {
 fn random_node(graph: &Graph, scope: ScopeId) -> Option<String> {
     graph.scope(scope).nodes.iter().find_map(|&id| {
         let node = graph.node(id);
-        let training = |&v: &ValueId| graph.fact(v).uniform() != Some(Scalar::Int(0.into()));
-        let dropout =
-            &*node.op_type == "Dropout" && node.inputs.get(2).copied().flatten().as_ref().is_some_and(training);
-        if node.domain.is_empty() && (RANDOM.contains(&&*node.op_type) || dropout) {
+        let rule = find(&node.domain, &node.op_type, graph.opset(&node.domain));
+        let draws = match rule.map_or(Random::Never, |r| r.random) {
+            Random::Never => false,
+            Random::Always => true,
+            Random::Where(i) => node
+                .inputs
+                .get(i)
+                .copied()
+                .flatten()
+                .is_some_and(|v| graph.fact(v).uniform() != Some(Scalar::Int(0.into()))),
+        };
+        if draws {
             return Some(node.op_type.to_string());
         }
         node.bodies.iter().find_map(|&(_, body)| random_node(graph, body))

@@ -13,13 +13,17 @@ pub const RULES: &[Rule] = &[
         "dx = ConvTranspose(dy, w), dw = Σ over windows of dy times what they see, db = Σ dy",
         &[Try(|c| conv_x(c, c.dy())), Try(|c| conv_w(c, c.dy())), Formula(|c| bias(c.dy()))],
     )
-    .attributes("auto_pad dilations group kernel_shape pads strides"),
+    .attributes("auto_pad dilations group kernel_shape pads strides")
+    .weights(&[1, 2])
+    .layer(),
     rule(
         "FusedConv",
         "with d = dy act'(x * w + b + z), read from y: those of Conv with d in place of dy, and dz = d",
         &[Try(|c| conv_x(c, inner(c))), Try(|c| conv_w(c, inner(c))), Formula(|c| bias(inner(c))), Formula(inner)],
     )
     .attributes("activation activation_params auto_pad dilations group kernel_shape pads strides")
+    .weights(&[1, 2])
+    .layer()
     .domain("com.microsoft")
     .note("at the bounds of Clip 0, elsewhere as the activation has it on its own"),
     rule(
@@ -27,9 +31,13 @@ pub const RULES: &[Rule] = &[
         "dx = Conv(dy, w), dw = Σ over windows of x times what they see of dy, db = Σ dy",
         &[Try(transposed_x), Try(transposed_w), Formula(|c| bias(c.dy()))],
     )
-    .attributes("auto_pad dilations group kernel_shape output_padding output_shape pads strides"),
+    .attributes("auto_pad dilations group kernel_shape output_padding output_shape pads strides")
+    .weights(&[1, 2])
+    .layer(),
     rule("CausalConvWithState", "through the convolution of past state and input", &[Through(causal)])
-        .attributes("activation"),
+        .attributes("activation")
+        .weights(&[1, 2])
+        .layer(),
     rule("Col2Im", "dx = the blocks of dy", &[Try(blocks), Stop("shapes")]).attributes("dilations pads strides"),
 ];
 

@@ -1,11 +1,13 @@
 //! Dropout and the operators that draw random numbers.
 
 use super::Slot::*;
+use super::properties::Random;
 use super::{Call, Rule, Slot, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
 
 const DRAWN: &[Slot] = &[Stop("what is drawn does not follow it smoothly")];
+const DTYPE: &[(&str, Option<ElementType>)] = &[("dtype", Some(ElementType::Float))];
 const SHAPE: &[Slot] = &[Stop("only its shape matters")];
 
 /// The rows.
@@ -16,15 +18,16 @@ pub const RULES: &[Rule] = &[
         "dx = dy / (1 - ratio) where the mask holds; dy in inference",
         &[Formula(dropout), Stop("the ratio is a constant"), Stop("the mode is a truth value")],
     )
+    .random(Random::Where(2))
     .since(12)
     .attributes("seed")
     .note("the mask is the forward node's own"),
-    rule("Bernoulli", "none", DRAWN),
-    rule("Multinomial", "none", DRAWN),
-    rule("RandomNormal", "none", DRAWN),
-    rule("RandomNormalLike", "none", SHAPE),
-    rule("RandomUniform", "none", DRAWN),
-    rule("RandomUniformLike", "none", SHAPE),
+    rule("Bernoulli", "none", DRAWN).random(Random::Always).types(&[("dtype", None)]),
+    rule("Multinomial", "none", DRAWN).random(Random::Always),
+    rule("RandomNormal", "none", DRAWN).random(Random::Always).types(DTYPE),
+    rule("RandomNormalLike", "none", SHAPE).random(Random::Always).types(&[("dtype", None)]).shapes_only(),
+    rule("RandomUniform", "none", DRAWN).random(Random::Always).types(DTYPE),
+    rule("RandomUniformLike", "none", SHAPE).random(Random::Always).types(&[("dtype", None)]).shapes_only(),
 ];
 
 /// In inference the mask holds everywhere, and nothing is scaled.

@@ -1,6 +1,7 @@
 //! Operators that compute each element from the elements in the same place.
 
 use super::Slot::*;
+use super::properties::Moves;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::ValueId;
@@ -13,9 +14,10 @@ const MICROSOFT: &str = "com.microsoft";
 /// The rows.
 pub const RULES: &[Rule] = &[
     // Arithmetic.
-    rule("Add", "da = dy, db = dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| dy)]),
+    rule("Add", "da = dy, db = dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| dy)]).weights(&[0, 1]),
     rule("Sub", "da = dy, db = -dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| -dy)]),
-    rule("Mul", "da = dy b, db = dy a", &[Binary(|_a, b, _y, dy| dy * b), Binary(|a, _b, _y, dy| dy * a)]),
+    rule("Mul", "da = dy b, db = dy a", &[Binary(|_a, b, _y, dy| dy * b), Binary(|a, _b, _y, dy| dy * a)])
+        .weights(&[0, 1]),
     rule("Div", "da = dy / b, db = -dy y / b", &[Binary(|_a, b, _y, dy| dy / b), Binary(|_a, b, y, dy| -(dy * y) / b)]),
     rule("Mod", "da = dy, db = -dy (a - y) / b", &[Binary(|_a, _b, _y, dy| dy), Binary(modulo_b)]).attributes("fmod"),
     rule("Pow", "da = dy b aᵇ⁻¹, db = dy y ln a", &[Broadcast(pow_a), Broadcast(pow_b)])
@@ -25,10 +27,13 @@ pub const RULES: &[Rule] = &[
     rule("Sum", "dxᵢ = dy", &[EachBroadcast(|c, _| c.dy())]),
     rule("Mean", "dxᵢ = dy / n", &[EachBroadcast(|c, _| c.dy() / c.input_count() as i64)]),
     // The same elements.
-    rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]).moves_integers(),
-    rule("Cast", "dx = dy in the type of x", &[Try(cast)]).moves_integers().attributes("to saturate round_mode"),
+    rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]).moves(Moves::InOrder),
+    rule("Cast", "dx = dy in the type of x", &[Try(cast)])
+        .moves(Moves::InOrder)
+        .types(&[("to", None)])
+        .attributes("to saturate round_mode"),
     rule("CastLike", "dx = dy in the type of x", &[Try(cast), Stop("only its type matters")])
-        .moves_integers()
+        .moves(Moves::InOrder)
         .attributes("saturate round_mode"),
     // Choices.
     rule("Abs", "dx = dy sign x", &[Unary(|x, _y, dy| dy * x.sign())]).note("0 at 0"),
@@ -47,7 +52,7 @@ pub const RULES: &[Rule] = &[
         "da = dy where c, db = dy where not c",
         &[Stop("a condition"), Broadcast(|c| c.dy().where_(c.input(0))), Broadcast(|c| c.dy().unless(c.input(0)))],
     )
-    .moves_integers(),
+    .moves(Moves::Joined(1)),
     rule(
         "Clip",
         "dx = dy where min <= x <= max, dmin = Σ dy where x < min, dmax = Σ dy where x > max",
@@ -85,6 +90,7 @@ pub const RULES: &[Rule] = &[
             Binary(|x, _slope, _y, dy| (dy * x).unless(x.above(0.0))),
         ],
     )
+    .weights(&[1])
     .note("slope at 0"),
     rule("ThresholdedRelu", "dx = dy where x > α", &[Formula(|c| c.dy().where_(c.x().above(c.float("alpha", 1.0))))])
         .attributes("alpha"),
@@ -105,12 +111,15 @@ pub const RULES: &[Rule] = &[
     rule("Gelu", "dx = dy (Φ(x) + x φ(x)), or that of the formula with tanh", &[Formula(gelu)])
         .attributes("approximate"),
     rule("Gelu", "dx = dy (Φ(x) + x φ(x))", &[Unary(|x, _y, dy| dy * gelu_slope(x))]).domain(MICROSOFT),
-    rule("BiasGelu", "da = db = dy gelu'(a + b)", &[Binary(bias_gelu), Binary(bias_gelu)]).domain(MICROSOFT),
+    rule("BiasGelu", "da = db = dy gelu'(a + b)", &[Binary(bias_gelu), Binary(bias_gelu)])
+        .weights(&[1])
+        .domain(MICROSOFT),
     rule(
         "FastGelu",
         "dx = db = dy gelu'(x + b), of the formula with tanh",
         &[Broadcast(fast_gelu), Broadcast(fast_gelu)],
     )
+    .weights(&[1])
     .domain(MICROSOFT),
     rule("QuickGelu", "dx = dy (s + α y (1 - s)), s = σ(αx)", &[Formula(|c| swish(c, 1.702))])
         .domain(MICROSOFT)

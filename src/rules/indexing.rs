@@ -1,6 +1,10 @@
 //! Operators that pick elements out by indices, and that put elements into places.
 
 use super::Slot::*;
+use super::properties::Axis::*;
+use super::properties::Counts::*;
+use super::properties::Moves::*;
+use super::properties::{Index, read, written};
 use super::{Call, Rule, Slot, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
@@ -9,23 +13,31 @@ use anyhow::{Result, ensure};
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Gather", "dx = dy, added up in the places of the indices", &[Try(gather), Stop("indices")])
-        .moves_integers()
+        .moves(Parts)
+        .indices(&[read(1, Along(0, Named("axis", 0)))])
+        .weights(&[0])
+        .layer()
         .attributes("axis"),
     rule("GatherElements", "dx = dy, added up in the places of the indices", &[Try(gather_elements), Stop("indices")])
-        .moves_integers()
+        .moves(Parts)
+        .indices(&[read(1, Along(0, Named("axis", 0)))])
         .attributes("axis"),
     GATHER_ND,
     GATHER_ND.domain(MICROSOFT),
-    rule("Scatter", "dx = dy, zero in the places; dupdates = dy in the places", ALONG_AXIS).attributes("axis"),
-    rule("ScatterElements", SCATTERED, ALONG_AXIS).attributes("axis reduction").note(TIES),
-    rule("ScatterND", SCATTERED, BY_TUPLES).attributes("reduction").note(TIES),
+    rule("Scatter", "dx = dy, zero in the places; dupdates = dy in the places", ALONG_AXIS)
+        .indices(WRITTEN_ALONG_AXIS)
+        .attributes("axis"),
+    rule("ScatterElements", SCATTERED, ALONG_AXIS).indices(WRITTEN_ALONG_AXIS).attributes("axis reduction").note(TIES),
+    rule("ScatterND", SCATTERED, BY_TUPLES).indices(&[written(1, Tuples(0, ""))]).attributes("reduction").note(TIES),
     rule(
         "TensorScatter",
         "dx = dy, zero in the places; dupdates = dy in the places",
         &[Formula(tensor_scatter_cache), Try(tensor_scatter_update), Stop("indices")],
     )
+    .indices(&[read(2, Length(0, Named("axis", -2)))])
     .attributes("axis mode"),
     rule("OneHot", "doff = Σ dy [not hit], don = Σ dy [hit]", &[Stop("indices"), Stop("a size"), Formula(one_hot)])
+        .indices(&[read(0, Below(1))])
         .attributes("axis"),
     RANGE,
     RANGE.domain(MICROSOFT),
@@ -34,13 +46,16 @@ pub const RULES: &[Rule] = &[
         "dx = dy, added up in the places of the indices",
         &[Try(array_feature_extractor), Stop("indices")],
     )
+    .moves(Parts)
+    .indices(&[read(1, Along(0, At(-1)))])
     .domain("ai.onnx.ml"),
 ];
 
 const MICROSOFT: &str = "com.microsoft";
 const GATHER_ND: Rule =
     rule("GatherND", "dx = dy, added up in the places of the indices", &[Try(gather_nd), Stop("indices")])
-        .moves_integers()
+        .moves(Parts)
+        .indices(&[read(1, Tuples(0, "batch_dims"))])
         .attributes("batch_dims");
 const RANGE: Rule = rule(
     "Range",
@@ -55,6 +70,7 @@ const ALONG_AXIS: &[Slot] = &[
     Stop("indices"),
     Try(|c| Ok(scatter_updates(c, Places::along_axis(c)?))),
 ];
+const WRITTEN_ALONG_AXIS: &[Index] = &[written(1, Along(0, Named("axis", 0)))];
 const BY_TUPLES: &[Slot] = &[
     Formula(|c| scatter_data(c, Places::by_tuples(c))),
     Stop("indices"),

@@ -8,13 +8,17 @@ use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)]),
+    rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)])
+        .weights(&[0, 1])
+        .layer(),
     rule(
         "Gemm",
         "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes; dC = β dY",
         &[Formula(|c| gemm_a(c, c.dy())), Formula(|c| gemm_b(c, c.dy())), Broadcast(|c| gemm_c(c, c.dy()))],
     )
     .attributes("alpha beta transA transB")
+    .weights(&[0, 1, 2])
+    .layer()
     .since(7),
     rule(
         "FusedGemm",
@@ -22,6 +26,8 @@ pub const RULES: &[Rule] = &[
         &[Formula(|c| gemm_a(c, inner(c))), Formula(|c| gemm_b(c, inner(c))), Broadcast(|c| gemm_c(c, inner(c)))],
     )
     .attributes("activation activation_alpha activation_beta activation_gamma alpha beta transA transB")
+    .weights(&[0, 1, 2])
+    .layer()
     .domain("com.microsoft")
     .note("at the bounds of Clip 0, elsewhere as the activation has it on its own"),
     rule(
@@ -29,13 +35,21 @@ pub const RULES: &[Rule] = &[
         "dxᵢ = the Einsum of dy and the other operands to the indices of xᵢ, on the diagonal where one is repeated",
         &[TryEach(einsum)],
     )
+    .weights(&[0, 1, 2])
+    .layer()
     .attributes("equation"),
     rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Try(det)])
         .note("singular matrices have their true gradient"),
     rule("FusedMatMul", FUSED, FUSED_OPERANDS)
         .attributes("alpha transA transB transBatchA transBatchB")
+        .weights(&[0, 1])
+        .layer()
         .domain("com.microsoft"),
-    rule("TransposeMatMul", FUSED, FUSED_OPERANDS).attributes("alpha transA transB").domain("com.microsoft"),
+    rule("TransposeMatMul", FUSED, FUSED_OPERANDS)
+        .attributes("alpha transA transB")
+        .weights(&[0, 1])
+        .layer()
+        .domain("com.microsoft"),
     rule(
         "MatMulNBits",
         "with W = (q - zero point) scale, unpacked: dA = dY W, dscale = Σ (q - zero point) dYᵀ A, dzero = -Σ scale dYᵀ A, \
@@ -50,6 +64,8 @@ pub const RULES: &[Rule] = &[
         ],
     )
     .attributes("K N bits block_size accuracy_level")
+    .weights(&[2, 3, 5])
+    .layer()
     .domain("com.microsoft"),
 ];
 

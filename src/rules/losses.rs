@@ -4,9 +4,13 @@
 //! sum, or their sum divided by W.
 
 use super::Slot::*;
+use super::properties::Counts::Along;
+use super::properties::{Axis, Index, read};
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use anyhow::{Result, bail};
+
+const CLASSES: &[Index] = &[read(1, Along(0, Axis::At(1)))];
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -15,12 +19,14 @@ pub const RULES: &[Rule] = &[
         "dx[t] = -h with h = dy w (dy w / W for the mean); dweight[t] = Σ -dy x[t] (Σ -dy (x[t] + y) / W)",
         &[Try(nll_x), Stop("classes"), Try(nll_weight)],
     )
+    .indices(CLASSES)
     .attributes("ignore_index reduction"),
     rule(
         "SoftmaxCrossEntropyLoss",
         "dx = h (softmax x - 1 at t) with h = dy w (dy w / W for the mean); dweight as with ln softmax x in place of x",
         &[Try(cross_entropy_x), Stop("classes"), Try(cross_entropy_weight)],
     )
+    .indices(CLASSES)
     .attributes("ignore_index reduction"),
 ];
 

@@ -20,6 +20,7 @@ mod normalization;
 mod opaque;
 mod optimizers;
 mod pooling;
+pub mod properties;
 mod quantization;
 mod recurrent;
 mod reduction;
@@ -35,8 +36,10 @@ mod window;
 pub use call::{Call, Differentiate, Replay};
 
 use crate::expr::Expr;
-use crate::graph::ValueId;
+use crate::graph::{self, Loaded, Operators, ValueId};
+use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
+use properties::{Index, Moves, Random};
 use rustc_hash::FxHashMap;
 use std::sync::LazyLock;
 
@@ -120,6 +123,24 @@ pub struct Rule {
     pub until: i64,
     /// What it makes of quantized integers.
     pub integers: Integers,
+    /// How the elements of its first output follow from those of an input.
+    pub moves: Moves,
+    /// Whether it draws random numbers.
+    pub random: Random,
+    /// Whether its gradient is a convention, and not the slope of what it computes.
+    pub conventional: bool,
+    /// The inputs that are weights where they are constants.
+    pub weights: &'static [usize],
+    /// Whether it is the main operator of a layer, which its biases and scales follow.
+    pub layer: bool,
+    /// What the integers of its inputs count.
+    pub indices: &'static [Index],
+    /// The attributes that name element types, and the types without them.
+    pub types: &'static [(&'static str, Option<ElementType>)],
+    /// The inputs and outputs that have no float64 form.
+    pub single: (&'static [usize], &'static [usize]),
+    /// Whether only the shapes and element types of its inputs matter.
+    pub shapes_only: bool,
     /// Conventions and limits, for the reader.
     pub note: &'static str,
 }
@@ -132,8 +153,26 @@ impl std::fmt::Debug for Rule {
 
 /// A row for an operator of the standard without attributes.
 pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot]) -> Rule {
-    let integers = Integers::Ignored;
-    Rule { op, domain: "", formula, slots, attributes: "", since: 1, until: i64::MAX, integers, note: "" }
+    Rule {
+        op,
+        domain: "",
+        formula,
+        slots,
+        attributes: "",
+        since: 1,
+        until: i64::MAX,
+        integers: Integers::Ignored,
+        moves: Moves::Nothing,
+        random: Random::Never,
+        conventional: false,
+        weights: &[],
+        layer: false,
+        indices: &[],
+        types: &[],
+        single: (&[], &[]),
+        shapes_only: false,
+        note: "",
+    }
 }
 
 impl Rule {
@@ -229,14 +268,33 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
     FAMILIES.iter().copied().flatten()
 }
 
+/// The rows by domain and operator, in the order of the families.
+static TABLE: LazyLock<FxHashMap<(&str, &str), Vec<&'static Rule>>> = LazyLock::new(|| {
+    let mut table: FxHashMap<_, Vec<_>> = FxHashMap::default();
+    for rule in all() {
+        table.entry((rule.domain, rule.op)).or_default().push(rule);
+    }
+    table
+});
+
 /// The row for an operator at a version of its domain.
 pub fn find(domain: &str, op: &str, version: i64) -> Option<&'static Rule> {
-    static TABLE: LazyLock<FxHashMap<(&str, &str), Vec<&'static Rule>>> = LazyLock::new(|| {
-        let mut table: FxHashMap<_, Vec<_>> = FxHashMap::default();
-        for rule in all() {
-            table.entry((rule.domain, rule.op)).or_default().push(rule);
-        }
-        table
-    });
     TABLE.get(&(domain, op))?.iter().find(|r| (r.since..=r.until).contains(&version)).copied()
 }
+
+/// The row for the newest version of an operator: for what does not change from version to version.
+pub fn newest(domain: &str, op: &str) -> Option<&'static Rule> {
+    TABLE.get(&(domain, op))?.iter().max_by_key(|r| r.since).copied()
+}
+
+/// Loads a model whose operators are those of the table.
+///
+/// # Errors
+/// Those of [`graph::load`].
+pub fn load(model: &ModelProto) -> Result<Loaded> {
+    graph::load(model, OPERATORS)
+}
+
+/// What a graph asks the table.
+pub const OPERATORS: Operators =
+    Operators { keeps_all: |domain, op, version| find(domain, op, version).is_some_and(Rule::keeps_all) };

@@ -5,9 +5,15 @@
 
 use super::Slot::*;
 use super::elementwise::swish_slope;
+use super::properties::Axis::At;
+use super::properties::Counts::Along;
+use super::properties::read;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::onnx::ElementType;
 use anyhow::{Result, bail, ensure};
+
+const STASHED: &[(&str, Option<ElementType>)] = &[("stash_type", Some(ElementType::Float))];
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -16,18 +22,28 @@ pub const RULES: &[Rule] = &[
         "with d = dy scale: dx = r (d - mean d - x̂ mean(d x̂)) + (dm - dr r² x̂) / n, dscale = Σ dy x̂, db = Σ dy",
         &[Try(layer_x), Try(layer_scale), Formula(layer_bias)],
     )
-    .attributes("axis epsilon stash_type"),
-    rule("RMSNormalization", RMS, &[Try(rms_x), Try(rms_scale)]).attributes("axis epsilon stash_type"),
-    rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)])
-        .attributes("axis epsilon stash_type"),
+    .attributes("axis epsilon stash_type")
+    .types(STASHED)
+    .weights(&[1, 2]),
+    rule("RMSNormalization", RMS, &[Try(rms_x), Try(rms_scale)])
+        .attributes("axis epsilon stash_type")
+        .types(STASHED)
+        .weights(&[1]),
     rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)])
         .attributes("axis epsilon stash_type")
+        .types(STASHED)
+        .weights(&[1]),
+    rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)])
+        .attributes("axis epsilon stash_type")
+        .types(STASHED)
+        .weights(&[1])
         .domain("com.microsoft"),
     rule(
         "SkipLayerNormalization",
         "LayerNormalization of x + skip + bias, which all three get the gradient of",
         &[TryEach(|c, i| skip(c, i, Some(3), 4))],
     )
+    .weights(&[2, 3, 4])
     .attributes("epsilon")
     .domain("com.microsoft"),
     rule(
@@ -35,6 +51,7 @@ pub const RULES: &[Rule] = &[
         "RMSNormalization of x + skip + bias, which all three get the gradient of",
         &[TryEach(|c, i| skip(c, i, None, 3))],
     )
+    .weights(&[2, 3])
     .attributes("epsilon")
     .domain("com.microsoft"),
     rule(
@@ -52,23 +69,33 @@ pub const RULES: &[Rule] = &[
             Stop("indices"),
         ],
     )
+    .weights(&[2, 3, 4, 5, 6])
+    .layer()
+    .indices(&[read(0, Along(2, At(0))), read(1, Along(4, At(0))), read(8, Along(3, At(0)))])
     .attributes("epsilon mask_index_type")
     .domain("com.microsoft"),
     rule("GroupNormalization", GROUP, &[Try(group_x_by_groups), TryEach(group_parameter_by_groups)])
         .attributes("epsilon num_groups")
+        .weights(&[1, 2])
         .until(20)
         .note("scale and bias are one a group"),
     rule("GroupNormalization", GROUP, &[Try(group_x), TryEach(group_parameter)])
         .attributes("epsilon num_groups stash_type")
+        .types(STASHED)
+        .weights(&[1, 2])
         .since(21),
     rule("GroupNorm", GROUP_ACTIVATED, &[TryEach(group_norm)])
+        .weights(&[1, 2])
         .attributes("activation channels_last epsilon groups")
         .domain("com.microsoft"),
     rule("SkipGroupNorm", GROUP_ACTIVATED, &[TryEach(group_norm)])
+        .weights(&[1, 2, 4])
         .attributes("activation channels_last epsilon groups")
         .domain("com.microsoft")
         .note("of x + skip + bias, which all three get the gradient of"),
-    rule("InstanceNormalization", GROUP, &[Try(instance_x), TryEach(instance_parameter)]).attributes("epsilon"),
+    rule("InstanceNormalization", GROUP, &[Try(instance_x), TryEach(instance_parameter)])
+        .attributes("epsilon")
+        .weights(&[1, 2]),
     rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)])
         .attributes("axis p")
         .note("0 where all elements are 0"),
@@ -78,8 +105,15 @@ pub const RULES: &[Rule] = &[
         &[Try(mean_variance)],
     )
     .attributes("axes"),
-    rule("BatchNormalization", BATCH, &[TryEach(batch)]).attributes("epsilon momentum spatial").since(7).until(13),
-    rule("BatchNormalization", BATCH, &[TryEach(batch)]).attributes("epsilon momentum training_mode").since(14),
+    rule("BatchNormalization", BATCH, &[TryEach(batch)])
+        .attributes("epsilon momentum spatial")
+        .weights(&[1, 2])
+        .since(7)
+        .until(13),
+    rule("BatchNormalization", BATCH, &[TryEach(batch)])
+        .attributes("epsilon momentum training_mode")
+        .weights(&[1, 2])
+        .since(14),
 ];
 
 const RMS: &str = "with d = dy scale, r = 1 / √(mean x² + ε), x̂ = x r: dx = r (d - x̂ mean(d x̂)), dscale = Σ dy x̂";

@@ -2,6 +2,7 @@
 
 use super::Slot::*;
 use super::{Rule, Slot, rule};
+use crate::onnx::ElementType;
 
 /// An operator that passes nothing, for the reason given.
 const fn opaque(op: &'static str, slots: &'static [Slot]) -> Rule {
@@ -17,6 +18,7 @@ const TEXT: &[Slot] = &[Stop("text, tokens or bytes")];
 const MAPS: &[Slot] = &[Stop("maps carry no gradient")];
 const STEPS: &[Slot] = &[Stop("piecewise constant")];
 const BITS: &[Slot] = &[Stop("the bits of a number, not its value")];
+const DATATYPE: &[(&str, Option<ElementType>)] = &[("output_datatype", Some(ElementType::Float))];
 const FLOORED: &[Slot] = &[Stop("frequencies are rounded to bins")];
 
 /// The rows.
@@ -24,7 +26,7 @@ pub const RULES: &[Rule] = &[
     // Indices.
     opaque("ArgMax", JUMPS),
     opaque("ArgMin", JUMPS),
-    opaque("NonMaxSuppression", JUMPS),
+    opaque("NonMaxSuppression", JUMPS).single(&[0, 1, 3, 4], &[]),
     opaque("NonZero", JUMPS),
     // Comparisons and tests.
     opaque("Equal", TRUTH),
@@ -47,16 +49,16 @@ pub const RULES: &[Rule] = &[
     opaque("Or", DISCRETE),
     opaque("Xor", DISCRETE),
     // Only the shape matters.
-    opaque("EyeLike", SHAPE),
-    opaque("Shape", SHAPE),
-    opaque("Size", SHAPE),
+    opaque("EyeLike", SHAPE).types(&[("dtype", None)]).shapes_only(),
+    opaque("Shape", SHAPE).shapes_only(),
+    opaque("Size", SHAPE).shapes_only(),
     // Values out of sizes and attributes.
-    opaque("BlackmanWindow", SIZE),
+    opaque("BlackmanWindow", SIZE).types(DATATYPE),
     opaque("Constant", SIZE),
     opaque("ConstantOfShape", SIZE),
-    opaque("HammingWindow", SIZE),
-    opaque("HannWindow", SIZE),
-    opaque("MelWeightMatrix", FLOORED),
+    opaque("HammingWindow", SIZE).types(DATATYPE),
+    opaque("HannWindow", SIZE).types(DATATYPE),
+    opaque("MelWeightMatrix", FLOORED).types(DATATYPE),
     // Text and encoded images.
     opaque("ImageDecoder", TEXT),
     opaque("RegexFullMatch", TEXT),

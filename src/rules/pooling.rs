@@ -1,6 +1,7 @@
 //! Pools: one number for each window.
 
 use super::Slot::*;
+use super::properties::{Counts, written};
 use super::window::{Window, lowest};
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, Pool};
@@ -16,6 +17,7 @@ pub const RULES: &[Rule] = &[
         .note("0 where y is 0"),
     rule("GlobalLpPool", "dx = x |x|ᵖ⁻² dy y¹⁻ᵖ", &[Try(global_lp)]).attributes("p").note("0 where y is 0"),
     rule("MaxUnpool", "dx = dy at the indices", &[Try(max_unpool), Stop("indices"), Stop("a shape")])
+        .indices(&[written(1, Counts::Flat)])
         .attributes("kernel_shape pads strides"),
     rule(
         "LRN",

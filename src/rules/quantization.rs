@@ -25,6 +25,8 @@ pub const RULES: &[Rule] = &[
         "dx = dy / y_scale, and that of y_scale = (max(x, 0) - min(x, 0)) / 255",
         &[Through(dynamic)],
     )
+    .conventional()
+    .single(&[0], &[1])
     .rounds(),
     rule(
         "QLinearMatMul",
@@ -40,6 +42,8 @@ pub const RULES: &[Rule] = &[
             INTEGERS,
         ],
     )
+    .conventional()
+    .single(&[1, 4, 6], &[])
     .rounds(),
     rule(
         "QLinearConv",
@@ -47,6 +51,8 @@ pub const RULES: &[Rule] = &[
         &[Through(conv), Through(conv), INTEGERS, Through(conv), Through(conv), INTEGERS, Through(conv), INTEGERS],
     )
     .attributes(CONV)
+    .conventional()
+    .single(&[1, 4, 6], &[])
     .rounds(),
     rule(
         "MatMulInteger",
@@ -70,6 +76,8 @@ const QUANTIZE: Rule = rule(
     &[Through(quantize), Through(quantize), INTEGERS],
 )
 .attributes("axis block_size output_dtype precision saturate")
+.conventional()
+.single(&[0, 1], &[])
 .rounds();
 
 const DEQUANTIZE: Rule = rule(

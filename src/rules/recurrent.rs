@@ -1,6 +1,8 @@
 //! RNN, GRU and LSTM: the products with the input weights in one piece for the whole sequence, and a Scan over the rest.
 
 use super::Slot::*;
+use super::properties::Counts::Length;
+use super::properties::{Axis, Index, read};
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
@@ -9,21 +11,34 @@ use anyhow::{Context, Result, bail, ensure};
 const ATTRIBUTES: &str = "activation_alpha activation_beta activations clip direction hidden_size input_forget layout \
                           linear_before_reset output_sequence";
 
+/// The length of each sequence: the axis of time is 1 where the layout is 1, else 0.
+const STEPS: &[Index] = &[read(4, Length(0, Axis::Named("layout", 0)))];
+
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("RNN", "through Hₜ = f(Xₜ Wᵀ + Hₜ₋₁ Rᵀ + b)", &[Through(|c| recurrent(c, RNN))]).attributes(ATTRIBUTES),
+    rule("RNN", "through Hₜ = f(Xₜ Wᵀ + Hₜ₋₁ Rᵀ + b)", &[Through(|c| recurrent(c, RNN))])
+        .attributes(ATTRIBUTES)
+        .weights(&[1, 2, 3])
+        .indices(STEPS)
+        .layer(),
     rule(
         "GRU",
         "through Hₜ = (1 - z) h + z Hₜ₋₁ with gates z, r and h of Xₜ and Hₜ₋₁",
         &[Through(|c| recurrent(c, GRU))],
     )
-    .attributes(ATTRIBUTES),
+    .attributes(ATTRIBUTES)
+    .weights(&[1, 2, 3])
+    .indices(STEPS)
+    .layer(),
     rule(
         "LSTM",
         "through Cₜ = f Cₜ₋₁ + i c, Hₜ = o h(Cₜ) with gates i, o, f and c of Xₜ and Hₜ₋₁",
         &[Through(|c| recurrent(c, LSTM))],
     )
-    .attributes(ATTRIBUTES),
+    .attributes(ATTRIBUTES)
+    .weights(&[1, 2, 3, 7])
+    .indices(STEPS)
+    .layer(),
 ];
 
 /// What tells the three operators apart.

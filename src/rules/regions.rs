@@ -1,11 +1,16 @@
 //! Pools over regions that a tensor gives.
 
 use super::Slot::*;
+use super::properties::Counts::Along;
+use super::properties::{Axis, Index, read};
 use super::window::lowest;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
+
+/// The number of the image that each region is cut out of.
+const IMAGES: &[Index] = &[read(2, Along(0, Axis::At(0)))];
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -17,6 +22,7 @@ pub const RULES: &[Rule] = &[
         "dx = Ayᵀ dy Ax, the bilinear weights of each bin",
         &[Try(|c| align(c, false)), Stop("coordinates and indices")],
     )
+    .indices(IMAGES)
     .until(15)
     .attributes("mode output_height output_width sampling_ratio spatial_scale")
     .note("where mode is max, equals share as in ReduceMax"),
@@ -25,6 +31,7 @@ pub const RULES: &[Rule] = &[
         "dx = Ayᵀ dy Ax, the bilinear weights of each bin",
         &[Try(|c| align(c, true)), Stop("coordinates and indices")],
     )
+    .indices(IMAGES)
     .since(16)
     .attributes("coordinate_transformation_mode mode output_height output_width sampling_ratio spatial_scale")
     .note("where mode is max, equals share as in ReduceMax"),

@@ -28,7 +28,9 @@ pub const RULES: &[Rule] = &[
     )
     .moves_integers(),
     rule("DeformConv", "through the product of the weights and the elements around each point", &[Through(deformed)])
-        .attributes("dilations group kernel_shape offset_group pads strides"),
+        .attributes("dilations group kernel_shape offset_group pads strides")
+        .weights(&[1, 3])
+        .layer(),
     rule("AffineGrid", "dθ = dyᵀ base", &[Try(affine_grid), Stop("a shape")]).attributes("align_corners"),
     GRID_SAMPLE,
     GRID_SAMPLE.domain("com.microsoft"),

@@ -4,16 +4,22 @@
 
 use super::Slot::*;
 use super::control::close;
+use super::properties::Counts::Item;
+use super::properties::read;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::{Container, Fact, ValueId};
+use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("SequenceConstruct", "dxᵢ = dy[i]", &[Each(|c, i| c.dy().sequence_at(c.builder().int(i as i64)))]),
-    rule("SequenceEmpty", "none", &[Stop("no inputs")]).attributes("dtype"),
-    rule("SequenceAt", "ds = zeros with dy in the place", &[Formula(at), Stop("position")]),
+    rule("SequenceEmpty", "none", &[Stop("no inputs")])
+        .attributes("dtype")
+        .types(&[("dtype", Some(ElementType::Float))]),
+    rule("SequenceAt", "ds = zeros with dy in the place", &[Formula(at), Stop("position")])
+        .indices(&[read(1, Item(0))]),
     rule(
         "SequenceInsert",
         "ds = dy without the place, dx = dy at the place",
@@ -22,8 +28,10 @@ pub const RULES: &[Rule] = &[
             Formula(|c| c.dy().sequence_at(inserted_at(c).unwrap_or(c.builder().int(-1)))),
             Stop("position"),
         ],
-    ),
-    rule("SequenceErase", "ds = dy with zeros in the place", &[Formula(erase), Stop("position")]),
+    )
+    .indices(&[read(2, Item(0))]),
+    rule("SequenceErase", "ds = dy with zeros in the place", &[Formula(erase), Stop("position")])
+        .indices(&[read(1, Item(0))]),
     rule("SequenceLength", "none", &[Stop("a size")]),
     rule("ConcatFromSequence", "ds = dy, split", &[Try(concat)]).attributes("axis new_axis"),
     rule("SplitToSequence", "dx = dy, joined", &[Try(split), Stop("sizes")]).attributes("axis keepdims"),
@@ -36,7 +44,7 @@ pub const RULES: &[Rule] = &[
 
 /// A position in a sequence of that length, counted from the front.
 fn from_front<'g>(position: Expr<'g>, s: Expr<'g>) -> Expr<'g> {
-    let position = position.cast(crate::onnx::ElementType::Int64).reshape_to(&[]);
+    let position = position.cast(ElementType::Int64).reshape_to(&[]);
     match position.ints().as_deref() {
         Some([p]) if *p >= 0 => position,
         Some([_]) => position + s.sequence_length(),

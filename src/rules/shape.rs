@@ -1,6 +1,10 @@
 //! Operators that move elements and leave their values.
 
 use super::Slot::*;
+use super::properties::Axis::*;
+use super::properties::Counts::*;
+use super::properties::Moves::*;
+use super::properties::read;
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, normalize_axis};
 use crate::graph::ValueId;
@@ -10,41 +14,49 @@ use anyhow::{Result, ensure};
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Reshape", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x)), Stop("shape")])
-        .moves_integers()
+        .moves(InOrder)
         .attributes("allowzero"),
     rule("Flatten", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x))])
-        .moves_integers()
+        .moves(InOrder)
         .attributes("axis"),
-    rule("Squeeze", "dx = dy in the shape of x", &[Try(squeeze), Stop("axes")]).moves_integers().attributes("axes"),
-    rule("Unsqueeze", "dx = dy in the shape of x", &[Try(unsqueeze), Stop("axes")]).moves_integers().attributes("axes"),
-    rule("Transpose", "dx = dy, its axes put back", &[Try(transpose)]).moves_integers().attributes("perm"),
-    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[All(concat)]).moves_integers().attributes("axis"),
+    rule("Squeeze", "dx = dy in the shape of x", &[Try(squeeze), Stop("axes")])
+        .moves(InOrder)
+        .indices(&[read(1, AxisOf(0))])
+        .attributes("axes"),
+    rule("Unsqueeze", "dx = dy in the shape of x", &[Try(unsqueeze), Stop("axes")])
+        .moves(InOrder)
+        .indices(&[read(1, AxisOf(0))])
+        .attributes("axes"),
+    rule("Transpose", "dx = dy, its axes put back", &[Try(transpose)]).moves(Transposed).attributes("perm"),
+    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[All(concat)]).moves(Joined(0)).attributes("axis"),
     rule("Split", "dx = dy₀, dy₁, ... joined", &[Try(split), Stop("sizes")])
-        .moves_integers()
+        .moves(Parts)
         .attributes("axis split num_outputs"),
     rule("Slice", "dx = dy in its place, zeros around", &[Try(slice), Stop("bounds")])
-        .moves_integers()
+        .moves(Parts)
+        .indices(&[read(3, AxisOf(0))])
         .attributes("axes starts ends"),
-    rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")]).moves_integers(),
+    rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")]).moves(Parts),
     PAD,
     PAD.domain(MICROSOFT),
-    rule("Tile", "dx = dy, summed over the copies", &[Try(tile), Stop("repeats")]).moves_integers(),
+    rule("Tile", "dx = dy, summed over the copies", &[Try(tile), Stop("repeats")]).moves(Parts),
     rule("DepthToSpace", "dx = dy, its squares as channels", &[Try(depth_to_space)])
-        .moves_integers()
+        .moves(Parts)
         .attributes("blocksize mode"),
     rule("SpaceToDepth", "dx = dy, its channels as squares", &[Try(space_to_depth)])
-        .moves_integers()
+        .moves(Parts)
         .attributes("blocksize mode"),
     TRILU,
     TRILU.domain(MICROSOFT),
     rule("Compress", "dx = dy in the chosen places", &[Try(compress), Stop("truth values")])
-        .moves_integers()
+        .moves(Parts)
         .attributes("axis"),
     rule("ReverseSequence", "dx = dy, put back", &[Formula(reverse_sequence), Stop("lengths")])
-        .moves_integers()
+        .moves(Parts)
+        .indices(&[read(1, Length(0, Named("time_axis", 0)))])
         .attributes("batch_axis time_axis"),
     rule("CenterCropPad", "dx = dy, cropped where x was padded", &[Formula(center_crop_pad), Stop("shape")])
-        .moves_integers()
+        .moves(Parts)
         .attributes("axes"),
     rule("Unique", "dx = dy in the place of the first of its kind", &[Try(unique)]).attributes("axis sorted"),
 ];
@@ -55,11 +67,11 @@ const PAD: Rule = rule(
     "dx = the part of dy in the place of x; dvalue = Σ dy around it",
     &[Try(pad), Stop("amounts"), Try(pad_value), Stop("axes")],
 )
-.moves_integers()
+.moves(Parts)
+.indices(&[read(3, AxisOf(0))])
 .attributes("mode pads paddings value");
-const TRILU: Rule = rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")])
-    .moves_integers()
-    .attributes("upper");
+const TRILU: Rule =
+    rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")]).moves(Parts).attributes("upper");
 
 fn squeeze<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy) = (c.x(), c.dy());

@@ -11,9 +11,10 @@ use super::state::State;
 use super::step::{Forward, Plan, Slot, Total};
 use crate::backward::Selection;
 use crate::expr::Expr;
-use crate::graph::{Graph, ValueId, load};
+use crate::graph::{Graph, ValueId};
 use crate::model::Model;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto, ValueInfoProto};
+use crate::rules::load;
 use anyhow::{Context, Result, ensure};
 use std::collections::{HashMap, HashSet};
 

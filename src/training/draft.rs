@@ -52,7 +52,7 @@ impl Draft {
     pub fn input(&mut self, name: &str, element: ElementType, dims: &[i64]) {
         let shape = dims.iter().map(|&d| graph::Dim::Known(d)).collect();
         let fact = Fact::tensor(Some(element), Some(shape));
-        let empty = graph::Graph::new([]);
+        let empty = graph::Graph::new([], crate::rules::OPERATORS);
         let info = graph::write::value_info(&empty, name, &fact);
         self.inputs.push(info);
     }

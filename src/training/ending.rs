@@ -3,6 +3,8 @@
 use crate::expr::{Builder, Expr, normalize_axis};
 use crate::graph::{Dim, Graph, IdMap, Node, NodeId, ValueId};
 use crate::onnx::attribute;
+use crate::rules::properties::Moves;
+use crate::rules::{self, Rule};
 use anyhow::{Result, bail};
 
 /// What a loss is computed from.
@@ -60,9 +62,9 @@ pub fn find<'g>(builder: &'g Builder, (name, id): (&str, ValueId), of: Domain) -
             builder.copy_all(&moves, &mut map);
             return Ok(Some(Ending { x: builder.expr(*map.get(&id).unwrap_or(&input)), op, axis }));
         }
-        let moving = ["Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"];
+        let keeps_all = rules::find("", &node.op_type, builder.graph().opset("")).is_some_and(Rule::keeps_all);
         let float = builder.expr(input).is_float();
-        if !moving.contains(&&*node.op_type) || !float || node.scope != Graph::MAIN {
+        if !keeps_all || !float || node.scope != Graph::MAIN {
             return Ok(None);
         }
         moves.push(node_id);
@@ -78,9 +80,10 @@ fn followed(builder: &Builder, softmax: &Node, moves: &[NodeId]) -> Option<usize
     for &id in moves {
         let node = builder.graph().node(id).clone();
         let (before, after) = (shape(*node.inputs.first()?)?, shape(*node.outputs.first()?)?);
-        axis = match &*node.op_type {
-            "Identity" | "Cast" => axis,
-            "Transpose" => match attribute::get_ints(&node.attributes, "perm") {
+        let rule = rules::find("", &node.op_type, builder.graph().opset(""))?;
+        axis = match rule.moves {
+            _ if before == after && rule.moves == Moves::InOrder => axis,
+            Moves::Transposed => match attribute::get_ints(&node.attributes, "perm") {
                 Some(perm) => perm.iter().position(|&p| usize::try_from(p) == Ok(axis))?,
                 None => before.len().checked_sub(axis + 1)?,
             },

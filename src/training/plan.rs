@@ -10,11 +10,11 @@ use super::select::{self, Weight};
 use super::step::{self, Plan, Scaling};
 use super::{loss_model, metrics, modes};
 use crate::backward::Selection;
-use crate::graph::{Loaded, Node, ValueId, load};
+use crate::graph::{Loaded, Node, ValueId};
 use crate::model::Model;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, file};
-use crate::rules::{self, Integers};
+use crate::rules::{self, Integers, load};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashSet;
 

@@ -3,7 +3,8 @@
 use super::draft::constants;
 use crate::backward::{Selection, nearest};
 use crate::graph::{Graph, Loaded, Producer, ValueId};
-use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
+use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute, canonical_domain};
+use crate::rules::{self, Rule};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -55,32 +56,6 @@ pub struct Product {
     pub transposes: bool,
 }
 
-/// The operators that take weights, and at which inputs.
-const PLACES: &[(&str, &[usize])] = &[
-    ("MatMul", &[0, 1]),
-    ("Gemm", &[0, 1, 2]),
-    ("Conv", &[1, 2]),
-    ("ConvTranspose", &[1, 2]),
-    ("Einsum", &[0, 1, 2]),
-    ("Gather", &[0]),
-    ("RNN", &[1, 2, 3]),
-    ("GRU", &[1, 2, 3]),
-    ("LSTM", &[1, 2, 3, 7]),
-    ("Add", &[0, 1]),
-    ("Mul", &[0, 1]),
-    ("PRelu", &[1]),
-    ("BatchNormalization", &[1, 2]),
-    ("InstanceNormalization", &[1, 2]),
-    ("LayerNormalization", &[1, 2]),
-    ("GroupNormalization", &[1, 2]),
-    ("RMSNormalization", &[1]),
-    ("SimplifiedLayerNormalization", &[1]),
-    ("SkipLayerNormalization", &[2, 3, 4]),
-];
-
-/// The operators of a layer that its biases and scales follow.
-const MAIN: &[&str] = &["MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Gather", "RNN", "GRU", "LSTM"];
-
 /// Every weight that a path leads from to one of `ys`, in the order in which nodes use them.
 pub fn weights(model: &ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Weight> {
     let Some(graph) = &model.graph else { return vec![] };
@@ -99,13 +74,14 @@ pub fn weights(model: &ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Weigh
         for (i, input) in node.input.iter().enumerate() {
             let Some((name, source, value)) = origin(input, &constants, &producers) else { continue };
             let op = node.op_type();
-            if !inner && (passes(op) || op == "DequantizeLinear") {
+            if !inner && (passes(node) || op == "DequantizeLinear") {
                 continue;
             }
-            let place = PLACES.iter().any(|(o, inputs)| *o == op && inputs.contains(&i));
+            let rule = row(node);
+            let place = rule.is_some_and(|r| r.weights.contains(&i));
             let product = place && matches!(op, "MatMul" | "Gemm" | "Conv") && i != 2;
             let known = places.get(&name).copied();
-            if known.is_none() && MAIN.contains(&op) && owner != Some(index) {
+            if known.is_none() && rule.is_some_and(|r| r.layer) && owner != Some(index) {
                 layer += 1;
                 owner = Some(index);
             }
@@ -166,9 +142,14 @@ pub fn listed(names: &[String]) -> String {
     first.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
 }
 
-/// The operators that hand a weight on.
-fn passes(op: &str) -> bool {
-    matches!(op, "Identity" | "Transpose" | "Cast" | "Reshape" | "Squeeze" | "Unsqueeze" | "Flatten")
+/// The row of a node's operator.
+fn row(node: &NodeProto) -> Option<&'static Rule> {
+    rules::newest(canonical_domain(node.domain()), node.op_type())
+}
+
+/// Whether a node hands a weight on.
+fn passes(node: &NodeProto) -> bool {
+    row(node).is_some_and(Rule::keeps_all)
 }
 
 /// The weight behind an input, through operators that hand it on.
@@ -191,7 +172,7 @@ fn origin(
                 let value = dequantized(node, constants)?;
                 return Some((name.to_owned(), Source::Dequantized, value));
             }
-            op if passes(op) => name = node.input.first()?,
+            _ if passes(node) => name = node.input.first()?,
             _ => return None,
         }
     }

@@ -6,7 +6,8 @@ use super::engine::Precision;
 use super::own::uses;
 use super::tensors;
 use super::{Check, Stop, edit, failed, listed, not_compared, unique};
-use crate::onnx::{ElementType, GraphProto};
+use crate::onnx::{ElementType, GraphProto, canonical_domain};
+use crate::rules::{Rule, newest};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,7 +95,7 @@ impl Comparison<'_> {
                 continue;
             };
             let path = self.paths.from(&target.input);
-            if let Some(op) = path.iter().find(|op| CONVENTIONAL.contains(&op.as_str())) {
+            if let Some(Rule { op, .. }) = path.iter().find(|r| r.conventional) {
                 c.note = Some(match check.record.straight_through {
                     true => format!("not compared: straight-through: the gradient passes the rounding of {op}"),
                     false => format!("not compared: the gradient of {op} is a convention, not a slope"),
@@ -204,12 +205,9 @@ impl Comparison<'_> {
     }
 }
 
-/// Operators whose gradient lets through what their steps would not.
-const CONVENTIONAL: &[&str] = &["QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"];
-
 /// Which operators stand between an input and the ys.
 struct Paths {
-    nodes: Vec<(String, Vec<String>, Vec<String>)>,
+    nodes: Vec<(Option<&'static Rule>, Vec<String>, Vec<String>)>,
 }
 
 impl Paths {
@@ -217,17 +215,17 @@ impl Paths {
         let nodes = graph.into_iter().flat_map(|g| &g.node).map(|node| {
             let mut used = Vec::new();
             edit::uses(node, &mut |name| used.push(name.to_owned()));
-            (node.op_type().to_owned(), used, node.output.clone())
+            (newest(canonical_domain(node.domain()), node.op_type()), used, node.output.clone())
         });
         Paths { nodes: nodes.collect() }
     }
 
-    fn from(&self, input: &str) -> BTreeSet<String> {
+    fn from(&self, input: &str) -> Vec<&'static Rule> {
         let mut reached: HashSet<&str> = HashSet::from([input]);
-        let mut operators = BTreeSet::new();
-        for (op, used, outputs) in &self.nodes {
-            if !matches!(op.as_str(), "Shape" | "Size") && used.iter().any(|u| reached.contains(u.as_str())) {
-                operators.insert(op.clone());
+        let mut operators = Vec::new();
+        for (rule, used, outputs) in &self.nodes {
+            if !rule.is_some_and(|r| r.shapes_only) && used.iter().any(|u| reached.contains(u.as_str())) {
+                operators.extend(*rule);
                 reached.extend(outputs.iter().map(String::as_str));
             }
         }

@@ -7,6 +7,7 @@ use crate::onnx::proto::type_proto;
 use crate::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
 };
+use crate::rules::newest;
 use anyhow::Result;
 
 const DOUBLE: i64 = ElementType::Double as i64;
@@ -57,18 +58,6 @@ fn widen(tensor: &mut TensorProto) -> Result<()> {
     Ok(())
 }
 
-/// The inputs and outputs that an operator has in float32 only, in the standard or in tract.
-fn narrow(op: &str) -> Option<(&'static [usize], &'static [usize])> {
-    Some(match op {
-        "QuantizeLinear" => (&[0, 1], &[]),
-        "DynamicQuantizeLinear" => (&[0], &[1]),
-        "QLinearMatMul" => (&[1, 4, 6], &[]),
-        "QLinearConv" => (&[1, 4, 6], &[]),
-        "NonMaxSuppression" => (&[0, 1, 3, 4], &[]),
-        _ => return None,
-    })
-}
-
 fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
     if !canonical_domain(node.domain()).is_empty() {
         nodes.push(node);
@@ -98,23 +87,17 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
                 node.attribute.push(attribute::tensor("value", zero));
             }
         },
-        "Cast" => element_attribute(&mut node, "to", None),
-        "EyeLike" | "Bernoulli" | "RandomNormalLike" | "RandomUniformLike" => {
-            element_attribute(&mut node, "dtype", None)
-        }
-        "RandomNormal" | "RandomUniform" | "SequenceEmpty" => element_attribute(&mut node, "dtype", Some(DOUBLE)),
-        "HannWindow" | "HammingWindow" | "BlackmanWindow" | "MelWeightMatrix" => {
-            element_attribute(&mut node, "output_datatype", Some(DOUBLE));
-        }
-        "LayerNormalization" => set_int(&mut node, "stash_type", DOUBLE),
-        "Attention" => node.attribute.retain(|a| a.name() != "softmax_precision"),
         "Gemm" => return gemm(node, nodes),
         _ => (),
     }
-    let Some((inputs, outputs)) = narrow(node.op_type()) else {
+    let Some(rule) = newest("", node.op_type()) else {
         nodes.push(node);
         return Ok(());
     };
+    for (name, default) in rule.types {
+        element_attribute(&mut node, name, *default);
+    }
+    let (inputs, outputs) = rule.single;
     let prefix = node.output.first().cloned().unwrap_or_default();
     let float = |to: ElementType| vec![attribute::int("to", to as i64)];
     for &i in inputs {
@@ -143,12 +126,10 @@ fn set_int(node: &mut NodeProto, name: &str, value: i64) {
 }
 
 /// An attribute that names an element type names float64 where it named a narrower floating-point type.
-fn element_attribute(node: &mut NodeProto, name: &str, default: Option<i64>) {
+fn element_attribute(node: &mut NodeProto, name: &str, default: Option<ElementType>) {
     let named = attribute::get_int(&node.attribute, name).and_then(|n| i32::try_from(n).ok());
-    match named.map(ElementType::from_number) {
-        Some(element) if element.is_float() => set_int(node, name, DOUBLE),
-        None => default.into_iter().for_each(|d| set_int(node, name, d)),
-        Some(_) => (),
+    if named.map(ElementType::from_number).or(default).is_some_and(ElementType::is_float) {
+        set_int(node, name, DOUBLE);
     }
 }
 

@@ -3,8 +3,10 @@
 use super::tensors::{self, Tensor, Tensors};
 use super::{Options, edit};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
-use crate::onnx::{ModelProto, ValueInfoProto, attribute};
+use crate::onnx::{ModelProto, ValueInfoProto, attribute, canonical_domain};
 use crate::record::Record;
+use crate::rules::newest;
+use crate::rules::properties::{Axis, Counts};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -175,29 +177,26 @@ fn indices(model: &ModelProto) -> HashMap<&str, Index> {
     let mut source: HashMap<&str, &str> = graph.input.iter().map(|i| (i.name(), i.name())).collect();
     for node in &graph.node {
         let input = |i: usize| node.input.get(i).and_then(|name| source.get(name.as_str()).copied());
-        match node.op_type() {
-            "Cast" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" => {
-                if let (Some(x), Some(y)) = (input(0), node.output.first()) {
-                    source.insert(y, x);
-                }
+        let Some(rule) = newest(canonical_domain(node.domain()), node.op_type()) else { continue };
+        for index in rule.indices {
+            let (Some(name), Counts::Along(table, axis)) = (input(index.input), index.counts) else { continue };
+            let axis = match axis {
+                Axis::At(axis) => axis,
+                Axis::Named(attribute, default) => attribute::get_int(&node.attribute, attribute).unwrap_or(default),
+            };
+            let table = node.input.get(table).and_then(|t| tables.get(t.as_str()));
+            let size = table.and_then(|dims| {
+                let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
+                dims.get(usize::try_from(axis).ok()?).copied()
+            });
+            let known = indices.entry(name).or_insert(Index { bound: i64::MAX, apart: None });
+            known.bound = known.bound.min(size.unwrap_or(2));
+            if index.written {
+                known.apart = Some(axis);
             }
-            "Gather"
-            | "GatherElements"
-            | "Scatter"
-            | "ScatterElements"
-            | "NegativeLogLikelihoodLoss"
-            | "SoftmaxCrossEntropyLoss" => {
-                let Some(name) = input(1) else { continue };
-                let axis = attribute::get_int(&node.attribute, "axis").unwrap_or(0);
-                let table = node.input.first().and_then(|t| tables.get(t.as_str()));
-                let size = table.and_then(|dims| dims.get(usize::try_from(axis).ok()?).copied());
-                let index = indices.entry(name).or_insert(Index { bound: i64::MAX, apart: None });
-                index.bound = index.bound.min(size.unwrap_or(2));
-                if node.op_type().starts_with("Scatter") {
-                    index.apart = Some(axis);
-                }
-            }
-            _ => (),
+        }
+        if let (true, Some(x), Some(y)) = (rule.keeps_all(), input(0), node.output.first()) {
+            source.insert(y, x);
         }
     }
     indices

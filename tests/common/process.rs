@@ -2,12 +2,12 @@
 
 use onnx_gradients::backward::Selection;
 use onnx_gradients::onnx::file::read_bytes;
-use onnx_gradients::{Gradients, Model, graph};
+use onnx_gradients::{Gradients, Model, graph, rules};
 
 /// Reads a model and differentiates all that it can be asked for.
 pub fn process(bytes: Vec<u8>) -> anyhow::Result<()> {
     let model = Model::from(read_bytes(bytes.into())?);
-    let loaded = graph::load(&model.proto)?;
+    let loaded = rules::load(&model.proto)?;
     let selection = Selection::new(&loaded);
     let names = |ids: Vec<graph::ValueId>| ids.into_iter().map(|id| selection.name(id)).collect::<Vec<_>>();
     let xs = names([selection.inputs(), selection.parameters()].concat());

@@ -5,6 +5,8 @@ use super::{Scores, both, distances, join_heads, padded, scale_of, split_heads};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
 use crate::rules::Slot::*;
+use crate::rules::properties::Counts::Along;
+use crate::rules::properties::{Axis, read};
 use crate::rules::{Call, Rule, rule};
 use anyhow::{Context, Result, bail, ensure};
 
@@ -12,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub const RULES: &[Rule] = &[
     rule("MultiHeadAttention", "the gradients of softmax(scale Q Kᵀ + bias) V", &[Through(multi_head)])
         .attributes("num_heads scale unidirectional mask_filter_value")
+        .weights(&[3])
         .domain("com.microsoft")
         .note("without shared buffers of past keys and values"),
     rule(
@@ -19,6 +22,8 @@ pub const RULES: &[Rule] = &[
         "the gradients of softmax(scale Q Kᵀ + bias) V, with Q, K and V from one product of x",
         &[Through(projected)],
     )
+    .weights(&[1, 2])
+    .layer()
     .attributes("num_heads scale unidirectional mask_filter_value qkv_hidden_sizes")
     .domain("com.microsoft")
     .note("without shared buffers of past keys and values; a mask has at most 3 axes"),
@@ -31,6 +36,7 @@ pub const RULES: &[Rule] = &[
         "causal do_rotary k_quant_type kv_num_heads local_window_size num_heads qk_output rotary_interleaved scale \
          smooth_softmax softcap v_quant_type",
     )
+    .indices(&[read(9, Along(7, Axis::At(0)))])
     .domain("com.microsoft")
     .note("rows of padding see each other; a window is of that many keys, the query's own among them"),
 ];

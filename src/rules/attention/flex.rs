@@ -15,6 +15,7 @@ pub const RULES: &[Rule] = &[rule(
     &[Through(flex_attention)],
 )
 .attributes("prob_mod scale score_mod softmax_precision")
+.types(&[("softmax_precision", None)])
 .domain("ai.onnx.preview")];
 
 fn flex_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {

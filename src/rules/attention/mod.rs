@@ -9,6 +9,8 @@ pub mod linear;
 pub mod rotary;
 
 use super::Slot::*;
+use super::properties::Counts::Length;
+use super::properties::{Axis, read};
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
@@ -16,10 +18,13 @@ use anyhow::{Result, bail, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] =
-    &[rule("Attention", "the gradients of softmax(scale Q Kᵀ, capped, masked) V", &[Through(attention)]).attributes(
-        "is_causal kv_num_heads q_num_heads qk_matmul_output_mode scale softcap softmax_precision left_window_size \
-         right_window_size",
-    )];
+    &[rule("Attention", "the gradients of softmax(scale Q Kᵀ, capped, masked) V", &[Through(attention)])
+        .attributes(
+            "is_causal kv_num_heads q_num_heads qk_matmul_output_mode scale softcap softmax_precision left_window_size \
+             right_window_size",
+        )
+        .types(&[("softmax_precision", None)])
+        .indices(&[read(6, Length(1, Axis::At(-2)))])];
 
 // ---------------------------------------------------------------- heads
 

@@ -2,6 +2,8 @@
 
 use crate::expr::Expr;
 use crate::rules::Slot::*;
+use crate::rules::properties::Counts::Along;
+use crate::rules::properties::{Axis, read};
 use crate::rules::{Call, Rule, rule};
 use anyhow::{Result, ensure};
 
@@ -17,7 +19,8 @@ pub const RULES: &[Rule] = &[
             Stop("positions"),
         ],
     )
-    .attributes("interleaved num_heads rotary_embedding_dim"),
+    .attributes("interleaved num_heads rotary_embedding_dim")
+    .indices(&[read(3, Along(1, Axis::At(0)))]),
     rule(
         "RotaryEmbedding",
         ROTARY,
@@ -29,6 +32,7 @@ pub const RULES: &[Rule] = &[
         ],
     )
     .attributes("interleaved is_packed_batching num_heads rotary_embedding_dim scale")
+    .indices(&[read(1, Along(2, Axis::At(0)))])
     .domain("com.microsoft"),
 ];
 

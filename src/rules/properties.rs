@@ -1,0 +1,164 @@
+//! What a row says of its operator beside what each input gets: what training, validation and the graph ask it.
+//!
+//! Each property is said where the operator stands, and nowhere else. Who asks looks the row up by [`super::find`], or by
+//! [`super::newest`] where the version does not matter.
+
+use super::{Integers, Rule};
+use crate::onnx::ElementType;
+
+/// How the elements of the first output follow from those of an input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Moves {
+    /// They are computed.
+    #[default]
+    Nothing,
+    /// They are the elements of the first input, each once and in the same order of memory; the shape or the element type may be
+    /// another.
+    InOrder,
+    /// They are the elements of the first input, each once, its axes permuted as the attribute `perm` says.
+    Transposed,
+    /// They are some elements of the first input, maybe several times, maybe in other places, with constants between them.
+    Parts,
+    /// They are elements of every input from this one on.
+    Joined(usize),
+}
+
+/// Whether an operator draws random numbers: computed again, it draws others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Random {
+    /// It does not.
+    #[default]
+    Never,
+    /// It does.
+    Always,
+    /// It does where the input with that number is there and true.
+    Where(usize),
+}
+
+/// An axis of a tensor, counted from the end where it is negative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axis {
+    /// The same for every node.
+    At(i64),
+    /// What an attribute says, and what holds without it.
+    Named(&'static str, i64),
+}
+
+/// What the integers of an input count, so that valid ones can be made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// Each is an index into that axis of that input.
+    Along(usize, Axis),
+    /// Those along the last axis are, one after the other, indices into the axes of that input; the first of them into the axis
+    /// that the attribute says, 0 without one.
+    Tuples(usize, &'static str),
+    /// Each is a number of elements of that axis of that input, from 1 to all of them.
+    Length(usize, Axis),
+    /// Each is not negative and below the number that that input holds.
+    Below(usize),
+    /// Each is an index into the first output, whose elements are counted through all axes.
+    Flat,
+    /// Each is an index into the sequence that is that input.
+    Item(usize),
+    /// Each is an axis of that input.
+    AxisOf(usize),
+}
+
+/// What the integers of one input are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Index {
+    /// The number of the input.
+    pub input: usize,
+    /// What its elements count.
+    pub counts: Counts,
+    /// Whether they name the places that something is written to: two that are equal have no order, and the result none either.
+    pub written: bool,
+}
+
+/// The integers of an input, which are read from the places that they name.
+pub const fn read(input: usize, counts: Counts) -> Index {
+    Index { input, counts, written: false }
+}
+
+/// The integers of an input, which name the places that something is written to.
+pub const fn written(input: usize, counts: Counts) -> Index {
+    Index { input, counts, written: true }
+}
+
+impl Rule {
+    /// The first output holds elements of inputs, as `how` says. The formula is right for quantized integers, too: they move
+    /// like any elements.
+    pub const fn moves(mut self, how: Moves) -> Self {
+        self.moves = how;
+        self.integers = Integers::Moved;
+        self
+    }
+
+    /// It draws random numbers.
+    pub const fn random(mut self, when: Random) -> Self {
+        self.random = when;
+        self
+    }
+
+    /// Its gradient is a convention, and not the slope of what it computes.
+    pub const fn conventional(mut self) -> Self {
+        self.conventional = true;
+        self
+    }
+
+    /// Its inputs with these numbers are weights, where they are constants: what training changes.
+    pub const fn weights(mut self, inputs: &'static [usize]) -> Self {
+        self.weights = inputs;
+        self
+    }
+
+    /// It is the main operator of a layer of a network: the biases and scales that follow it belong to the same layer.
+    pub const fn layer(mut self) -> Self {
+        self.layer = true;
+        self
+    }
+
+    /// What the integers of its inputs count.
+    pub const fn indices(mut self, indices: &'static [Index]) -> Self {
+        self.indices = indices;
+        self
+    }
+
+    /// Its attributes that name the element type that it computes in or gives out, and the type without them: `None` where that
+    /// follows from an input.
+    pub const fn types(mut self, attributes: &'static [(&'static str, Option<ElementType>)]) -> Self {
+        self.types = attributes;
+        self
+    }
+
+    /// It has no float64 form: the inputs and outputs with these numbers are float32 at most.
+    pub const fn single(mut self, inputs: &'static [usize], outputs: &'static [usize]) -> Self {
+        self.single = (inputs, outputs);
+        self
+    }
+
+    /// Of its inputs only the shapes and element types matter, whatever they hold.
+    pub const fn shapes_only(mut self) -> Self {
+        self.shapes_only = true;
+        self
+    }
+
+    /// What the integers of an input count, where they count something.
+    pub fn index(&self, input: usize) -> Option<&'static Index> {
+        self.indices.iter().find(|index| index.input == input)
+    }
+
+    /// The inputs whose elements the first output holds, of a node of that many inputs.
+    pub fn moved(&self, inputs: usize) -> std::ops::Range<usize> {
+        match self.moves {
+            Moves::Nothing => 0..0,
+            Moves::InOrder | Moves::Transposed | Moves::Parts => 0..inputs.min(1),
+            Moves::Joined(first) => first.min(inputs)..inputs,
+        }
+    }
+
+    /// Whether the first output holds every element of the first input, each once.
+    pub fn keeps_all(&self) -> bool {
+        matches!(self.moves, Moves::InOrder | Moves::Transposed)
+    }
+}
