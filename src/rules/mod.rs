@@ -22,6 +22,7 @@ mod optimizers;
 mod pooling;
 pub mod properties;
 mod quantization;
+mod quantized;
 mod recurrent;
 mod reduction;
 pub mod reference;
@@ -256,6 +257,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         optimizers::RULES,
         pooling::RULES,
         quantization::RULES,
+        quantized::RULES,
         recurrent::RULES,
         reduction::RULES,
         regions::RULES,

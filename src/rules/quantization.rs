@@ -10,8 +10,8 @@ use crate::expr::Expr;
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
-const INTEGERS: Slot = Stop("integers");
-const MICROSOFT: &str = "com.microsoft";
+pub(super) const INTEGERS: Slot = Stop("integers");
+pub(super) const MICROSOFT: &str = "com.microsoft";
 const CONV: &str = "auto_pad dilations group kernel_shape pads strides";
 
 /// The rows.
@@ -89,23 +89,33 @@ const DEQUANTIZE: Rule = rule(
 .moves_integers();
 
 /// A scale and a zero point that broadcast to the tensor that is quantized.
-struct Steps<'g> {
-    scale: Expr<'g>,
+pub(super) struct Steps<'g> {
+    pub scale: Expr<'g>,
     zero: Option<Expr<'g>>,
 }
 
 impl<'g> Steps<'g> {
     /// The input of that number and the one behind it, each in the shape that `lay` gives it. Half precision does not hold
     /// the ends of all ranges.
-    fn new(c: &Call<'g>, input: usize, lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>) -> Result<Self> {
-        let scale = c.input(input).widened();
+    pub fn new(c: &Call<'g>, input: usize, lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>) -> Result<Self> {
+        Self::of(c, input, input + 1, lay)
+    }
+
+    /// As [`Steps::new`], of a zero point that does not stand behind its scale.
+    pub fn of(
+        c: &Call<'g>,
+        scale: usize,
+        zero: usize,
+        lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>,
+    ) -> Result<Self> {
+        let scale = c.input(scale).widened();
         let shaped = |z: Expr<'g>| if z.fact().rank().is_some() { z } else { z.reshape_like(scale) };
-        let zero = c.opt(input + 1).map(|z| lay(shaped(z).cast_like(scale))).transpose()?;
+        let zero = c.opt(zero).map(|z| lay(shaped(z).cast_like(scale))).transpose()?;
         Ok(Steps { scale: lay(scale)?, zero })
     }
 
     /// The number of steps, not rounded, within the range of a type.
-    fn quantize(&self, x: Expr<'g>, element: ElementType) -> Result<Expr<'g>> {
+    pub fn quantize(&self, x: Expr<'g>, element: ElementType) -> Result<Expr<'g>> {
         let steps = x.cast_like(self.scale) / self.scale;
         let (low, high) = element
             .quantized_range()
@@ -114,14 +124,14 @@ impl<'g> Steps<'g> {
     }
 
     /// The number that so many steps are.
-    fn dequantize(&self, steps: Expr<'g>) -> Expr<'g> {
+    pub fn dequantize(&self, steps: Expr<'g>) -> Expr<'g> {
         let steps = steps.cast_like(self.scale);
         self.zero.map_or(steps, |zero| steps - zero) * self.scale
     }
 }
 
 /// One number as a tensor without dimensions, a list of them as `lay` has it, tensors of more dimensions as they are.
-fn laid<'g>(p: Expr<'g>, lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>) -> Result<Expr<'g>> {
+pub(super) fn laid<'g>(p: Expr<'g>, lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>) -> Result<Expr<'g>> {
     match p.rank()? {
         1 if p.known_dim(0) == Some(1) => Ok(p.reshape_to(&[])),
         1 => lay(p),
@@ -130,17 +140,17 @@ fn laid<'g>(p: Expr<'g>, lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>) -> Result<E
 }
 
 /// A list as a tensor of that rank, along an axis.
-fn along(p: Expr<'_>, axis: usize, rank: usize) -> Expr<'_> {
+pub(super) fn along(p: Expr<'_>, axis: usize, rank: usize) -> Expr<'_> {
     p.reshape_to(&(0..rank).map(|a| if a == axis { -1 } else { 1 }).collect::<Vec<i64>>())
 }
 
 /// A number for each row of a matrix.
-fn rows(p: Expr<'_>) -> Result<Expr<'_>> {
+pub(super) fn rows(p: Expr<'_>) -> Result<Expr<'_>> {
     laid(p, |p| Ok(p.unsqueeze(&[1])))
 }
 
 /// A number for each column of a matrix.
-fn columns(p: Expr<'_>) -> Result<Expr<'_>> {
+pub(super) fn columns(p: Expr<'_>) -> Result<Expr<'_>> {
     laid(p, Ok)
 }
 

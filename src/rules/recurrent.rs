@@ -3,6 +3,7 @@
 use super::Slot::*;
 use super::properties::Counts::Length;
 use super::properties::{Axis, Index, read};
+use super::quantization::{INTEGERS, MICROSOFT, Steps};
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
@@ -39,6 +40,31 @@ pub const RULES: &[Rule] = &[
     .weights(&[1, 2, 3, 7])
     .indices(STEPS)
     .layer(),
+    rule(
+        "DynamicQuantizeLSTM",
+        "those of an LSTM with the weights that the integers stand for",
+        &[
+            Through(quantized_lstm),
+            Through(quantized_lstm),
+            Through(quantized_lstm),
+            Through(quantized_lstm),
+            Stop("lengths"),
+            Through(quantized_lstm),
+            Through(quantized_lstm),
+            Through(quantized_lstm),
+            Through(quantized_lstm),
+            INTEGERS,
+            Through(quantized_lstm),
+            INTEGERS,
+        ],
+    )
+    .domain(MICROSOFT)
+    .attributes(ATTRIBUTES)
+    .moves_integers()
+    .weights(&[1, 2, 3, 7])
+    .indices(STEPS)
+    .layer()
+    .note("the rounding of what its products take counts as the identity, whatever is asked for"),
 ];
 
 /// What tells the three operators apart.
@@ -129,9 +155,22 @@ fn halves<'g>(parts: Vec<Expr<'g>>) -> Result<(Expr<'g>, Expr<'g>)> {
     }
 }
 
-/// `Y`, `Y_h` and `Y_c`, those of them that have a gradient.
 fn recurrent<'g>(c: &Call<'g>, kind: Kind) -> Result<Vec<Option<Expr<'g>>>> {
-    let (w, r) = (c.input(1), c.input(2));
+    with_weights(c, kind, c.input(1), c.input(2))
+}
+
+/// An LSTM whose weights are integers, `[directions, size, 4 hidden]`, with a scale and a zero point for each direction, or for
+/// each row of the weights of an LSTM.
+fn quantized_lstm<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
+    let weights = |input: usize, scale: usize| {
+        let lay = |p: Expr<'g>| Ok(if p.rank()? == 1 { p.reshape_to(&[-1, 1, 1]) } else { p.unsqueeze(&[1]) });
+        Ok::<_, anyhow::Error>(Steps::new(c, scale, lay)?.dequantize(c.input(input)).transpose(&[0, 2, 1]))
+    };
+    with_weights(c, LSTM, weights(1, 8)?, weights(2, 10)?)
+}
+
+/// `Y`, `Y_h` and `Y_c`, those of them that have a gradient.
+fn with_weights<'g>(c: &Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let batch_first = c.flag("layout", false);
     let time_major = |e: Expr<'g>| if batch_first { e.transpose(&[1, 0, 2]) } else { e };
     let x = time_major(c.x());

@@ -92,6 +92,118 @@ def cases():
     yield "LinearAttention", [normal(2, 3, 8), normal(2, 3, 4), normal(2, 3, 6), normal(2, 2, 2, 3)], 2, linear
 
 
+def windows(x, size):
+    """The means of windows of that size, in steps of two, of an image with a border of one that does not count."""
+    places = [slice(max(0, 2 * i - 1), 2 * i - 1 + size) for i in range((x.shape[2] + 2 - size) // 2 + 1)]
+    return np.array([[[[channel[r, c].mean() for c in places] for r in places] for channel in image] for image in x])
+
+
+def softmax(x, axes):
+    e = np.exp(x - x.max(axes, keepdims=True))
+    return e / e.sum(axes, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+# The scale and the zero point of what goes in, and of what comes out.
+STEP, ZERO, STEPS = F(1 / 32), np.uint8(128), {"QLinearSigmoid": F(1 / 256), "QLinearSoftmax": F(1 / 256)}
+
+
+def quantized_cases():
+    """Operator, the inputs that are quantized, attributes, and what it computes of the numbers that the integers stand for."""
+    a, b, x = normal(2, 1, 3), normal(4, 1), normal(1, 2, 5, 5)
+    yield "QLinearAdd", [a, b], {}, lambda a, b: a + b
+    yield "QLinearMul", [a, b], {}, lambda a, b: a * b
+    yield "QLinearConcat", [a, normal(2, 2, 3)], dict(axis=1), lambda a, b: np.concatenate([a, b], 1)
+    yield "QLinearWhere", [a, b], {}, lambda a, b: np.where(CHOICE, a, b)
+    pool = dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    yield "QLinearAveragePool", [x], pool, lambda x: windows(x, 3)
+    yield "QLinearGlobalAveragePool", [x], dict(channels_last=0), lambda x: x.mean((2, 3), keepdims=True)
+    yield "QLinearLeakyRelu", [x], dict(alpha=0.3), lambda x: np.where(x < 0, 0.3 * x, x)
+    yield "QLinearSigmoid", [x], {}, sigmoid
+    yield "QLinearSoftmax", [a], dict(axis=1, opset=11), lambda a: softmax(a, (1, 2))
+    yield "QLinearSoftmax", [a], dict(axis=1, opset=13), lambda a: softmax(a, 1)
+    yield "QGemm", [normal(2, 3), normal(4, 3)], dict(transB=1, alpha=0.5), lambda a, b: 0.5 * (a @ b.T + BIAS * STEP * STEP)
+    yield "QGemm", [normal(3, 2), normal(3, 4)], dict(transA=1), lambda a, b: a.T @ b + BIAS * STEP * STEP
+
+
+CHOICE, BIAS = np.array([[True, False, True]]), np.array([100, -200, 300, 400], I)
+
+
+def check_quantized(tool, op, arrays, attributes, formula, folder):
+    """What comes out is what the formula gives, in steps; the gradient straight through is the formula's slope."""
+    out = STEPS.get(op, STEP * 2)
+    weights = [("s", STEP), ("z", ZERO), ("t", out), ("choice", CHOICE), ("bias", BIAS)]
+    feeds = {f"x{i}": a for i, a in enumerate(arrays)}
+    nodes = [helper.make_node("QuantizeLinear", [x, "s", "z"], [f"q{x}"]) for x in feeds]
+    given = [n for x in feeds for n in (f"q{x}", "s", "z")]
+    given = {"QLinearConcat": ["t", "z", *given], "QLinearWhere": ["choice", *given], "QGemm": [*given, "bias"]}.get(op, given)
+    given += [] if op == "QLinearConcat" else ["t", "z"]
+    nodes.append(helper.make_node(op, given, ["q"], domain="com.microsoft", **attributes))
+    nodes.append(helper.make_node("DequantizeLinear", ["q", "t", "z"], ["y"]))
+    model = model_of(nodes, feeds, [output("y")], weights)
+    # The numbers that the integers stand for; none is clipped, none lies at a kink.
+    at = [np.clip(np.round(a / STEP), -100, 100) for a in arrays]
+    at = [np.where(a == 0, 3, a) * STEP.astype(np.float64) for a in at]
+    feeds = {x: v.astype(F) for x, v in zip(feeds, at)}
+    expected, y = formula(*at), session(model).run(["y"], feeds)[0]
+    if y.shape != expected.shape or np.abs(y - np.clip(expected, -128 * out, 127 * out)).max() > out:
+        return "it computes something else"
+    inside = (expected > -127 * out) & (expected < 126 * out)
+    seed = normal(*y.shape) * inside
+    backward, gradients = differentiate(tool, model, ["y"], list(feeds), folder, "--straight-through")
+    found = session(backward).run([gradients[x] for x in feeds], {**feeds, "seed_y": seed.astype(F)})
+    for i, gradient in enumerate(found):
+        slope = np.zeros_like(at[i])
+        for k in np.ndindex(slope.shape):
+            moved = [np.array(v) for v in at]
+            moved[i][k] += 1e-4
+            up = formula(*moved)
+            moved[i][k] -= 2e-4
+            slope[k] = ((up - formula(*moved)) * seed).sum() / 2e-4
+        if np.abs(gradient - slope).max() > 1e-3 * max(1, np.abs(slope).max()):
+            return f"the gradient of input {i} is off by {np.abs(gradient - slope).max():.1e}"
+    return "ok"
+
+
+def check_dynamic(tool, kind, folder):
+    """An operator that rounds inside of it: its gradients are the slopes of the same without the rounding."""
+    if kind == "DynamicQuantizeLSTM":
+        arrays = {"x": normal(3, 2, 4), "b": normal(2, 24), "h": normal(2, 2, 3), "c": normal(2, 2, 3)}
+        w, r = (rng.integers(-60, 60, (2, n, 12)).astype(np.int8) for n in (4, 3))
+        scales = {"ws": np.array([0.01, 0.02], F), "wz": np.zeros(2, np.int8), "rs": (rng.random((2, 12)) * 0.02).astype(F)}
+        weights = {"w": w, "r": r, **scales, "rz": np.zeros((2, 12), np.int8)}
+        given, attributes = "x w r b  h c  ws wz rs rz".split(" "), dict(hidden_size=3, direction="bidirectional")
+        plain = {"w": w.transpose(0, 2, 1) * scales["ws"][:, None, None], "r": r.transpose(0, 2, 1) * scales["rs"][:, :, None]}
+        twin = helper.make_node("LSTM", "x w r b  h c".split(" "), ["y", "yh", "yc"], **attributes)
+        ys = ["y", "yh", "yc"]
+    else:
+        arrays, b = {"a": normal(2, 3), "d": normal(4)}, rng.integers(0, 256, (3, 4)).astype(np.uint8)
+        weights = {"b": b, "s": np.array(0.02, F), "z": np.array(120, np.uint8)}
+        given, attributes, ys = ["a", "b", "s", "z", "d"], {}, ["y"]
+        plain = {"b": (b.astype(F) - 120) * F(0.02)}
+        twin = helper.make_node("Gemm", ["a", "b", "d"], ["y"])
+    node = helper.make_node(kind, given, ys, domain="com.microsoft", **attributes)
+    model = model_of([node], arrays, [output(y) for y in ys], weights.items())
+    plain = session(model_of([twin], arrays, [output(y) for y in ys], [(n, a.astype(F)) for n, a in plain.items()]))
+    values, rounded = plain.run(ys, arrays), session(model).run(ys, arrays)
+    if any(np.abs(v - w).max() > 0.1 for v, w in zip(values, rounded)):
+        return "it computes something else"
+    seeds = {f"seed_{y}": normal(*v.shape) for y, v in zip(ys, values)}
+    backward, gradients = differentiate(tool, model, ys, list(arrays), folder)
+    found = dict(zip(arrays, session(backward).run([gradients[x] for x in arrays], {**arrays, **seeds})))
+    for x, a in arrays.items():
+        direction = normal(*a.shape)
+        ends = [plain.run(ys, {**arrays, x: a + F(h) * direction}) for h in (1e-2, -1e-2)]
+        slope = sum(((p.astype(np.float64) - q) * seeds[f"seed_{y}"]).sum() for y, p, q in zip(ys, *ends)) / 2e-2
+        error = abs(slope - (found[x].astype(np.float64) * direction).sum()) / np.abs(found[x] * direction).sum()
+        if not error < TOLERANCE:
+            return f"the gradient of {x} is off by {error:.1e}"
+    return "ok"
+
+
 def model_of(nodes, inputs, outputs, weights=(), opset=17):
     element = lambda a: helper.np_dtype_to_tensor_dtype(np.asarray(a).dtype)
     infos = [helper.make_tensor_value_info(n, element(a), np.shape(a)) for n, a in inputs.items()]
@@ -114,11 +226,11 @@ def output(name):
     return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
 
 
-def differentiate(tool, model, ys, xs, folder):
+def differentiate(tool, model, ys, xs, folder, *options):
     """The model with its gradients, and their names; each y has an input for its seed."""
     source, target = os.path.join(folder, "model.onnx"), os.path.join(folder, "gradients.onnx")
     onnx.save(model, source)
-    command = [tool, "grad", source, "-o", target, "--ys", *ys, "--xs", *xs, "--grad-ys", *(f"input:seed_{y}" for y in ys)]
+    command = [tool, "grad", source, "-o", target, "--ys", *ys, "--xs", *xs, "--grad-ys", *(f"input:seed_{y}" for y in ys), *options]
     done = subprocess.run([*command, "--no-validate", "--json", "--force"], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"refused: {done.stderr.strip()[:200]}")
@@ -227,6 +339,10 @@ def main():
 
     for op, arrays, outputs, attributes in cases():
         report(op, check_node, op, arrays, outputs, attributes)
+    for op, arrays, attributes, formula in quantized_cases():
+        report(op, check_quantized, op, arrays, attributes, formula)
+    for kind in "DynamicQuantizeLSTM", "DynamicQuantizeMatMul":
+        report(kind, check_dynamic, kind)
     report("an optimized image network", check_network, image_network(), {"FusedConv", "FusedGemm"})
     fused = {"FusedMatMul", "Gelu", "SkipLayerNormalization", "SimplifiedLayerNormalization"}
     report("an optimized text network", check_network, text_network(), fused)

@@ -102,6 +102,11 @@ impl<'g> Expr<'g> {
         self.builder.emit("ConvTranspose", &[Some(self), Some(weights)], attributes)
     }
 
+    /// The mean of each window, with the attributes of a node.
+    pub fn average_pool_of(self, attributes: Vec<AttributeProto>) -> Expr<'g> {
+        self.builder.emit("AveragePool", &[Some(self)], attributes)
+    }
+
     /// The largest element of each window, with its index into the whole flattened input.
     pub fn max_pool(self, p: &Pool) -> (Expr<'g>, Expr<'g>) {
         let mut attributes = vec![ints("kernel_shape", &p.kernel)];

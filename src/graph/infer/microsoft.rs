@@ -1,10 +1,12 @@
 //! The operators of onnxruntime's own domain that exported and optimized models use most.
 
-use super::context::{Context, Row, axis, tensor};
+use super::context::{Context, Row, axis, broadcast_known, tensor};
 use super::elementwise::same;
-use super::linear::{gemm, product};
+use super::linear::{gemm, matmul, product};
+use super::select::concat;
 use super::normalize::layer;
-use super::window::convolution;
+use super::recurrent::recurrent;
+use super::window::{convolution, global, pool};
 use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
@@ -28,6 +30,8 @@ pub const ROWS: &[Row] = &[
     ("BiasGelu", same),
     ("BiasSplitGelu", bias_split_gelu),
     ("CDist", distances),
+    ("DynamicQuantizeLSTM", dynamic_lstm),
+    ("DynamicQuantizeMatMul", |c| matmul(c, 0, 1, c.element(0))),
     ("EmbedLayerNormalization", embed_layer),
     ("ExpandDims", expand_dims),
     ("FastGelu", same),
@@ -41,8 +45,19 @@ pub const ROWS: &[Row] = &[
     ("IsAllFinite", |_| Ok(vec![tensor(Some(ElementType::Bool), Some(vec![]))])),
     ("LayerNormalization", layer),
     ("MatMulNBits", matmul_n_bits),
+    ("MatMulIntegerToFloat", |c| matmul(c, 0, 1, c.element(2))),
     ("MoE", same),
     ("MultiHeadAttention", multi_head_attention),
+    ("QGemm", quantized_gemm),
+    ("QLinearAdd", |c| broadcast_of(c, &[0, 3])),
+    ("QLinearAveragePool", |c| if c.flag("channels_last") { unknown(c) } else { pool(c) }),
+    ("QLinearConcat", quantized_concat),
+    ("QLinearGlobalAveragePool", |c| if c.flag("channels_last") { unknown(c) } else { global(c) }),
+    ("QLinearLeakyRelu", same),
+    ("QLinearMul", |c| broadcast_of(c, &[0, 3])),
+    ("QLinearSigmoid", same),
+    ("QLinearSoftmax", same),
+    ("QLinearWhere", |c| Ok(vec![Fact { element: c.element(1), ..broadcast_of(c, &[0, 1, 4])?.remove(0) }])),
     ("QuickGelu", same),
     ("RotaryEmbedding", same),
     ("SkipGroupNorm", |c| Ok(vec![c.like(0), c.like(0)])),
@@ -50,6 +65,36 @@ pub const ROWS: &[Row] = &[
     ("SkipSimplifiedLayerNormalization", skip_layer),
     ("TransposeMatMul", fused_matmul),
 ];
+
+/// An image whose channels come last.
+fn unknown(c: &Context) -> Result<Vec<Fact>> {
+    Ok(vec![tensor(c.element(0), c.rank(0).map(|rank| c.fresh(rank)))])
+}
+
+/// Of the integers' type, in the shape to which some inputs broadcast.
+fn broadcast_of(c: &Context, inputs: &[usize]) -> Result<Vec<Fact>> {
+    let shapes: Vec<_> = inputs.iter().map(|&i| c.shape(i)).collect();
+    Ok(vec![tensor(c.element(0), broadcast_known(c.dims(), &shapes)?)])
+}
+
+/// The result's scale and zero point come first, then each tensor with its own.
+fn quantized_concat(c: &Context) -> Result<Vec<Fact>> {
+    let parts: Vec<Option<&Fact>> = (2..c.inputs.len()).step_by(3).map(|i| c.input(i)).collect();
+    concat(&Context { op: c.op, inputs: &parts })
+}
+
+/// A and B stand at 0 and 3; without a scale of the result, that is of the scales' type.
+fn quantized_gemm(c: &Context) -> Result<Vec<Fact>> {
+    let matrices = gemm(&Context { op: c.op, inputs: &[c.input(0), c.input(3)] })?;
+    let element = if c.input(7).is_some() { c.element(8).or(c.element(0)) } else { c.element(1) };
+    Ok(matrices.into_iter().map(|y| Fact { element, ..y }).collect())
+}
+
+/// As those of an LSTM, whose weights have the other order: `[directions, size, 4 hidden]`.
+fn dynamic_lstm(c: &Context) -> Result<Vec<Fact>> {
+    let turned = c.shape(2).and_then(|s| Some(Fact::tensor(None, Some([*s.first()?, *s.get(2)?, *s.get(1)?].into()))));
+    recurrent(&Context { op: c.op, inputs: &[c.input(0), None, turned.as_ref()] })
+}
 
 /// The matrices may be transposed first, and the first axis may be one of theirs. A vector stays as it is.
 fn fused_matmul(c: &Context) -> Result<Vec<Fact>> {

@@ -20,7 +20,7 @@ fn at(shape: Option<&[Dim]>, axis: usize, c: &Context) -> Dim {
 }
 
 /// `Y`, `Y_h` and, for LSTM, `Y_c`; with `layout=1` (opset 14) the batch comes first.
-fn recurrent(c: &Context) -> Result<Vec<Fact>> {
+pub fn recurrent(c: &Context) -> Result<Vec<Fact>> {
     let element = c.element(0).or(c.element(1));
     let directions = Dim::Known(if c.string("direction") == Some("bidirectional") { 2 } else { 1 });
     let hidden = match c.int("hidden_size", 0) {

@@ -28,7 +28,7 @@ pub const ROWS: &[Row] = &[
     ("Unique", unique),
 ];
 
-fn concat(c: &Context) -> Result<Vec<Fact>> {
+pub fn concat(c: &Context) -> Result<Vec<Fact>> {
     let inputs: Vec<&Fact> = c.inputs.iter().flatten().copied().collect();
     let element = inputs.iter().find_map(|f| f.element);
     let Some(rank) = inputs.iter().find_map(|f| f.rank()) else { return Ok(vec![tensor(element, None)]) };

@@ -148,7 +148,7 @@ fn windows(c: &Context, sizes: &[Dim], kernel: Option<&[Dim]>) -> Vec<Dim> {
 }
 
 /// MaxPool has the indices of the maxima for a second output.
-fn pool(c: &Context) -> Result<Vec<Fact>> {
+pub fn pool(c: &Context) -> Result<Vec<Fact>> {
     let kernel = kernel(c, None);
     let shape = match (image(c, 0)?, kernel) {
         (Some((batch, channels, sizes)), kernel) => {
@@ -162,7 +162,7 @@ fn pool(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![tensor(c.element(0), shape.clone()), tensor(Some(ElementType::Int64), shape)])
 }
 
-fn global(c: &Context) -> Result<Vec<Fact>> {
+pub fn global(c: &Context) -> Result<Vec<Fact>> {
     let shape = image(c, 0)?.map(|(batch, channels, sizes)| {
         let mut shape = vec![batch, channels];
         shape.resize(sizes.len() + 2, Dim::Known(1));

@@ -17,7 +17,7 @@ pub const ROWS: &[Row] = &[
 ];
 
 /// The product of two vectors, matrices or stacks of those.
-fn product(a: &Array, b: &Array) -> Result<Array> {
+pub fn product(a: &Array, b: &Array) -> Result<Array> {
     let (a_vector, b_vector) = (a.rank() == 1, b.rank() == 1);
     let a = if a_vector { a.clone().reshaped(&[1, a.dim(0)])? } else { a.clone() };
     let b = if b_vector { b.clone().reshaped(&[b.dim(0), 1])? } else { b.clone() };

@@ -11,6 +11,7 @@ mod ml;
 mod movement;
 mod normalization;
 mod optimizers;
+mod quantized;
 mod random;
 mod recurrent;
 mod resampling;
@@ -60,6 +61,7 @@ const FAMILIES: &[&[Row]] = &[
     movement::ROWS,
     normalization::ROWS,
     optimizers::ROWS,
+    quantized::ROWS,
     random::ROWS,
     recurrent::ROWS,
     resampling::ROWS,

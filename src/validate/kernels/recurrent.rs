@@ -3,7 +3,27 @@
 use super::{Array, Call, Row, row};
 use anyhow::{Context, Result, bail, ensure};
 
-pub const ROWS: &[Row] = &[row("RNN", |c| run(c, 1)), row("GRU", |c| run(c, 3)), row("LSTM", |c| run(c, 4))];
+pub const ROWS: &[Row] = &[
+    row("RNN", |c| run(c, 1, c.input(1)?, c.input(2)?)),
+    row("GRU", |c| run(c, 3, c.input(1)?, c.input(2)?)),
+    row("LSTM", |c| run(c, 4, c.input(1)?, c.input(2)?)),
+    row("DynamicQuantizeLSTM", quantized).domain("com.microsoft"),
+];
+
+/// With weights `[directions, size, 4 hidden]` of integers. What the products take is not rounded here: no slope shows through
+/// that.
+fn quantized(c: &Call) -> Result<Vec<Array>> {
+    let weights = |x: usize, scale: usize| {
+        let (x, scale, zero) = (c.input(x)?, c.input(scale)?, c.opt(scale + 1));
+        let fits = |p: &Array| p.dim(0) == x.dim(0) && (p.rank() == 1 || p.dim(1) == x.dim(2));
+        ensure!(x.rank() == 3 && fits(scale) && zero.is_none_or(fits), "scales of the weights");
+        let one = |p: &Array, i: &[usize]| if p.rank() == 1 { p.at(&[i[0]]) } else { p.at(&[i[0], i[1]]) };
+        Array::from_fn(&[x.dim(0), x.dim(2), x.dim(1)], |i| {
+            (x.at(&[i[0], i[2], i[1]]) - zero.map_or(0.0, |z| one(z, i))) * one(scale, i)
+        })
+    };
+    run(c, 4, &weights(1, 8)?, &weights(2, 10)?)
+}
 
 /// The functions that have an alpha alone.
 const ALPHA: &[&str] = &["leakyrelu", "thresholdedrelu", "elu"];
@@ -44,8 +64,8 @@ fn activation<'a>(c: &'a Call, names: &[String], i: usize, default: &'a str) -> 
 }
 
 /// `gates` is how many rows of weights each unit has.
-fn run(c: &Call, gates: usize) -> Result<Vec<Array>> {
-    let (x, w, r) = (c.x()?, c.input(1)?, c.input(2)?);
+fn run(c: &Call, gates: usize, w: &Array, r: &Array) -> Result<Vec<Array>> {
+    let x = c.x()?;
     ensure!(x.rank() == 3 && w.rank() == 3 && r.rank() == 3, "ranks");
     let (directions, hidden, width) = (w.dim(0), r.dim(2), w.dim(2));
     ensure!(w.dim(1) == gates * hidden && r.dim(1) == gates * hidden && width == x.dim(2), "sizes");
