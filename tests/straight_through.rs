@@ -173,6 +173,19 @@ checks! {
         r [] at [0.5] => Some(&[4.0]);
 }
 
+checks! {
+    // Of steps of 0.5, between -1 and 1.
+    fake_quantization at 13: "g (float[4] x, float s) => (float[4] y) <float low = {-1}, float high = {1}> {
+        u = Div(x, s) r = Round(u) v = Mul(r, s) c = Clip(v, low, high) y = Mul(c, c) }",
+        x [4] at [0.3, -0.6, 0.9, 2.0] => Some(&[1.0, -1.0, 2.0, 0.0]),
+        s [] at [0.5] => Some(&[2.0 * (0.5 * (1.0 - 0.6) - 0.5 * (-1.0 + 1.2) + 1.0 * (2.0 - 1.8))]);
+    floor_and_ceil at 11: "g (float[2] x) => (float[2] y) { f = Floor(x) c = Ceil(x) y = Mul(f, c) }",
+        x [2] at [1.3, -0.6] => Some(&[3.0, -1.0]);
+    // The formula of GridSample takes floors, which stay.
+    sampled at 16: "g (float[1,1,1,2] x, float[1,1,1,2] p) => (float[1,1,1,1] y) { y = GridSample<align_corners = 1>(x, p) }",
+        x [1, 1, 1, 2] at [1.0, 3.0] => Some(&[0.25, 0.75]), p [1, 1, 1, 2] at [0.5, 0.0] => Some(&[1.0, 0.0]);
+}
+
 const PAIR: &str = "g (float[3] x, float s) => (float[3] y) <int8 z = {0}> { q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = Mul(d, d) }";
 
 #[test]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether a row gives a gradient to any input.
 fn differentiates(rule: &Rule) -> bool {
-    rule.slots.iter().any(|s| !matches!(s, Slot::Stop(_) | Slot::Zero))
+    rule.slots.iter().any(|s| !matches!(s, Slot::Stop(_) | Slot::Zero | Slot::Rounding(_)))
 }
 
 #[test]

@@ -182,7 +182,12 @@ impl<'g> Pass<'g> {
         match self.rule(node) {
             Some(rule) => {
                 let known = rule.integers != Integers::Ignored || self.cotangent(value).is_none();
-                known && !matches!(rule.slot(input), Some(Slot::Stop(_)))
+                let open = match rule.slot(input) {
+                    Some(Slot::Stop(_)) => false,
+                    Some(Slot::Rounding(_)) => self.rounding.is_straight_through(),
+                    _ => true,
+                };
+                known && open
             }
             // An operator that is not known stands in the way of all that it takes.
             None => self.own_function(node).is_none() || self.cotangent(value).is_none(),
@@ -283,6 +288,7 @@ impl<'g> Pass<'g> {
         let dx = match slot {
             Slot::Stop(_) => return Ok(None),
             Slot::Zero => return Ok(Some(Flow::Zero)),
+            Slot::Rounding(_) => c.dy(),
             Slot::Unary(f) => f(x, c.y(), c.dy()),
             Slot::Binary(f) => f(c.input(0), c.input(1), c.y(), c.dy()).unbroadcast(x),
             Slot::Formula(f) => f(c),

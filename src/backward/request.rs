@@ -180,7 +180,7 @@ impl Gradients {
 
     /// Whether rounding in quantization counts as the identity, as it does in training by custom (the straight-through
     /// estimate): what lies within the range of the integers passes its gradient on, and integers carry gradients of
-    /// floating-point type through what moves them. Otherwise derivatives are the true ones, and nothing passes integers.
+    /// floating-point type through what moves them. Round, Floor and Ceil pass theirs, too. Otherwise derivatives are the true ones, and nothing passes integers.
     pub fn straight_through(mut self, straight_through: bool) -> Self {
         self.straight_through = straight_through;
         self

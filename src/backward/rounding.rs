@@ -25,6 +25,11 @@ impl Rounding {
         Rounding { straight_through, ..Rounding::default() }
     }
 
+    /// Whether rounding counts as the identity.
+    pub fn is_straight_through(&self) -> bool {
+        self.straight_through
+    }
+
     /// The element type of the gradient of quantized integers that depend on an x.
     pub fn cotangent(&self, value: ValueId) -> Option<ElementType> {
         self.cotangents.borrow().get(&value).copied()

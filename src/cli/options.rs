@@ -29,8 +29,8 @@ pub struct CallArgs {
     /// Tensors that count as constants: no gradient passes them
     #[arg(long, value_name = "NAME", num_args = 1..)]
     stop_gradients: Vec<String>,
-    /// Rounding in quantization counts as the identity within the range of the integers: gradients pass QuantizeLinear and what
-    /// moves its result to DequantizeLinear. Without it they stop there, where the true derivative is zero
+    /// Rounding counts as the identity: gradients pass QuantizeLinear, within the range of the integers, and what moves its
+    /// result to DequantizeLinear, and Round, Floor and Ceil. Without it they stop there, where the true derivative is zero
     #[arg(long)]
     straight_through: bool,
     /// The scope of all new names [default: that of the command: gradients, jvp, ...]

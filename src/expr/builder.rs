@@ -226,7 +226,8 @@ impl Builder {
             bodies: bodies.into_iter().map(|(name, scope)| (self.string(name), scope)).collect(),
             name: None,
             origin: Origin::Backward(self.forward.get()),
-            stop: false,
+            // What a formula rounds stays rounded, also for who counts the model's own rounding as the identity.
+            stop: matches!(op, "Ceil" | "Floor" | "Round"),
         };
         let facts = match self.infer(&new) {
             Ok(facts) => facts,

@@ -38,9 +38,9 @@ pub const RULES: &[Rule] = &[
     // Choices.
     rule("Abs", "dx = dy sign x", &[Unary(|x, _y, dy| dy * x.sign())]).note("0 at 0"),
     rule("Sign", "dx = 0", &[Zero]),
-    rule("Floor", "none", &[Stop(CONSTANT)]),
-    rule("Ceil", "none", &[Stop(CONSTANT)]),
-    rule("Round", "none", &[Stop(CONSTANT)]),
+    rule("Floor", "none", &[Rounding(CONSTANT)]),
+    rule("Ceil", "none", &[Rounding(CONSTANT)]),
+    rule("Round", "none", &[Rounding(CONSTANT)]),
     rule("Max", "dxᵢ = dy where xᵢ = y", &[All(|c| extremum(c, |best, x| best.less(x)))])
         .moves_integers()
         .note("in a tie the first operand gets all"),

@@ -84,6 +84,8 @@ pub enum Slot {
     Zero,
     /// Nothing: no gradient passes here, for the reason given. It holds for the inputs that follow, too, if it is the last.
     Stop(&'static str),
+    /// Nothing, for the reason given; dy where a request counts rounding as the identity.
+    Rounding(&'static str),
     /// For all inputs and captured values: the gradients of the formula that computes the outputs.
     Through(Forward),
     /// For all inputs: what a rule returns that writes something once for all of them.

@@ -106,6 +106,11 @@ impl Rule {
         self
     }
 
+    /// Whether its gradient is a convention in a request that counts rounding as the identity, or not.
+    pub fn is_conventional(&self, straight_through: bool) -> bool {
+        self.conventional || (straight_through && self.slots.iter().any(|s| matches!(s, super::Slot::Rounding(_))))
+    }
+
     /// Its inputs with these numbers are weights, where they are constants: what training changes.
     pub const fn weights(mut self, inputs: &'static [usize]) -> Self {
         self.weights = inputs;

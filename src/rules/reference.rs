@@ -31,6 +31,7 @@ impl Rule {
                 Slot::Each(_) | Slot::TryEach(_) | Slot::EachBroadcast(_) => format!("{i}{more}: gradient"),
                 Slot::Zero => format!("{i}: zero"),
                 Slot::Stop(reason) => format!("{i}{more}: none ({reason})"),
+                Slot::Rounding(reason) => format!("{i}: none ({reason}); dy with `--straight-through`"),
                 Slot::Through(_) if last > 0 => format!("{i}: gradient"),
                 Slot::Through(_) | Slot::All(_) => "all: gradient".to_owned(),
                 Slot::Structure(_) => "all, and captured tensors: gradient".to_owned(),

@@ -95,7 +95,7 @@ impl Comparison<'_> {
                 continue;
             };
             let path = self.paths.from(&target.input);
-            if let Some(Rule { op, .. }) = path.iter().find(|r| r.conventional) {
+            if let Some(Rule { op, .. }) = path.iter().find(|r| r.is_conventional(check.record.straight_through)) {
                 c.note = Some(match check.record.straight_through {
                     true => format!("not compared: straight-through: the gradient passes the rounding of {op}"),
                     false => format!("not compared: the gradient of {op} is a convention, not a slope"),
