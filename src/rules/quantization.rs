@@ -102,12 +102,7 @@ impl<'g> Steps<'g> {
     }
 
     /// As [`Steps::new`], of a zero point that does not stand behind its scale.
-    pub fn of(
-        c: &Call<'g>,
-        scale: usize,
-        zero: usize,
-        lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>,
-    ) -> Result<Self> {
+    pub fn of(c: &Call<'g>, scale: usize, zero: usize, lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>) -> Result<Self> {
         let scale = c.input(scale).widened();
         let shaped = |z: Expr<'g>| if z.fact().rank().is_some() { z } else { z.reshape_like(scale) };
         let zero = c.opt(zero).map(|z| lay(shaped(z).cast_like(scale))).transpose()?;

@@ -43,8 +43,12 @@ pub const RULES: &[Rule] = &[
     binary!("QLinearMul", "those of a b, dequantized, and quantized again", |c| pairwise(c, |a, b| a * b)),
     unary!("QLinearAveragePool", "those of AveragePool, dequantized, and quantized again", average)
         .attributes("auto_pad ceil_mode channels_last count_include_pad kernel_shape pads strides"),
-    unary!("QLinearGlobalAveragePool", "those of the mean of each channel, dequantized, and quantized again", global_average)
-        .attributes("channels_last"),
+    unary!(
+        "QLinearGlobalAveragePool",
+        "those of the mean of each channel, dequantized, and quantized again",
+        global_average
+    )
+    .attributes("channels_last"),
     unary!("QLinearLeakyRelu", "those of LeakyRelu, dequantized, and quantized again", |c| {
         let alpha = c.float("alpha", 0.01);
         elementwise(c, |x| Ok(x.above(0.0).select(x, x * alpha)))
@@ -156,8 +160,7 @@ fn channels_first(c: &Call<'_>) -> Result<()> {
 
 fn average<'g>(c: &Call<'g>) -> Outputs<'g> {
     channels_first(c)?;
-    let attributes =
-        c.attributes(&["auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides"]);
+    let attributes = c.attributes(&["auto_pad", "ceil_mode", "count_include_pad", "kernel_shape", "pads", "strides"]);
     elementwise(c, |x| Ok(x.average_pool_of(attributes)))
 }
 
@@ -180,7 +183,10 @@ fn softmax<'g>(c: &Call<'g>, x: Expr<'g>) -> Result<Expr<'g>> {
 /// The scale and the zero point of the result come first, then each tensor with its own.
 fn concat<'g>(c: &Call<'g>) -> Outputs<'g> {
     let inputs = c.input_count();
-    ensure!(inputs >= 5 && inputs % 3 == 2, "{inputs} inputs are no result and tensors with a scale and a zero point each");
+    ensure!(
+        inputs >= 5 && inputs % 3 == 2,
+        "{inputs} inputs are no result and tensors with a scale and a zero point each"
+    );
     let parts: Vec<Expr<'g>> = (2..inputs).step_by(3).map(|i| number(c, i)).collect::<Result<_>>()?;
     let axis = parts[0].axis(c.int("axis", 0))?;
     rounded(c, Expr::concat(&parts, axis), 0)

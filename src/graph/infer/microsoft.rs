@@ -3,9 +3,9 @@
 use super::context::{Context, Row, axis, broadcast_known, tensor};
 use super::elementwise::same;
 use super::linear::{gemm, matmul, product};
-use super::select::concat;
 use super::normalize::layer;
 use super::recurrent::recurrent;
+use super::select::concat;
 use super::window::{convolution, global, pool};
 use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;

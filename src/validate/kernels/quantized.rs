@@ -66,7 +66,8 @@ fn average(c: &Call) -> Result<Vec<Array>> {
     let axes = x.rank().saturating_sub(2);
     let list = |name: &str, length: usize, default: i64| c.ints(name).unwrap_or_else(|| vec![default; length]);
     let (kernel, strides, pads) = (list("kernel_shape", axes, 0), list("strides", axes, 1), list("pads", 2 * axes, 0));
-    let plain = c.string("auto_pad", "NOTSET") == "NOTSET" && c.int("ceil_mode", 0) == 0 && c.int("channels_last", 0) == 0;
+    let plain =
+        c.string("auto_pad", "NOTSET") == "NOTSET" && c.int("ceil_mode", 0) == 0 && c.int("channels_last", 0) == 0;
     ensure!(plain && axes > 0 && kernel.len() == axes && strides.len() == axes && pads.len() == 2 * axes, "windows");
     let sizes = [&kernel, &strides].iter().all(|list| list.iter().all(|n| (1..1 << 16).contains(n)));
     ensure!(sizes && pads.iter().all(|n| (0..1 << 16).contains(n)), "windows");
@@ -111,7 +112,9 @@ fn softmax(c: &Call) -> Result<Vec<Array>> {
     let flat = c.int("opset", 13) < 13;
     let axis = c.axis(c.int("axis", if flat { 1 } else { -1 }), x.rank())?;
     let last = if flat { x.rank() } else { axis + 1 };
-    let row = |i: &[usize]| -> Vec<usize> { i.iter().enumerate().map(|(a, &i)| if (axis..last).contains(&a) { 0 } else { i }).collect() };
+    let row = |i: &[usize]| -> Vec<usize> {
+        i.iter().enumerate().map(|(a, &i)| if (axis..last).contains(&a) { 0 } else { i }).collect()
+    };
     let mut sums = Array::filled(&x.dims, 0.0)?;
     each_index(&x.dims, |i| *sums.at_mut(&row(i)) += x.at(i).exp());
     rounded(c, Array::from_fn(&x.dims, |i| x.at(i).exp() / sums.at(&row(i)))?, 3, 0)
