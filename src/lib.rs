@@ -14,8 +14,13 @@
 //! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// They panic where nobody reads: `cli::note` and `writeln!` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+extern crate self as onnx_gradients;
 
 pub mod backward;
+mod cli;
 pub mod derivatives;
 pub mod expr;
 pub mod graph;
@@ -26,6 +31,9 @@ pub mod rules;
 pub mod training;
 #[cfg(feature = "validate")]
 pub mod validate;
+
+#[doc(hidden)]
+pub use cli::run as command_line;
 
 pub use backward::{Aggregation, Gradients, Output, Seed, Unconnected};
 pub use model::Model;

@@ -2,15 +2,15 @@
 
 use super::one_line;
 use super::table::Table;
+use crate::Model;
+use crate::backward::nearest;
+use crate::derivatives::{Evidence, evidence};
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
+use crate::onnx::proto::{TensorShapeProto, type_proto::Value};
+use crate::onnx::{TensorProto, TypeProto, npy, text};
+use crate::validate::{Engine, Options, Status, Validation, validate};
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::RangedU64ValueParser;
-use onnx_gradients::Model;
-use onnx_gradients::backward::nearest;
-use onnx_gradients::derivatives::{Evidence, evidence};
-use onnx_gradients::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
-use onnx_gradients::onnx::proto::{TensorShapeProto, type_proto::Value};
-use onnx_gradients::onnx::{TensorProto, TypeProto, npy, text};
-use onnx_gradients::validate::{Engine, Options, Status, Validation, validate};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -333,7 +333,7 @@ pub fn temporary(model: &Model) -> Result<tempfile::NamedTempFile> {
         Some(folder) => builder.tempfile_in(folder)?,
         None => builder.tempfile()?,
     };
-    onnx_gradients::onnx::file::write_to(&model.proto, file.as_file_mut())?;
+    crate::onnx::file::write_to(&model.proto, file.as_file_mut())?;
     file.flush()?;
     Ok(file)
 }

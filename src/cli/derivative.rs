@@ -2,9 +2,9 @@
 
 use super::options::{CallArgs, FileArgs, ensure_valid, summary};
 use super::table::Table;
+use crate::derivatives::Derived;
+use crate::{Gradients, Model, graph, rules};
 use anyhow::Result;
-use onnx_gradients::derivatives::Derived;
-use onnx_gradients::{Gradients, Model, graph, rules};
 use serde_json::{Value, json};
 
 /// Runs a command: `build` makes its request of the options that all have.

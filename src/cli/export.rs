@@ -1,10 +1,10 @@
 //! `export`: the inference model with trained weights.
 
+use crate::Model;
+use crate::onnx::file::same_file;
+use crate::training::export::{Adapters, export};
+use crate::training::{Manifest, state};
 use anyhow::{Result, ensure};
-use onnx_gradients::Model;
-use onnx_gradients::onnx::file::same_file;
-use onnx_gradients::training::export::{Adapters, export};
-use onnx_gradients::training::{Manifest, state};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(!same_file(&inference, &args.output), "OUT is the original model, which is never overwritten");
     let mut model = Model::load(&inference)?;
     if let Some(folder) = &model.folder {
-        onnx_gradients::onnx::file::load_external(&mut model.proto, folder)?;
+        crate::onnx::file::load_external(&mut model.proto, folder)?;
     }
     let (state, _) = state::read(&path)?;
     let adapters = match args.lora {

@@ -2,9 +2,9 @@
 
 use super::options::{CallArgs, FileArgs, ensure_valid, summary};
 use super::table::Table;
+use crate::onnx::npy;
+use crate::{Gradients, Model, Output, Seed, graph, rules};
 use anyhow::Result;
-use onnx_gradients::onnx::npy;
-use onnx_gradients::{Gradients, Model, Output, Seed, graph, rules};
 use serde_json::{Value, json};
 use std::path::Path;
 

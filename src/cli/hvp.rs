@@ -1,8 +1,8 @@
 //! `hvp`: Hessian times vector.
 
 use super::options::{CallArgs, FileArgs};
+use crate::derivatives::Hvp;
 use anyhow::Result;
-use onnx_gradients::derivatives::Hvp;
 
 /// Append the product of the Hessian of the sum of ys with vectors along xs, which are new inputs, to a model
 #[derive(clap::Args)]

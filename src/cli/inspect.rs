@@ -2,11 +2,11 @@
 
 use super::table::Table;
 use super::{note, one_line};
+use crate::backward::{Selection, support};
+use crate::graph::{Fact, Graph, ValueId};
+use crate::rules;
+use crate::{Gradients, Model};
 use anyhow::Result;
-use onnx_gradients::backward::{Selection, support};
-use onnx_gradients::graph::{Fact, Graph, ValueId};
-use onnx_gradients::rules;
-use onnx_gradients::{Gradients, Model};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -1,8 +1,8 @@
 //! `jvp`: Jacobian times vector.
 
 use super::options::{CallArgs, FileArgs};
+use crate::derivatives::Jvp;
 use anyhow::Result;
-use onnx_gradients::derivatives::Jvp;
 
 /// Append the product of the Jacobian with vectors along xs, which are new inputs, to a model
 #[derive(clap::Args)]

@@ -1,8 +1,8 @@
 //! `ops`: the table of operators.
 
 use super::table::Table;
+use crate::rules::reference;
 use anyhow::Result;
-use onnx_gradients::rules::reference;
 use serde_json::json;
 use std::io::Write;
 

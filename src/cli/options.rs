@@ -1,11 +1,11 @@
 //! The options that commands share which differentiate a model: what of what, where to write it, whether to run it. And
 //! what they do with them: read, write, validate, print.
 
+use crate::backward::{Selection, read_functions};
+use crate::onnx::file;
+use crate::{Aggregation, Gradients, Model, Unconnected, graph};
 use anyhow::{Context, Result, ensure};
 use clap::builder::NonEmptyStringValueParser;
-use onnx_gradients::backward::{Selection, read_functions};
-use onnx_gradients::onnx::file;
-use onnx_gradients::{Aggregation, Gradients, Model, Unconnected, graph};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

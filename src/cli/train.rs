@@ -2,10 +2,10 @@
 
 use super::curve;
 use super::table::Table;
+use crate::training::data::Data;
+use crate::training::trainer::{CHECKPOINT, Epoch, Event, Options, Schedule, train};
+use crate::training::{Manifest, manifest};
 use anyhow::{Context, Result, ensure};
-use onnx_gradients::training::data::Data;
-use onnx_gradients::training::trainer::{CHECKPOINT, Epoch, Event, Options, Schedule, train};
-use onnx_gradients::training::{Manifest, manifest};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;

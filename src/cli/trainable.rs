@@ -1,10 +1,10 @@
 //! `trainable`: an inference model into a trainable one.
 
 use super::table::Table;
+use crate::Model;
+use crate::training::select::Choice;
+use crate::training::{Artifacts, LossSpec, Trainable, optimizers};
 use anyhow::{Context, Result, ensure};
-use onnx_gradients::Model;
-use onnx_gradients::training::select::Choice;
-use onnx_gradients::training::{Artifacts, LossSpec, Trainable, optimizers};
 use serde_json::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -183,7 +183,7 @@ fn request(args: &Args) -> Result<Trainable> {
     if let Some(path) = &args.loss_model {
         let mut loss = Model::load(path)?;
         if let Some(folder) = &loss.folder {
-            onnx_gradients::onnx::file::load_external(&mut loss.proto, folder)?;
+            crate::onnx::file::load_external(&mut loss.proto, folder)?;
         }
         request = request.loss_model(&loss);
     }
@@ -227,7 +227,7 @@ fn print(artifacts: &Artifacts, args: &Args, out: &mut impl Write) -> std::io::R
     for decision in &m.decisions {
         writeln!(out, "- {decision}")?;
     }
-    let names = |inputs: &[onnx_gradients::training::manifest::Input]| {
+    let names = |inputs: &[crate::training::manifest::Input]| {
         inputs.iter().map(|i| format!("'{}' ({})", i.name, i.r#type)).collect::<Vec<_>>().join(", ")
     };
     writeln!(out, "data: {}", names(&m.data))?;

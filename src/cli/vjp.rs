@@ -1,8 +1,8 @@
 //! `vjp`: vector times Jacobian.
 
 use super::options::{CallArgs, FileArgs};
+use crate::derivatives::Vjp;
 use anyhow::Result;
-use onnx_gradients::derivatives::Vjp;
 
 /// Append the product of vectors for ys, which are new inputs, with the Jacobian to a model: grad --grad-ys input
 #[derive(clap::Args)]
