@@ -11,17 +11,16 @@
 //! [spec]: https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html
 
 use super::{Aggregation, Flow, Pass, nearest};
-use crate::expr::Builder;
-use crate::graph::write::{self, Part};
-use crate::graph::{Graph, IdMap, IdSet, NodeId, Replacement, ValueId, load_replacing};
+use crate::expr::rewrite::{Here, Named, Rewrite, Rewritten};
+use crate::expr::{Builder, Expr};
+use crate::graph::{Graph, IdMap, IdSet, NodeId, ValueId};
 use crate::model::Model;
-use crate::onnx::{GraphProto, ModelProto, Names, NodeProto, attribute};
+use crate::onnx::{ModelProto, NodeProto, attribute};
 use crate::record::Gradient;
 use crate::rules::OPERATORS;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
-use std::rc::Rc;
 
 const DOMAIN: &str = "ai.onnx.preview.training";
 
@@ -73,29 +72,19 @@ impl Model {
     pub fn lower_gradients(&self) -> Result<Lowered> {
         let mut model = self.clone();
         check_places(&model.proto)?;
-        let mut lowering =
-            Lowering { names: names(&model.proto), written: IdMap::default(), nodes: Vec::new(), warnings: Vec::new() };
         if let Some(graph) = &mut model.proto.graph {
             graph.node = ordered(std::mem::take(&mut graph.node))?;
         }
-        let loaded = load_replacing(&model.proto, OPERATORS, &mut |graph, names, node| match is_gradient(node) {
-            true => lowering.node(graph, names, node).map(Some),
-            false => Ok(None),
-        })?;
-        let Lowering { mut written, nodes, mut warnings, .. } = lowering;
-        warnings.splice(0..0, loaded.warnings);
-        let nodes_added = written.len();
-        if let Some(graph) = &mut model.proto.graph {
-            let mut own = std::mem::take(&mut graph.node).into_iter().filter(|n| !is_gradient(n));
-            let main = &loaded.graph.scope(Graph::MAIN).nodes;
-            graph.node = main.iter().filter_map(|id| written.remove(id).or_else(|| own.next())).collect();
-            for (&id, node) in main.iter().zip(&mut graph.node) {
-                if let Some(output) = demand(&loaded.graph, id, node) {
-                    let node = loaded.graph.describe(id);
-                    warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
-                }
-            }
-        }
+        let (mut nodes, mut unconnected) = (Vec::new(), Vec::new());
+        let rewrite = Rewrite::new("gradients").nodes(is_gradient, |here, node| {
+            let (lowered, outputs) = lower(here, node, &mut unconnected)?;
+            nodes.push(lowered);
+            Ok(outputs)
+        });
+        let Rewritten { mut warnings, nodes_added, demanded } = rewrite.apply(&mut model.proto, OPERATORS)?;
+        warnings.extend(unconnected);
+        let demand = |(node, output)| format!("{node} has got the output '{output}', which its gradient needs");
+        warnings.extend(demanded.into_iter().map(demand));
         if !nodes.is_empty() && !uses_domain(&model.proto) {
             model.proto.opset_import.retain(|o| o.domain() != DOMAIN);
         }
@@ -103,12 +92,28 @@ impl Model {
     }
 }
 
-struct Lowering {
-    names: Names,
-    /// What stands in the places of the nodes that have been lowered.
-    written: IdMap<NodeId, NodeProto>,
-    nodes: Vec<LoweredNode>,
-    warnings: Vec<String>,
+/// The outputs of a `Gradient` node, and what the report says of it.
+fn lower<'g>(here: &Here<'g>, node: &NodeProto, warnings: &mut Vec<String>) -> Result<(LoweredNode, Named<'g>)> {
+    let attributes = &node.attribute;
+    let y = attribute::get_string(attributes, "y").context("attribute 'y' names no tensor")?;
+    let xs = attribute::get_strings(attributes, "xs").context("attribute 'xs' names no tensors")?;
+    let zs = attribute::get_strings(attributes, "zs").unwrap_or_default();
+    let asked = asked(here, node, y, &xs, &zs)?;
+    let built = build(here.builder(), &asked)?;
+    let unconnected = built.unconnected.iter().filter_map(|&x| xs.get(x));
+    warnings.extend(unconnected.map(|x| format!("'{y}' does not depend on '{x}', the gradient is zero")));
+    let gradient = |(x, output): (&&str, &String)| Gradient {
+        x: (*x).to_owned(),
+        name: (!output.is_empty()).then(|| output.clone()),
+    };
+    let lowered = LoweredNode {
+        node: node.name().to_owned(),
+        y: y.to_owned(),
+        zs: zs.iter().map(|&z| z.to_owned()).collect(),
+        gradients: xs.iter().zip(&asked.outputs).map(gradient).collect(),
+        copied: built.copied,
+    };
+    Ok((lowered, built.outputs))
 }
 
 /// What a node asks for.
@@ -121,61 +126,14 @@ struct Asked {
     outputs: Vec<String>,
 }
 
-impl Lowering {
-    fn node(&mut self, graph: &mut Graph, names: &HashMap<Rc<str>, ValueId>, node: &NodeProto) -> Result<Replacement> {
-        let attributes = &node.attribute;
-        let y = attribute::get_string(attributes, "y").context("attribute 'y' names no tensor")?;
-        let xs = attribute::get_strings(attributes, "xs").context("attribute 'xs' names no tensors")?;
-        let zs = attribute::get_strings(attributes, "zs").unwrap_or_default();
-        let asked = asked(graph, names, node, y, &xs, &zs)?;
-
-        let (first, value, kept) = (graph.node_count(), graph.value_count(), graph.scope(Graph::MAIN).nodes.len());
-        let builder = Builder::new(graph.take());
-        let built = build(&builder, &asked);
-        *graph = builder.into_graph();
-        let built = built?;
-        for x in built.unconnected {
-            self.warnings.push(format!("'{y}' does not depend on '{}', the gradient is zero", xs[x]));
-        }
-        let scope = if node.name().is_empty() { "gradients" } else { node.name() };
-        let demanded: Vec<(ValueId, NodeId)> = graph.demanded(first, value).collect();
-        let Part { nodes, names } = write::part(graph, scope, built.outputs.clone(), demanded, &mut self.names);
-        let node_names = nodes.iter().map(|(id, node)| (*id, Rc::from(node.name())));
-        graph.adopt(first, kept, node_names, names.iter().map(|(id, name)| (*id, name.as_str().into())));
-        self.written.extend(nodes);
-
-        let gradient = |(x, output): (&&str, &String)| Gradient {
-            x: (*x).to_owned(),
-            name: (!output.is_empty()).then(|| output.clone()),
-        };
-        self.nodes.push(LoweredNode {
-            node: node.name().to_owned(),
-            y: y.to_owned(),
-            zs: zs.into_iter().map(str::to_owned).collect(),
-            gradients: xs.iter().zip(&asked.outputs).map(gradient).collect(),
-            copied: built.copied,
-        });
-        let mut outputs: Replacement = built.outputs.into_iter().map(|(id, name)| (name.into(), id)).collect();
-        outputs.sort_unstable_by_key(|&(_, id)| id);
-        Ok(outputs)
-    }
-}
-
 /// The tensors that the node names, beside those that it takes.
-fn asked(
-    graph: &Graph,
-    names: &HashMap<Rc<str>, ValueId>,
-    node: &NodeProto,
-    y: &str,
-    xs: &[&str],
-    zs: &[&str],
-) -> Result<Asked> {
-    let find = |what: &str, name: &str| match names.get(name) {
-        Some(&id) => Ok(id),
-        None => match nearest(name, names.keys().map(|n| &**n)) {
-            Some(near) => bail!("{what}: no tensor is called '{name}'; did you mean '{near}'?"),
-            None => bail!("{what}: no tensor is called '{name}'"),
-        },
+fn asked(here: &Here<'_>, node: &NodeProto, y: &str, xs: &[&str], zs: &[&str]) -> Result<Asked> {
+    let graph = here.builder().graph();
+    let find = |what: &str, name: &str| {
+        here.tensor(name).map(Expr::id).map_err(|_| match nearest(name, here.names()) {
+            Some(near) => anyhow!("{what}: no tensor is called '{name}'; did you mean '{near}'?"),
+            None => anyhow!("{what}: no tensor is called '{name}'"),
+        })
     };
     ensure!(!xs.is_empty(), "attribute 'xs' names no tensors");
     let count = xs.len() + zs.len();
@@ -202,15 +160,15 @@ fn asked(
     Ok(Asked { y, variables, xs: xs.len(), outputs: (0..xs.len()).map(output).collect() })
 }
 
-struct Built {
-    /// The values that are the outputs.
-    outputs: IdMap<ValueId, String>,
+struct Built<'g> {
+    /// The outputs by name.
+    outputs: Named<'g>,
     /// The xs on which y does not depend.
     unconnected: Vec<usize>,
     copied: usize,
 }
 
-fn build(builder: &Builder, asked: &Asked) -> Result<Built> {
+fn build<'g>(builder: &'g Builder, asked: &Asked) -> Result<Built<'g>> {
     // A value that stands for another tensor may be used elsewhere, too: only as an Identity it is a variable.
     let leaf = |&(variable, value): &(ValueId, ValueId)| if variable == value { value } else { builder.copy(value) };
     let leaves: Vec<ValueId> = asked.variables.iter().map(leaf).collect();
@@ -231,7 +189,7 @@ fn build(builder: &Builder, asked: &Asked) -> Result<Built> {
     let pass = Pass::new(builder, Aggregation::AddN, leaves.iter().copied().collect(), &[]);
     let flows = pass.differentiate(&nodes, &[(y.id(), y.ones_like())], xs)?;
     ensure!(flows.iter().any(Option::is_some), "y does not depend on any of its xs");
-    let mut built = Built { outputs: IdMap::default(), unconnected: Vec::new(), copied: changed.len() };
+    let mut built = Built { outputs: Vec::new(), unconnected: Vec::new(), copied: changed.len() };
     for (i, ((&x, flow), name)) in xs.iter().zip(flows).zip(&asked.outputs).enumerate() {
         if name.is_empty() {
             continue;
@@ -243,17 +201,9 @@ fn build(builder: &Builder, asked: &Asked) -> Result<Built> {
             Some(Flow::Value(dx)) => dx.id(),
             Some(Flow::Zero) | None => builder.expr(x).zeros_like().id(),
         };
-        // A tensor that has a name already, or that is another gradient too, gets a node of its own to be named by.
-        let taken = built.outputs.contains_key(&gradient) || {
-            let graph = builder.graph();
-            graph.value(gradient).name.is_some() || graph.producer(gradient).is_none()
-        };
-        built.outputs.insert(if taken { builder.copy(gradient) } else { gradient }, name.clone());
+        built.outputs.push((name.clone(), builder.expr(gradient)));
     }
-    match builder.take_error() {
-        Some(error) => Err(error),
-        None => Ok(built),
-    }
+    Ok(built)
 }
 
 /// The nodes on which `y` depends, not looking behind the variables, in topological order.
@@ -290,18 +240,14 @@ fn is_gradient(node: &NodeProto) -> bool {
     node.domain() == DOMAIN && node.op_type() == "Gradient"
 }
 
-fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
-}
-
 /// Whether a node, or one in its bodies, is wanted. Nesting is as deep as protobuf allows.
 fn any_node(node: &NodeProto, wanted: &impl Fn(&NodeProto) -> bool) -> bool {
-    wanted(node) || bodies(node).any(|body| body.node.iter().any(|n| any_node(n, wanted)))
+    wanted(node) || node.bodies().any(|body| body.node.iter().any(|n| any_node(n, wanted)))
 }
 
 fn check_places(model: &ModelProto) -> Result<()> {
     for node in model.graph.iter().flat_map(|g| &g.node) {
-        let inside = bodies(node).any(|body| body.node.iter().any(|n| any_node(n, &is_gradient)));
+        let inside = node.bodies().any(|body| body.node.iter().any(|n| any_node(n, &is_gradient)));
         ensure!(
             !inside,
             "node '{}' ({}) holds a Gradient node in its body, where it cannot be lowered; move it to the main graph",
@@ -325,41 +271,12 @@ fn uses_domain(model: &ModelProto) -> bool {
     nodes.chain(functions).any(|node| any_node(node, &|n| n.domain() == DOMAIN))
 }
 
-/// Every name of a tensor or a node, in bodies too.
-fn names(model: &ModelProto) -> Names {
-    fn collect(graph: &GraphProto, names: &mut Names) {
-        let infos = graph.input.iter().chain(&graph.output).chain(&graph.value_info).map(|v| v.name());
-        let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
-        let initializers = graph.initializer.iter().chain(sparse).map(|t| t.name());
-        names.extend(infos.chain(initializers));
-        for node in &graph.node {
-            names.extend(node.output.iter().map(String::as_str).chain([node.name()]));
-            bodies(node).for_each(|body| collect(body, names));
-        }
-    }
-    let mut found = Names::default();
-    model.graph.iter().for_each(|graph| collect(graph, &mut found));
-    found
-}
-
-/// Writes into a node the outputs that it has got since it was loaded; returns the name of one.
-fn demand(graph: &Graph, id: NodeId, node: &mut NodeProto) -> Option<String> {
-    let mut demanded = None;
-    for (i, &output) in graph.node(id).outputs.iter().enumerate() {
-        let Some(name) = output.and_then(|o| graph.value(o).name.as_deref()) else { continue };
-        if node.output.get(i).is_none_or(|o| o.is_empty()) {
-            node.output.resize(node.output.len().max(i + 1), String::new());
-            node.output[i] = name.to_owned();
-            demanded = Some(name.to_owned());
-        }
-    }
-    demanded
-}
-
 /// What a node needs before it: its inputs, what its bodies use, and the tensors that a `Gradient` node names.
 fn needs(node: &NodeProto) -> HashSet<String> {
-    let mut names: HashSet<String> = node.input.iter().cloned().collect();
-    bodies(node).for_each(|body| body.used_names(&mut names));
+    let mut names = HashSet::new();
+    node.uses(&mut |name| {
+        names.insert(name.to_owned());
+    });
     if is_gradient(node) {
         let listed = ["xs", "zs"].into_iter().filter_map(|a| attribute::get_strings(&node.attribute, a)).flatten();
         names.extend(listed.chain(attribute::get_string(&node.attribute, "y")).map(str::to_owned));

@@ -457,7 +457,7 @@ impl<'g> Building<'g, '_> {
                     matches!(producer, Producer::Node(n, _) if matches!(graph.node(n).origin, Origin::Backward(_)))
                 };
                 // A tensor of the model, or one that is another x's gradient, gets a node of its own to be named by.
-                let id = if own && used.insert(dx.id()) { dx.id() } else { self.copy(dx) };
+                let id = if own && used.insert(dx.id()) { dx.id() } else { self.builder.copy(dx.id()) };
                 self.describe(id, x);
                 (id, self.taken.fresh(format!("{}/{name}", self.scope)))
             });
@@ -465,21 +465,6 @@ impl<'g> Building<'g, '_> {
             outputs.push(output);
         }
         Ok(outputs)
-    }
-
-    fn copy(&self, dx: Expr<'g>) -> ValueId {
-        // Never shared: a node that is the gradient of another x has that one's name.
-        let fact = dx.fact();
-        let node = crate::graph::NewNode {
-            op_type: "Identity".into(),
-            inputs: [Some(dx.id())].into_iter().collect(),
-            outputs: [Some(None)].into_iter().collect(),
-            origin: Origin::Backward(None),
-            ..Default::default()
-        };
-        let mut graph = self.builder.graph_mut();
-        let id = graph.push(Graph::MAIN, node, vec![fact]);
-        graph.node(id).outputs.iter().flatten().next().copied().unwrap_or(dx.id())
     }
 
     /// A gradient has the type and the shape of its x, whose sizes may have better names.

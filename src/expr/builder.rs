@@ -190,6 +190,19 @@ impl Builder {
         bodies: Vec<(&'static str, ScopeId)>,
         outputs: usize,
     ) -> Vec<Expr<'g>> {
+        self.emit_of("", op, inputs, attributes, bodies, outputs)
+    }
+
+    /// The same of an operator of another domain than the standard's.
+    pub(in crate::expr) fn emit_of<'g>(
+        &'g self,
+        domain: &'static str,
+        op: &'static str,
+        inputs: &[Option<Expr<'g>>],
+        attributes: Vec<AttributeProto>,
+        bodies: Vec<(&'static str, ScopeId)>,
+        outputs: usize,
+    ) -> Vec<Expr<'g>> {
         if self.error.borrow().is_some() {
             return vec![self.expr(self.nothing); outputs];
         }
@@ -219,7 +232,7 @@ impl Builder {
         }
         let new = NewNode {
             op_type,
-            domain: self.string(""),
+            domain: self.string(domain),
             inputs,
             outputs: (0..outputs).map(|_| Some(None)).collect(),
             attributes: attributes.into(),

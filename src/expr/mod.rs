@@ -8,11 +8,12 @@ mod arithmetic;
 mod bodies;
 mod builder;
 mod ops;
+pub mod rewrite;
 mod simplify;
 mod unbroadcast;
 
 pub use builder::Builder;
-pub use ops::{Along, ConvLike, Pads, Pool, Resized};
+pub use ops::{Along, ConvLike, PREVIEW, Pads, Pool, Resized};
 
 use crate::graph::{Dim, Fact, Scalar, ValueId};
 use crate::onnx::ElementType;

@@ -33,22 +33,54 @@ pub struct Loaded {
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
 /// whose inputs contradict each other.
 pub fn load(model: &ModelProto, operators: Operators) -> Result<Loaded> {
-    load_replacing(model, operators, &mut |_, _, _| Ok(None))
+    load_replacing(model, operators, &mut ())
+}
+
+/// Where the loader stands.
+pub struct Place<'p> {
+    /// What is loaded by then.
+    pub graph: &'p mut Graph,
+    /// The scope that is being loaded.
+    pub scope: ScopeId,
+    /// The tensors by name of that scope and of those around it, the outermost first.
+    pub scopes: &'p [HashMap<Rc<str>, ValueId>],
 }
 
 /// What stands for a node that is not loaded: of each output that there is, the name and the value.
 pub type Replacement = Vec<(Rc<str>, ValueId)>;
 
-/// What is asked about each node: given what is loaded by then and the tensors by name, whether others stand for it.
-pub type Replace<'r> =
-    dyn FnMut(&mut Graph, &HashMap<Rc<str>, ValueId>, &NodeProto) -> Result<Option<Replacement>> + 'r;
+/// What is asked while a model is loaded: whether something else stands for what is come to.
+pub trait Replace {
+    /// What stands for a node, which is number `index` of its graph, and is not loaded then. A body may be loaded more than
+    /// once: what is known of its inputs is tried out.
+    ///
+    /// # Errors
+    /// Nothing can stand for it.
+    fn node(&mut self, place: Place<'_>, index: usize, node: &NodeProto) -> Result<Option<Replacement>>;
 
-/// Loads a model. Each node of the main graph is shown to `replace` first, with what is loaded by then and the tensors by
-/// name; one for which it has written others into the graph is not loaded.
+    /// What nodes to come take in the place of a tensor of the main graph.
+    ///
+    /// # Errors
+    /// Nothing can stand for it.
+    fn tensor(&mut self, place: Place<'_>, name: &str) -> Result<Option<ValueId>>;
+}
+
+/// Everything is loaded as it is.
+impl Replace for () {
+    fn node(&mut self, _: Place<'_>, _: usize, _: &NodeProto) -> Result<Option<Replacement>> {
+        Ok(None)
+    }
+
+    fn tensor(&mut self, _: Place<'_>, _: &str) -> Result<Option<ValueId>> {
+        Ok(None)
+    }
+}
+
+/// Loads a model in which others may stand for nodes and tensors.
 ///
 /// # Errors
 /// Those of [`load`], and those of `replace`.
-pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut Replace) -> Result<Loaded> {
+pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut dyn Replace) -> Result<Loaded> {
     let functions: HashSet<&str> = model.functions.iter().map(|f| f.name()).collect();
     let calls = |node: &NodeProto| functions.contains(node.op_type()) || node.attribute.iter().any(|a| a.g.is_some());
     let any = model.graph.iter().flat_map(|g| &g.node).any(calls);
@@ -57,8 +89,7 @@ pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut Re
     }
     // What calls of functions compute is known from a copy in which they are inlined.
     let inlined = inline_functions(model, &|_| true)?;
-    let Loaded { mut graph, names, .. } =
-        load_with(&inlined, operators, Dims::default(), HashMap::new(), &mut |_, _, _| Ok(None))?;
+    let Loaded { mut graph, names, .. } = load_with(&inlined, operators, Dims::default(), HashMap::new(), &mut ())?;
     let facts = names.into_iter().map(|(name, id)| (name, graph.fact(id).clone())).collect();
     load_with(model, operators, std::mem::take(&mut graph.dims), facts, replace)
 }
@@ -68,7 +99,7 @@ fn load_with(
     operators: Operators,
     dims: Dims,
     known: HashMap<Rc<str>, Fact>,
-    replace: &mut Replace,
+    replace: &mut dyn Replace,
 ) -> Result<Loaded> {
     let proto = model.graph.as_ref().context("the model holds no graph")?;
     let opsets = model.opset_import.iter().map(|o| (Rc::from(o.domain()), o.version()));
@@ -120,7 +151,7 @@ pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Resu
         warnings: Vec::new(),
         strings: HashMap::new(),
         overridable: true,
-        replace: &mut |_, _, _| Ok(None),
+        replace: &mut (),
     };
     let result = loader.scope(proto, scope, Some(inputs));
     *graph = loader.graph;
@@ -139,7 +170,7 @@ struct Loader<'r> {
     warnings: Vec<String>,
     strings: HashMap<String, Rc<str>>,
     overridable: bool,
-    replace: &'r mut Replace<'r>,
+    replace: &'r mut dyn Replace,
 }
 
 impl Loader<'_> {
@@ -187,8 +218,11 @@ impl Loader<'_> {
         }
         let declared: HashMap<&str, &TypeProto> =
             proto.value_info.iter().chain(&proto.output).filter_map(|v| Some((v.name(), v.r#type.as_ref()?))).collect();
+        for name in proto.input.iter().map(|i| i.name()).chain(proto.initializer.iter().map(|t| t.name())) {
+            self.stand_in(name)?;
+        }
         for (index, node) in proto.node.iter().enumerate() {
-            self.node(node, scope, &declared).with_context(|| match node.name() {
+            self.node(node, index, scope, &declared).with_context(|| match node.name() {
                 "" => format!("node number {index} ({})", node.op_type()),
                 name => format!("node '{name}' ({})", node.op_type()),
             })?;
@@ -218,15 +252,23 @@ impl Loader<'_> {
             ..NewNode::default()
         };
         let node = self.graph.push(scope, new, vec![fact]);
+        self.graph.note_constant(scope);
         self.graph.node(node).outputs.clone().into_iter().flatten().try_for_each(|id| self.bind(name.clone(), id))
     }
 
-    fn node(&mut self, proto: &NodeProto, scope: ScopeId, declared: &HashMap<&str, &TypeProto>) -> Result<()> {
-        if scope == Graph::MAIN
-            && let [names] = self.scopes.as_slice()
-            && let Some(outputs) = (self.replace)(&mut self.graph, names, proto)?
-        {
-            return outputs.into_iter().try_for_each(|(name, value)| self.define(name, value, declared));
+    fn node(
+        &mut self,
+        proto: &NodeProto,
+        index: usize,
+        scope: ScopeId,
+        declared: &HashMap<&str, &TypeProto>,
+    ) -> Result<()> {
+        let place = Place { graph: &mut self.graph, scope, scopes: &self.scopes };
+        if let Some(outputs) = self.replace.node(place, index, proto)? {
+            return outputs.into_iter().try_for_each(|(name, value)| {
+                self.define(name.clone(), value, declared)?;
+                self.stand_in(&name)
+            });
         }
         let mut inputs = smallvec::SmallVec::new();
         for name in &proto.input {
@@ -261,8 +303,23 @@ impl Loader<'_> {
         let id = self.graph.push(scope, new, facts);
         for output in self.graph.node(id).outputs.clone().into_iter().flatten() {
             if let Some(name) = self.graph.value(output).name.clone() {
-                self.define(name, output, declared)?;
+                self.define(name.clone(), output, declared)?;
+                self.stand_in(&name)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Lets what is come to from now on take something else in the place of a tensor of the main graph, if it is to.
+    fn stand_in(&mut self, name: &str) -> Result<()> {
+        if self.scopes.len() > 1 {
+            return Ok(());
+        }
+        let place = Place { graph: &mut self.graph, scope: Graph::MAIN, scopes: &self.scopes };
+        if let Some(new) = self.replace.tensor(place, name)?
+            && let Some(names) = self.scopes.last_mut()
+        {
+            names.insert(name.into(), new);
         }
         Ok(())
     }

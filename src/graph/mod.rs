@@ -14,7 +14,7 @@ pub mod write;
 
 pub use dim::{Dim, Dims};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
-pub use load::{Loaded, Replace, Replacement, fact_of_type, load, load_body, load_replacing};
+pub use load::{Loaded, Place, Replace, Replacement, fact_of_type, load, load_body, load_replacing};
 
 use crate::onnx::{AttributeProto, canonical_domain};
 use anyhow::Result;
@@ -103,6 +103,8 @@ pub struct Scope {
     pub inputs: Vec<ValueId>,
     /// The initializers, those among them that are inputs too.
     pub initializers: Vec<ValueId>,
+    /// How many of the first nodes stand for initializers: those of a body are loaded as Constants.
+    pub constants: usize,
     /// The nodes, in topological order.
     pub nodes: Vec<NodeId>,
     /// The outputs.
@@ -254,6 +256,11 @@ impl Graph {
         id
     }
 
+    /// Says that one more of the first nodes of a scope, the body of a control-flow node, holds an initializer of it.
+    pub fn note_constant(&mut self, scope: ScopeId) {
+        self.scopes[scope.0 as usize].constants += 1;
+    }
+
     /// Says what a scope's outputs are.
     pub fn set_outputs(&mut self, scope: ScopeId, outputs: Vec<ValueId>) {
         self.scopes[scope.0 as usize].outputs = outputs;
@@ -382,10 +389,11 @@ impl Graph {
         id
     }
 
-    /// Makes what the pass has written the model's own, as if it had been loaded: the nodes from `first` on in the arena. Of
-    /// those in the main graph, which has `kept` other nodes, the given ones stay, under their names.
+    /// Makes what has been written the model's own, as if it had been loaded: the nodes from `first` on in the arena. Of those
+    /// in the scope, which has `kept` other nodes, the given ones stay, under their names.
     pub fn adopt(
         &mut self,
+        scope: ScopeId,
         first: usize,
         kept: usize,
         nodes: impl IntoIterator<Item = (NodeId, Rc<str>)>,
@@ -394,11 +402,11 @@ impl Graph {
         for node in self.nodes.iter_mut().skip(first) {
             node.origin = Origin::Model;
         }
-        let main = &mut self.scopes[Self::MAIN.0 as usize].nodes;
-        main.truncate(kept);
+        let stay = &mut self.scopes[scope.0 as usize].nodes;
+        stay.truncate(kept);
         for (id, name) in nodes {
             self.nodes[id.0 as usize].name = Some(name);
-            main.push(id);
+            stay.push(id);
         }
         for (value, name) in values {
             self.values[value.0 as usize].name = Some(name);

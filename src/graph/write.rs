@@ -38,7 +38,7 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
     let imports = model.opset("").is_some();
     let version = model.opset_or_default();
     let proto = model.graph.as_mut().context("the model holds no graph")?;
-    let live = live_nodes(graph, request.outputs.iter().map(|&(v, _)| v));
+    let live = live_nodes(graph, Graph::MAIN, request.outputs.iter().map(|&(v, _)| v));
     let main = &graph.scope(Graph::MAIN).nodes;
     let placed = if request.colocate { proto.node.as_slice() } else { &[] };
     let mut writer = Writer {
@@ -91,16 +91,17 @@ pub struct Part {
     pub names: IdMap<ValueId, String>,
 }
 
-/// The backward nodes on which the values of the given names depend. `demanded` are outputs that forward nodes have got in
+/// The new nodes of `inside` on which the values of the given names depend. `demanded` are outputs that forward nodes have got in
 /// addition; `scope` is in front of all new names.
 pub fn part(
     graph: &Graph,
+    inside: ScopeId,
     scope: &str,
     outputs: IdMap<ValueId, String>,
     demanded: impl IntoIterator<Item = (ValueId, NodeId)>,
     unique: &mut Names,
 ) -> Part {
-    let live = live_nodes(graph, outputs.keys().copied());
+    let live = live_nodes(graph, inside, outputs.keys().copied());
     let mut writer = Writer { graph, scope, names: outputs, unique: std::mem::take(unique), placed: IdMap::default() };
     for (output, node) in demanded {
         writer.name_value(output, node, "output");
@@ -112,14 +113,14 @@ pub fn part(
     Part { nodes, names: writer.names }
 }
 
-/// The backward nodes of the main graph on which the outputs depend, also from inside bodies.
-fn live_nodes(graph: &Graph, outputs: impl Iterator<Item = ValueId>) -> IdSet<NodeId> {
+/// The new nodes of a scope on which the outputs depend, also from inside bodies.
+fn live_nodes(graph: &Graph, scope: ScopeId, outputs: impl Iterator<Item = ValueId>) -> IdSet<NodeId> {
     let mut live = IdSet::default();
     let mut open: Vec<ValueId> = outputs.collect();
     while let Some(value) = open.pop() {
         let Producer::Node(id, _) = graph.value(value).producer else { continue };
         let node = graph.node(id);
-        if node.scope == Graph::MAIN && node.origin != Origin::Model && live.insert(id) {
+        if node.scope == scope && node.origin != Origin::Model && live.insert(id) {
             open.extend(node.inputs.iter().flatten());
             open.extend(graph.captures(id));
         }

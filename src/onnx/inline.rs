@@ -66,10 +66,6 @@ fn key(node: &NodeProto) -> Key<'_> {
     (canonical_domain(node.domain()), node.op_type(), node.overload())
 }
 
-fn graphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
-}
-
 fn describe((domain, name, _): Key) -> String {
     if domain.is_empty() { name.to_owned() } else { format!("{domain}.{name}") }
 }
@@ -95,7 +91,7 @@ impl<'a> Inliner<'a> {
     }
 
     fn has_calls(&self, graph: &GraphProto) -> bool {
-        graph.node.iter().any(|node| self.called(node).is_some() || graphs(node).any(|g| self.has_calls(g)))
+        graph.node.iter().any(|node| self.called(node).is_some() || node.bodies().any(|g| self.has_calls(g)))
     }
 
     fn take_names(&mut self, graph: &GraphProto) {
@@ -105,7 +101,7 @@ impl<'a> Inliner<'a> {
         let outputs = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
         self.values.extend(infos.chain(initializers).chain(outputs));
         self.nodes.extend(graph.node.iter().map(|n| n.name()));
-        graph.node.iter().flat_map(graphs).for_each(|g| self.take_names(g));
+        graph.node.iter().flat_map(NodeProto::bodies).for_each(|g| self.take_names(g));
     }
 
     /// The nodes with the wanted calls among and inside them replaced.
@@ -126,7 +122,7 @@ impl<'a> Inliner<'a> {
                 self.calls.pop();
                 continue;
             }
-            for graph in node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)) {
+            for graph in node.bodies_mut() {
                 graph.node = self.nodes(std::mem::take(&mut graph.node), depth + 1)?;
             }
             result.push(node);
@@ -172,13 +168,11 @@ impl<'a> Inliner<'a> {
         for (output, name) in copies {
             let source = body.resolve(output)?;
             ensure!(!source.is_empty(), "output '{name}' is the input '{output}', which is left out");
+            let label = body.inliner.nodes.fresh(format!("{}/Identity", body.prefix));
             nodes.push(NodeProto {
-                op_type: Some("Identity".to_owned()),
-                name: Some(body.inliner.nodes.fresh(format!("{}/Identity", body.prefix))),
-                input: vec![source],
-                output: vec![name],
+                name: Some(label),
                 metadata_props: call.metadata_props.clone(),
-                ..Default::default()
+                ..NodeProto::new("Identity", &[&source], &name, vec![])
             });
         }
         Ok(nodes)
@@ -201,7 +195,7 @@ impl<'a> Inliner<'a> {
                     ),
                 }
             }
-            graphs(node).try_for_each(|g| self.import(function, &g.node))?;
+            node.bodies().try_for_each(|g| self.import(function, &g.node))?;
         }
         Ok(())
     }
@@ -368,7 +362,7 @@ fn inherited<T: Clone>(own: &[T], call: &[T]) -> Vec<T> {
 }
 
 fn size(graph: &GraphProto) -> usize {
-    let nodes = graph.node.iter().map(|node| graphs(node).map(size).fold(NODE, usize::saturating_add));
+    let nodes = graph.node.iter().map(|node| node.bodies().map(size).fold(NODE, usize::saturating_add));
     nodes.fold(0, usize::saturating_add)
 }
 

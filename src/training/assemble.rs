@@ -1,17 +1,17 @@
 //! From drafts and a plan to the models of a training and their manifest.
 
 use super::artifacts::{Artifacts, INFERENCE_FILE, STATE_FILE};
-use super::draft::{self, Draft};
 use super::lora::Adapter;
 use super::losses::{self, LossSpec};
 use super::manifest::{self, Feed, Input, Manifest, ModelFile, OptimizerEntry};
 use super::parameters::Trained;
+use super::plan::{Plan, Slot};
 use super::select::Source;
 use super::state::State;
-use super::step::{Forward, Plan, Slot, Total};
+use super::step::{Forward, Total};
 use crate::backward::Selection;
 use crate::expr::Expr;
-use crate::graph::{Graph, ValueId};
+use crate::graph::{self, Dims, Graph, ValueId};
 use crate::model::Model;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto, ValueInfoProto};
 use crate::rules::load;
@@ -23,15 +23,13 @@ pub struct Parts {
     /// The model as it was.
     pub inference: Model,
     /// The model with its parameters as inputs, in the modes of training.
-    pub training: Draft,
+    pub training: ModelProto,
     /// The same in the modes of inference.
-    pub evaluation: Draft,
+    pub evaluation: ModelProto,
     /// What the models have in common.
     pub plan: Plan,
     /// What is trained, in the order of the plan's slots.
     pub trained: Vec<Trained>,
-    /// What the scale of the loss starts with.
-    pub scale: Option<f64>,
     /// The model's own outputs.
     pub outputs: Vec<String>,
     /// What has been decided so far.
@@ -44,8 +42,8 @@ impl Parts {
     /// # Errors
     /// Outputs that a loss cannot be computed from, operators without a gradient, metrics of no loss.
     pub fn assemble(self) -> Result<Artifacts> {
-        let Parts { inference, training, evaluation, plan, trained, scale, outputs, mut decisions } = self;
-        let (feeds, state) = feeds(&plan, &trained, scale, &inference.proto)?;
+        let Parts { inference, training, evaluation, plan, trained, outputs, mut decisions } = self;
+        let (feeds, state) = feeds(&plan, &trained, &inference.proto)?;
         let mut order: Vec<String> = plan.losses.iter().filter_map(|l| l.labels.clone()).collect();
         order.extend([plan.rate.0.clone(), plan.step[0].clone()]);
         order.extend(feeds.iter().map(|f| f.input.clone()).filter(|n| *n != plan.step[0]));
@@ -59,7 +57,7 @@ impl Parts {
         let place = |name: &str| places.get(name).copied().unwrap_or(usize::MAX);
 
         let mut models = Vec::new();
-        let forward = Forward::new(training.finish()?, reserved.iter().cloned())?;
+        let forward = Forward::new(training, reserved.iter().cloned())?;
         let total = forward.total(&plan, &outputs)?;
         let labels = total.labels.clone();
         decisions.extend(total.decisions.iter().cloned());
@@ -98,7 +96,7 @@ impl Parts {
         models.push(("apply", half.write(apply.collect(), &[], &order)?));
 
         let data = data(&models, &order);
-        let forward = Forward::new(evaluation.finish()?, reserved)?;
+        let forward = Forward::new(evaluation, reserved)?;
         let total = forward.total(&plan, &outputs)?;
         let known = |n: &str| data.iter().any(|i| i.name == n) || order.iter().any(|o| o == n);
         let kept = computable(&inference.proto, outputs, known)?;
@@ -148,7 +146,7 @@ impl Parts {
 }
 
 /// What goes from step to step, in the order of the manifest, and what it starts with.
-fn feeds(plan: &Plan, trained: &[Trained], scale: Option<f64>, model: &ModelProto) -> Result<(Vec<Feed>, State)> {
+fn feeds(plan: &Plan, trained: &[Trained], model: &ModelProto) -> Result<(Vec<Feed>, State)> {
     let (mut feeds, mut state): (Vec<Feed>, State) = (vec![], vec![]);
     let mut feed = |[input, output]: [&String; 2], role: &str, value: TensorProto| {
         let (r#type, shape) = (value.element_type().name(), value.dims.clone());
@@ -163,16 +161,16 @@ fn feeds(plan: &Plan, trained: &[Trained], scale: Option<f64>, model: &ModelProt
             feed([input, output], "optimizer", zeros(slot)?);
         }
     }
-    let constants = draft::constants(model);
+    let constants: HashMap<&str, _> = model.graph.iter().flat_map(GraphProto::constants).collect();
     for [name, _, next] in &plan.statistics {
-        let value = constants.get(name).with_context(|| format!("'{name}' is no constant"))?;
+        let value = constants.get(name.as_str()).with_context(|| format!("'{name}' is no constant"))?;
         let value = TensorProto::from_floats(value.element_type(), &value.dims, &value.floats()?)?;
         feed([name, next], "statistic", value);
     }
     let counter = |n| TensorProto::from_int64(&[], &[n]);
     feed([&plan.step[0], &plan.step[1]], "counter", counter(0));
-    if let (Some(s), Some(scale)) = (&plan.scaling, scale) {
-        feed([&s.scale[0], &s.scale[1]], "loss_scale", TensorProto::from_float32(&[], &[scale as f32]));
+    if let Some(s) = &plan.scaling {
+        feed([&s.scale[0], &s.scale[1]], "loss_scale", TensorProto::from_float32(&[], &[s.initial as f32]));
         feed([&s.good[0], &s.good[1]], "counter", counter(0));
     }
     Ok((feeds, state))
@@ -194,7 +192,7 @@ fn data(models: &[(&str, ModelProto)], order: &[String]) -> Vec<Input> {
     let order: HashSet<&str> = order.iter().map(String::as_str).collect();
     let inputs = step.iter().flat_map(|g| &g.input).filter(|i| !order.contains(i.name()));
     let input = |i: &ValueInfoProto| {
-        let (element, dims) = draft::declared_dims(i).unwrap_or((ElementType::Undefined, vec![]));
+        let (element, dims) = declared_dims(i).unwrap_or((ElementType::Undefined, vec![]));
         Input {
             name: i.name().to_owned(),
             r#type: element.name(),
@@ -204,6 +202,13 @@ fn data(models: &[(&str, ModelProto)], order: &[String]) -> Vec<Input> {
         }
     };
     inputs.map(input).collect()
+}
+
+/// The element type and the sizes of a declared tensor; a size that is no number is -1.
+fn declared_dims(info: &ValueInfoProto) -> Option<(ElementType, Vec<i64>)> {
+    let fact = graph::fact_of_type(info.r#type.as_ref(), &Dims::default());
+    let dims = fact.shape?.iter().map(|d| d.known().unwrap_or(-1)).collect();
+    Some((fact.element?, dims))
 }
 
 /// Those of the model's outputs that need inputs which are `known` only: a user of the step has no other data.

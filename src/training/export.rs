@@ -1,11 +1,14 @@
 //! Puts trained weights back into the model that they come from: the same file, with new numbers.
 
-use super::draft::{Draft, constants};
 use super::lora::Adapter;
 use super::manifest::{Feed, Manifest, Parameter};
+use super::modes::Constants;
+use super::parameters::SCOPE;
 use super::select::{Source, quantized};
 use super::state::State;
-use crate::onnx::{ElementType, ModelProto, NodeProto, TensorProto, attribute};
+use crate::expr::rewrite::Rewrite;
+use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
+use crate::rules::OPERATORS;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 
@@ -38,7 +41,7 @@ pub fn export(
         ensure!(values.iter().all(|v| v.is_finite()), "'{name}' holds values that are no finite numbers");
         Ok(values)
     };
-    let known = constants(inference);
+    let known: Constants<'_> = inference.graph.iter().flat_map(GraphProto::constants).collect();
     let nodes = inference.graph.iter().flat_map(|g| &g.node);
     let producers: HashMap<&str, &NodeProto> = nodes.filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
     let feeds: HashMap<&str, &Feed> = manifest.state.iter().map(|f| (f.input.as_str(), f)).collect();
@@ -66,17 +69,18 @@ pub fn export(
         }
     }
     for feed in manifest.state.iter().filter(|f| f.role == "statistic") {
-        let element = known.get(&feed.input).map(TensorProto::element_type).filter(|e| e.is_float());
+        let element = known.get(feed.input.as_str()).map(|t| t.element_type()).filter(|e| e.is_float());
         let element = element.with_context(|| format!("the model has no statistic '{}'", feed.input))?;
         let values = values(&feed.input, &feed.shape)?;
         new.insert(feed.input.clone(), TensorProto::from_floats(element, &feed.shape, &values)?);
     }
     let parameters: HashMap<&str, &Parameter> = manifest.parameters.iter().map(|p| (p.name.as_str(), p)).collect();
-    let mut draft = Draft::new(inference.clone());
+    let mut model = inference.clone();
+    let mut rewrite = Rewrite::new(SCOPE);
     for adapter in &manifest.lora {
         let matrix = |name: &str| values(name, shape(name)?);
         let (left, right) = (matrix(&adapter.left)?, matrix(&adapter.right)?);
-        match known.get(&adapter.weight).filter(|_| adapters == Adapters::Merged) {
+        match known.get(adapter.weight.as_str()).filter(|_| adapters == Adapters::Merged) {
             Some(weight) => {
                 let merged = adapter.merged(&weight.floats()?, &left, &right)?;
                 let merged = TensorProto::from_floats(weight.element_type(), &weight.dims, &merged)?;
@@ -88,11 +92,12 @@ pub fn export(
                 }
                 let parameter = parameters.get(adapter.left.as_str());
                 let parameter = parameter.with_context(|| format!("the manifest has no '{}'", adapter.left))?;
-                apart(&mut draft, adapter, float(parameter)?, &left, &right)?;
+                add(&mut model, adapter, float(parameter)?, &left, &right)?;
+                rewrite = rewrite.behind(&adapter.weight, |here, w| adapter.sum(here, w));
             }
         }
     }
-    let mut model = draft.finish()?;
+    rewrite.apply(&mut model, OPERATORS)?;
     replace(&mut model, new)?;
     Ok((model, notes))
 }
@@ -103,15 +108,16 @@ fn float(parameter: &Parameter) -> Result<ElementType> {
     element.with_context(|| format!("'{}' is of no known type", parameter.name))
 }
 
-/// Adds the matrices as initializers, and nodes that add their product to the weight.
-fn apart(draft: &mut Draft, adapter: &Adapter, element: ElementType, left: &[f64], right: &[f64]) -> Result<()> {
+/// Adds the matrices of an adapter as initializers.
+fn add(model: &mut ModelProto, adapter: &Adapter, element: ElementType, left: &[f64], right: &[f64]) -> Result<()> {
+    let graph = model.graph.as_mut().context("the model holds no graph")?;
     for (name, values, shape) in [(&adapter.left, left, adapter.shapes[0]), (&adapter.right, right, adapter.shapes[1])]
     {
         let mut tensor = TensorProto::from_floats(element, &shape, values)?;
         tensor.name = Some(name.clone());
-        draft.graph()?.initializer.push(tensor);
+        graph.initializer.push(tensor);
     }
-    adapter.attach(draft, &adapter.left, &adapter.right, element)
+    Ok(())
 }
 
 /// Gives initializers, and Constant nodes, other values.
@@ -124,7 +130,7 @@ fn replace(model: &mut ModelProto, mut new: HashMap<String, TensorProto>) -> Res
             *old = tensor;
         }
     }
-    for node in graph.node.iter_mut().filter(|n| n.op_type() == "Constant") {
+    for node in graph.node.iter_mut().filter(|n| n.is("Constant")) {
         let Some(mut tensor) = node.output.first().and_then(|o| new.remove(o)) else { continue };
         // A tensor in an attribute is named as it was, if it was.
         tensor.name = attribute::get_tensor(&node.attribute, "value").and_then(|t| t.name.clone());

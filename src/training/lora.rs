@@ -1,9 +1,10 @@
 //! LoRA: the product of two thin matrices is added to a weight, and only the two are trained (Hu et al., 2021).
 
-use super::draft::Draft;
 use super::select::Weight;
+use crate::expr::Expr;
+use crate::expr::rewrite::Here;
 use crate::onnx::{ElementType, TensorProto};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// A weight with its two matrices: `weight + scale (left · right)`, in the weight's shape.
@@ -64,24 +65,14 @@ impl Adapter {
         Ok([matrix(0, self.left_first)?, matrix(1, !self.left_first)?])
     }
 
-    /// Lets every node take the sum in place of the weight. `left` and `right` name the two matrices, of the weight's type.
+    /// The sum that every node takes in the place of the weight w. The matrices are tensors of their names before it.
     ///
     /// # Errors
-    /// A weight that is not of floating-point type.
-    pub fn attach(&self, draft: &mut Draft, left: &str, right: &str, element: ElementType) -> Result<()> {
-        let (w, shape) = (&self.weight, &self.shape);
-        let scale = TensorProto::from_floats(element, &[], &[self.scale])?;
-        let shape = TensorProto::from_int64(&[shape.len() as i64], shape);
-        let scale = draft.constant(&format!("{w}/lora/scale"), scale);
-        let shape = draft.constant(&format!("{w}/lora/shape"), shape);
-        let product = draft.first("MatMul", &[left, right], &format!("{w}/lora/product"), vec![]);
-        let scaled = draft.first("Mul", &[&product, &scale], &format!("{w}/lora/scaled"), vec![]);
-        let delta = draft.first("Reshape", &[&scaled, &shape], &format!("{w}/lora/delta"), vec![]);
-        // The weight may be one that a node computes; the sum stands behind it.
-        let sum = draft.unique(&format!("{w}/lora/sum"));
-        draft.redirect(w, &sum);
-        draft.behind(w, vec![super::draft::node("Add", &[w, &delta], &sum, vec![])]);
-        Ok(())
+    /// They are not there.
+    pub fn sum<'g>(&self, here: &Here<'g>, w: Expr<'g>) -> Result<Expr<'g>> {
+        let matrix = |name: &str| Ok::<_, Error>(here.tensor(name)?.cast_like(w));
+        let product = matrix(&self.left)?.matmul(matrix(&self.right)?);
+        Ok(w + (product * self.scale).reshape_to(&self.shape))
     }
 
     /// The weight with the product added.

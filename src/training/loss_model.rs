@@ -1,9 +1,8 @@
 //! A loss that another model computes: its nodes become nodes of the model, by way of a function that is called and inlined.
 
-use super::draft::node;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::OperatorSetIdProto;
-use crate::onnx::{FunctionProto, ModelProto, attribute, canonical_domain};
+use crate::onnx::{FunctionProto, ModelProto, NodeProto, canonical_domain};
 use anyhow::{Context, Result, ensure};
 use std::collections::HashSet;
 
@@ -33,9 +32,7 @@ pub fn attach(model: &mut ModelProto, loss: &ModelProto) -> Result<(String, Stri
     let constants: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
     let inputs: Vec<_> = graph.input.iter().filter(|i| !constants.contains(i.name())).collect();
     ensure!(graph.sparse_initializer.is_empty(), "the loss model has sparse initializers");
-    let mut nodes: Vec<_> = (graph.initializer.iter())
-        .map(|t| node("Constant", &[], t.name(), vec![attribute::tensor("value", t.clone())]))
-        .collect();
+    let mut nodes: Vec<_> = (graph.initializer.iter()).map(|t| NodeProto::constant(t.name(), t.clone())).collect();
     nodes.extend(graph.node.iter().cloned());
     let result = graph.output.first().context("the loss model has no output")?.name();
     let function = FunctionProto {
@@ -63,7 +60,7 @@ pub fn attach(model: &mut ModelProto, loss: &ModelProto) -> Result<(String, Stri
     }
     main.input.extend(new.into_iter().cloned());
     let arguments: Vec<&str> = function.input.iter().map(String::as_str).collect();
-    let mut call = node(SCOPE, &arguments, &name, vec![]);
+    let mut call = NodeProto::new(SCOPE, &arguments, &name, vec![]);
     call.domain = Some(SCOPE.to_owned());
     call.name = Some(SCOPE.to_owned());
     main.node.push(call);

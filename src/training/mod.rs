@@ -5,9 +5,9 @@
 
 mod artifacts;
 mod assemble;
+mod build;
 #[cfg(feature = "validate")]
 pub mod data;
-mod draft;
 mod ending;
 pub mod export;
 pub mod lora;
@@ -18,7 +18,7 @@ pub mod metrics;
 pub mod modes;
 pub mod optimizers;
 mod parameters;
-mod plan;
+pub mod plan;
 mod request;
 pub mod select;
 pub mod state;

@@ -1,14 +1,17 @@
 //! What a step takes as inputs: the chosen weights, or the LoRA matrices in their place, and what the optimizer keeps of each.
 
-use super::draft::{self, Draft};
 use super::lora::{self, Adapter};
 use super::optimizers::{Hyper, Optimizer};
+use super::plan::Slot;
 use super::request::Trainable;
 use super::select::{Source, Weight, is_match};
 use super::state::Random;
-use super::step::Slot;
-use crate::onnx::{ElementType, TensorProto, attribute};
+use crate::expr::rewrite::Rewrite;
+use crate::graph::{self, Dim, Fact, Graph};
+use crate::onnx::{ElementType, ModelProto, Names, TensorProto, ValueInfoProto};
+use crate::rules::OPERATORS;
 use anyhow::{Context, Result, ensure};
+use std::collections::{HashMap, HashSet};
 
 /// A parameter on its way into the step.
 pub struct Trained {
@@ -70,7 +73,7 @@ impl Trainable {
         trained: &[Trained],
         optimizer: &Optimizer,
         hyper: &Hyper,
-        names: &mut Draft,
+        names: &mut Names,
     ) -> Result<Vec<Slot>> {
         for (pattern, factor) in &self.groups {
             ensure!(factor.is_finite(), "the factor of '{pattern}' is no number");
@@ -84,9 +87,9 @@ impl Trainable {
         let slot = |t: &Trained| {
             let name = &t.name;
             if t.adapter.is_some() {
-                names.unique(name);
+                names.fresh(name.clone());
             }
-            let mut pair = |base: String| [names.unique(&base), names.unique(&format!("next/{base}"))];
+            let mut pair = |base: String| [names.fresh(base.clone()), names.fresh(format!("next/{base}"))];
             let states = optimizer.states.iter().map(|s| pair(format!("state/{s}/{name}"))).collect();
             let sum = pair(format!("sum/{name}"));
             let exempt = self.no_decay.iter().any(|p| is_match(p, name));
@@ -94,8 +97,8 @@ impl Trainable {
                 name: name.clone(),
                 element: t.value.element_type(),
                 dims: t.value.dims.clone(),
-                next: names.unique(&format!("next/{name}")),
-                gradient: names.unique(&format!("gradient/{name}")),
+                next: names.fresh(format!("next/{name}")),
+                gradient: names.fresh(format!("gradient/{name}")),
                 sum,
                 states,
                 rate: self.groups.iter().find(|(p, _)| is_match(p, name)).map_or(1.0, |(_, f)| *f),
@@ -105,41 +108,49 @@ impl Trainable {
         Ok(trained.iter().map(slot).collect())
     }
 
-    /// The model with its parameters and statistics as inputs.
-    pub(super) fn prepared(&self, mut draft: Draft, trained: &[Trained], statistics: &[String]) -> Result<Draft> {
-        let constants = draft::constants(&draft.model);
-        for name in statistics {
-            let value = constants.get(name).with_context(|| format!("'{name}' is no constant"))?;
-            draft.remove(name);
-            draft.input(name, value.element_type(), &value.dims);
-        }
-        for t in trained.iter().filter(|t| t.adapter.is_none()) {
-            let name = &t.name;
-            draft.remove(name);
-            let inner = rounded(&mut draft, t);
-            if inner != *name {
-                draft.redirect(name, &inner);
+    /// The model with its parameters and statistics as inputs, and the formulas that stand behind them: a weight of 16 bits
+    /// is rounded from its master, a product of LoRA matrices is added to another.
+    pub(super) fn opened<'t>(
+        &self,
+        model: &ModelProto,
+        trained: &'t [Trained],
+        statistics: &[String],
+    ) -> Result<(ModelProto, Rewrite<'t>)> {
+        let mut model = model.clone();
+        let graph = model.graph.as_mut().context("the model holds no graph")?;
+        let constants: HashMap<&str, _> = graph.constants().collect();
+        let statistic = |name: &String| {
+            let value = constants.get(name.as_str()).with_context(|| format!("'{name}' is no constant"))?;
+            Ok(input(name, value.element_type(), &value.dims))
+        };
+        let mut inputs = statistics.iter().map(statistic).collect::<Result<Vec<_>>>()?;
+        inputs.extend(trained.iter().map(|t| input(&t.name, t.value.element_type(), &t.value.dims)));
+        let whole = trained.iter().filter(|t| t.adapter.is_none());
+        let opened: HashSet<&str> = statistics.iter().chain(whole.map(|t| &t.name)).map(String::as_str).collect();
+        graph.remove(&opened);
+        graph.input.extend(inputs);
+        let mut rewrite = Rewrite::new(SCOPE);
+        for t in trained {
+            let element = t.weight.value.element_type();
+            match &t.adapter {
+                None if element != t.value.element_type() => {
+                    rewrite = rewrite.behind(&t.name, move |_, master| Ok(master.cast(element)));
+                }
+                Some(adapter) if adapter.left == t.name => {
+                    rewrite = rewrite.behind(&adapter.weight, |here, w| adapter.sum(here, w));
+                }
+                _ => {}
             }
         }
-        for pair in trained.iter().filter(|t| t.adapter.is_some()).collect::<Vec<_>>().chunks(2) {
-            let [left, right] = pair else { continue };
-            let (l, r) = (rounded(&mut draft, left), rounded(&mut draft, right));
-            if let Some(adapter) = &left.adapter {
-                adapter.attach(&mut draft, &l, &r, left.weight.value.element_type())?;
-            }
-        }
-        Ok(draft)
+        Ok((model, rewrite))
     }
 }
 
-/// Makes a parameter an input, and returns the tensor of the model's own type that nodes take.
-fn rounded(draft: &mut Draft, t: &Trained) -> String {
-    let (element, master) = (t.weight.value.element_type(), t.value.element_type());
-    draft.input(&t.name, master, &t.value.dims);
-    if element == master {
-        t.name.clone()
-    } else {
-        let to = attribute::int("to", element as i64);
-        draft.first("Cast", &[&t.name], &format!("{}/rounded", t.name), vec![to])
-    }
+/// The scope of the names of what stands behind weights.
+pub(super) const SCOPE: &str = "trained";
+
+/// A graph input of that type and shape.
+pub(super) fn input(name: &str, element: ElementType, dims: &[i64]) -> ValueInfoProto {
+    let fact = Fact::tensor(Some(element), Some(dims.iter().map(|&d| Dim::Known(d)).collect()));
+    graph::write::value_info(&Graph::new([], OPERATORS), name, &fact)
 }

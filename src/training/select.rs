@@ -1,6 +1,6 @@
 //! Which tensors of a model are its weights, and which of them are trained.
 
-use super::draft::constants;
+use super::modes::Constants;
 use crate::backward::{Selection, nearest};
 use crate::graph::{Graph, Loaded, Producer, ValueId};
 use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute, canonical_domain};
@@ -59,7 +59,7 @@ pub struct Product {
 /// Every weight that a path leads from to one of `ys`, in the order in which nodes use them.
 pub fn weights(model: &ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Weight> {
     let Some(graph) = &model.graph else { return vec![] };
-    let constants = constants(model);
+    let constants: Constants<'_> = graph.constants().collect();
     let producers: HashMap<&str, &NodeProto> =
         graph.node.iter().flat_map(|n| n.output.iter().map(move |o| (o.as_str(), n))).collect();
     let mut found: Vec<Weight> = Vec::new();
@@ -67,7 +67,7 @@ pub fn weights(model: &ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Weigh
     let (mut layer, mut owner) = (0, None);
     let uses = graph.node.iter().enumerate().flat_map(|(index, node)| {
         let mut inner = Vec::new();
-        bodies(node).for_each(|body| nodes_of(body, &mut inner));
+        node.bodies().for_each(|body| nodes_of(body, &mut inner));
         std::iter::once((index, node, false)).chain(inner.into_iter().map(move |n| (index, n, true)))
     });
     for (index, node, inner) in uses {
@@ -108,14 +108,10 @@ pub fn weights(model: &ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Weigh
     found
 }
 
-fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
-}
-
 fn nodes_of<'a>(body: &'a GraphProto, found: &mut Vec<&'a NodeProto>) {
     for node in &body.node {
         found.push(node);
-        bodies(node).for_each(|b| nodes_of(b, found));
+        node.bodies().for_each(|b| nodes_of(b, found));
     }
 }
 
@@ -125,13 +121,13 @@ pub fn inside_bodies(model: &ModelProto) -> Vec<String> {
         let large = |t: &TensorProto| t.element_type().is_float() && t.element_count().is_some_and(|n| n > 1);
         names.extend(body.initializer.iter().filter(|t| large(t)).map(|t| t.name().to_owned()));
         for node in &body.node {
-            let value = attribute::get_tensor(&node.attribute, "value").filter(|_| node.op_type() == "Constant");
+            let value = node.constant_value().ok().flatten();
             names.extend(value.filter(|t| large(t)).and(node.output.first()).cloned());
-            bodies(node).for_each(|b| collect(b, names));
+            node.bodies().for_each(|b| collect(b, names));
         }
     }
     let mut names = Vec::new();
-    model.graph.iter().flat_map(|g| &g.node).flat_map(bodies).for_each(|body| collect(body, &mut names));
+    model.graph.iter().flat_map(|g| &g.node).flat_map(NodeProto::bodies).for_each(|body| collect(body, &mut names));
     names
 }
 
@@ -155,7 +151,7 @@ fn passes(node: &NodeProto) -> bool {
 /// The weight behind an input, through operators that hand it on.
 fn origin(
     input: &str,
-    constants: &HashMap<String, TensorProto>,
+    constants: &Constants<'_>,
     producers: &HashMap<&str, &NodeProto>,
 ) -> Option<(String, Source, TensorProto)> {
     let mut name = input;
@@ -164,7 +160,7 @@ fn origin(
         let producer = producers.get(name);
         if let Some(value) = constants.get(name) {
             let source = if producer.is_some() { Source::Constant } else { Source::Initializer };
-            return value.element_type().is_float().then(|| (name.to_owned(), source, value.clone()));
+            return value.element_type().is_float().then(|| (name.to_owned(), source, value.clone().into_owned()));
         }
         let node = producer?;
         match node.op_type() {
@@ -180,15 +176,12 @@ fn origin(
 }
 
 /// Scale and zero point for each element of a quantized weight.
-fn scales(
-    node: &NodeProto,
-    constants: &HashMap<String, TensorProto>,
-) -> Option<(TensorProto, ElementType, Vec<f64>, Vec<i64>)> {
-    let x = constants.get(node.input.first()?)?;
-    let scale = constants.get(node.input.get(1)?)?;
+fn scales(node: &NodeProto, constants: &Constants<'_>) -> Option<(TensorProto, ElementType, Vec<f64>, Vec<i64>)> {
+    let x = constants.get(node.input.first()?.as_str())?;
+    let scale = constants.get(node.input.get(1)?.as_str())?;
     let scales = scale.floats().ok()?;
     let zeros = match node.input.get(2).filter(|z| !z.is_empty()) {
-        Some(z) => constants.get(z)?.integers().ok()?,
+        Some(z) => constants.get(z.as_str())?.integers().ok()?,
         None => vec![0; scales.len()],
     };
     let rank = x.dims.len() as i64;
@@ -213,10 +206,10 @@ fn scales(
     let of = |i: usize| (i / inner.max(1)) % scales.len();
     let each_scale = (0..count).map(|i| scales.get(of(i)).copied().unwrap_or(1.0)).collect();
     let each_zero = (0..count).map(|i| zeros.get(of(i)).copied().unwrap_or(0)).collect();
-    Some((x.clone(), scale.element_type(), each_scale, each_zero))
+    Some((x.clone().into_owned(), scale.element_type(), each_scale, each_zero))
 }
 
-fn dequantized(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> Option<TensorProto> {
+fn dequantized(node: &NodeProto, constants: &Constants<'_>) -> Option<TensorProto> {
     let (x, element, scales, zeros) = scales(node, constants)?;
     let values: Vec<f64> =
         x.integers().ok()?.iter().zip(scales).zip(zeros).map(|((&q, s), z)| (q - z) as f64 * s).collect();
@@ -224,7 +217,7 @@ fn dequantized(node: &NodeProto, constants: &HashMap<String, TensorProto>) -> Op
 }
 
 /// The integers nearest to `values`, with the scales that the DequantizeLinear node has.
-pub fn quantized(node: &NodeProto, constants: &HashMap<String, TensorProto>, values: &[f64]) -> Option<TensorProto> {
+pub fn quantized(node: &NodeProto, constants: &Constants<'_>, values: &[f64]) -> Option<TensorProto> {
     let (x, _, scales, zeros) = scales(node, constants)?;
     let bits = x.element_type().bits().filter(|&b| b >= 8)? as u32;
     let (low, high) = match x.element_type().is_signed_integer() {

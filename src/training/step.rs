@@ -2,96 +2,18 @@
 
 use super::losses::{self, LossSpec};
 use super::manifest::Input;
-use super::metrics::MetricSpec;
-use super::optimizers::{Hyper, Optimizer, Update};
+use super::optimizers::{Hyper, Update};
+use super::plan::{GROWTH_INTERVAL, PREVIEW, Plan, Slot};
 use crate::backward::{Aggregation, Flow, Pass};
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
-use crate::graph::{Fact, Graph, IdSet, Loaded, NewNode, Origin, Producer, ValueId};
-use crate::onnx::proto::OperatorSetIdProto;
-use crate::onnx::{ElementType, ModelProto, Names, attribute};
+use crate::graph::{Fact, Graph, IdSet, Loaded, Origin, Producer, ValueId};
+use crate::onnx::{ElementType, ModelProto, Names};
 use crate::rules::load;
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
-
-/// A parameter as the step has it.
-#[derive(Clone, Debug)]
-pub struct Slot {
-    /// The input.
-    pub name: String,
-    /// The element type of the input.
-    pub element: ElementType,
-    /// The sizes.
-    pub dims: Vec<i64>,
-    /// The updated one.
-    pub next: String,
-    /// The gradient.
-    pub gradient: String,
-    /// The sum of gradients, and the updated sum.
-    pub sum: [String; 2],
-    /// The states of the optimizer, and the updated ones.
-    pub states: Vec<[String; 2]>,
-    /// The factor on the learning rate.
-    pub rate: f64,
-    /// The weight decay.
-    pub decay: f64,
-}
-
-/// Dynamic loss scaling: the scale and the count of good steps since it last changed, with their updated ones.
-#[derive(Clone, Debug)]
-pub struct Scaling {
-    /// The factor on the loss.
-    pub scale: [String; 2],
-    /// The count.
-    pub good: [String; 2],
-}
-
-/// After so many steps without overflow the loss is scaled by twice as much.
-pub const GROWTH_INTERVAL: i64 = 2000;
-
-/// The domain of ONNX's own optimizers, which few runtimes have.
-pub const PREVIEW: &str = "ai.onnx.preview.training";
-
-/// What all models of a training have in common.
-#[derive(Clone)]
-pub struct Plan {
-    /// The parameters.
-    pub slots: Vec<Slot>,
-    /// The losses.
-    pub losses: Vec<LossSpec>,
-    /// Statistics that come out updated: the input, the tensor of the model, the output.
-    pub statistics: Vec<[String; 3]>,
-    /// The optimizer.
-    pub optimizer: &'static Optimizer,
-    /// Its numbers.
-    pub hyper: Hyper,
-    /// Whether its updates are operators of [`PREVIEW`].
-    pub preview: bool,
-    /// The bound on the norm of all gradients.
-    pub clip_norm: Option<f64>,
-    /// The bound on each element.
-    pub clip_value: Option<f64>,
-    /// The scaling of the loss.
-    pub scaling: Option<Scaling>,
-    /// The number of micro-batches.
-    pub accumulate: usize,
-    /// The metrics of outputs, with their names.
-    pub metrics: Vec<(MetricSpec, String)>,
-    /// Whether each of them must be one of some loss.
-    pub insists: bool,
-    /// Whether rounding counts as the identity.
-    pub straight_through: bool,
-    /// The input for the learning rate, and its type.
-    pub rate: (String, ElementType),
-    /// The input that counts steps, and the updated one.
-    pub step: [String; 2],
-    /// The name of the loss.
-    pub loss: String,
-    /// The name of the norm of all gradients, where it comes out.
-    pub norm: Option<String>,
-}
 
 /// A model with the loss, and what has been built of it.
 pub struct Forward {
@@ -326,34 +248,16 @@ impl Forward {
     /// The update as one operator of [`PREVIEW`], where that has it; `t` is the number of the step.
     fn preview<'g>(&'g self, optimizer: &str, u: &Update<'g>, t: Expr<'g>) -> Result<(Expr<'g>, Vec<Expr<'g>>)> {
         let Hyper { momentum, beta1, beta2, epsilon, weight_decay } = u.hyper;
-        let number = |name: &str, v: f64| attribute::float(name, v as f32);
-        let momentum_of =
-            |mode: &str| vec![number("alpha", momentum), number("beta", 1.0), attribute::string("mode", mode)];
-        let (op, mut attributes) = match optimizer {
-            "momentum" => ("Momentum", momentum_of("standard")),
-            "nesterov" => ("Momentum", momentum_of("nesterov")),
-            "adagrad" => ("Adagrad", vec![number("epsilon", epsilon)]),
-            "adam" => ("Adam", vec![number("alpha", beta1), number("beta", beta2), number("epsilon", epsilon)]),
+        let b = &self.builder;
+        let (tensors, decay) = ([&[u.w, u.g], u.states.as_slice()].concat(), weight_decay);
+        let mut outputs = match optimizer {
+            "momentum" => b.momentum(u.lr, t, &tensors, momentum, decay, false),
+            "nesterov" => b.momentum(u.lr, t, &tensors, momentum, decay, true),
+            "adagrad" => b.adagrad(u.lr, t, &tensors, epsilon, decay),
+            "adam" => b.adam(u.lr, t, &tensors, [beta1, beta2], epsilon, decay),
             other => bail!("{PREVIEW} has no {other}; it has momentum, nesterov, adagrad, adam"),
-        };
-        attributes.push(number("norm_coefficient", weight_decay));
-        let inputs = [u.lr, t, u.w, u.g].into_iter().chain(u.states.iter().copied());
-        let node = NewNode {
-            op_type: op.into(),
-            domain: PREVIEW.into(),
-            inputs: inputs.map(|e| Some(e.id())).collect(),
-            outputs: (0..=u.states.len()).map(|_| Some(None)).collect(),
-            attributes: attributes.into(),
-            origin: Origin::Backward(None),
-            ..NewNode::default()
-        };
-        let facts = self.builder.graph().infer(&node)?;
-        let outputs: Vec<ValueId> = {
-            let mut graph = self.builder.graph_mut();
-            let id = graph.push(Graph::MAIN, node, facts);
-            graph.node(id).outputs.iter().flatten().copied().collect()
-        };
-        let mut outputs = outputs.into_iter().map(|id| self.builder.expr(id));
+        }
+        .into_iter();
         Ok((outputs.next().context("an operator without outputs")?, outputs.collect()))
     }
 
@@ -403,7 +307,7 @@ impl Forward {
                         _ => false,
                     }
                 };
-                (if own && used.insert(e.id()) { e.id() } else { self.copy(e) }, name)
+                (if own && used.insert(e.id()) { e.id() } else { self.builder.copy(e.id()) }, name)
             })
             .collect();
         self.check()?;
@@ -419,30 +323,12 @@ impl Forward {
             graph.output.extend(own);
         }
         model.prune();
-        let mut nodes = model.graph.iter().flat_map(|g| &g.node);
-        if nodes.any(|n| n.domain() == PREVIEW) && model.opset(PREVIEW).is_none() {
-            model.opset_import.push(OperatorSetIdProto { domain: Some(PREVIEW.to_owned()), version: Some(1) });
-        }
+        model.import(PREVIEW, 1);
         if let Some(graph) = model.graph.as_mut() {
             let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i + 1)).collect();
             graph.input.sort_by_key(|i| place.get(i.name()).copied().unwrap_or(0));
         }
         Ok(model)
-    }
-
-    /// The value as a node of its own, which has a name that nothing else has.
-    fn copy(&self, e: Expr<'_>) -> ValueId {
-        let node = NewNode {
-            op_type: "Identity".into(),
-            inputs: [Some(e.id())].into_iter().collect(),
-            outputs: [Some(None)].into_iter().collect(),
-            origin: Origin::Backward(None),
-            ..NewNode::default()
-        };
-        let fact = e.fact();
-        let mut graph = self.builder.graph_mut();
-        let id = graph.push(Graph::MAIN, node, vec![fact]);
-        graph.node(id).outputs.iter().flatten().next().copied().unwrap_or(e.id())
     }
 }
 

@@ -8,12 +8,14 @@ mod construct;
 mod elementwise;
 mod indexing;
 mod parts;
+mod preview;
 mod products;
 mod reductions;
 mod sequences;
 mod shapes;
 
 pub use construct::Along;
+pub use preview::PREVIEW;
 
 use super::{Builder, Expr};
 use crate::onnx::AttributeProto;

@@ -1,0 +1,270 @@
+//! The choices that follow from a request and a model: which weights, which inputs, what is said of it.
+
+use super::artifacts::Artifacts;
+use super::assemble::Parts;
+use super::losses::{self, LossSpec};
+use super::modes::{self, Constants};
+use super::optimizers::{self, Hyper};
+use super::parameters::{self, SCOPE, Trained};
+use super::plan::{Plan, Scaling};
+use super::request::Trainable;
+use super::select::{self, Weight};
+use super::{loss_model, metrics, step};
+use crate::backward::Selection;
+use crate::expr::rewrite::Rewrite;
+use crate::graph::{Loaded, Node, ValueId};
+use crate::model::Model;
+use crate::onnx::inline::inline_functions;
+use crate::onnx::{ElementType, GraphProto, ModelProto, Names, file};
+use crate::rules::{self, Integers, OPERATORS, load};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::{HashMap, HashSet};
+
+/// A model that is to be trained, with its losses.
+struct Subject {
+    /// The model as it was, its weights in memory.
+    inference: Model,
+    /// The same without functions, and with the loss model.
+    base: ModelProto,
+    loaded: Loaded,
+    losses: Vec<LossSpec>,
+    /// The model's own outputs.
+    outputs: Vec<String>,
+    /// The tensors that the losses are of.
+    ys: Vec<ValueId>,
+    /// What the loss model has been connected to.
+    connected: Option<String>,
+}
+
+impl Trainable {
+    /// Makes a model trainable.
+    ///
+    /// # Errors
+    /// Names and patterns of nothing, outputs that a loss cannot be computed from, operators without a gradient.
+    pub fn build(&self, model: &Model) -> Result<Artifacts> {
+        let subject = self.subject(model)?;
+        let constants: Constants<'_> = subject.base.graph.iter().flat_map(GraphProto::constants).collect();
+        let dropouts = self.dropouts(&subject.base, &constants)?;
+        let mut decisions = modes::decisions(&subject.base, self.batch_norm_train, &dropouts);
+        let statistics = if self.batch_norm_train { modes::statistics(&subject.base, &constants)? } else { vec![] };
+        let chosen = self.chosen(&subject, &statistics, &mut decisions)?;
+        let trained = self.trained(&chosen, &mut decisions)?;
+
+        let mut names = subject.base.names();
+        let mut plan = self.plan(&subject, &trained, &mut names, &mut decisions)?;
+        let next = statistics.iter().map(|s| [s.clone(), format!("{SCOPE}/{s}"), format!("next/{s}")]);
+        plan.statistics = next.map(|[s, inner, next]| [s, names.fresh(inner), names.fresh(next)]).collect();
+        let reserved: Vec<String> = names.iter().map(|n| n.to_string()).collect();
+        let (evaluation, rewrite) = self.opened(&subject.base, &trained, &statistics)?;
+        let evaluation = applied(evaluation, rewrite.reserve(reserved.iter().cloned()))?;
+        let (training, rewrite) = self.opened(&subject.base, &trained, &statistics)?;
+        let training = self.in_training(training, rewrite.reserve(reserved), &plan, &dropouts)?;
+        let Subject { inference, outputs, .. } = subject;
+        Parts { inference, training, evaluation, plan, trained, outputs, decisions }.assemble()
+    }
+
+    /// Reads the request's model and its losses.
+    fn subject(&self, model: &Model) -> Result<Subject> {
+        let mut inference = model.clone();
+        if let Some(folder) = &model.folder {
+            file::load_external(&mut inference.proto, folder)?;
+            inference.folder = None;
+        }
+        let mut base = inline_functions(&inference.proto, &|_| true)?;
+        base.functions.clear();
+        let mut losses = self.losses.clone();
+        let mut connected = None;
+        if let Some(loss) = &self.loss_model {
+            let (name, said) = loss_model::attach(&mut base, loss).context("--loss-model")?;
+            losses.push(LossSpec::new(&name));
+            connected = Some(said);
+        }
+        let loaded = load(&base)?;
+        let outputs: Vec<String> = base.graph.iter().flat_map(|g| &g.output).map(|o| o.name().to_owned()).collect();
+        let ys = self.outputs(&losses, &loaded, &outputs)?;
+        Ok(Subject { inference, base, loaded, losses, outputs, ys, connected })
+    }
+
+    /// The weights that are trained, and what is said of the others.
+    fn chosen(&self, subject: &Subject, statistics: &[String], decisions: &mut Vec<String>) -> Result<Vec<Weight>> {
+        let Subject { inference, base, loaded, ys, connected, .. } = subject;
+        // What the loss model holds, and what lies inside functions, cannot be put back into the model.
+        let nodes = inference.proto.graph.iter().flat_map(|g| &g.node);
+        let mut own: HashSet<&str> = nodes.flat_map(|n| &n.output).map(String::as_str).collect();
+        own.extend(inference.proto.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()));
+        let weights = select::weights(base, loaded, ys).into_iter().filter(|w| !statistics.contains(&w.name));
+        let (weights, lost): (Vec<_>, Vec<_>) = weights.partition(|w| own.contains(w.name.as_str()));
+        let scope = format!("{}/", loss_model::SCOPE);
+        let lost = lost.into_iter().filter(|w| w.usual && !w.name.starts_with(&scope)).map(|w| w.name);
+        let hidden = [("functions", lost.collect()), ("bodies of control flow", select::inside_bodies(base))];
+        let (chosen, said) = self.choice.select(weights)?;
+        decisions.extend(said);
+        decisions.extend(connected.clone());
+        decisions.extend(self.rounding(loaded, &chosen, ys));
+        for (place, names) in hidden.into_iter().filter(|(_, names)| !names.is_empty()) {
+            decisions.push(format!("{}: inside {place}, so not trained", select::listed(&names)));
+        }
+        Ok(chosen)
+    }
+
+    /// The tensors that are dropped out in training, with the ratios.
+    fn dropouts(&self, base: &ModelProto, constants: &Constants<'_>) -> Result<Vec<(String, f64)>> {
+        let mut dropouts = self.dropouts.clone();
+        if self.own_dropouts {
+            let own = modes::own_dropouts(base, constants);
+            ensure!(
+                !own.is_empty() || !dropouts.is_empty(),
+                "the model has no Dropout; name tensors as --dropout NAME=RATIO"
+            );
+            dropouts.extend(own.into_iter().filter(|(name, _)| !self.dropouts.iter().any(|(n, _)| n == name)));
+        }
+        for (name, ratio) in &dropouts {
+            ensure!((0.0..1.0).contains(ratio), "the dropout ratio of '{name}' is not in 0 .. 1");
+            let taken = base.graph.iter().flat_map(|g| &g.node).any(|n| n.takes(name));
+            ensure!(taken, "no node takes '{name}', so dropping it out changes nothing");
+        }
+        Ok(dropouts)
+    }
+
+    /// What all models of the training have in common, with names that nothing has.
+    fn plan(
+        &self,
+        subject: &Subject,
+        trained: &[Trained],
+        names: &mut Names,
+        decisions: &mut Vec<String>,
+    ) -> Result<Plan> {
+        let optimizer = optimizers::find(&self.optimizer)?;
+        let hyper = self.hyper.unwrap_or(optimizer.defaults());
+        check_numbers(&hyper)?;
+        let slots = self.slots(trained, optimizer, &hyper, names)?;
+        let half = trained.iter().any(|t| t.weight.value.element_type() == ElementType::Float16);
+        let scale = self.loss_scale.or(half.then_some(65536.0));
+        if let Some(scale) = scale {
+            ensure!(scale >= 1.0 && scale.is_finite(), "a loss scale is at least 1");
+            decisions.push(format!(
+                "the loss is scaled by {scale} at first; a step whose gradients overflow changes nothing but the scale"
+            ));
+        }
+        let mut pair = |base: &str| [names.fresh(base.to_owned()), names.fresh(format!("next/{base}"))];
+        let scaling = scale.map(|initial| Scaling { initial, scale: pair("loss_scale"), good: pair("good_steps") });
+        let double = slots.iter().all(|s| s.element == ElementType::Double);
+        let step = pair("step");
+        let defaults = || vec!["accuracy".to_owned(), metrics::GRADIENT_NORM.to_owned()];
+        let (measured, norm) = metrics::parse(self.metrics.clone().unwrap_or_else(defaults))?;
+        let loss = if subject.outputs.iter().any(|o| o == "loss") { "total_loss" } else { "loss" };
+        let mut plan = Plan {
+            slots,
+            losses: subject.losses.clone(),
+            statistics: vec![],
+            optimizer,
+            hyper,
+            preview: self.preview,
+            clip_norm: self.clip_norm,
+            clip_value: self.clip_value,
+            scaling,
+            accumulate: self.accumulate,
+            metrics: metrics::named(measured, &mut |kind| names.fresh(kind.to_owned())),
+            insists: self.metrics.is_some(),
+            straight_through: self.straight_through,
+            rate: (
+                names.fresh("learning_rate".to_owned()),
+                if double { ElementType::Double } else { ElementType::Float },
+            ),
+            step,
+            loss: names.fresh(loss.to_owned()),
+            norm: norm.then(|| names.fresh("gradient_norm".to_owned())),
+        };
+        let several = plan.losses.len() > 1;
+        for spec in plan.losses.iter_mut().filter(|s| s.labels.is_none() && losses::find(&s.kind).is_some()) {
+            let base = match (several, step::output_of(spec, &subject.outputs)) {
+                (true, Ok(output)) => format!("labels/{output}"),
+                _ => "labels".to_owned(),
+            };
+            spec.labels = Some(names.fresh(base));
+        }
+        Ok(plan)
+    }
+
+    /// The model in the modes of training: BatchNormalization and dropout.
+    fn in_training(
+        &self,
+        mut model: ModelProto,
+        mut rewrite: Rewrite<'_>,
+        plan: &Plan,
+        dropouts: &[(String, f64)],
+    ) -> Result<ModelProto> {
+        let updated: HashMap<String, String> =
+            plan.statistics.iter().map(|[old, inner, _]| (old.clone(), inner.clone())).collect();
+        if self.batch_norm_train {
+            rewrite =
+                rewrite.nodes(modes::is_batch_norm, move |here, node| modes::train_batch_norm(here, node, &updated));
+        }
+        if !dropouts.is_empty() {
+            let graph = model.graph.as_mut().context("the model holds no graph")?;
+            graph.input.push(parameters::input(&plan.step[0], ElementType::Int64, &[]));
+        }
+        for (site, (name, ratio)) in dropouts.iter().enumerate() {
+            let (ratio, step) = (*ratio, plan.step[0].clone());
+            rewrite = rewrite.behind(name, move |here, x| modes::drop_out(x, ratio, site, here.tensor(&step)?));
+        }
+        applied(model, rewrite)
+    }
+
+    /// The tensors that the losses are of.
+    fn outputs(&self, losses: &[LossSpec], loaded: &Loaded, outputs: &[String]) -> Result<Vec<ValueId>> {
+        ensure!(!losses.is_empty(), "no loss is given");
+        let mut ys = Vec::new();
+        for spec in losses {
+            ensure!(spec.weight.is_finite(), "the weight of the loss {} is no number", spec.kind);
+            let scalar = losses::find(&spec.kind).is_none() && loaded.names.contains_key(spec.kind.as_str());
+            if losses::find(&spec.kind).is_none() && !scalar {
+                let names: Vec<&str> = losses::LOSSES.iter().map(|l| l.name).collect();
+                bail!("'{}' is neither a loss ({}) nor a tensor of the model", spec.kind, names.join(", "));
+            }
+            let name = if scalar { spec.kind.as_str() } else { step::output_of(spec, outputs)? };
+            let selection = Selection::new(loaded);
+            let mut found = vec![name.to_owned()];
+            found.extend(spec.other.clone());
+            ys.extend(selection.find("loss", &found)?);
+        }
+        Ok(ys)
+    }
+
+    /// What the report says of rounding between the weights and the loss.
+    fn rounding(&self, loaded: &Loaded, chosen: &[Weight], ys: &[ValueId]) -> Option<String> {
+        let weights: Vec<ValueId> = chosen.iter().filter_map(|w| loaded.names.get(w.name.as_str()).copied()).collect();
+        let rounds = |node: &Node| {
+            let rule = rules::find(&node.domain, &node.op_type, loaded.graph.opset(&node.domain));
+            rule.is_some_and(|r| r.integers == Integers::Rounded)
+        };
+        let found = Selection::new(loaded).between(&weights, ys, &rounds);
+        let mut found: Vec<String> = found.iter().map(|name| name.to_string()).collect();
+        found.sort_unstable();
+        let list = select::listed(&found);
+        (!found.is_empty()).then(|| match self.straight_through {
+            true => format!(
+                "rounding to integers between weights and loss ({list}) counts as the identity for gradients \
+                 (--rounding true: they stop there)"
+            ),
+            false => format!(
+                "gradients stop at the rounding to integers between weights and loss ({list}): nothing before it \
+                 is trained (--rounding straight-through: they pass)"
+            ),
+        })
+    }
+}
+
+/// The model with the changes made.
+fn applied(mut model: ModelProto, rewrite: Rewrite<'_>) -> Result<ModelProto> {
+    rewrite.apply(&mut model, OPERATORS)?;
+    Ok(model)
+}
+
+fn check_numbers(h: &Hyper) -> Result<()> {
+    let share = |v: f64| (0.0..1.0).contains(&v);
+    ensure!(share(h.momentum) && share(h.beta1) && share(h.beta2), "momentum and betas are from 0 to below 1");
+    ensure!(h.epsilon > 0.0 && h.epsilon.is_finite(), "epsilon is above 0");
+    ensure!(h.weight_decay >= 0.0 && h.weight_decay.is_finite(), "the weight decay is not below 0");
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! What ARCHITECTURE.md says of the house, read from its source: who knows opsets, who writes nodes, who prints.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+/// The source files with their lines, without comments and test modules.
+fn source() -> Vec<(String, Vec<String>)> {
+    fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { collect(&path, files) } else { files.push(path) }
+        }
+    }
+    let root = common::folder("src");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    files.sort();
+    let read = |path: &PathBuf| {
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        let lines = code.lines().map(|l| l.split("//").next().unwrap_or_default().to_owned());
+        (path.strip_prefix(&root).unwrap().display().to_string(), lines.collect())
+    };
+    files.iter().map(read).filter(|(name, _)| !name.ends_with("tests.rs")).collect()
+}
+
+/// Lines that hold one of the words, outside the files and folders where they may be.
+fn strangers(words: &[&str], allowed: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, lines) in source() {
+        if allowed.iter().any(|place| name.starts_with(place)) {
+            continue;
+        }
+        let line = |(n, line): (usize, &String)| {
+            words.iter().any(|w| line.contains(w)).then(|| format!("{name}:{}: {}", n + 1, line.trim()))
+        };
+        found.extend(lines.iter().enumerate().filter_map(line));
+    }
+    found
+}
+
+#[test]
+fn nodes_are_written_by_expressions() {
+    let words = ["NodeProto {", "NodeProto::new(", "NewNode {", "emit(\""];
+    let allowed = [
+        "onnx/",
+        "graph/",
+        "expr/",
+        // Calls of functions: what an operator is called there is the model's own business.
+        "backward/function.rs",
+        "training/loss_model.rs",
+        "rules/call.rs",
+        // Copies for engines, which are never written to a file.
+        "validate/",
+    ];
+    let signatures = |l: &String| l.contains("impl ") || l.contains("fn ") || l.contains("for NodeProto");
+    let found: Vec<String> = strangers(&words, &allowed).into_iter().filter(|l| !signatures(l)).collect();
+    assert!(found.is_empty(), "nodes are written by formulas (expr/ops, expr/rewrite):\n{}", found.join("\n"));
+}
+
+#[test]
+fn opsets_are_known_to_few() {
+    let words = [".opset(", "opset_or_default("];
+    let allowed = [
+        "onnx/",
+        "graph/",
+        "expr/",
+        // Which row an operator of a version has.
+        "backward/mod.rs",
+        "training/build.rs",
+        "rules/",
+        // What a Softmax of a version normalizes.
+        "training/ending.rs",
+        // Two models become one; a function says of which version it is.
+        "training/loss_model.rs",
+        "backward/function.rs",
+        // What the model says of itself is shown.
+        "cli/inspect.rs",
+        // What an engine has of a version.
+        "validate/",
+    ];
+    let found = strangers(&words, &allowed);
+    assert!(found.is_empty(), "how an operator is written at which opset is known to expr/ops:\n{}", found.join("\n"));
+    for (name, lines) in source().iter().filter(|(name, _)| name.starts_with("rules/")) {
+        let asks = lines.iter().any(|l| l.contains("opset") && !l.contains("find("));
+        assert!(!asks, "{name}: rules do not know opsets");
+    }
+}
+
+#[test]
+fn nothing_prints_but_the_command_line() {
+    let words = ["println!", "eprintln!", "print!(", "stdout()", "stderr()"];
+    let found = strangers(&words, &["cli/", "main.rs"]);
+    assert!(found.is_empty(), "only cli prints:\n{}", found.join("\n"));
+}
+
+#[test]
+fn protobuf_is_walked_in_one_place() {
+    let words =
+        ["g.iter().chain(&a.graphs)", "g.iter_mut().chain(&mut a.graphs)", "\"value_floats\"", "\"value_ints\""];
+    let allowed = ["onnx/", "graph/infer/", "rules/", "validate/"];
+    let found = strangers(&words, &allowed);
+    assert!(
+        found.is_empty(),
+        "onnx/node.rs has the bodies of nodes and the values of constants:\n{}",
+        found.join("\n")
+    );
+}
