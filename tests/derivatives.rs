@@ -1,7 +1,7 @@
 //! Derivatives beside gradients: numbers that are known, and what is refused.
 #![cfg(feature = "validate")]
 
-use onnx_gradients::derivatives::{Derived, Hvp, Jvp, Vjp, evidence};
+use onnx_gradients::derivatives::{Derived, Hessian, Hvp, Jacobian, Jvp, Mode, Vjp, evidence};
 use onnx_gradients::onnx::{ElementType, TensorProto, text};
 use onnx_gradients::validate::{Options, Status, run, validate};
 use onnx_gradients::{Gradients, Model, Unconnected};
@@ -147,4 +147,94 @@ fn xs_may_depend_on_each_other_where_a_stop_parts_them() {
     feeds.push(("jvp/v/x", &[3], &[1.0; 3]));
     let found = compute(&apart, &feeds);
     close(&found["jvp/y"], &[3], &[1f64.exp(); 3]);
+}
+
+/// Every mode, with samples apart and not: `y = (a² b, a + b³)`.
+#[test]
+fn jacobians_of_two_outputs() {
+    let graph = "g (double[N,2] x) => (double[N,2] y) <int64[1] i = {0}, int64[1] j = {1}> {
+        a = Gather<axis=1>(x, i)  b = Gather<axis=1>(x, j)  aa = Mul(a, a)  p = Mul(aa, b)
+        bb = Mul(b, b)  bbb = Mul(bb, b)  q = Add(a, bbb)  y = Concat<axis=1>(p, q)
+    }";
+    let x: (&str, &[i64], &[f64]) = ("x", &[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+    let [first, second] = [[4.0, 1.0, 1.0, 12.0], [24.0, 9.0, 1.0, 48.0]];
+    for mode in [Mode::Auto, Mode::Forward, Mode::Reverse] {
+        let each = Jacobian::from(call(&["y"], &["x"])).mode(mode).batch(0).build(&model(graph)).unwrap();
+        let found = compute(&each, &[x]);
+        close(&found["jacobian/y/x"], &[2, 2, 2], &[first, second].concat());
+        holds(&each);
+        let whole = Jacobian::from(call(&["y"], &["x"])).mode(mode).build(&model(graph)).unwrap();
+        let found = compute(&whole, &[x]);
+        let mut expected = vec![0.0; 16];
+        for (k, entries) in [first, second].iter().enumerate() {
+            for (i, value) in entries.iter().enumerate() {
+                expected[k * 8 + (i / 2) * 4 + k * 2 + i % 2] = *value;
+            }
+        }
+        close(&found["jacobian/y/x"], &[2, 2, 2, 2], &expected);
+        holds(&whole);
+    }
+}
+
+#[test]
+fn hessians_of_a_cubic() {
+    let x: (&str, &[i64], &[f64]) = ("x", &[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+    let [first, second] = [[4.0, 2.0, 2.0, 0.0], [8.0, 6.0, 6.0, 0.0]];
+    for mode in [Mode::Auto, Mode::Forward, Mode::Reverse] {
+        let hessian = || Hessian::from(call(&["y"], &["x"])).mode(mode);
+        let each = hessian().batch(0).build(&model(CUBIC)).unwrap();
+        close(&compute(&each, &[x])["hessian/x/x"], &[2, 2, 2], &[first, second].concat());
+        holds(&each);
+        let whole = hessian().build(&model(CUBIC)).unwrap();
+        let found = &compute(&whole, &[x])["hessian/x/x"];
+        assert_eq!(found.1.iter().sum::<f64>(), 28.0);
+        holds(&whole);
+        for diagonal in [hessian().diagonal(true), hessian().diagonal(true).batch(0)] {
+            let diagonal = diagonal.build(&model(CUBIC)).unwrap();
+            close(&compute(&diagonal, &[x])["hessian/x"], &[2, 2], &[4.0, 0.0, 8.0, 0.0]);
+            holds(&diagonal);
+        }
+    }
+}
+
+#[test]
+fn matrices_of_tensors_of_any_rank_and_axis() {
+    // Samples along the last axis of y and the first but one of x; more elements than are written out one by one.
+    let graph = "g (double[3,N,4] x, double[4,5] w) => (double[3,N,5] y) { a = MatMul(x, w) y = Tanh(a) }";
+    for mode in [Mode::Forward, Mode::Reverse] {
+        for batch in [Some(1), Some(-2), None] {
+            let request = Jacobian::from(call(&["y"], &["x"])).mode(mode);
+            let request = if let Some(axis) = batch { request.batch(axis) } else { request };
+            let built = request.build(&model(graph)).unwrap();
+            let shape = &built.model.output_types()["jacobian/y/x"];
+            let expected = if batch.is_some() { "double[3,N,5,3,4]" } else { "double[3,N,5,3,N,4]" };
+            assert_eq!(shape, expected);
+            holds(&built);
+        }
+    }
+    let hessian = Hessian::from(call(&["y"], &["x", "w"])).build(&model(graph)).unwrap();
+    assert_eq!(hessian.outputs.len(), 4);
+    holds(&hessian);
+}
+
+#[test]
+fn samples_that_mix_fail_the_check() {
+    let graph = "g (double[N,3] x) => (double[N,3] y) { m = ReduceMean<axes=[0]>(x)  c = Sub(x, m)  y = Mul(c, c) }";
+    let built = Jacobian::from(call(&["y"], &["x"])).batch(0).build(&model(graph)).unwrap();
+    let evidence = evidence(&built.model).unwrap();
+    let validation = validate(&evidence.model.proto, None, &evidence.records[0], &Options::default());
+    assert_eq!(validation.status, Status::Failed);
+    assert!(evidence.hints["jacobian"].contains("if samples mix along axis 0"));
+}
+
+#[test]
+fn matrices_that_no_memory_holds_are_refused() {
+    let graph = "g (float[1000,1000] x) => (float[1000,1000] y) { y = Tanh(x) }";
+    let built = Jacobian::from(call(&["y"], &["x"])).build(&model(graph));
+    refused(built, "'y' and 'x': a result of shape [1000, 1000, 1000, 1000] takes 4000.0 GB");
+    let built = Hessian::from(call(&["y"], &["x"])).diagonal(true).build(&model(graph));
+    assert!(built.is_ok());
+    let graph = "g (float[5,3] x, float[3,4] w) => (float[5,4] y) { y = MatMul(x, w) }";
+    let built = Jacobian::from(call(&["y"], &["x", "w"])).batch(0).build(&model(graph));
+    refused(built, "'y' and 'w': there are 5 samples along axis 0 of the one and 3 along that of the other");
 }

@@ -124,7 +124,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let model = Model::load(&args.model)?;
-    let Evidence { model, mut records } = evidence(&model)?;
+    let Evidence { model, mut records, hints } = evidence(&model)?;
     ensure!(!records.is_empty(), "{}: no gradients of ours are in the model", args.model.display());
     if let Some(name) = &args.call {
         known("--call", [name], records.iter().map(|r| r.name.as_str()))?;
@@ -141,7 +141,10 @@ fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let folder = model.folder.as_deref();
     let mut checks: BTreeMap<String, Validation> = BTreeMap::new();
     for record in records {
-        let check = validate(&model.proto, folder, &record, &options);
+        let mut check = validate(&model.proto, folder, &record, &options);
+        if let (Status::Failed, Some(reason), Some(hint)) = (check.status, &mut check.reason, hints.get(&record.name)) {
+            *reason += &format!("; {hint}");
+        }
         match checks.get_mut(&record.name) {
             Some(known) => join(known, check),
             None => drop(checks.insert(record.name, check)),

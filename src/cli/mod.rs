@@ -7,8 +7,10 @@ mod curve;
 mod derivative;
 mod export;
 mod grad;
+mod hessian;
 mod hvp;
 mod inspect;
+mod jacobian;
 mod jvp;
 mod ops;
 mod options;
@@ -39,6 +41,8 @@ enum Command {
     Jvp(jvp::Args),
     Vjp(vjp::Args),
     Hvp(hvp::Args),
+    Jacobian(jacobian::Args),
+    Hessian(hessian::Args),
     #[cfg(feature = "validate")]
     Check(check::Args),
     Inspect(inspect::Args),
@@ -81,6 +85,8 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Jvp(args) => jvp::run(&args),
         Command::Vjp(args) => vjp::run(&args),
         Command::Hvp(args) => hvp::run(&args),
+        Command::Jacobian(args) => jacobian::run(&args),
+        Command::Hessian(args) => hessian::run(&args),
         #[cfg(feature = "validate")]
         Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),

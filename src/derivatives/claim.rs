@@ -1,14 +1,19 @@
 //! What a request says that it has written, as the model's metadata keep it, and how that is checked: a claim about any
 //! derivative becomes claims about gradients, which compare with finite differences.
 
+use super::matrices::Units;
+use super::workspace::Workspace;
 use super::{Entry, Vector};
 use crate::backward::{Gradients, Seed};
+use crate::expr::Expr;
+use crate::graph::load;
 use crate::model::Model;
 use crate::onnx::ModelProto;
 use crate::onnx::proto::StringStringEntryProto;
 use crate::record::{Gradient, Record, SeedOf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What has been written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +26,12 @@ pub enum Kind {
     Vjp,
     /// Hessian times vector.
     Hvp,
+    /// Jacobians.
+    Jacobian,
+    /// Hessians.
+    Hessian,
+    /// Diagonals of Hessians.
+    HessianDiagonal,
 }
 
 /// One request: enough to check its outputs later, from the model alone.
@@ -40,6 +51,9 @@ pub struct Claim {
     /// Whether rounding counted as the identity.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub straight_through: bool,
+    /// The axis along which samples lie that do not depend on each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<i64>,
     /// The derivatives.
     pub outputs: Vec<Entry>,
     /// The new inputs.
@@ -103,19 +117,24 @@ pub struct Evidence {
     pub model: Model,
     /// The gradients, each with the name of the request that it is about.
     pub records: Vec<Record>,
+    /// Of requests by name what it may mean that they fail.
+    pub hints: BTreeMap<String, String>,
 }
 
 /// What the derivatives of a model claim, said of gradients: those of [`Record::all`], and for each [`Claim`]
 ///
 /// * `Ju` is the gradient of `<wJ, u>` with respect to `w`, and `wJ` a gradient with the seed `w`;
 /// * `vJ` is the gradient with the seed `v`;
-/// * `Hv` is the gradient of the gradient with the seed `v`, since a Hessian is symmetric.
+/// * `Hv` is the gradient of the gradient with the seed `v`, since a Hessian is symmetric;
+/// * a Jacobian, or Hessian, makes of a vector what the gradient makes of it as a seed;
+/// * an element of a diagonal stands in its place in what a Hessian makes of a unit vector.
 ///
 /// # Errors
 /// Metadata that are not ours; tensors that are no longer in the model, as the ys after `--only-gradients`.
 pub fn evidence(model: &Model) -> Result<Evidence> {
     let claims = Claim::all(&model.proto)?;
-    let mut evidence = Evidence { records: Record::all(&model.proto)?, model: model.clone() };
+    let records = Record::all(&model.proto)?;
+    let mut evidence = Evidence { records, model: model.clone(), hints: BTreeMap::new() };
     for claim in &claims {
         claim.support(&mut evidence).with_context(|| format!("what '{}' claims cannot be checked", claim.name))?;
     }
@@ -154,12 +173,113 @@ impl Claim {
                 evidence.records.push(Record { name: self.name.clone(), ..output.record });
                 evidence.model = output.model;
             }
+            Kind::Jacobian => self.support_matrices(evidence, &self.ys)?,
+            Kind::Hessian => {
+                let output = self.gradients().build(&evidence.model)?;
+                let gradient = |x: &String| output.gradients.iter().find(|g| g.x == *x)?.name.clone();
+                let rows: Vec<Option<String>> = self.xs.iter().map(gradient).collect();
+                let rows: Vec<String> = rows.into_iter().flatten().collect();
+                evidence.model = output.model;
+                self.support_matrices(evidence, &rows)?;
+            }
+            Kind::HessianDiagonal => self.support_diagonal(evidence)?,
+        }
+        if let Some(axis) = self.batch {
+            let hint = format!(
+                "if samples mix along axis {axis} (statistics of a batch, attention across it), no sample has derivatives of \
+                 its own: leave --batch out"
+            );
+            evidence.hints.insert(self.name.clone(), hint);
         }
         Ok(())
+    }
+
+    /// For each x the sum of vectors, which are new inputs, times the matrices of `rows`, as a gradient of these.
+    fn support_matrices(&self, evidence: &mut Evidence, rows: &[String]) -> Result<()> {
+        let w = self.workspace(evidence, rows)?;
+        let mut outputs = Vec::new();
+        let (seeds, gradients) = {
+            let (vectors, named) = w.vectors("v", &w.ys(), rows);
+            // Of a Hessian, whose rows are gradients, the matrices are called after xs.
+            let row = |e: &Entry| if self.kind == Kind::Hessian { e.x.clone() } else { e.y.clone() };
+            let column = |e: &Entry| if self.kind == Kind::Hessian { e.second.clone() } else { e.x.clone() };
+            let keys: Vec<String> = match self.kind {
+                Kind::Hessian => (self.xs.iter())
+                    .filter(|x| self.outputs.iter().any(|e| row(e).as_ref() == Some(*x) && e.name.is_some()))
+                    .cloned()
+                    .collect(),
+                _ => rows.to_vec(),
+            };
+            let mut gradients = Vec::new();
+            for (name, x) in self.xs.iter().zip(w.xs()) {
+                let mut sum: Option<Expr<'_>> = None;
+                for (key, v) in keys.iter().zip(&vectors) {
+                    let of = |e: &&Entry| row(e).as_ref() == Some(key) && column(e).as_ref() == Some(name);
+                    let Some(matrix) = self.outputs.iter().find(of).and_then(|e| e.name.as_deref()) else { continue };
+                    let term = contracted(*v, w.tensor(matrix)?, x, self.batch)?;
+                    sum = Some(sum.map_or(term, |sum| sum + term));
+                }
+                let output = sum.map(|sum| w.output(&mut outputs, sum, name, x.fact()));
+                gradients.push(Gradient { x: name.clone(), name: output });
+            }
+            (named.iter().map(|v| seed(&v.of, &v.name)).collect(), gradients)
+        };
+        evidence.model = w.write(outputs)?.0;
+        evidence.records.push(self.record(seeds, gradients));
+        Ok(())
+    }
+
+    /// What a Hessian makes of the last unit vector, with the element of the diagonal in its place.
+    fn support_diagonal(&self, evidence: &mut Evidence) -> Result<()> {
+        let w = self.workspace(evidence, &self.ys)?;
+        let mut outputs = Vec::new();
+        let mut found = Vec::new();
+        for (e, (x, g)) in self.outputs.iter().zip(w.xs().into_iter().zip(w.gradients_of_sum()?)) {
+            let (Some(diagonal), Some(name), Some(g)) = (&e.name, &e.x, g) else { continue };
+            let units = Units::new(x, self.batch)?;
+            let unit = units.at(units.last());
+            let product = w.gradients(&[(g, unit)], &[x])?.first().copied().flatten().unwrap_or_else(|| x.zeros_like());
+            let placed = unit.is_nonzero().select(w.tensor(diagonal)?, product);
+            let [g, unit, placed] = [("gradient", g), ("unit", unit), ("product", placed)]
+                .map(|(what, e)| w.output(&mut outputs, e, &format!("{what}/{name}"), x.fact()));
+            found.push((seed(&g, &unit), Gradient { x: name.clone(), name: Some(placed) }));
+        }
+        evidence.model = w.write(outputs)?.0;
+        evidence.records.extend(found.into_iter().map(|(seed, gradient)| self.record(vec![seed], vec![gradient])));
+        Ok(())
+    }
+
+    fn workspace(&self, evidence: &Evidence, ys: &[String]) -> Result<Workspace> {
+        let call = Gradients::new(ys, &self.xs)
+            .stop(&self.stops)
+            .straight_through(self.straight_through)
+            .name(format!("{}/evidence", self.name));
+        Workspace::open(&call, evidence.model.clone(), load(&evidence.model.proto)?)
     }
 
     fn with_respect_to_xs(&self) -> Vec<Gradient> {
         let gradient = |e: &Entry| Some(Gradient { x: e.x.clone()?, name: e.name.clone() });
         self.outputs.iter().filter_map(gradient).collect()
     }
+}
+
+/// A vector times a matrix of shape `v.shape + x.shape`; with a batch each sample's vector times its own.
+fn contracted<'g>(v: Expr<'g>, matrix: Expr<'g>, x: Expr<'g>, batch: Option<i64>) -> Result<Expr<'g>> {
+    let b = v.builder();
+    let Some(batch) = batch else {
+        let columns = x.size().reshape_to(&[1]);
+        let rows = v.size().reshape_to(&[1]);
+        let product = v.reshape_to(&[1, -1]).matmul(matrix.reshape(Expr::concat(&[rows, columns], 0)));
+        return Ok(product.reshape_like(x));
+    };
+    let (of_v, of_x) = (v.axis(batch)?, x.axis(batch)?);
+    let rest = |e: Expr<'g>, axis: usize| anyhow::Ok(e.dims((0..e.rank()?).filter(|&a| a != axis)));
+    let samples = v.dims([of_v]);
+    let (places, columns) = (rest(v, of_v)?, rest(x, of_x)?);
+    let shape = |sizes: &[Expr<'g>]| Expr::concat(sizes, 0);
+    let (m, n) = (places.product_of_list(), columns.product_of_list());
+    let v = v.move_axis(of_v, 0).reshape(shape(&[samples, b.ints(&[1]), m]));
+    let matrix = matrix.move_axis(of_v, 0).reshape(shape(&[samples, m, n]));
+    let product = v.matmul(matrix).reshape(shape(&[samples, columns])).move_axis(0, of_x);
+    Ok(product)
 }

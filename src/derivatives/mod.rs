@@ -20,10 +20,12 @@
 //! ```
 
 mod claim;
+mod matrices;
 mod products;
 mod workspace;
 
 pub use claim::{Claim, Evidence, Kind, evidence};
+pub use matrices::{Hessian, Jacobian, Mode};
 pub use products::{Hvp, Jvp, Vjp};
 
 use crate::model::Model;
@@ -68,6 +70,9 @@ pub struct Entry {
     /// The tensor with respect to which is differentiated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x: Option<String>,
+    /// The second x, of a second derivative.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<String>,
     /// The tensor that holds the derivative; `None` where y does not depend on x.
     pub name: Option<String>,
 }

@@ -64,7 +64,14 @@ impl Jvp {
         let (entries, vectors) = {
             let (us, vectors) = w.vectors("v", &w.xs(), &xs);
             let products = w.forward(&w.ys(), &w.xs())?.at(&us);
-            (entries(&w, &mut outputs, &products, &w.ys(), &ys, |y, name| Entry { y: Some(y), x: None, name }), vectors)
+            (
+                entries(&w, &mut outputs, &products, &w.ys(), &ys, |y, name| Entry {
+                    y: Some(y),
+                    name,
+                    ..Entry::default()
+                }),
+                vectors,
+            )
         };
         w.finish(outputs, entries, vectors, Claim::of(Kind::Jvp))
     }
@@ -90,8 +97,7 @@ impl Hvp {
         let mut outputs = Vec::new();
         let (entries, vectors) = {
             let (vs, vectors) = w.vectors("v", &w.xs(), &xs);
-            let seeds: Vec<_> = w.ys().into_iter().map(|y| (y, y.ones_like())).collect();
-            let gradients = w.gradients(&seeds, &w.xs())?;
+            let gradients = w.gradients_of_sum()?;
             let seeds: Vec<_> = gradients.iter().zip(vs).filter_map(|(g, v)| Some(((*g)?, v))).collect();
             let products = w.gradients(&seeds, &w.xs())?;
             (entries(&w, &mut outputs, &products, &w.xs(), &xs, of_x), vectors)
@@ -102,7 +108,7 @@ impl Hvp {
 
 /// A derivative with respect to x.
 pub(super) fn of_x(x: String, name: Option<String>) -> Entry {
-    Entry { y: None, x: Some(x), name }
+    Entry { x: Some(x), name, ..Entry::default() }
 }
 
 /// Makes outputs of derivatives, each of the shape and type of a tensor and named after it.

@@ -9,9 +9,10 @@ use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, NodeId, Origin, Producer, ValueId};
 use crate::model::Model;
 use crate::onnx::{ElementType, Names};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 /// A model under construction.
 pub(super) struct Workspace {
@@ -23,6 +24,7 @@ pub(super) struct Workspace {
     ys: Vec<ValueId>,
     xs: Vec<ValueId>,
     stops: IdSet<ValueId>,
+    names: HashMap<Rc<str>, ValueId>,
     taken: RefCell<Names>,
     inputs: RefCell<Vec<(ValueId, String)>>,
     warnings: Vec<String>,
@@ -56,7 +58,7 @@ impl Workspace {
         apart(&loaded.graph, &xs, &stops)?;
         let taken = names_of(&loaded, &model.proto);
         let scope = free_scope(call.scope(), taken.iter());
-        let Loaded { graph, warnings, .. } = loaded;
+        let Loaded { graph, names, warnings, .. } = loaded;
         Ok(Workspace {
             model,
             builder: Builder::new(graph),
@@ -65,10 +67,16 @@ impl Workspace {
             ys,
             xs,
             stops,
+            names,
             taken: RefCell::new(taken),
             inputs: RefCell::default(),
             warnings,
         })
+    }
+
+    /// What writes nodes.
+    pub fn builder(&self) -> &Builder {
+        &self.builder
     }
 
     /// The tensors that are differentiated.
@@ -84,6 +92,19 @@ impl Workspace {
     /// Whether zeros stand for derivatives that there are not.
     pub fn fills_unconnected(&self) -> bool {
         self.call.unconnected == Unconnected::Zero
+    }
+
+    /// The tensor of a name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn tensor(&self, name: &str) -> Result<Expr<'_>> {
+        let id = self.names.get(name).with_context(|| {
+            let near = crate::backward::nearest(name, self.names.keys().map(|n| &**n));
+            let hint = near.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+            format!("no tensor is called '{name}'{hint}")
+        })?;
+        Ok(self.builder.expr(*id))
     }
 
     /// A new input of the model, of what is known of it. Its name is made unique.
@@ -136,6 +157,15 @@ impl Workspace {
         };
         self.check()?;
         Ok(found.into_iter().map(|id| id.map(|id| self.builder.expr(id))).collect())
+    }
+
+    /// The gradients of the sum of all elements of the ys, one for each x.
+    ///
+    /// # Errors
+    /// An operator on the way has no gradient.
+    pub fn gradients_of_sum(&self) -> Result<Vec<Option<Expr<'_>>>> {
+        let seeds: Vec<_> = self.ys().into_iter().map(|y| (y, y.ones_like())).collect();
+        self.gradients(&seeds, &self.xs())
     }
 
     fn nodes_from(&self, first: usize) -> Vec<NodeId> {
@@ -260,14 +290,9 @@ impl Workspace {
         vectors: Vec<Vector>,
         claim: Claim,
     ) -> Result<Derived> {
-        self.check()?;
-        let Workspace { mut model, builder, call, scope, taken, inputs, mut warnings, .. } = self;
-        let names: HashSet<String> = outputs.iter().map(|(_, name)| name.clone()).collect();
-        let request = Request { name: scope.clone(), inputs: inputs.into_inner(), outputs, colocate: call.colocate };
-        let written = write::write(&builder.graph(), &mut model.proto, &request, taken.into_inner())?;
-        for (node, output) in &written.demanded {
-            warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
-        }
+        let own: HashSet<String> = outputs.iter().map(|(_, name)| name.clone()).collect();
+        let (call, scope) = (self.call.clone(), self.scope.clone());
+        let (mut model, nodes_added, warnings) = self.write(outputs)?;
         let claim = Claim {
             name: scope,
             ys: call.ys,
@@ -279,12 +304,26 @@ impl Workspace {
             ..claim
         };
         claim.attach(&mut model.proto)?;
-        let mut derived =
-            Derived { model, outputs: entries, vectors, nodes_added: written.nodes, warnings, claim, own: names };
+        let mut derived = Derived { model, outputs: entries, vectors, nodes_added, warnings, claim, own };
         if call.only_gradients {
             derived.drop_model_outputs();
         }
         Ok(derived)
+    }
+
+    /// Writes the outputs behind the model: returned with the number of new nodes, and warnings.
+    ///
+    /// # Errors
+    /// Something could not be built.
+    pub fn write(self, outputs: Vec<(ValueId, String)>) -> Result<(Model, usize, Vec<String>)> {
+        self.check()?;
+        let Workspace { mut model, builder, call, scope, taken, inputs, mut warnings, .. } = self;
+        let request = Request { name: scope, inputs: inputs.into_inner(), outputs, colocate: call.colocate };
+        let written = write::write(&builder.graph(), &mut model.proto, &request, taken.into_inner())?;
+        for (node, output) in &written.demanded {
+            warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
+        }
+        Ok((model, written.nodes, warnings))
     }
 
     /// The request's own names.
@@ -313,6 +352,16 @@ impl<'g> Linear<'g> {
         let to: Vec<Expr<'g>> = self.to.iter().copied().flatten().collect();
         let mut copies = self.workspace.copy(&self.nodes, &from, &to).into_iter();
         self.to.iter().map(|e| e.and_then(|_| copies.next())).collect()
+    }
+
+    /// What comes out, for the stand-ins: `None` where it does not depend on what goes in.
+    pub fn outputs(&self) -> &[Option<Expr<'g>>] {
+        &self.to
+    }
+
+    /// How many nodes one evaluation is.
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
     }
 }
 
