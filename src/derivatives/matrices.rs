@@ -10,9 +10,10 @@ use super::workspace::{Linear, Workspace};
 use super::{Derived, Entry};
 use crate::backward::Gradients;
 use crate::expr::Expr;
-use crate::graph::{Dim, Fact, Loaded, Shape, ValueId, load};
+use crate::graph::{Dim, Fact, Loaded, Shape, ValueId};
 use crate::model::Model;
 use crate::onnx::ElementType;
+use crate::rules::load;
 use anyhow::{Context, Result, bail, ensure};
 
 /// By which passes a matrix is computed.
