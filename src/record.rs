@@ -2,8 +2,9 @@
 
 use crate::onnx::ModelProto;
 use crate::onnx::proto::StringStringEntryProto;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 /// One call of `grad`: enough to check its gradients later, from the model alone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -65,12 +66,23 @@ impl Record {
     /// The records of a model, in the order of the calls.
     ///
     /// # Errors
-    /// An entry is not one that [`Record::attach`] has written.
+    /// An entry is not one that [`Record::attach`] has written; two speak of one call, of which only one can be true.
     pub fn all(model: &ModelProto) -> Result<Vec<Record>> {
         let ours = model.metadata_props.iter().filter(|p| p.key().starts_with(KEY));
-        ours.map(|p| {
-            serde_json::from_str(p.value()).with_context(|| format!("metadata '{}' is not a record of ours", p.key()))
-        })
-        .collect()
+        let records: Vec<Record> = ours
+            .map(|p| {
+                let record = serde_json::from_str(p.value());
+                record.with_context(|| format!("metadata '{}' is not a record of a call of grad", p.key()))
+            })
+            .collect::<Result<_>>()?;
+        let mut names = HashSet::new();
+        for record in &records {
+            ensure!(
+                names.insert(&record.name),
+                "the metadata hold two records of one call of grad, '{}', and only one can be true; remove the other",
+                record.name
+            );
+        }
+        Ok(records)
     }
 }

@@ -352,3 +352,28 @@ fn npy_and_pb_tensors() -> Result<()> {
     assert!(error(npy::read_tensor(&path)).contains("neither a .npy file nor a TensorProto"));
     Ok(())
 }
+
+#[cfg(unix)]
+#[test]
+fn links_lead_no_data_in_or_out() -> Result<()> {
+    let place = TempDir::new()?;
+    let [from, to, elsewhere] = ["from", "to", "elsewhere"].map(|name| place.path().join(name));
+    for folder in [&from, &to, &elsewhere, &from.join("sub")] {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(elsewhere.join("secret"), [0; 8])?;
+    fs::hard_link(elsewhere.join("secret"), from.join("linked.bin"))?;
+    fs::write(from.join("sub/own.bin"), [0; 8])?;
+    let mut model = model();
+    make_external(initializer(&mut model), &[("location", "linked.bin")]);
+    assert!(error(file::load_external(&mut model.clone(), &from)).contains("hard link"));
+    make_external(initializer(&mut model), &[("location", "sub/own.bin")]);
+    file::load_external(&mut model.clone(), &from)?;
+    std::os::unix::fs::symlink(&elsewhere, to.join("sub"))?;
+    assert!(error(file::rebase_external(&mut model.clone(), &from, &to, true)).contains("leads out of the folder"));
+    assert_eq!(entries(&elsewhere), ["secret"]);
+    fs::remove_file(to.join("sub"))?;
+    assert_eq!(file::rebase_external(&mut model, &from, &to, true)?.len(), 1);
+    assert_eq!(entries(&to.join("sub")), ["own.bin"]);
+    Ok(())
+}

@@ -103,3 +103,69 @@ fn damaged_attributes_are_answered() {
         }
     }
 }
+
+/// The header of a `.npy` file, as its first bytes, its length and its text.
+fn npy(header: &str) -> Vec<u8> {
+    let length = u16::try_from(header.len()).unwrap().to_le_bytes();
+    [b"\x93NUMPY\x01\x00", length.as_slice(), header.as_bytes()].concat()
+}
+
+#[test]
+fn headers_of_arrays_are_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let nested = |open: &str, close: &str| format!("{{'descr': {}'<f4'{}}}", open.repeat(40), close.repeat(40));
+    for header in [
+        nested("[", "]"),
+        nested("(", ",)"),
+        nested("{'a':", "}"),
+        "[".repeat(40),
+        "{".repeat(40),
+        "{'a':".repeat(30),
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", "1,".repeat(30_000)),
+        "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }".into(),
+        String::new(),
+    ] {
+        let path = folder.path().join("a.npy");
+        std::fs::write(&path, npy(&header)).unwrap();
+        assert!(onnx_gradients::onnx::npy::read_tensor(&path).is_err(), "{header}");
+    }
+}
+
+/// What a file says of an earlier call may complete what inference does not know, and nothing else.
+#[test]
+fn records_do_not_change_shapes() {
+    let record = |name: &str, x: &str| {
+        format!(r#"{{"name": "g", "gradients": [{{"x": "{x}", "gradient": "{name}"}}], "seeds": []}}"#)
+    };
+    for name in ["h", "g/h"] {
+        for x in ["z", "three", "flat"] {
+            let graph = format!(
+                r#"g (float[n,3] x, float[1,3] z, float[3,3] three, float[3] flat) => (y) {{
+                    "{name}" = Mul(x, x) y = ReduceMean <keepdims = 0> ("{name}")
+                }}"#
+            );
+            let mut model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]> {graph}")).unwrap();
+            model.metadata_props.push(onnx_gradients::onnx::proto::StringStringEntryProto {
+                key: Some("onnx-gradients/g".into()),
+                value: Some(record(name, x)),
+            });
+            let loaded = onnx_gradients::graph::load(&model).unwrap();
+            let fact = loaded.graph.fact(loaded.names[name]);
+            let shape = loaded.graph.dims.display(fact.shape.as_ref().unwrap());
+            assert_eq!(shape, "[n, 3]", "{name}, {x}");
+        }
+    }
+}
+
+#[test]
+fn sums_of_many_operands_are_refused() {
+    let names: Vec<String> = (0..3000).map(|i| format!("x{i}")).collect();
+    let inputs = names.iter().map(|n| format!("float[2] {n}")).collect::<Vec<_>>().join(", ");
+    let equation = vec!["i"; names.len()].join(",");
+    let text = format!(
+        "<ir_version: 8, opset_import: [\"\": 17]> g ({inputs}) => (float[2] y) {{ y = Einsum<equation = \"{equation}->i\">({}) }}",
+        names.join(", ")
+    );
+    let error = process(text::parse(&text).unwrap().encode_to_vec()).unwrap_err();
+    assert!(format!("{error:#}").contains("several Einsum nodes"), "{error:#}");
+}

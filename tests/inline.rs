@@ -43,7 +43,7 @@ fn calls_become_bodies() {
 }
 
 #[test]
-fn only_the_wanted_calls_become_bodies() {
+fn only_the_wanted_calls_become_bodies_with_all_that_they_call() {
     let model = parse(&format!(
         r#"{HEADER} g (x) => (y) {{ a = m.F (x) b = m.F:two (a) y = m.G (b) }}
             <domain: "m", opset_import: ["" : 18, "m" : 1]> F (u) => (v) {{ v = Relu (u) }}
@@ -55,7 +55,7 @@ fn only_the_wanted_calls_become_bodies() {
     let result = inline_functions(&model, &|n| n.op_type() == "G" || n.overload() == "two").unwrap();
     assert_eq!(
         print_nodes(&result.graph.unwrap().node),
-        "a = m.F (x)\nb = Tanh (a)\n\"y/w\" = m.F (b)\ny = Tanh (\"y/w\")\n"
+        "a = m.F (x)\nb = Tanh (a)\n\"y/w\" = Relu (b)\ny = Tanh (\"y/w\")\n"
     );
     assert_eq!(result.functions, model.functions);
 }

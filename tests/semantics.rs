@@ -194,13 +194,10 @@ fn seeds_that_do_not_fit() {
     let call = |seed: Seed| Gradients::new(["y"], ["a"]).seeds([seed]);
     let two = Gradients::new(["y", "y"], ["a"]).seeds([Seed::Ones]);
     assert_eq!(error(graph, &two), "1 grad_ys are given for 2 ys");
-    assert_eq!(
-        error(graph, &call(Seed::Tensor("s".into()))),
-        "the seed of y 'y': the seed has shape [], y has shape [2]"
-    );
+    assert_eq!(error(graph, &call(Seed::Tensor("s".into()))), "the seed of y 'y': 's' has shape [], y has shape [2]");
     assert_eq!(
         error(graph, &call(Seed::Tensor("d".into()))),
-        "the seed of y 'y': the seed is of type double, y of type float"
+        "the seed of y 'y': 'd' is of type double, y of type float"
     );
     let error_of_bool = error(graph, &Gradients::new(["b"], ["a"]).seeds([Seed::Ones]));
     assert_eq!(error_of_bool, "the seed of y 'b': y is of type bool, which has no gradient");

@@ -276,16 +276,13 @@ impl Gradients {
 
     /// The model with those calls of model-local functions written out that lie between an x and a y.
     pub(crate) fn inlined(&self, mut model: Model, mut loaded: Loaded) -> Result<(Model, Loaded)> {
-        // The body of a function may call others.
-        loop {
-            let calls = self.calls_on_a_path(&model.proto, &loaded)?;
-            if calls.is_empty() {
-                return Ok((model, loaded));
-            }
+        let calls = self.calls_on_a_path(&model.proto, &loaded)?;
+        if !calls.is_empty() {
             let wanted = |node: &NodeProto| node.output.iter().any(|o| calls.contains(o.as_str()));
             model.proto = inline_functions(&model.proto, &wanted)?;
             loaded = load(&model.proto)?;
         }
+        Ok((model, loaded))
     }
 
     /// The outputs of those calls of model-local functions that lie between an x and a y: only their insides have gradients.
@@ -367,6 +364,11 @@ impl<'g> Building<'g, '_> {
             );
             return Ok(None);
         }
+        let called = match given {
+            Some(Seed::Tensor(name)) => format!("'{name}'"),
+            Some(Seed::Constant(tensor)) if !tensor.name().is_empty() => format!("'{}'", tensor.name()),
+            _ => "the seed".to_owned(),
+        };
         let seed = match given.unwrap_or(&Seed::Ones) {
             Seed::Ones => expr.ones_like(),
             Seed::Fill(value) => {
@@ -384,7 +386,7 @@ impl<'g> Building<'g, '_> {
                 let element = expr.element()?;
                 ensure!(
                     value.element_type() == element,
-                    "the seed is of type {}, y of type {}",
+                    "{called} is of type {}, y of type {}",
                     value.element_type().name(),
                     element.name()
                 );
@@ -406,19 +408,19 @@ impl<'g> Building<'g, '_> {
         if let Some(error) = self.builder.take_error() {
             return Err(error);
         }
-        self.check(&fact, &seed.fact())?;
+        self.check(&called, &fact, &seed.fact())?;
         Ok(Some(seed))
     }
 
-    fn check(&self, y: &Fact, seed: &Fact) -> Result<()> {
+    fn check(&self, called: &str, y: &Fact, seed: &Fact) -> Result<()> {
         if let (Some(a), Some(b)) = (y.element, seed.element) {
-            ensure!(a == b, "the seed is of type {}, y of type {}", b.name(), a.name());
+            ensure!(a == b, "{called} is of type {}, y of type {}", b.name(), a.name());
         }
         if let (Some(a), Some(b)) = (&y.shape, &seed.shape) {
             let same = a.len() == b.len()
                 && a.iter().zip(b.iter()).all(|(a, b)| a.known().zip(b.known()).is_none_or(|(a, b)| a == b));
             let graph = self.builder.graph();
-            ensure!(same, "the seed has shape {}, y has shape {}", graph.dims.display(b), graph.dims.display(a));
+            ensure!(same, "{called} has shape {}, y has shape {}", graph.dims.display(b), graph.dims.display(a));
         }
         Ok(())
     }
@@ -494,5 +496,7 @@ pub(crate) fn names_of(loaded: &Loaded, model: &ModelProto) -> Names {
         let nodes = graph.node.iter().map(|n| n.name());
         names.extend(nodes.chain(graph.value_info.iter().map(|v| v.name())));
     }
+    // Of an earlier call the record may be all that is left.
+    names.extend(Record::all(model).unwrap_or_default().iter().map(|r| &*r.name));
     names
 }

@@ -2,7 +2,7 @@
 
 use super::options::{CallArgs, FileArgs, ensure_valid, summary};
 use super::table::Table;
-use crate::onnx::npy;
+use crate::onnx::{TensorProto, npy};
 use crate::{Gradients, Model, Output, Seed, graph, rules};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -95,7 +95,10 @@ fn seed(spec: &str) -> Result<Seed> {
         ("input", _) => Seed::Input(None),
         (_, Some(("input", name))) => Seed::Input(Some(name.to_owned())),
         (_, Some(("tensor", name))) => Seed::Tensor(name.to_owned()),
-        (_, Some(("file", path))) => Seed::Constant(npy::read_tensor(Path::new(path))?),
+        (_, Some(("file", path))) => {
+            let tensor = npy::read_tensor(Path::new(path))?;
+            Seed::Constant(TensorProto { name: Some(spec.to_owned()), ..tensor })
+        }
         _ => match spec.parse() {
             Ok(number) => Seed::Fill(number),
             Err(_) => super::usage(

@@ -7,7 +7,7 @@ use crate::{Aggregation, Gradients, Model, Unconnected, graph};
 use anyhow::{Context, Result, ensure};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// What is differentiated, and how.
@@ -96,7 +96,7 @@ impl CallArgs {
         }
         let mut functions = Vec::new();
         for path in &self.gradient_functions {
-            let file = || read_functions(std::fs::read(path)?.into());
+            let file = || read_functions(file::read_whole(path)?);
             functions.extend(file().with_context(|| path.display().to_string())?);
         }
         let call = Gradients::new(ys, xs)
@@ -155,9 +155,8 @@ impl FileArgs {
         if self.model != Path::new("-") {
             return Model::load(&self.model);
         }
-        let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).context("stdin")?;
-        Ok(Model { proto: file::read_bytes(bytes.into()).context("stdin")?, folder: Some(PathBuf::from(".")) })
+        let bytes = file::read_stream(std::io::stdin().lock()).context("stdin")?;
+        Ok(Model { proto: file::read_bytes(bytes).context("stdin")?, folder: Some(PathBuf::from(".")) })
     }
 
     /// Writes the model, and the warnings with those that come of it, which are returned.

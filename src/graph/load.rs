@@ -122,17 +122,29 @@ fn load_with(
             "the model is at opset {opset}; operators that have changed since {NEWEST_OPSET} are read as they were"
         ));
     }
-    loader.scope(proto, Graph::MAIN, None)?;
+    let scope = loader.scope(proto, Graph::MAIN, None);
+    scope.map_err(|error| match opset {
+        ..7 => error
+            .context(format!("the model is of opset {opset}, and most operators are other ones before 7; {CONVERT}")),
+        _ => error,
+    })?;
     let names = loader.scopes.pop().unwrap_or_default();
     Ok(Loaded { graph: loader.graph, names, inner_names: loader.inner_names, warnings: loader.warnings })
 }
 
-/// The gradients of earlier calls, each with its x.
+/// What helps where operators are too old to be read.
+const CONVERT: &str = "onnx.version_converter brings a model to a newer opset";
+
+/// The gradients of earlier calls, each with its x. What a record says of tensors outside of its call's scope is not ours.
 fn twins(model: &ModelProto) -> HashMap<String, String> {
     // Metadata that are not ours to read say nothing.
     let records = Record::all(model).unwrap_or_default();
-    let gradients = records.into_iter().flat_map(|r| r.gradients);
-    gradients.filter_map(|g| Some((g.name?, g.x))).collect()
+    let own = |r: &Record, name: &str| name.strip_prefix(&*r.name).is_some_and(|rest| rest.starts_with('/'));
+    let gradients = records.into_iter().flat_map(|r| {
+        let named = r.gradients.iter().filter_map(|g| Some((g.name.clone()?, g.x.clone())));
+        named.filter(|(name, _)| own(&r, name)).collect::<Vec<_>>()
+    });
+    gradients.collect()
 }
 
 /// Loads a graph into a scope of its own inside the main graph, with facts of its inputs: for
@@ -163,7 +175,7 @@ struct Loader<'r> {
     /// The names visible where the loader stands, outermost scope first.
     scopes: Vec<HashMap<Rc<str>, ValueId>>,
     inner_names: HashSet<Rc<str>>,
-    /// For each gradient of an earlier call its x, of which it has the shape whatever sizes its nodes compute.
+    /// For each gradient of an earlier call its x, whose sizes it has where inference knows none of its own.
     twins: HashMap<String, String>,
     /// Facts by name, for outputs of nodes of which inference knows nothing.
     known: HashMap<Rc<str>, Fact>,
@@ -279,6 +291,10 @@ impl Loader<'_> {
                 })?),
             });
         }
+        ensure!(
+            self.graph.opset("") >= 7 || !proto.attribute.iter().any(|a| a.name() == "broadcast" && a.i() != 0),
+            "it broadcasts by attributes, which operators do in opset 6 and before only"
+        );
         let (graphs, attributes): (Vec<_>, Vec<_>) = proto.attribute.iter().partition(|a| a.g.is_some());
         ensure!(
             proto.attribute.iter().all(|a| a.graphs.is_empty()),
@@ -334,9 +350,26 @@ impl Loader<'_> {
             self.annotate(output, &name, r#type);
         }
         if let Some(shape) = self.twins.get(&*name).and_then(|x| self.graph.fact(self.lookup(x)?).shape.clone()) {
-            self.graph.fact_mut(output).shape = Some(shape);
+            self.complete(output, shape);
         }
         self.bind(name, output)
+    }
+
+    /// Takes over those sizes of a shape of which inference knows nothing. The shape is what a file says of an earlier call:
+    /// where it contradicts what is known, nothing of it is believed.
+    fn complete(&mut self, output: ValueId, shape: super::Shape) {
+        let known = match &self.graph.fact(output).shape {
+            None => shape,
+            Some(own) => {
+                let contradict = |(a, b): (&Dim, &Dim)| a.known().zip(b.known()).is_some_and(|(a, b)| a != b);
+                if own.len() != shape.len() || own.iter().zip(shape.iter()).any(contradict) {
+                    return;
+                }
+                let dims = &self.graph.dims;
+                own.iter().zip(shape.iter()).map(|(&own, &x)| if dims.is_fresh(own) { x } else { own }).collect()
+            }
+        };
+        self.graph.fact_mut(output).shape = Some(known);
     }
 
     /// Loads the body of a control-flow node. The shapes of carried states are those of their initial values unless the body

@@ -11,18 +11,21 @@ use super::proto::{
 };
 use super::{AttributeProto, FunctionProto, GraphProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain};
 use anyhow::{Context, Result, bail, ensure};
+use prost::Message;
 use std::collections::HashMap;
 
 /// Calls in bodies, and graphs in nodes, nest no deeper.
 const DEEPEST: usize = 64;
-/// What inlining may add, counted in bytes of names and a flat rate a node: bodies that call others twice double each time.
-const LARGEST: usize = if cfg!(test) { 1 << 20 } else { 1 << 28 };
-const NODE: usize = 64;
+/// What inlining may add, in bytes as they are written and a flat rate a node, beside a multiple of the model's own size:
+/// bodies that call others twice double each time, and what one call or body carries is carried by every node.
+const LARGEST: usize = if cfg!(test) { 1 << 20 } else { 1 << 26 };
+const GROWTH: usize = 8;
+const NODE: usize = 256;
 /// Names get no longer prefix.
 const LONGEST_PREFIX: usize = 256;
 
-/// Replaces the wanted calls of model-local functions by the functions' bodies, in the main graph, in its subgraphs, and in
-/// the bodies themselves.
+/// Replaces the wanted calls of model-local functions by the functions' bodies, in the main graph and in its subgraphs. What the
+/// bodies call is inlined with them: nothing of a call is left.
 ///
 /// Nodes and values of a body are called `<call>/<name>`, made unique. Nodes without metadata or device configurations get
 /// those of the call. The model imports the domains that the bodies use; its functions stay.
@@ -43,6 +46,9 @@ pub fn inline_functions(model: &ModelProto, wanted: &dyn Fn(&NodeProto) -> bool)
     if !inliner.has_calls(graph) {
         return Ok(result);
     }
+    // Elements of weights do not stand in functions: they are no measure of what their calls may come to.
+    let own = model.functions.iter().map(Message::encoded_len).chain(graph.node.iter().map(Message::encoded_len));
+    inliner.largest = own.fold(0, usize::saturating_add).saturating_mul(GROWTH).saturating_add(LARGEST);
     inliner.take_names(graph);
     graph.node = inliner.nodes(std::mem::take(&mut graph.node), 0)?;
     result.opset_import = inliner.opsets;
@@ -60,6 +66,7 @@ struct Inliner<'a> {
     /// The functions whose bodies are being inlined, the innermost last.
     calls: Vec<Key<'a>>,
     size: usize,
+    largest: usize,
 }
 
 fn key(node: &NodeProto) -> Key<'_> {
@@ -80,6 +87,7 @@ impl<'a> Inliner<'a> {
             nodes: Names::default(),
             calls: Vec::new(),
             size: 0,
+            largest: LARGEST,
         }
     }
 
@@ -87,7 +95,8 @@ impl<'a> Inliner<'a> {
     fn called(&self, node: &NodeProto) -> Option<(Key<'a>, &'a FunctionProto)> {
         let function: &'a FunctionProto = self.functions.get(&key(node)).copied()?;
         let key = (canonical_domain(function.domain()), function.name(), function.overload());
-        (self.wanted)(node).then_some((key, function))
+        // What an inlined body calls is inlined with it.
+        (!self.calls.is_empty() || (self.wanted)(node)).then_some((key, function))
     }
 
     fn has_calls(&self, graph: &GraphProto) -> bool {
@@ -236,7 +245,6 @@ impl Body<'_, '_> {
             Some(name) => name,
             None => self.inliner.values.fresh(format!("{}/{old}", self.prefix)),
         };
-        self.charge(new.len())?;
         self.define(old, new.clone());
         Ok(new)
     }
@@ -249,14 +257,32 @@ impl Body<'_, '_> {
         found.cloned().with_context(|| format!("'{old}' is not defined before it is used"))
     }
 
+    /// Counts what is about to be copied.
     fn charge(&mut self, size: usize) -> Result<()> {
         self.inliner.size = self.inliner.size.saturating_add(size);
-        ensure!(self.inliner.size <= LARGEST, "the model gets too large when its functions are inlined");
+        ensure!(
+            self.inliner.size <= self.inliner.largest,
+            "the model gets too large when its functions are inlined: more than {} MB",
+            self.inliner.largest >> 20
+        );
         Ok(())
     }
 
     fn node(&mut self, node: &NodeProto) -> Result<NodeProto> {
-        self.charge(NODE)?;
+        // The names that a node gets in the place of its own are longer, by the call's.
+        let names = (node.input.len() + node.output.len() + 1).saturating_mul(self.prefix.len());
+        self.charge(NODE.saturating_add(names))?;
+        let attributes = node.attribute.iter().filter(|a| a.g.is_none() && a.graphs.is_empty());
+        let own = attributes.map(Message::encoded_len).fold(0, usize::saturating_add);
+        let metadata = if node.metadata_props.is_empty() { &self.call.metadata_props } else { &node.metadata_props };
+        let devices = if node.device_configurations.is_empty() {
+            &self.call.device_configurations
+        } else {
+            &node.device_configurations
+        };
+        let carried = metadata.iter().map(Message::encoded_len).chain(devices.iter().map(Message::encoded_len));
+        let carried = carried.fold(own, usize::saturating_add);
+        self.charge(carried.saturating_add(node.doc_string().len()))?;
         let input = node.input.iter().map(|name| self.resolve(name)).collect::<Result<Vec<_>>>()?;
         let attribute = node.attribute.iter().filter_map(|a| self.attribute(a).transpose()).collect::<Result<_>>()?;
         let output = node.output.iter().map(|name| self.fresh(name)).collect::<Result<Vec<_>>>()?;
@@ -264,7 +290,8 @@ impl Body<'_, '_> {
             "" => node.name.clone(),
             name => Some(self.inliner.nodes.fresh(format!("{}/{name}", self.prefix))),
         };
-        self.charge(name.as_ref().map_or(0, String::len))?;
+        let named = input.iter().chain(&output).chain(&name).map(String::len).fold(0, usize::saturating_add);
+        self.charge(named)?;
         let metadata_props = inherited(&node.metadata_props, &self.call.metadata_props);
         let device_configurations = self.devices(node, &input, &output);
         Ok(NodeProto {
@@ -306,8 +333,7 @@ impl Body<'_, '_> {
                 a.name()
             );
             // Graphs come from where the call is: their names are right already.
-            let size = value.g.iter().chain(&value.graphs).map(size).fold(0, usize::saturating_add);
-            self.charge(size)?;
+            self.charge(value.encoded_len())?;
             return Ok(Some(AttributeProto { name: a.name.clone(), ref_attr_name: None, ..value.clone() }));
         }
         if a.g.is_none() && a.graphs.is_empty() {
@@ -319,6 +345,9 @@ impl Body<'_, '_> {
     }
 
     fn graph(&mut self, graph: &GraphProto) -> Result<GraphProto> {
+        let initializers = graph.initializer.iter().map(Message::encoded_len);
+        let size = initializers.chain([graph.frame().encoded_len()]).fold(0, usize::saturating_add);
+        self.charge(size)?;
         self.scopes.push(HashMap::new());
         let mut result = GraphProto { initializer: graph.initializer.clone(), ..graph.frame() };
         for input in &mut result.input {
@@ -361,11 +390,6 @@ fn inherited<T: Clone>(own: &[T], call: &[T]) -> Vec<T> {
     if own.is_empty() { call.to_vec() } else { own.to_vec() }
 }
 
-fn size(graph: &GraphProto) -> usize {
-    let nodes = graph.node.iter().map(|node| node.bodies().map(size).fold(NODE, usize::saturating_add));
-    nodes.fold(0, usize::saturating_add)
-}
-
 fn forget_symbols(r#type: &mut TypeProto) {
     let shape = match &mut r#type.value {
         Some(Type::TensorType(t)) => &mut t.shape,
@@ -383,6 +407,7 @@ fn forget_symbols(r#type: &mut TypeProto) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::onnx::proto::StringStringEntryProto;
     use crate::onnx::text::parse;
 
     #[test]
@@ -399,5 +424,29 @@ mod tests {
             let error = parse(&text).and_then(|model| inline_functions(&model, &|_| true)).map(|_| ());
             assert!(error.is_err_and(|e| format!("{e:#}").contains(message)), "{message}");
         }
+    }
+
+    /// What is copied to each node or call counts by its length: a constant, a name, metadata of the call.
+    #[test]
+    fn what_is_carried_is_counted() -> Result<()> {
+        let long = "n".repeat(50_000);
+        let many = |input: &str| (0..200).map(|i| format!("b{i} = Add ({input}, a) ")).collect::<String>();
+        for (call, body, calls) in [
+            ("", format!("v = Constant <value_string = \"{long}\"> () b199 = Relu (a)"), 200),
+            ("", format!("{long} = Relu (a) {}", many(&long)), 20),
+            (&*long, many("a"), 1),
+        ] {
+            let calls: String = (0..calls).map(|k| format!("y{k} = m.F (x) ")).collect();
+            let mut model = parse(&format!(
+                r#"<ir_version: 10, opset_import: ["" : 18, "m" : 1]> g (x) => (y0) {{ {calls} }}
+                    <domain: "m", opset_import: ["" : 18]> F (a) => (b199) {{ {body} }}"#
+            ))?;
+            for node in model.graph.iter_mut().flat_map(|g| &mut g.node).filter(|_| !call.is_empty()) {
+                node.metadata_props = vec![StringStringEntryProto { key: None, value: Some(call.to_owned()) }];
+            }
+            let error = inline_functions(&model, &|_| true).map(drop);
+            assert!(error.is_err_and(|e| format!("{e:#}").contains("too large")));
+        }
+        Ok(())
     }
 }

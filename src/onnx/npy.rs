@@ -58,7 +58,28 @@ const TYPES: [(ElementType, TypeChar, u64, &str); 14] = [
     (ElementType::Complex128, TypeChar::Complex, 16, "<c16"),
 ];
 
+/// No header of a tensor is longer: its three entries take some 60 bytes and a number a dimension.
+const LONGEST_HEADER: usize = 4096;
+
+/// Checks that the header of a `.npy` file has the form that NumPy gives to those of tensors: one dictionary with one tuple in
+/// it. What nests more deeply is not shown to the parser, whose time grows with every level by a factor.
+fn check_header(bytes: &[u8]) -> Result<()> {
+    let length = match bytes.get(6) {
+        Some(1) => bytes.get(8..10).and_then(|n| n.try_into().ok()).map(|n| (10, usize::from(u16::from_le_bytes(n)))),
+        _ => (bytes.get(8..12).and_then(|n| n.try_into().ok()))
+            .and_then(|n| Some((12, usize::try_from(u32::from_le_bytes(n)).ok()?))),
+    };
+    let (start, length) = length.context("its header is cut off")?;
+    ensure!(length <= LONGEST_HEADER, "its header has {length} bytes, no tensor's has more than {LONGEST_HEADER}");
+    let header = bytes.get(start..start + length).context("its header is cut off")?;
+    let brackets: Vec<u8> = header.iter().copied().filter(|b| b"[](){}".contains(b)).collect();
+    ensure!(!brackets.starts_with(b"{["), "records are not tensors");
+    ensure!(brackets == b"{()}", "its header is not that of a tensor");
+    Ok(())
+}
+
 pub(crate) fn from_npy(bytes: &[u8]) -> Result<TensorProto> {
+    check_header(bytes).context("not a valid .npy file")?;
     let mut rest = bytes;
     let header = NpyHeader::from_reader(&mut rest).map_err(|e| anyhow!("not a valid .npy file: {e}"))?;
     let DType::Plain(dtype) = header.dtype() else { bail!("records are not tensors") };

@@ -245,7 +245,16 @@ fn expand(term: &str, fresh: &[char], hidden: usize) -> Vec<char> {
     term.replacen("...", &stand_in, 1).chars().collect()
 }
 
+/// The gradient of each operand takes all the others: their number is squared in what is written.
+const MOST_OPERANDS: usize = 128;
+
 fn einsum<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
+    ensure!(
+        c.input_count() <= MOST_OPERANDS,
+        "{} operands, of which each one's gradient takes all the others; up to {MOST_OPERANDS} are differentiated: write \
+         the product as several Einsum nodes",
+        c.input_count()
+    );
     let Equation { terms, output } = Equation::new(c)?;
     let x = c.input(i);
     let own = terms.get(i).context("more operands than terms")?;

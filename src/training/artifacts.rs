@@ -3,7 +3,8 @@
 use super::manifest::{self, Manifest};
 use super::state::{self, State};
 use crate::model::Model;
-use crate::onnx::{ModelProto, file};
+use crate::onnx::ModelProto;
+use crate::onnx::file::{self, unfinished};
 use anyhow::{Context, Result, ensure};
 use std::fs::rename;
 use std::io;
@@ -37,12 +38,7 @@ impl Artifacts {
         let ours = !folder.exists() || folder.join(manifest::FILE).exists() || is_empty(folder);
         ensure!(ours, "{} holds something else than a trainable model; choose another name", folder.display());
         let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".onnx-gradients-");
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
-        let place = builder
-            .tempdir_in(parent)
+        let (place, _lock) = unfinished::folder(parent)
             .with_context(|| format!("cannot write into the folder '{}'", parent.display()))?;
         for ((_, model), entry) in self.models.iter().zip(&self.manifest.models) {
             file::write(model, &place.path().join(&entry.file), Default::default())?;

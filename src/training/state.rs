@@ -1,6 +1,6 @@
 //! Tensors in safetensors files: the initial state, checkpoints.
 
-use crate::onnx::file::{plain, replace};
+use crate::onnx::file::{read_file, replace};
 use crate::onnx::{ElementType, TensorProto};
 use anyhow::{Context, Result, bail};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -37,7 +37,7 @@ pub fn write(path: &Path, state: &State, metadata: Option<&str>, force: bool) ->
 /// A file that cannot be read, or is no safetensors file.
 pub fn read(path: &Path) -> Result<(State, Option<String>)> {
     let load = || -> Result<(State, Option<String>)> {
-        let bytes = std::fs::read(path).map_err(plain)?;
+        let bytes = read_file(path, u64::MAX)?.context("it is no file of a known size, and too large")?;
         let (_, header) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;
         let metadata = header.metadata().as_ref().and_then(|m| m.get(KEY).cloned());
         let file = SafeTensors::deserialize(&bytes).context("not a safetensors file")?;

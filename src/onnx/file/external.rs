@@ -3,7 +3,7 @@
 //! A model is not trusted: its data may lie in its own folder and below, nowhere else, not by a symbolic link either.
 
 use super::super::{ModelProto, TensorProto};
-use super::{plain, replace, visit};
+use super::{plain, read_file, replace, visit};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
@@ -28,7 +28,9 @@ pub fn load_external(model: &mut ModelProto, base: &Path) -> Result<()> {
         let bytes = match files.get(&location) {
             Some(bytes) => bytes.clone(),
             None => {
-                let bytes: Bytes = fs::read(resolve(base, &location)?).map_err(plain).context(location.clone())?.into();
+                let path = resolve(base, &location)?;
+                let bytes = read_file(&path, u64::MAX).and_then(|found| found.context("it is too large"));
+                let bytes = bytes.with_context(|| location.clone())?;
                 files.insert(location.clone(), bytes.clone());
                 bytes
             }
@@ -88,7 +90,13 @@ fn resolve(base: &Path, location: &str) -> Result<PathBuf> {
         let base = fs::canonicalize(base).map_err(plain)?;
         let path = fs::canonicalize(base.join(location)).map_err(plain)?;
         ensure!(path.starts_with(&base), "it leads out of the model's folder");
-        ensure!(fs::metadata(&path).map_err(plain)?.is_file(), "it is not a file");
+        let metadata = fs::metadata(&path).map_err(plain)?;
+        ensure!(metadata.is_file(), "it is not a file");
+        #[cfg(unix)]
+        ensure!(
+            std::os::unix::fs::MetadataExt::nlink(&metadata) <= 1,
+            "it is a hard link, of which nobody can say what else it is; a copy of it in its place is taken"
+        );
         Ok(path)
     };
     found().with_context(|| format!("external data '{location}'"))
@@ -119,7 +127,8 @@ pub fn rebase_external(model: &mut ModelProto, from: &Path, to: &Path, force: bo
             moved.insert(old, parts.context("the path of external data is not valid text")?.join("/"));
             continue;
         }
-        if copy(&source, &to.join(&old), force).with_context(|| format!("cannot copy external data '{old}'"))? {
+        let copied = place(&to, &old).and_then(|target| copy(&source, &target, force));
+        if copied.with_context(|| format!("cannot copy external data '{old}'"))? {
             notes.push(format!("copied the external data '{old}' into '{}'", to.display()));
         }
     }
@@ -136,6 +145,23 @@ pub fn rebase_external(model: &mut ModelProto, from: &Path, to: &Path, force: bo
     Ok(notes)
 }
 
+/// Where a copy of external data goes: into `to` or below, not where a link leads out of it. Folders that are missing are made.
+fn place(to: &Path, location: &str) -> Result<PathBuf> {
+    let inside = |folder: &Path| fs::canonicalize(folder).is_ok_and(|found| found.starts_with(to));
+    let target = to.join(location);
+    let mut folder = to.to_owned();
+    for part in Path::new(location).parent().into_iter().flat_map(Path::components) {
+        folder.push(part);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(plain(error)),
+            _ => ensure!(inside(&folder), "'{}' leads out of the folder of OUT", folder.display()),
+        }
+    }
+    let link = fs::symlink_metadata(&target).is_ok_and(|found| found.is_symlink());
+    ensure!(!link, "'{}' is a link, which is not followed in writing", target.display());
+    Ok(target)
+}
+
 /// Copies a file unless an equal one is there; says whether it did.
 fn copy(source: &Path, target: &Path, force: bool) -> Result<bool> {
     if target.exists() {
@@ -146,7 +172,6 @@ fn copy(source: &Path, target: &Path, force: bool) -> Result<bool> {
             bail!("a different '{}' exists already; --force replaces it", target.display());
         }
     }
-    fs::create_dir_all(super::folder(target)).map_err(plain)?;
     let mut source = File::open(source).map_err(plain)?;
     replace(target, force, |out| io::copy(&mut source, out).map(|_| ()))?;
     Ok(true)

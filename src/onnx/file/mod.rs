@@ -3,6 +3,7 @@
 mod check;
 mod encode;
 mod external;
+pub(crate) mod unfinished;
 mod visit;
 
 pub use external::{load_external, locations, rebase_external};
@@ -42,16 +43,41 @@ pub fn read_bytes(bytes: Bytes) -> Result<ModelProto> {
 }
 
 /// A file's bytes; one that could not be a protobuf message, because it is too large, is not read.
-pub(super) fn read_whole(path: &Path) -> Result<Bytes> {
+///
+/// # Errors
+/// The file cannot be read, or is larger.
+pub fn read_whole(path: &Path) -> Result<Bytes> {
+    let found = read_file(path, LARGEST)?;
+    found.context("it is larger than 2 GB, the limit of protobuf: its weights belong into external data")
+}
+
+/// A file's bytes; `None` for one of more than `limit`, of which nothing is kept. Devices and pipes, which tell no size and may
+/// never end, are held to protobuf's limit as well.
+///
+/// # Errors
+/// The file cannot be read, or there is no memory for it.
+pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Bytes>> {
     let file = File::open(path).map_err(plain)?;
     let metadata = file.metadata().map_err(plain)?;
     ensure!(!metadata.is_dir(), "it is a directory, not a file");
-    let too_large = "it is larger than 2 GB, the limit of protobuf: its weights belong into external data";
-    ensure!(metadata.len() <= LARGEST, too_large);
+    let limit = if metadata.is_file() { limit } else { limit.min(LARGEST) };
+    if metadata.len() > limit {
+        return Ok(None);
+    }
     let (mut buffer, size) = (Vec::new(), usize::try_from(metadata.len()).unwrap_or(0));
     buffer.try_reserve_exact(size).map_err(|_| anyhow!("there is no memory for its {size} bytes"))?;
-    file.take(LARGEST + 1).read_to_end(&mut buffer).map_err(plain)?;
-    ensure!(buffer.len() as u64 <= LARGEST, too_large);
+    file.take(limit.saturating_add(1)).read_to_end(&mut buffer).map_err(plain)?;
+    Ok((buffer.len() as u64 <= limit).then(|| buffer.into()))
+}
+
+/// The bytes of a stream that is to hold a protobuf message, such as stdin.
+///
+/// # Errors
+/// The stream cannot be read, or does not end where a message must have.
+pub fn read_stream(stream: impl Read) -> Result<Bytes> {
+    let mut buffer = Vec::new();
+    stream.take(LARGEST + 1).read_to_end(&mut buffer).map_err(plain)?;
+    ensure!(buffer.len() as u64 <= LARGEST, "it is larger than 2 GB, the limit of protobuf");
     Ok(buffer.into())
 }
 
@@ -163,15 +189,8 @@ pub(crate) fn replace(
     write: impl FnOnce(&mut BufWriter<&mut NamedTempFile>) -> std::io::Result<()>,
 ) -> Result<()> {
     let folder = folder(path);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".onnx-gradients-");
-    // As any new file, within the umask; temporary files are private otherwise.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder
-        .tempfile_in(folder)
-        .map_err(plain)
-        .with_context(|| format!("cannot write into the folder '{}'", folder.display()))?;
+    let mut file =
+        unfinished::file(folder).with_context(|| format!("cannot write into the folder '{}'", folder.display()))?;
     let mut out = BufWriter::new(&mut file);
     write(&mut out)?;
     out.flush()?;
