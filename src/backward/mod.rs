@@ -85,7 +85,7 @@ impl<'g> Pass<'g> {
         let mut arrived: IdMap<ValueId, Accumulator<'g>> = IdMap::default();
         for &(y, seed) in seeds {
             if live.contains(&y) {
-                arrived.entry(y).or_default().push(Flow::Value(seed), self.aggregation);
+                arrived.entry(y).or_default().push(seed.into_flow(), self.aggregation);
             }
         }
         let wanted_xs: IdSet<ValueId> = xs.iter().copied().collect();
@@ -299,7 +299,7 @@ impl<'g> Pass<'g> {
             Slot::EachBroadcast(f) => f(c, i).unbroadcast(x),
             Slot::Through(_) | Slot::All(_) | Slot::Structure(_) => bail!("a rule of this kind stands alone"),
         };
-        Ok(Some(Flow::Value(dx)))
+        Ok(Some(dx.into_flow()))
     }
 
     /// The gradients of a formula that computes the node's outputs from its inputs and what its bodies capture.
@@ -510,6 +510,6 @@ impl<'g> IntoFlow<'g> for Flow<'g> {
 
 impl<'g> IntoFlow<'g> for Expr<'g> {
     fn into_flow(self) -> Flow<'g> {
-        Flow::Value(self)
+        if self.is_zero() { Flow::Zero } else { Flow::Value(self) }
     }
 }

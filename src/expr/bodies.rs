@@ -28,6 +28,7 @@ impl Builder {
         let outputs = self.within(scope, || {
             // An output of a body is computed in it, and is one only: others get a node of their own.
             let own = |e: &Expr<'_>| {
+                let e = self.written(*e);
                 let inside = {
                     let graph = self.graph();
                     graph.value(e.id).scope == scope && graph.producer(e.id).is_some()
@@ -57,7 +58,8 @@ impl Builder {
     /// nodes that have been written.
     pub fn splice<'g>(&'g self, body: ScopeId, inputs: &[Expr<'g>]) -> (Vec<Expr<'g>>, Vec<NodeId>) {
         let mut map: IdMap<ValueId, ValueId> = IdMap::default();
-        map.extend(self.graph().scope(body).inputs.iter().copied().zip(inputs.iter().map(|e| e.id)));
+        let inputs: Vec<ValueId> = inputs.iter().map(|&e| self.written(e).id).collect();
+        map.extend(self.graph().scope(body).inputs.iter().copied().zip(inputs));
         let before = self.graph().scope(self.scope()).nodes.len();
         self.copy_nodes(body, &mut map);
         let nodes = self.graph().scope(self.scope()).nodes.get(before..).unwrap_or_default().to_vec();

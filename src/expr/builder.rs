@@ -1,7 +1,8 @@
 //! The graph under construction: one node for each distinct computation, errors kept until somebody asks.
 
 use super::Expr;
-use crate::graph::{Dims, Fact, Graph, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
+use super::zero::Zero;
+use crate::graph::{Dims, Fact, Graph, IdMap, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
 use anyhow::{Error, Result};
 use prost::Message;
@@ -36,6 +37,9 @@ pub struct Builder {
     pub(super) forward: Cell<Option<NodeId>>,
     /// What operators return once an error is recorded.
     nothing: ValueId,
+    /// A scope that no node is in, for what is not written.
+    pub(super) orphan: ScopeId,
+    pub(super) zeros: RefCell<IdMap<ValueId, Zero>>,
 }
 
 impl Builder {
@@ -51,6 +55,8 @@ impl Builder {
             scope: Cell::new(Graph::MAIN),
             forward: Cell::new(None),
             nothing,
+            orphan,
+            zeros: RefCell::default(),
         }
     }
 
@@ -208,6 +214,12 @@ impl Builder {
         }
         if self.opset() < OLDEST {
             return vec![self.too_old("a gradient", OLDEST); outputs];
+        }
+        if inputs.iter().flatten().any(|e| e.is_zero()) {
+            return self.with_zeros(op, inputs, &attributes, outputs).unwrap_or_else(|| {
+                let written: Vec<_> = inputs.iter().map(|e| e.map(|e| self.written(e))).collect();
+                self.emit_many(op, &written, attributes, bodies, outputs)
+            });
         }
         let op_type = self.string(op);
         let mut inputs: SmallVec<[Option<ValueId>; 4]> = inputs.iter().map(|e| e.map(|e| e.id)).collect();

@@ -11,6 +11,7 @@ mod ops;
 pub mod rewrite;
 mod simplify;
 mod unbroadcast;
+mod zero;
 
 pub use builder::Builder;
 pub use ops::{Along, ConvLike, PREVIEW, Pads, Pool, Resized};

@@ -155,20 +155,19 @@ impl<'g> Call<'g> {
         Ok(self.builder().expr(self.builder().graph_mut().demand_output(self.id, i, fact)))
     }
 
-    /// The gradient of the first output; zeros where none arrives.
+    /// The gradient of the first output; a zero where none arrives.
     pub fn dy(&self) -> Expr<'g> {
         self.dy_of(0)
     }
 
-    /// The gradient of an output; zeros where none arrives.
+    /// The gradient of an output; where none arrives, a zero that sums drop ([`Expr::is_zero`]), also of an output that the
+    /// node leaves out.
     pub fn dy_of(&self, i: usize) -> Expr<'g> {
-        match self.dys.get(i) {
-            Some(Some(dy)) => *dy,
-            _ => {
-                let y = self.recorded(self.output(i).with_context(|| format!("output {i} is left out")));
-                let quantized = self.pass.cotangent(y.id());
-                quantized.map_or_else(|| y.zeros_like(), |element| y.builder().full(y.shape(), 0.0, element))
-            }
+        let b = self.builder();
+        match (self.opt_dy(i), self.output(i)) {
+            (Some(dy), _) => dy,
+            (None, Some(y)) => self.pass.cotangent(y.id()).map_or_else(|| y.zero(), |element| b.zero_like(y, element)),
+            (None, None) => b.zero_left_out(i, self.opt(0).and_then(|x| x.fact().element)),
         }
     }
 
