@@ -242,7 +242,7 @@ impl<'g> Pass<'g> {
             return Ok(vec![]);
         }
         if let Some(function) = self.own_function(node) {
-            let gradients = self.apply_function(function, node, flows, &wanted).and_then(|g| self.checked(g));
+            let gradients = self.apply_function(function, node, flows, &wanted).and_then(|g| self.checked(g, false));
             return self.blame(gradients, id, None);
         }
         let Some(rule) = self.rule(node) else { return Ok(vec![]) };
@@ -252,16 +252,16 @@ impl<'g> Pass<'g> {
             Some(Flow::Value(dy)) => Some(*dy),
             _ => None,
         });
-        let call = Call::new(self, id, dys.collect(), wanted.clone());
+        let call = Call::new(self, id, dys.collect(), wanted.clone(), rule.in_float32);
         match rule.slots.first() {
             // Where only zeros arrive, zeros leave: derivatives are linear.
             _ if only_zeros => Ok(wanted.iter().map(|&v| (v, Flow::Zero)).collect()),
             Some(Slot::Through(forward)) => {
-                let gradients = self.through(&call, *forward, &wanted).and_then(|g| self.checked(g));
+                let gradients = self.through(&call, *forward, &wanted).and_then(|g| self.checked(g, rule.in_float32));
                 self.blame(gradients, id, None)
             }
             Some(Slot::All(structure) | Slot::Structure(structure)) => {
-                let gradients = structure(&call).and_then(|g| self.checked(g));
+                let gradients = structure(&call).and_then(|g| self.checked(g, rule.in_float32));
                 self.blame(gradients, id, None)
             }
             _ => self.slots(&call, id, node, rule),
@@ -278,7 +278,7 @@ impl<'g> Pass<'g> {
                 None => Err(anyhow!("the operator has no input {i}")),
                 Some(slot) => self.slot(call, slot, i, x),
             };
-            let flow = flow.and_then(|f| self.checked(f.map(|f| (value, f)).into_iter().collect()));
+            let flow = flow.and_then(|f| self.checked(f.map(|f| (value, f)).into_iter().collect(), rule.in_float32));
             gradients.extend(self.blame(flow, id, Some(i))?);
         }
         Ok(gradients)
@@ -289,7 +289,7 @@ impl<'g> Pass<'g> {
             Slot::Stop(_) => return Ok(None),
             Slot::Zero => return Ok(Some(Flow::Zero)),
             Slot::Rounding(_) => c.dy(),
-            Slot::Unary(f) => f(x, c.y(), c.dy()),
+            Slot::Unary(f) => f(c.x(), c.y(), c.dy()),
             Slot::Binary(f) => f(c.input(0), c.input(1), c.y(), c.dy()).unbroadcast(x),
             Slot::Formula(f) => f(c),
             Slot::Try(f) => f(c)?,
@@ -310,7 +310,9 @@ impl<'g> Pass<'g> {
         wanted: &[ValueId],
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let outputs = forward(c)?;
-        let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some((y?, c.opt_dy(i)?))).collect();
+        // A formula may compute in another type than its result has.
+        let typed = |y: Expr<'g>, dy: Expr<'g>| (dy.fact().element.map_or(y, |element| y.cast(element)), dy);
+        let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some(typed(y?, c.opt_dy(i)?))).collect();
         let leaves: Vec<Expr<'g>> = wanted.iter().map(|&x| self.builder.expr(x)).collect();
         let gradients = self.through_formula(&ys, &leaves)?;
         // What the formula does not lead to is connected all the same: the operator takes it.
@@ -318,10 +320,15 @@ impl<'g> Pass<'g> {
     }
 
     /// The gradients as flows, each held against its input. That of quantized integers has one type, whichever their consumers
-    /// compute in.
-    fn checked<T: IntoFlow<'g>>(&self, gradients: Vec<(ValueId, T)>) -> Result<Vec<(ValueId, Flow<'g>)>> {
+    /// compute in; `rounded`: what a row returns that computes in a type of its own gets the type of its input.
+    fn checked<T: IntoFlow<'g>>(
+        &self,
+        gradients: Vec<(ValueId, T)>,
+        rounded: bool,
+    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
+        let own = |x: ValueId| self.builder.graph().fact(x).element.filter(|_| rounded);
         let check = |(x, flow): (ValueId, T)| {
-            let flow = match (flow.into_flow(), self.cotangent(x)) {
+            let flow = match (flow.into_flow(), self.cotangent(x).or_else(|| own(x))) {
                 (Flow::Value(dx), Some(element)) => Flow::Value(dx.cast(element)),
                 (flow, _) => flow,
             };

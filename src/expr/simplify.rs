@@ -100,6 +100,14 @@ impl<'g> Expr<'g> {
             .then(|| self.builder.expr(operand))
     }
 
+    /// What is repeated and the shape, where this is an Expand that the pass has written.
+    pub(in crate::expr) fn operands_of_expand(self) -> Option<(Expr<'g>, Expr<'g>)> {
+        let once = self.operand_of("Expand")?;
+        let graph = self.builder.graph();
+        let (node, _) = graph.producer(self.id)?;
+        Some((once, self.builder.expr((*graph.node(node).inputs.get(1)?)?)))
+    }
+
     /// A sum over axes of size 1 is nothing or a reshape.
     pub(in crate::expr) fn simplify_reduce_sum(self, axes: &[usize], keep_dims: bool) -> Option<Expr<'g>> {
         if !axes.iter().all(|&a| self.known_dim(a) == Some(1)) {

@@ -16,16 +16,41 @@ pub(super) enum Zero {
     /// In the shape of a value.
     Like(ValueId, ElementType),
     /// As the result of a node that hands zeros on.
-    Handed { op: &'static str, inputs: Vec<Option<ValueId>>, attributes: Vec<AttributeProto>, output: usize, outputs: usize },
+    Handed {
+        op: &'static str,
+        inputs: Vec<Option<ValueId>>,
+        attributes: Vec<AttributeProto>,
+        output: usize,
+        outputs: usize,
+    },
     /// Not at all: the node leaves out the output whose gradient it is.
     LeftOut(usize),
 }
 
 /// Operators that make zeros of zeros, whatever their other inputs and attributes are.
 const LINEAR: &[&str] = &[
-    "Cast", "CumSum", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Neg",
-    "ReduceMean", "ReduceSum", "Reshape", "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
-    "Transpose", "Trilu", "Unsqueeze",
+    "Cast",
+    "CumSum",
+    "DepthToSpace",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Identity",
+    "Neg",
+    "ReduceMean",
+    "ReduceSum",
+    "Reshape",
+    "ReverseSequence",
+    "Slice",
+    "SpaceToDepth",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Trilu",
+    "Unsqueeze",
 ];
 
 /// Operators whose result is zero where one of their first two inputs is; none of them has a third here that is added.

@@ -62,18 +62,36 @@ pub struct Call<'g> {
     dys: Vec<Option<Expr<'g>>>,
     /// Sorted.
     wanted: Vec<ValueId>,
+    /// The floating-point type that the formula computes in, where its row says that it is one.
+    precision: Option<ElementType>,
 }
 
 impl<'g> Call<'g> {
     /// The node, with the gradients of its outputs where they have any, for the gradients of the `wanted` inputs and captures,
-    /// which are sorted.
+    /// which are sorted; `in_float32` is the mark of the row ([`crate::rules::Rule::in_float32`]).
     pub(crate) fn new(
         pass: &'g dyn Differentiate<'g>,
         id: NodeId,
         dys: Vec<Option<Expr<'g>>>,
         wanted: Vec<ValueId>,
+        in_float32: bool,
     ) -> Self {
-        Call { pass, id, node: pass.builder().graph().node(id).clone(), dys, wanted }
+        let node = pass.builder().graph().node(id).clone();
+        let mut call = Call { pass, id, node, dys, wanted, precision: None };
+        if in_float32 {
+            let element = |&i: &ValueId| pass.builder().graph().fact(i).element.filter(|e| e.is_float());
+            call.precision = call.node.inputs.iter().flatten().find_map(element).map(ElementType::widened);
+            call.dys = call.dys.iter().map(|dy| dy.map(|dy| call.precise(dy))).collect();
+        }
+        call
+    }
+
+    /// A value of the node, or its gradient, in the type that the formula computes in.
+    fn precise(&self, e: Expr<'g>) -> Expr<'g> {
+        match self.precision {
+            Some(element) if e.is_float() && !e.is_sequence() => e.widened().cast(element),
+            _ => e,
+        }
     }
 
     /// Where the formulas write to.
@@ -98,7 +116,7 @@ impl<'g> Call<'g> {
 
     /// An optional input.
     pub fn opt(&self, i: usize) -> Option<Expr<'g>> {
-        Some(self.builder().expr((*self.node.inputs.get(i)?)?))
+        Some(self.precise(self.builder().expr((*self.node.inputs.get(i)?)?)))
     }
 
     /// The first input.
@@ -118,7 +136,7 @@ impl<'g> Call<'g> {
 
     /// An output, where the node has it.
     pub fn output(&self, i: usize) -> Option<Expr<'g>> {
-        Some(self.builder().expr((*self.node.outputs.get(i)?)?))
+        Some(self.precise(self.builder().expr((*self.node.outputs.get(i)?)?)))
     }
 
     /// Whether the model may put the first output aside where it is not finite, for what a Where takes in its place.
@@ -164,10 +182,13 @@ impl<'g> Call<'g> {
     /// node leaves out.
     pub fn dy_of(&self, i: usize) -> Expr<'g> {
         let b = self.builder();
-        match (self.opt_dy(i), self.output(i)) {
+        match (self.opt_dy(i), self.node.outputs.get(i).copied().flatten()) {
             (Some(dy), _) => dy,
-            (None, Some(y)) => self.pass.cotangent(y.id()).map_or_else(|| y.zero(), |element| b.zero_like(y, element)),
-            (None, None) => b.zero_left_out(i, self.opt(0).and_then(|x| x.fact().element)),
+            (None, Some(id)) => {
+                let y = b.expr(id);
+                self.precise(self.pass.cotangent(id).map_or_else(|| y.zero(), |element| b.zero_like(y, element)))
+            }
+            (None, None) => b.zero_left_out(i, self.precision.or(self.opt(0).and_then(|x| x.fact().element))),
         }
     }
 
@@ -191,8 +212,13 @@ impl<'g> Call<'g> {
     /// # Errors
     /// The node does not have the input, or its type is not known.
     pub fn gradient_element(&self, i: usize) -> Result<ElementType> {
-        let x = self.input(i);
-        self.pass.cotangent(x.id()).map_or_else(|| x.element(), Ok)
+        let id = self.node.inputs.get(i).copied().flatten().with_context(|| format!("input {i} is missing"))?;
+        self.pass.cotangent(id).map_or_else(|| self.builder().expr(id).element(), Ok)
+    }
+
+    /// Whether an input leads to an x.
+    pub fn wants_input(&self, i: usize) -> bool {
+        self.node.inputs.get(i).copied().flatten().is_some_and(|id| self.wants(id))
     }
 
     // ---------------------------------------------------------------- attributes

@@ -20,14 +20,16 @@ pub const RULES: &[Rule] = &[
         &[Try(nll_x), Stop("classes"), Try(nll_weight)],
     )
     .indices(CLASSES)
-    .attributes("ignore_index reduction"),
+    .attributes("ignore_index reduction")
+    .in_float32(),
     rule(
         "SoftmaxCrossEntropyLoss",
         "dx = h (softmax x - 1 at t) with h = dy w (dy w / W for the mean); dweight as with ln softmax x in place of x",
         &[Try(cross_entropy_x), Stop("classes"), Try(cross_entropy_weight)],
     )
     .indices(CLASSES)
-    .attributes("ignore_index reduction"),
+    .attributes("ignore_index reduction")
+    .in_float32(),
 ];
 
 /// What both losses are made of.
@@ -51,16 +53,16 @@ impl<'g> Samples<'g> {
         };
         let ignored = c.opt_int("ignore_index").map(|i| labels.equal(labels.like(i as f64)));
         let classes = ignored.map_or(labels, |i| i.select(labels.like(0.0), labels));
-        let weights = match (c.opt(2).map(|w| w.widened().gather(classes, 0)), ignored) {
+        let weights = match (c.opt(2).map(|w| w.gather(classes, 0)), ignored) {
             (Some(w), Some(ignored)) => Some(w.unless(ignored)),
-            (w, ignored) => w.or(ignored.map(|i| i.logical_not().cast_like(x.widened()))),
+            (w, ignored) => w.or(ignored.map(|i| i.logical_not().cast_like(x))),
         };
         Ok(Samples { classes, weights, ignored, mean })
     }
 
     /// The gradient of a sum of the samples: a mean divides by W.
     fn dy(&self, c: &Call<'g>) -> Expr<'g> {
-        let dy = c.dy().widened();
+        let dy = c.dy();
         match (self.mean, self.weights) {
             (false, _) => dy,
             (true, Some(w)) => dy / w.sum_all(),
@@ -81,16 +83,16 @@ impl<'g> Samples<'g> {
 
     /// The gradient of the weights, `x` being what the loss takes elements of.
     fn weight(&self, c: &Call<'g>, x: Expr<'g>) -> Expr<'g> {
-        let (dy, picked) = (self.dy(c), self.chosen(x).squeeze(&[1]).widened());
-        let d = -dy * if self.mean { picked + c.y().widened() } else { picked };
+        let (dy, picked) = (self.dy(c), self.chosen(x).squeeze(&[1]));
+        let d = -dy * if self.mean { picked + c.y() } else { picked };
         let d = self.ignored.map_or(d, |ignored| d.unless(ignored));
-        c.input(2).ungather(self.classes, d.cast_like(x), 0)
+        c.input(2).ungather(self.classes, d, 0)
     }
 }
 
 fn nll_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, s) = (c.x(), Samples::new(c)?);
-    Ok(x.zeros_like().scatter_elements(s.classes.unsqueeze(&[1]), -s.share(c).cast_like(x).unsqueeze(&[1]), 1))
+    Ok(x.zeros_like().scatter_elements(s.classes.unsqueeze(&[1]), -s.share(c).unsqueeze(&[1]), 1))
 }
 
 fn nll_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -100,22 +102,22 @@ fn nll_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 /// The second output, where the node has it.
 fn log_probabilities<'g>(c: &Call<'g>) -> Expr<'g> {
     let x = c.x();
-    c.output(1).unwrap_or_else(|| x.widened().log_softmax(1))
+    c.output(1).unwrap_or_else(|| x.log_softmax(1))
 }
 
 fn cross_entropy_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, s, p) = (c.x(), Samples::new(c)?, log_probabilities(c).widened().exp());
+    let (s, p) = (Samples::new(c)?, log_probabilities(c).exp());
     let of_loss = || {
         let h = s.share(c).unsqueeze(&[1]);
         (h * p).scatter_elements_add(s.classes.unsqueeze(&[1]), -h, 1)
     };
     let of_logs = |d: Expr<'g>| d - p * d.sum(&[1]);
-    let dx = match (c.has_dy(0), c.opt_dy(1).map(Expr::widened)) {
+    let dx = match (c.has_dy(0), c.opt_dy(1)) {
         (true, Some(d)) => of_loss() + of_logs(d),
         (false, Some(d)) => of_logs(d),
         _ => of_loss(),
     };
-    Ok(dx.cast_like(x))
+    Ok(dx)
 }
 
 fn cross_entropy_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {

@@ -6,7 +6,6 @@
 use super::Slot::*;
 use super::{Call, Rule, Slot, rule};
 use crate::expr::Expr;
-use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
 use std::f64::consts::PI;
 
@@ -52,7 +51,7 @@ const PAIRS: &str = "one score of two classes is written as 1 - s and s, with LO
 const ALONE: &str = "one target alone has no post_transform but PROBIT";
 
 const fn classical(op: &'static str, formula: &'static str, slots: &'static [Slot]) -> Rule {
-    rule(op, formula, slots).domain("ai.onnx.ml")
+    rule(op, formula, slots).domain("ai.onnx.ml").in_float32()
 }
 
 /// Whether x is one sample.
@@ -80,7 +79,6 @@ fn unbatched<'g>(x: Expr<'g>, dx: Expr<'g>) -> Result<Expr<'g>> {
 fn scaler<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy) = (c.x(), c.dy());
     is_single(x)?;
-    let dy = dy.cast_like(x);
     Ok(match c.floats("scale").as_deref() {
         None => dy,
         Some(&[scale]) => dy * scale,
@@ -101,7 +99,7 @@ fn vectorized<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let &size = sizes.get(i).with_context(|| format!("inputdimensions has no number for input {i}"))?;
     ensure!(sizes.iter().all(|n| (0..=i64::from(i32::MAX)).contains(n)), "inputdimensions = {sizes:?} are no sizes");
     let start: i64 = sizes[..i].iter().sum();
-    let (part, axis) = (dy.narrow(1, start, start + size).cast_like(x), usize::from(!is_single(x)?));
+    let (part, axis) = (dy.narrow(1, start, start + size), usize::from(!is_single(x)?));
     if x.known_dim(axis) == Some(size) {
         return unbatched(x, part);
     }
@@ -121,7 +119,7 @@ fn normalizer<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         "L2" => or_one(x.square().sum(&axis)).sqrt(),
         other => bail!("norm = '{other}' is not one of MAX, L1, L2"),
     };
-    Ok(vec![Some((x / divisor).cast(ElementType::Float))])
+    Ok(vec![Some(x / divisor)])
 }
 
 // ---------------------------------------------------------------- scores
@@ -132,7 +130,7 @@ fn normalizer<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
 /// transform it.
 fn untransformed<'g>(c: &Call<'g>, output: usize, rows: usize, classes: usize) -> Result<Expr<'g>> {
     let y = c.output(output).with_context(|| format!("output {output} is left out"))?;
-    let (y, dy) = (y.cast_like(c.x()), c.dy_of(output).cast_like(c.x()));
+    let dy = c.dy_of(output);
     let transform = c.string("post_transform", "NONE");
     c.ensure_known("post_transform", &transform, &["NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT"]);
     let transform = transform.as_str();

@@ -126,6 +126,8 @@ pub struct Rule {
     pub until: i64,
     /// What it makes of quantized integers.
     pub integers: Integers,
+    /// Whether the formula computes half precision in float32.
+    pub in_float32: bool,
     /// How the elements of its first output follow from those of an input.
     pub moves: Moves,
     /// Whether it draws random numbers.
@@ -165,6 +167,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         since: 1,
         until: i64::MAX,
         integers: Integers::Ignored,
+        in_float32: false,
         moves: Moves::Nothing,
         random: Random::Never,
         conventional: false,
@@ -212,6 +215,14 @@ impl Rule {
     /// Counts quantized integers as the numbers that they are rounded from.
     pub const fn rounds(mut self) -> Self {
         self.integers = Integers::Rounded;
+        self
+    }
+
+    /// Computes in one type: that of the first floating-point input, float32 in place of half precision, in which sums and
+    /// roots lose too much. The formula finds all floating-point inputs, outputs and gradients in that type, and what it
+    /// returns is rounded to the type of each input.
+    pub const fn in_float32(mut self) -> Self {
+        self.in_float32 = true;
         self
     }
 

@@ -14,8 +14,12 @@ pub const RULES: &[Rule] = &[
     Rule { slots: &[Try(|c| average(c, true))], ..AVERAGE }.since(19),
     rule("LpPool", "dx = x |x|ᵖ⁻² Σ dy y¹⁻ᵖ over the windows of x", &[Try(lp)])
         .attributes("auto_pad ceil_mode dilations kernel_shape p pads strides")
+        .in_float32()
         .note("0 where y is 0"),
-    rule("GlobalLpPool", "dx = x |x|ᵖ⁻² dy y¹⁻ᵖ", &[Try(global_lp)]).attributes("p").note("0 where y is 0"),
+    rule("GlobalLpPool", "dx = x |x|ᵖ⁻² dy y¹⁻ᵖ", &[Try(global_lp)])
+        .attributes("p")
+        .in_float32()
+        .note("0 where y is 0"),
     rule("MaxUnpool", "dx = dy at the indices", &[Try(max_unpool), Stop("indices"), Stop("a shape")])
         .indices(&[written(1, Counts::Flat)])
         .attributes("kernel_shape pads strides"),
@@ -24,8 +28,9 @@ pub const RULES: &[Rule] = &[
         "dx = dy s⁻ᵝ - 2 α β / size x Σ dy x s⁻ᵝ⁻¹ over the channels around, s = bias + α / size Σ x²",
         &[Try(local_response)],
     )
-    .attributes("alpha beta bias size"),
-    rule("GlobalAveragePool", "dx = dy / count", &[Try(global_average)]),
+    .attributes("alpha beta bias size")
+    .in_float32(),
+    rule("GlobalAveragePool", "dx = dy / count", &[Try(global_average)]).in_float32(),
     rule("GlobalMaxPool", "dx = dy where x is the largest", &[Formula(global_max)])
         .note("the first of equals gets all"),
     rule("MaxPool", "dx = dy where x is the largest of its window", &[Try(max)])
@@ -61,8 +66,8 @@ fn average<'g>(c: &Call<'g>, clipped: bool) -> Result<Expr<'g>> {
 }
 
 fn global_average<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy) = (c.x(), c.dy().widened());
-    Ok((dy / x.count(&(2..x.rank()?).collect::<Vec<_>>(), dy)).cast_like(x).expand_like(x))
+    let (x, dy) = (c.x(), c.dy());
+    Ok((dy / x.count(&(2..x.rank()?).collect::<Vec<_>>(), dy)).expand_like(x))
 }
 
 fn global_max<'g>(c: &Call<'g>) -> Expr<'g> {
@@ -139,16 +144,14 @@ fn order(c: &Call<'_>) -> Result<i64> {
 }
 
 fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, p) = (c.x().widened(), c.y().widened(), order(c)?);
+    let (x, y, p) = (c.x(), c.y(), order(c)?);
     let window = Window::of(c, x, y, None)?;
-    let dx = power(x, p) * window.spread_evenly(normed(y, c.dy().widened(), p), x)?;
-    Ok(dx.cast_like(c.x()))
+    Ok(power(x, p) * window.spread_evenly(normed(y, c.dy(), p), x)?)
 }
 
 fn global_lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let p = order(c)?;
-    let dx = power(c.x().widened(), p) * normed(c.y().widened(), c.dy().widened(), p);
-    Ok(dx.cast_like(c.x()))
+    Ok(power(c.x(), p) * normed(c.y(), c.dy(), p))
 }
 
 /// The indices are places in the tensor that x had been pooled from. Where a shape is given that is not the smallest one,
@@ -172,7 +175,7 @@ fn max_unpool<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn local_response<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x().widened(), c.dy().widened(), c.builder());
+    let (x, dy, b) = (c.x(), c.dy(), c.builder());
     let (alpha, beta, size) = (c.float("alpha", 0.0001), c.float("beta", 0.75), c.int("size", 1));
     ensure!(size >= 1, "size = {size} is not positive");
     // A matrix of ones where the channel of the column counts for that of the row.
@@ -185,5 +188,5 @@ fn local_response<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let s = near.matmul(flat.square()) * (alpha / size as f64) + c.float("bias", 1.0);
     let direct = dy * s.pow(s.like(-beta));
     let around = near.transposed().matmul(direct * flat / s);
-    Ok((direct - flat * around * (2.0 * alpha * beta / size as f64)).reshape_like(x).cast_like(c.x()))
+    Ok((direct - flat * around * (2.0 * alpha * beta / size as f64)).reshape_like(x))
 }

@@ -44,6 +44,7 @@ pub const RULES: &[Rule] = &[
     )
     .conventional()
     .single(&[1, 4, 6], &[])
+    .in_float32()
     .rounds(),
     rule(
         "QLinearConv",
@@ -53,6 +54,7 @@ pub const RULES: &[Rule] = &[
     .attributes(CONV)
     .conventional()
     .single(&[1, 4, 6], &[])
+    .in_float32()
     .rounds(),
     rule(
         "MatMulInteger",
@@ -78,6 +80,7 @@ const QUANTIZE: Rule = rule(
 .attributes("axis block_size output_dtype precision saturate")
 .conventional()
 .single(&[0, 1], &[])
+.in_float32()
 .rounds();
 
 const DEQUANTIZE: Rule = rule(
@@ -86,6 +89,7 @@ const DEQUANTIZE: Rule = rule(
     &[Through(dequantize), Through(dequantize), INTEGERS],
 )
 .attributes("axis block_size output_dtype")
+.in_float32()
 .moves_integers();
 
 /// A scale and a zero point that broadcast to the tensor that is quantized.
@@ -165,11 +169,11 @@ fn linear<'g>(c: &Call<'g>) -> Result<Steps<'g>> {
 
 fn quantize<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let y = linear(c)?.quantize(c.x(), c.y().element()?)?;
-    Ok(vec![Some(y.cast_like(c.dy()))])
+    Ok(vec![Some(y)])
 }
 
 fn dequantize<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    Ok(vec![Some(linear(c)?.dequantize(c.x()).cast_like(c.dy()))])
+    Ok(vec![Some(linear(c)?.dequantize(c.x()))])
 }
 
 fn dynamic<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
@@ -184,7 +188,7 @@ fn matmul<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let a = Steps::new(c, 1, rows)?.dequantize(c.x());
     let b = Steps::new(c, 4, columns)?.dequantize(c.input(3));
     let y = Steps::new(c, 6, rows)?.quantize(a.matmul(b), c.y().element()?)?;
-    Ok(vec![Some(y.cast_like(c.dy()))])
+    Ok(vec![Some(y)])
 }
 
 fn conv<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
@@ -194,11 +198,11 @@ fn conv<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let mut y = in_x.dequantize(c.x()).conv_of(in_w.dequantize(w), attributes);
     if let Some(bias) = c.opt(8) {
         // It is in steps of the product of both scales.
-        let scale = laid(c.input(4).widened(), |p| Ok(along(p, 0, rank - 1)))?;
+        let scale = laid(c.input(4), |p| Ok(along(p, 0, rank - 1)))?;
         y = y + along(bias.cast_like(scale), 0, rank - 1) * in_x.scale * scale;
     }
     let y = Steps::new(c, 6, columns)?.quantize(y, c.y().element()?)?;
-    Ok(vec![Some(y.cast_like(c.dy()))])
+    Ok(vec![Some(y)])
 }
 
 /// An input less the zero point that another one is.

@@ -15,7 +15,10 @@ const AXIS: &[Index] = &[read(1, AxisOf(0))];
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("ReduceSum", "dx = dy, copied along the axes", &[Try(sum), Stop("axes")]).attributes(AXES).indices(AXIS),
-    rule("ReduceMean", "dx = dy / n, copied along the axes", &[Try(mean), Stop("axes")]).attributes(AXES).indices(AXIS),
+    rule("ReduceMean", "dx = dy / n, copied along the axes", &[Try(mean), Stop("axes")])
+        .attributes(AXES)
+        .indices(AXIS)
+        .in_float32(),
     rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
         .attributes(AXES)
         .indices(AXIS)
@@ -98,13 +101,13 @@ fn sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn mean<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, y, dy) = (c.x(), c.y(), c.dy().widened());
+    let (x, y, dy) = (c.x(), c.y(), c.dy());
     let n = match Over::of(c)? {
         Over::Axes(axes) => x.count(&axes, dy),
         Over::All => x.size().cast_like(dy),
         Over::Computed(_) => (x.size() / y.size().max(c.builder().int(1))).cast_like(dy),
     };
-    Ok(kept(c, (dy / n).cast_like(x))?.expand_like(x))
+    Ok(kept(c, dy / n)?.expand_like(x))
 }
 
 fn extreme<'g>(c: &Call<'g>) -> Result<Expr<'g>> {

@@ -7,19 +7,25 @@ use anyhow::Result;
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &[c.axis(-1)?])))]).attributes("axis").since(13),
+    rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &[c.axis(-1)?])))])
+        .attributes("axis")
+        .in_float32()
+        .since(13),
     rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &flattened(c)?)))])
         .attributes("axis")
+        .in_float32()
         .until(12)
         .note("the sum is over all axes from the given one on"),
     rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &[c.axis(-1)?])))])
         .attributes("axis")
+        .in_float32()
         .since(13),
     rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &flattened(c)?)))])
         .attributes("axis")
+        .in_float32()
         .until(12)
         .note("the sum is over all axes from the given one on"),
-    rule("Hardmax", "none", &[Stop("piecewise constant, as in TensorFlow")]).attributes("axis"),
+    rule("Hardmax", "none", &[Stop("piecewise constant, as in TensorFlow")]).attributes("axis").in_float32(),
 ];
 
 /// The axes that the operator flattens into one: from `axis` on, none where that is the rank.
@@ -30,14 +36,14 @@ fn flattened(c: &Call<'_>) -> Result<Vec<usize>> {
 }
 
 fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {
-    let (y, dy) = (c.y().widened(), c.dy().widened());
+    let (y, dy) = (c.y(), c.dy());
     let sum = (dy * y).sum(axes);
-    guarded(c, sum, dy, (dy - sum) * y).cast_like(c.x())
+    guarded(c, sum, dy, (dy - sum) * y)
 }
 
 fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {
-    let (y, dy) = (c.y().widened(), c.dy().widened());
-    guarded(c, y, dy, dy - y.exp() * dy.sum(axes)).cast_like(c.x())
+    let (y, dy) = (c.y(), c.dy());
+    guarded(c, y, dy, dy - y.exp() * dy.sum(axes))
 }
 
 /// dx where `y` is a number, and dy where not. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the

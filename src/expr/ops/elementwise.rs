@@ -303,6 +303,10 @@ impl<'g> Expr<'g> {
         if self.fact().element == Some(element) {
             return self;
         }
+        // What is cast before it is repeated is cast once.
+        if let Some((once, shape)) = self.operands_of_expand() {
+            return self.builder.emit("Expand", &[Some(once.cast(element)), Some(shape)], vec![]);
+        }
         self.builder.emit("Cast", &[Some(self)], vec![int("to", element as i64)])
     }
 

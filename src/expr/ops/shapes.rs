@@ -9,7 +9,7 @@ impl<'g> Expr<'g> {
     pub fn shape(self) -> Expr<'g> {
         match self.fact().known_shape() {
             Some(shape) => self.builder.ints(&shape),
-            None => self.builder.emit("Shape", &[Some(self)], vec![]),
+            None => self.builder.emit("Shape", &[Some(self.before_cast())], vec![]),
         }
     }
 
@@ -43,8 +43,13 @@ impl<'g> Expr<'g> {
     pub fn size(self) -> Expr<'g> {
         match self.fact().element_count() {
             Some(n) => self.builder.int(n),
-            None => self.builder.emit("Size", &[Some(self)], vec![]),
+            None => self.builder.emit("Size", &[Some(self.before_cast())], vec![]),
         }
+    }
+
+    /// A tensor of the same shape that needs no Cast.
+    fn before_cast(self) -> Expr<'g> {
+        self.operand_of("Cast").unwrap_or(self)
     }
 
     /// The product of some dimensions as a number of the element type of `like`: what a mean divides by. Half precision has

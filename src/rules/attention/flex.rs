@@ -35,5 +35,5 @@ fn flex_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     };
     let scores = by_heads(q * scale_of(q, c.opt_float("scale")), k.transposed())?.cast(precision);
     let probabilities = modified(modified(scores, "score_mod")?.softmax(3), "prob_mod")?;
-    Ok(vec![Some(by_heads(probabilities, v.cast(precision))?.cast_like(q))])
+    Ok(vec![Some(by_heads(probabilities, v.cast(precision))?)])
 }

@@ -11,7 +11,8 @@ pub const RULES: &[Rule] = &[LINEAR, LINEAR.domain("com.microsoft")];
 
 const LINEAR: Rule =
     rule("LinearAttention", "the gradients of the recurrence, as a Scan", &[Through(linear_attention)])
-        .attributes("chunk_size kv_num_heads q_num_heads scale update_rule");
+        .attributes("chunk_size kv_num_heads q_num_heads scale update_rule")
+        .in_float32();
 
 /// One step after the other: the state S of shape `[batch, heads, key size, value size]` fades by e^g, takes in β k (v - Sᵀ k)
 /// or k v, and is read with q.
@@ -27,11 +28,10 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         "gated_delta" => (true, true),
         _ => bail!("update_rule = '{rule}' is not one of linear, gated, delta, gated_delta"),
     };
-    let wide = |i: usize| c.input(i).widened();
     // Queries that share a key are rows of one matrix: [batch, steps, stored, group, size]; keys and values are rows, too.
-    let q = wide(0).reshape_to(&[0, 0, stored, heads / stored, -1]);
+    let q = c.input(0).reshape_to(&[0, 0, stored, heads / stored, -1]);
     let row = |e: Expr<'g>, heads: i64| e.reshape_to(&[0, 0, heads, 1, -1]);
-    let (k, v) = (row(wide(1), stored), row(wide(2), stored));
+    let (k, v) = (row(c.input(1), stored), row(c.input(2), stored));
     let scale = c.opt_float("scale").filter(|&s| s != 0.0);
     let scale = match (scale, q.known_dim(4)) {
         (Some(scale), _) => q.like(scale),
@@ -40,14 +40,14 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     };
     let mut along = vec![q * scale, k, v];
     if gated {
-        along.push(wide(4).exp().reshape_to(&[0, 0, stored, -1, 1]));
+        along.push(c.input(4).exp().reshape_to(&[0, 0, stored, -1, 1]));
     }
     if delta {
-        let beta = wide(5);
+        let beta = c.input(5);
         along.push(if beta.known_dim(2) == Some(1) { beta.unsqueeze(&[3, 4]) } else { row(beta, stored) });
     }
     let past = match c.opt(3) {
-        Some(past) => past.widened().cast_like(q),
+        Some(past) => past,
         None => {
             let shape = Expr::concat(&[q.dims([0]), b.ints(&[stored]), k.dims([4]), v.dims([4])], 0);
             b.full(shape, 0.0, q.element()?)
@@ -76,9 +76,5 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     b.close(body, &outputs, inputs.len());
     let along: Vec<Along<'g>> = along.into_iter().map(|tensor| Along { tensor, axis: 1, reverse: false }).collect();
     let [state, y] = b.scan(&[past], &along, &[(1, false)], body)[..] else { bail!("the recurrence has no result") };
-    let state = match c.output(1) {
-        Some(present) => state.cast_like(present),
-        None => state,
-    };
-    Ok(vec![Some(y.reshape_to(&[0, 0, -1]).cast_like(c.x())), Some(state)])
+    Ok(vec![Some(y.reshape_to(&[0, 0, -1])), Some(state)])
 }
