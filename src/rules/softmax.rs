@@ -25,7 +25,7 @@ pub const RULES: &[Rule] = &[
         .in_float32()
         .until(12)
         .note("the sum is over all axes from the given one on"),
-    rule("Hardmax", "none", &[Stop("piecewise constant, as in TensorFlow")]).attributes("axis").in_float32(),
+    rule("Hardmax", "none", &[Stop("piecewise constant, as in TensorFlow")]).attributes("axis"),
 ];
 
 /// The axes that the operator flattens into one: from `axis` on, none where that is the rank.
