@@ -57,7 +57,11 @@ fn conv_x<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
     let (x, w) = (c.x(), c.input(1));
     let (window, group) = (Window::of(c, x, c.y(), Some(w))?, group(c)?);
     if group == 1 && window.is_pointwise() {
-        let matrix = w.squeeze(&(2..w.rank()?).collect::<Vec<_>>());
+        let axes: Vec<usize> = (2..w.rank()?).collect();
+        let matrix = w.squeeze(&axes);
+        if axes.iter().all(|&a| dy.known_dim(a) == Some(1)) {
+            return Ok(dy.squeeze(&axes).matmul(matrix).reshape_like(x));
+        }
         return Ok(matrix.transposed().matmul(dy.reshape_to(&[0, 0, -1])).reshape_like(x));
     }
     Ok(window.spread(dy, w, group))

@@ -12,6 +12,12 @@ use anyhow::{Context, Result, ensure};
 /// More taps than this are not sliced one by one.
 const MAX_TAPS: usize = 64;
 
+/// Up to so many taps a product for each is faster than a convolution with batch and channels exchanged.
+const FEW_TAPS: usize = 9;
+
+/// Up to so many windows an image, those of all images are multiplied at once.
+const FEW_WINDOWS: i64 = 8;
+
 /// Windows on an image.
 pub struct Window<'g> {
     /// How many axes it has.
@@ -217,6 +223,12 @@ impl<'g> Window<'g> {
             whole.slice_at(b.ints(&axes), from, from + self.image, b.ints(&vec![1; self.rank]))
         };
         let zeros = vec![0; self.rank];
+        if group == 1
+            && dense
+            && let Some(spread) = self.spread_by_product(windows, weights)
+        {
+            return spread;
+        }
         match (self.begin.ints(), end.ints(), self.end.ints()) {
             (Some(begin), Some(end), _) => {
                 let pads = begin.into_iter().chain(end.iter().map(|&e| e.max(0))).collect();
@@ -233,6 +245,36 @@ impl<'g> Window<'g> {
                 slice(windows.conv_transpose(weights, &self.like(pads, group), &largest), self.begin)
             }
         }
+    }
+
+    /// [`Window::spread`] where images are so small that ConvTranspose, which multiplies the weights with one image after the
+    /// other, takes most of its time to read the weights: one product for all images, of which every tap is laid in its place.
+    fn spread_by_product(&self, windows: Expr<'g>, weights: Expr<'g>) -> Option<Expr<'g>> {
+        let places = self.axes().iter().try_fold(1i64, |n, &a| n.checked_mul(windows.known_dim(a)?))?;
+        let taps = self.taps()?;
+        let (begin, end) = (self.begin.ints()?, self.end.ints()?);
+        let exact = matches!(windows.fact().element, Some(ElementType::Float | ElementType::Double));
+        let inside = begin.iter().chain(&end).all(|&p| p >= 0);
+        if places > FEW_WINDOWS || taps > FEW_TAPS || !exact || !inside {
+            return None;
+        }
+        let b = windows.builder();
+        Some(b.attempt(|| {
+            let (batch, channels) = (windows.dims([0]), weights.dims([1]));
+            let product = weights.stacked_after(1).gemm(true, self.rows(windows), false, 1.0);
+            let shape = Expr::concat(&[channels, b.ints(&[taps as i64]), batch, windows.dims(self.axes())], 0);
+            let parts = product.reshape(shape).split(1, &vec![1; taps]);
+            let laid = parts.into_iter().zip(self.places()?).map(|(part, tap)| {
+                let rest = tap.iter().zip(self.kernel()?).zip(&self.dilations).map(|((t, k), d)| (k - 1) * d - t);
+                let lead = [0, 0];
+                let pads = lead.into_iter().chain(tap.iter().copied()).chain(lead).chain(rest).collect::<Vec<_>>();
+                Ok(part.squeeze(&[1]).pad(b.ints(&pads), None))
+            });
+            let laid = laid.collect::<Result<Vec<_>>>()?;
+            let whole = if let [only] = laid[..] { only } else { Expr::add_n(&laid) };
+            let ends: Vec<i64> = end.iter().map(|&e| if e == 0 { i64::MAX } else { -e }).collect();
+            Ok(whole.slice(&self.axes(), &begin, &ends, &vec![1; self.rank]).move_axis(1, 0))
+        }))
     }
 
     /// The convolution: for each window the sum of the products of its elements and the weights.
@@ -326,20 +368,65 @@ impl<'g> Window<'g> {
         Ok(like.builder().numbers(&identity, &dims, like.element()?))
     }
 
-    /// The gradient of the weights of the convolution from `image` to `windows`, in the weights' shape.
-    ///
+    /// The gradient of the weights of the convolution from `image` to `windows`, in the weights' shape. Which form is the
+    /// fastest depends on the sizes; docs/performance.md has the figures.
     pub fn weights(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
         let b = image.builder();
-        let few = self.taps().filter(|&t| t <= MAX_TAPS);
-        let sliced = b.slices_in_steps() || self.strides.iter().all(|&s| s == 1);
-        match few.filter(|_| sliced) {
-            Some(taps) => b.attempt(|| self.weights_by_taps(image, windows, weights, group, taps as i64)),
-            None => self.weights_by_convolution(image, windows, weights, group),
+        let dense = self.strides.iter().all(|&s| s == 1);
+        let Some(taps) = self.taps().filter(|&t| t <= MAX_TAPS && (dense || b.slices_in_steps())) else {
+            return self.weights_by_convolution(image, windows, weights, group);
+        };
+        let channels = weights.known_dim(1);
+        let depthwise = group > 1 && channels == Some(1) && weights.known_dim(0) == Some(group);
+        // Under large windows an image of colours has many taps for each of few channels.
+        let colours = group == 1 && channels.is_some_and(|c| c <= 4) && taps > FEW_TAPS;
+        b.attempt(|| match group {
+            _ if depthwise && dense && taps <= FEW_TAPS => self.weights_by_channels(image, windows, weights),
+            _ if depthwise || colours => Ok(self.weights_by_convolution(image, windows, weights, group)),
+            1 => self.weights_by_taps(image, windows, weights),
+            _ => self.weights_by_groups(image, windows, weights, group, taps as i64),
+        })
+    }
+
+    /// Of one channel of the image for each of the windows: nothing is shared, a tap is a product and its sum.
+    fn weights_by_channels(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>) -> Result<Expr<'g>> {
+        let others: Vec<usize> = [0].into_iter().chain(self.axes()).collect();
+        let each = |met: Expr<'g>| (met * windows).sum_out(&others).unsqueeze(&[1]);
+        let taps: Vec<_> = self.slices(image, None)?.into_iter().map(each).collect();
+        Ok(Expr::concat(&taps, 1).reshape_like(weights))
+    }
+
+    /// An image or windows, channel by channel, as rows of a matrix: `[C, N S]`.
+    fn rows(&self, e: Expr<'g>) -> Expr<'g> {
+        match self.axes().iter().all(|&a| e.known_dim(a) == Some(1)) {
+            true => e.squeeze(&self.axes()).transposed(),
+            false => e.move_axis(1, 0).stacked_after(1),
         }
     }
 
-    /// Products of matrices: the windows, `[M, N O]`, and what the taps meet, `[taps C, N O]`, or such of each group.
-    fn weights_by_taps(
+    /// Products of matrices: the windows, `[M, N O]`, with what each tap meets, `[C, N O]`; or with what all taps meet in one
+    /// piece, where that is smaller than the weights, or there are too few channels for a product to be worth its while.
+    /// Weights are large: in neither form they are transposed.
+    fn weights_by_taps(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>) -> Result<Expr<'g>> {
+        let rows = self.rows(windows);
+        if self.taps() == Some(1) && self.strides.iter().all(|&s| s == 1) && !self.is_padded() {
+            return Ok(rows.gemm(false, self.rows(image), true, 1.0).reshape_like(weights));
+        }
+        let met = self.slices(image.move_axis(1, 0), None)?.into_iter().map(|tap| tap.stacked_after(1));
+        let few = weights.known_dim(1).is_some_and(|channels| channels < 16);
+        let small = rows.known_dim(1).zip(weights.known_dim(0)).is_some_and(|(places, outputs)| places < outputs);
+        let product = if few || small {
+            let met: Vec<_> = met.map(|tap| tap.unsqueeze(&[1])).collect();
+            rows.gemm(false, Expr::concat(&met, 1).stacked_before(1), true, 1.0)
+        } else {
+            let product = |tap: Expr<'g>| rows.gemm(false, tap, true, 1.0).unsqueeze(&[2]);
+            Expr::concat(&met.map(product).collect::<Vec<_>>(), 2)
+        };
+        Ok(product.reshape_like(weights))
+    }
+
+    /// A product of matrices for each group: its windows, `[M, N O]`, and what its taps meet, `[C taps, N O]`.
+    fn weights_by_groups(
         &self,
         image: Expr<'g>,
         windows: Expr<'g>,
@@ -348,31 +435,15 @@ impl<'g> Window<'g> {
         taps: i64,
     ) -> Result<Expr<'g>> {
         let b = image.builder();
-        let rest = b.ints(&[-1]);
-        let channels = weights.dims([1]);
-        if group > 1 && weights.known_dim(1) == Some(1) && weights.known_dim(0) == Some(group) {
-            // A channel of the image for one of the windows: nothing is shared, a tap is a product and its sum.
-            let others: Vec<usize> = [0].into_iter().chain(self.axes()).collect();
-            let each = |met: Expr<'g>| (met * windows).sum_out(&others).unsqueeze(&[1]);
-            let taps: Vec<_> = self.slices(image, None)?.into_iter().map(each).collect();
-            return Ok(Expr::concat(&taps, 1).reshape_like(weights));
-        }
-        let swapped = image.move_axis(1, 0);
-        if group == 1 {
-            let met = Expr::concat(&self.slices(swapped, None)?, 0).stacked_after(1);
-            let product = met.gemm(false, windows.move_axis(1, 0).stacked_after(1), true, 1.0);
-            let product = product.reshape(Expr::concat(&[b.ints(&[taps]), channels, weights.dims([0])], 0));
-            return Ok(product.transpose(&[2, 1, 0]).reshape_like(weights));
-        }
-        let (groups, outputs) = (b.ints(&[group]), weights.dims([0]) / group);
-        let grouped = swapped.reshape(Expr::concat(&[groups, channels, image.dims([0]), self.image], 0));
-        let met = Expr::concat(&self.slices(grouped, None)?, 1);
-        let met = met.reshape(Expr::concat(&[groups, channels * taps, rest], 0));
-        let windows = windows.reshape(Expr::concat(&[windows.dims([0]), groups, outputs, rest], 0));
-        let windows = windows.transpose(&[1, 2, 0, 3]).reshape(Expr::concat(&[groups, outputs, rest], 0));
-        let product = met.matmul(windows.transposed());
-        let product = product.reshape(Expr::concat(&[groups, b.ints(&[taps]), channels, outputs], 0));
-        Ok(product.transpose(&[0, 3, 2, 1]).reshape_like(weights))
+        let (groups, places) = (b.ints(&[group]), b.ints(&[-1]));
+        let (outputs, channels) = (weights.dims([0]) / group, weights.dims([1]));
+        let met = self.slices(image.move_axis(1, 0), None)?;
+        let one = b.ints(&[1]);
+        let met = met.into_iter().map(|tap| tap.reshape(Expr::concat(&[groups, channels, one, places], 0)));
+        let met = Expr::concat(&met.collect::<Vec<_>>(), 2);
+        let met = met.reshape(Expr::concat(&[groups, channels * taps, places], 0));
+        let rows = windows.move_axis(1, 0).reshape(Expr::concat(&[groups, outputs, places], 0));
+        Ok(rows.gemm(false, met, true, 1.0).reshape_like(weights))
     }
 
     /// A convolution in which batch and channels, strides and dilations have changed places.

@@ -8,23 +8,30 @@ use crate::onnx::{AttributeProto, ElementType};
 impl<'g> Expr<'g> {
     /// The matrix product over the last two dimensions, as numpy's matmul.
     pub fn matmul(self, other: Expr<'g>) -> Expr<'g> {
-        self.binary("MatMul", other)
+        self.builder.emit("MatMul", &[Some(self), Some(other)], vec![])
     }
 
     /// `α AB`, either factor transposed in its last two dimensions first. Of two matrices it is one Gemm, which transposes
     /// nothing in memory.
     pub fn gemm(self, transposed: bool, other: Expr<'g>, other_transposed: bool, alpha: f64) -> Expr<'g> {
+        // A transpose of a factor that the pass has written is a flag of the product.
+        let flag =
+            |e: Expr<'g>, transposed: bool| match e.operand_of("Transpose").filter(|_| e.fact().rank() == Some(2)) {
+                Some(operand) => (operand, !transposed),
+                None => (e, transposed),
+            };
+        let ((left, transposed), (right, other_transposed)) = (flag(self, transposed), flag(other, other_transposed));
         let b = self.builder;
-        let flat = self.fact().rank() == Some(2) && other.fact().rank() == Some(2);
+        let flat = left.fact().rank() == Some(2) && right.fact().rank() == Some(2);
         if flat && b.opset() >= 11 && (transposed || other_transposed || alpha != 1.0) {
             let mut attributes = vec![int("transA", transposed.into()), int("transB", other_transposed.into())];
             if alpha != 1.0 {
                 attributes.push(float("alpha", alpha as f32));
             }
-            return b.emit("Gemm", &[Some(self), Some(other)], attributes);
+            return b.emit("Gemm", &[Some(left), Some(right)], attributes);
         }
-        let left = if transposed { self.transposed() } else { self };
-        let right = if other_transposed { other.transposed() } else { other };
+        let left = if transposed { left.transposed() } else { left };
+        let right = if other_transposed { right.transposed() } else { right };
         left.matmul(right) * alpha
     }
 
