@@ -87,6 +87,13 @@ conventions! {
     sqrt: "g (float[2] x) => (float[2] y) { y = Sqrt(x) }", x at [0.0, 4.0] => [INF, 0.25];
     guarded_sqrt: "g (float[2] x) => (float[2] y) <float zero = {0}> { c = Greater(x, zero) r = Sqrt(x) y = Where(c, r, zero) }",
         x at [0.0, 4.0] => [0.0, 0.25];
+    rectified_sqrt: "g (float[3] x) => (float[3] y) { r = Relu(x) y = Sqrt(r) }", x at [-1.0, 0.0, 4.0] => [0.0, 0.0, 0.25];
+    rectified_log: "g (float[3] x) => (float[1] y) <int64[2] s = {3, 1}, int64[1] one = {1}> {
+        c = Reshape(x, s) r = Relu(c) two = Concat<axis = 1>(r, r) m = Constant<value_ints = [-1]>() l = Log(two) t = Transpose(l) q = Reshape(t, m)
+        p = ReduceMax<keepdims = 0>(q) y = Reshape(p, one) }",
+        x at [-1.0, 0.0, 4.0] => [0.0, 0.0, 0.25];
+    clipped_quotient: "g (float[3] x) => (float[3] y) <float low = {0}, float one = {1}> { r = Clip(x, low) q = Div(one, r) y = Sqrt(q) }",
+        x at [-1.0, 4.0, 16.0] => [0.0, -0.0625, -0.0078125];
     masked_softmax: "g (float[4] x) => (float y) <float[2,2] mask = {0, 0, -inf, -inf}, float zero = {0}> {
         s = Constant<value_ints = [2, 2]>() r = Reshape(x, s) m = Add(r, mask) p = Softmax(m) n = IsNaN(p) k = Where(n, zero, p)
         q = Mul(k, r) y = ReduceSum<keepdims = 0>(q) }",

@@ -2,7 +2,7 @@
 
 use super::Expr;
 use super::zero::Zero;
-use crate::graph::{Dims, Fact, Graph, IdMap, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
+use crate::graph::{Dims, Fact, Graph, IdMap, IdSet, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
 use anyhow::{Error, Result};
 use prost::Message;
@@ -33,6 +33,8 @@ pub struct Builder {
     nodes: RefCell<HashMap<Key, NodeId>>,
     strings: RefCell<FxHashMap<&'static str, Rc<str>>>,
     error: RefCell<Option<Error>>,
+    /// Values in which single elements may be infinite although all that the model computes is finite.
+    pub(super) wild: RefCell<IdSet<ValueId>>,
     pub(super) scope: Cell<ScopeId>,
     pub(super) forward: Cell<Option<NodeId>>,
     /// What operators return once an error is recorded.
@@ -52,6 +54,7 @@ impl Builder {
             nodes: RefCell::default(),
             strings: RefCell::default(),
             error: RefCell::default(),
+            wild: RefCell::default(),
             scope: Cell::new(Graph::MAIN),
             forward: Cell::new(None),
             nothing,
@@ -269,6 +272,7 @@ impl Builder {
         }
         let scope = self.scope();
         let node = self.graph_mut().push(scope, new, facts);
+        self.note_wild(node);
         if let Some(key) = key {
             self.nodes.borrow_mut().insert(key, node);
         }
@@ -301,7 +305,9 @@ impl Builder {
             self.fail(error);
             Vec::new()
         });
-        self.graph_mut().push(scope, new, facts)
+        let node = self.graph_mut().push(scope, new, facts);
+        self.note_wild(node);
+        node
     }
 
     fn outputs(&self, node: NodeId) -> Vec<Expr<'_>> {

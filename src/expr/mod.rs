@@ -10,6 +10,7 @@ mod builder;
 mod ops;
 pub mod rewrite;
 mod simplify;
+mod tame;
 mod unbroadcast;
 mod zero;
 

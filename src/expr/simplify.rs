@@ -80,6 +80,14 @@ impl<'g> Expr<'g> {
         if perm.iter().copied().eq(0..perm.len()) {
             return Some(self);
         }
+        // Where only axes of size 1 move, the elements stay in their order.
+        if let Some(shape) = self.fact().known_shape()
+            && shape.len() == perm.len()
+            && perm.iter().filter(|&&p| shape.get(p) != Some(&1)).is_sorted()
+        {
+            let moved: Vec<i64> = perm.iter().filter_map(|&p| shape.get(p).copied()).collect();
+            return Some(self.reshape(self.builder.ints(&moved)));
+        }
         let inner = self.operand_of("Transpose")?;
         let first = {
             let graph = self.builder.graph();

@@ -144,7 +144,7 @@ fn sqrt<'g>(_x: Expr<'g>, y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
 fn pow_a<'g>(c: &Call<'g>) -> Expr<'g> {
     let (a, b, dy) = (c.x(), c.input(1), c.dy());
     // The exponent's value is no constant to those who differentiate by it.
-    let constant = b.constant().filter(|_| !c.wants(b.id()) && b.fact().rank() == Some(0));
+    let constant = b.constant().filter(|_| !c.wants(b.id()));
     let b = b.cast_like(a);
     match constant {
         Some(0.0) => a.zeros_like(),
