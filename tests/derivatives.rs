@@ -1,7 +1,9 @@
 //! Derivatives beside gradients: numbers that are known, and what is refused.
 #![cfg(feature = "validate")]
 
-use onnx_gradients::derivatives::{Derived, Hessian, Hvp, Jacobian, Jvp, Mode, Vjp, evidence};
+use onnx_gradients::derivatives::{
+    Attack, Class, Derived, Explain, Hessian, Hvp, Jacobian, Jvp, Method, Mode, Steps, Vjp, evidence,
+};
 use onnx_gradients::onnx::{ElementType, TensorProto, text};
 use onnx_gradients::validate::{Options, Status, run, validate};
 use onnx_gradients::{Gradients, Model, Unconnected};
@@ -237,4 +239,171 @@ fn matrices_that_no_memory_holds_are_refused() {
     let graph = "g (float[5,3] x, float[3,4] w) => (float[5,4] y) { y = MatMul(x, w) }";
     let built = Jacobian::from(call(&["y"], &["x", "w"])).batch(0).build(&model(graph));
     refused(built, "'y' and 'w': there are 5 samples along axis 0 of the one and 3 along that of the other");
+}
+
+/// A small image classifier with weights that differ everywhere.
+const CLASSIFIER: &str = "g (double[N,2,5,5] x) => (double[N,3] scores) <
+        double[4,2,3,3] k = {0.3,-0.2,0.5,0.1,0.4,-0.6,0.2,0.7,-0.1,0.6,0.2,-0.3,0.8,-0.5,0.1,0.4,-0.2,0.3,
+            -0.4,0.1,0.6,-0.7,0.2,0.5,0.3,-0.1,0.2,0.5,0.4,-0.2,0.1,0.3,-0.6,0.7,0.2,-0.4,
+            0.2,0.6,-0.1,0.3,-0.5,0.4,0.1,0.2,0.8,-0.3,0.5,0.1,-0.2,0.6,0.4,-0.1,0.3,0.2,
+            0.7,-0.4,0.2,0.1,0.5,0.3,-0.2,0.6,-0.1,0.4,0.2,0.3,-0.5,0.1,0.6,-0.3,0.2,0.8},
+        double[4,3] w = {1.0,-0.5,0.25,0.3,0.8,-0.7,-0.9,0.4,0.6,0.2,-0.3,0.5}
+    > { c = Conv<pads=[1,1,1,1]>(x, k)  a = Tanh(c)  p = GlobalAveragePool(a)  f = Flatten(p)  scores = MatMul(f, w) }";
+
+fn image(samples: usize) -> (Vec<i64>, Vec<f64>) {
+    let values = (0..samples * 50).map(|i| ((i as f64 + 1.0) * 0.618_033_988_749_895).fract() * 2.0 - 1.0);
+    (vec![samples as i64, 2, 5, 5], values.collect())
+}
+
+fn explain(method: Method) -> Explain {
+    Explain::new(call(&["scores"], &["x"]), method)
+}
+
+/// The gradient of the score of a class, from the general machinery.
+fn score_gradient(class: usize) -> Vec<f64> {
+    let vjp = Vjp::from(call(&["scores"], &["x"])).build(&model(CLASSIFIER)).unwrap();
+    let (dims, x) = image(2);
+    let mut seed = [0.0; 6];
+    (seed[class], seed[3 + class]) = (1.0, 1.0);
+    compute(&vjp, &[("x", &dims, &x), ("vjp/v/scores", &[2, 3], &seed)])["vjp/x"].1.clone()
+}
+
+#[test]
+fn saliency_is_the_largest_slope_of_the_channels() {
+    let g = score_gradient(1);
+    let (dims, x) = image(2);
+    let largest = |i: usize| g[i / 25 * 50 + i % 25].abs().max(g[i / 25 * 50 + 25 + i % 25].abs());
+    let saliency = explain(Method::Saliency).class(Class::Number(1)).build(&model(CLASSIFIER)).unwrap();
+    let expected: Vec<f64> = (0..50).map(largest).collect();
+    close(&compute(&saliency, &[("x", &dims, &x)])["saliency/x"], &[2, 5, 5], &expected);
+    let product = explain(Method::InputXGradient).class(Class::Number(1)).build(&model(CLASSIFIER)).unwrap();
+    let expected: Vec<f64> = g.iter().zip(&x).map(|(g, x)| g * x).collect();
+    close(&compute(&product, &[("x", &dims, &x)])["input-x-gradient/x"], &dims, &expected);
+    // Without noise the mean gradient is the gradient.
+    let smooth = explain(Method::SmoothGrad { samples: 3, noise: 0.0, seed: Some(1) }).class(Class::Number(1));
+    let smooth = smooth.build(&model(CLASSIFIER)).unwrap();
+    let expected: Vec<f64> = (0..50).map(largest).collect();
+    close(&compute(&smooth, &[("x", &dims, &x)])["smooth-grad/x"], &[2, 5, 5], &expected);
+}
+
+#[test]
+fn the_class_is_predicted_or_given() {
+    let (dims, x) = image(2);
+    let scores = |class: Class| {
+        let built = explain(Method::InputXGradient).class(class).build(&model(CLASSIFIER)).unwrap();
+        let mut feeds: BTreeMap<String, TensorProto> = BTreeMap::new();
+        feeds.insert("x".to_owned(), TensorProto::from_floats(ElementType::Double, &dims, &x).unwrap());
+        if class == Class::Input {
+            let name = built.vectors[0].name.clone();
+            feeds.insert(name, TensorProto::from_ints(ElementType::Int64, &[2], &[1, 1]).unwrap());
+        }
+        let found = run(&built.model.proto, &feeds).unwrap();
+        (found["scores"].floats().unwrap(), found["input-x-gradient/x"].floats().unwrap())
+    };
+    assert_eq!(scores(Class::Input), scores(Class::Number(1)));
+    let (values, predicted) = scores(Class::Predicted);
+    for sample in 0..2 {
+        let row = &values[sample * 3..sample * 3 + 3];
+        let best = (0..3).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+        let of_best = scores(Class::Number(best as i64)).1;
+        assert_eq!(predicted[sample * 50..sample * 50 + 50], of_best[sample * 50..sample * 50 + 50]);
+    }
+}
+
+#[test]
+fn integrated_gradients_sum_up_to_the_difference_of_the_scores() {
+    let (dims, x) = image(2);
+    let method = Method::IntegratedGradients { steps: 30, baseline: None };
+    let built = explain(method).class(Class::Number(2)).build(&model(CLASSIFIER)).unwrap();
+    let start: Vec<f64> = x.iter().map(|x| 0.3 - 0.2 * x).collect();
+    let found = compute(&built, &[("x", &dims, &x), ("integrated-gradients/baseline/x", &dims, &start)]);
+    let at_start = compute(&built, &[("x", &dims, &start), ("integrated-gradients/baseline/x", &dims, &start)]);
+    for sample in 0..2 {
+        let sum: f64 = found["integrated-gradients/x"].1[sample * 50..sample * 50 + 50].iter().sum();
+        let difference = found["scores"].1[sample * 3 + 2] - at_start["scores"].1[sample * 3 + 2];
+        assert!((sum - difference).abs() < 1e-9 && difference.abs() > 1e-3, "{sum} {difference}");
+    }
+}
+
+#[test]
+fn grad_cam_finds_its_layer() {
+    let (dims, x) = image(2);
+    let built = explain(Method::GradCam { layer: None }).class(Class::Number(0)).build(&model(CLASSIFIER)).unwrap();
+    assert_eq!(built.outputs[1].x.as_deref(), Some("a"));
+    let named = explain(Method::GradCam { layer: Some("a".into()) }).class(Class::Number(0));
+    let named = named.build(&model(CLASSIFIER)).unwrap();
+    let found = compute(&built, &[("x", &dims, &x)]);
+    assert_eq!(found, compute(&named, &[("x", &dims, &x)]));
+    // Behind a mean over 25 places each weight is w / 25; the layer has the image's size, which nothing enlarges.
+    let a =
+        Jvp::from(call(&["a"], &["x"])).build(&model(&CLASSIFIER.replace("scores) <", "scores, double a) <"))).unwrap();
+    let a = compute(&a, &[("x", &dims, &x), ("jvp/v/x", &dims, &vec![0.0; 100])])["a"].1.clone();
+    let cam = |i: usize| {
+        let sum: f64 =
+            [1.0, 0.3, -0.9, 0.2].iter().enumerate().map(|(k, w)| w * a[(i / 25 * 4 + k) * 25 + i % 25]).sum();
+        (sum / 25.0).max(0.0)
+    };
+    let expected: Vec<f64> = (0..50).map(cam).collect();
+    close(&found["grad-cam/layer"], &[2, 5, 5], &expected);
+    close(&found["grad-cam/x"], &[2, 5, 5], &expected);
+}
+
+#[test]
+fn examples_are_adversarial_and_close() {
+    let (dims, x) = image(2);
+    let labels = TensorProto::from_ints(ElementType::Int64, &[2], &[0, 2]).unwrap();
+    let loss = |x: &[f64]| {
+        let jvp = Jvp::from(call(&["scores"], &["x"])).build(&model(CLASSIFIER)).unwrap();
+        let scores = compute(&jvp, &[("x", &dims, x), ("jvp/v/x", &dims, &vec![0.0; 100])])["scores"].1.clone();
+        let nll = |row: &[f64], label: usize| row.iter().map(|s| s.exp()).sum::<f64>().ln() - row[label];
+        nll(&scores[..3], 0) + nll(&scores[3..], 2)
+    };
+    let pgd = Steps::Pgd { count: 5, size: 0.04, random_start: None };
+    let mut losses = vec![loss(&x)];
+    for steps in [Steps::Fgsm, pgd, Steps::Pgd { count: 5, size: 0.04, random_start: Some(1) }] {
+        let attack = Attack::new(call(&["scores"], &["x"]), steps, 0.1).range(-1.0, 0.95);
+        let built = attack.build(&model(CLASSIFIER)).unwrap();
+        let mut feeds: BTreeMap<String, TensorProto> = BTreeMap::new();
+        feeds.insert("x".to_owned(), TensorProto::from_floats(ElementType::Double, &dims, &x).unwrap());
+        feeds.insert(built.vectors[0].name.clone(), labels.clone());
+        let found = run(&built.model.proto, &feeds).unwrap();
+        let changed = found[built.outputs[0].name.as_ref().unwrap()].floats().unwrap();
+        for (a, b) in changed.iter().zip(&x) {
+            let limited = b.clamp(-1.0, 0.95);
+            assert!((a - b).abs() <= 0.1 + 1e-12 || *a == limited, "{a} {b}");
+            assert!((-1.0..=0.95).contains(a));
+        }
+        losses.push(loss(&changed));
+    }
+    assert!(losses[1..].iter().all(|l| *l > losses[0] + 0.1), "{losses:?}");
+    // The steps follow the loss where one step overshoots.
+    assert!(losses[2] >= losses[1] - 1e-3, "{losses:?}");
+}
+
+#[test]
+fn explanations_of_what_makes_no_sense() {
+    let built = explain(Method::Saliency).class(Class::Number(3)).build(&model(CLASSIFIER));
+    refused(built, "there is no class 3: y has 3 classes, counted from 0");
+    let built = explain(Method::GradCam { layer: Some("f".into()) }).build(&model(CLASSIFIER));
+    refused(built, "layer 'f' has 2 axes");
+    let built = explain(Method::GradCam { layer: Some("cc".into()) }).build(&model(CLASSIFIER));
+    refused(built, "no tensor is called 'cc'");
+    let built = Explain::new(call(&["scores", "f"], &["x"]), Method::Saliency).build(&model(CLASSIFIER));
+    refused(built, "2 ys are given (scores, f); name the one with the scores");
+    let attack = |epsilon: f64| Attack::new(call(&["scores"], &["x"]), Steps::Fgsm, epsilon);
+    refused(attack(-1.0).build(&model(CLASSIFIER)), "epsilon is -1");
+    refused(attack(1.0).range(1.0, 0.0).build(&model(CLASSIFIER)), "the range from 1 to 0 is empty");
+}
+
+#[test]
+fn scores_are_those_before_a_softmax() {
+    let graph = CLASSIFIER.replace("scores = MatMul(f, w)", "l = MatMul(f, w) scores = Softmax(l)");
+    let (dims, x) = image(2);
+    let number = |graph: &str, keep: bool| {
+        let explained = explain(Method::InputXGradient).class(Class::Number(1)).keep_softmax(keep);
+        let built = explained.build(&model(graph)).unwrap();
+        (compute(&built, &[("x", &dims, &x)])["input-x-gradient/x"].1.clone(), built.warnings.len())
+    };
+    assert_eq!(number(&graph, false), (number(CLASSIFIER, false).0, 1));
+    assert_ne!(number(&graph, true).0, number(CLASSIFIER, false).0);
 }

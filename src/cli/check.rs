@@ -298,6 +298,7 @@ pub fn summary(v: &Validation) -> String {
     // That an x has no gradient is compared, too: what does not depend on it does not change with it.
     let total = v.gradients.iter().filter(|g| g.compared || g.gradient.is_some()).count();
     match (v.status, &v.reason) {
+        (Status::Passed, _) if total == 0 => format!("runs in {}; it claims no gradients to compare", v.engine),
         (Status::Passed, _) => {
             let rest = match total - compared {
                 0 => String::new(),

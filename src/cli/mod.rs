@@ -1,10 +1,12 @@
 //! The command line: one file a subcommand. Results go to stdout, everything else to stderr.
 
+mod attack;
 #[cfg(feature = "validate")]
 mod check;
 #[cfg(feature = "validate")]
 mod curve;
 mod derivative;
+mod explain;
 mod export;
 mod grad;
 mod hessian;
@@ -43,6 +45,8 @@ enum Command {
     Hvp(hvp::Args),
     Jacobian(jacobian::Args),
     Hessian(hessian::Args),
+    Explain(Box<explain::Args>),
+    Attack(Box<attack::Args>),
     #[cfg(feature = "validate")]
     Check(check::Args),
     Inspect(inspect::Args),
@@ -87,6 +91,8 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Hvp(args) => hvp::run(&args),
         Command::Jacobian(args) => jacobian::run(&args),
         Command::Hessian(args) => hessian::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Attack(args) => attack::run(&args),
         #[cfg(feature = "validate")]
         Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -19,12 +19,16 @@
 //! # }
 //! ```
 
+mod attack;
 mod claim;
+mod explain;
 mod matrices;
 mod products;
 mod workspace;
 
+pub use attack::{Attack, Steps};
 pub use claim::{Claim, Evidence, Kind, evidence};
+pub use explain::{Class, Explain, Method};
 pub use matrices::{Hessian, Jacobian, Mode};
 pub use products::{Hvp, Jvp, Vjp};
 

@@ -9,6 +9,7 @@ use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, NodeId, Origin, Producer, ValueId};
 use crate::model::Model;
 use crate::onnx::{ElementType, Names};
+use crate::training::ending::{self, Domain};
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -159,6 +160,54 @@ impl Workspace {
         Ok(found.into_iter().map(|id| id.map(|id| self.builder.expr(id))).collect())
     }
 
+    /// The y of a request that is about one.
+    ///
+    /// # Errors
+    /// There are several.
+    pub fn only_y(&self) -> Result<Expr<'_>> {
+        let [y] = self.ys[..] else {
+            bail!("{} ys are given ({}); name the one with the scores (--ys)", self.ys.len(), self.call.ys.join(", "))
+        };
+        Ok(self.builder.expr(y))
+    }
+
+    /// Takes the scores before it for a y that a Softmax computes, and says so in a warning.
+    ///
+    /// # Errors
+    /// A Softmax over several axes.
+    pub fn take_off_softmax(&mut self) -> Result<()> {
+        for i in 0..self.ys.len() {
+            let (y, name) = (self.ys[i], &self.call.ys[i]);
+            let Some(ending) = ending::find(&self.builder, (name, y), Domain::Logits)? else { continue };
+            let before = ending.x.id();
+            self.warnings.push(format!("the scores are those before the {} that computes '{name}'", ending.op));
+            self.ys[i] = before;
+        }
+        Ok(())
+    }
+
+    /// The name of a tensor of the model.
+    pub fn name_of(&self, e: Expr<'_>) -> String {
+        self.builder.graph().value(e.id()).name.as_deref().unwrap_or_default().to_owned()
+    }
+
+    /// The last tensor of the model between x and y that has as many axes as x, and more than one place along those behind the
+    /// second.
+    pub fn last_like<'g>(&'g self, x: Expr<'g>, y: Expr<'g>) -> Option<Expr<'g>> {
+        let rank = x.fact().rank().filter(|&rank| rank > 2)?;
+        let between = self.depending(0, &[x], &[y]);
+        let graph = self.builder.graph();
+        let fits = |&v: &ValueId| {
+            let fact = graph.fact(v);
+            let places = fact.shape.as_ref().filter(|s| s.len() == rank).and_then(|s| s.get(2..).map(<[_]>::to_vec));
+            graph.value(v).name.is_some()
+                && fact.may_carry_gradient()
+                && places.is_some_and(|p| p.iter().any(|d| d.known() != Some(1)))
+        };
+        let found = between.iter().rev().find_map(|&id| graph.node(id).outputs.iter().flatten().copied().find(fits));
+        found.map(|id| self.builder.expr(id))
+    }
+
     /// The gradients of the sum of all elements of the ys, one for each x.
     ///
     /// # Errors
@@ -242,6 +291,13 @@ impl Workspace {
         }
         needed.reverse();
         needed
+    }
+
+    /// What `to` would be if each of `from` had another value: all that lies between, once more, in the current scope.
+    pub fn again<'g>(&'g self, from: &[(Expr<'g>, Expr<'g>)], to: &[Expr<'g>]) -> Vec<Expr<'g>> {
+        let old: Vec<Expr<'g>> = from.iter().map(|(old, _)| *old).collect();
+        let nodes = self.depending(0, &old, to);
+        self.copy(&nodes, from, to)
     }
 
     fn copy<'g>(&'g self, nodes: &[NodeId], from: &[(Expr<'g>, Expr<'g>)], to: &[Expr<'g>]) -> Vec<Expr<'g>> {

@@ -8,7 +8,7 @@ mod assemble;
 mod build;
 #[cfg(feature = "validate")]
 pub mod data;
-mod ending;
+pub(crate) mod ending;
 pub mod export;
 pub mod lora;
 mod loss_model;

@@ -1,8 +1,8 @@
 //! Tensors out of nothing, and control flow.
 
 use super::{Builder, Expr};
-use crate::graph::{Dim, Fact, ScopeId};
-use crate::onnx::{ElementType, TensorProto, attribute};
+use crate::graph::{Dim, Fact, NewNode, Origin, ScopeId};
+use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
 use anyhow::{Result, bail};
 
 /// Above this many steps a recurrence is not written out step by step.
@@ -174,6 +174,33 @@ impl Builder {
         let count = all.first().map_or(0, Vec::len);
         let stack = |k: usize| Expr::concat(&all.iter().map(|parts| parts[k]).collect::<Vec<_>>(), 0);
         Ok((states, (0..count).map(stack).collect()))
+    }
+}
+
+impl<'g> Expr<'g> {
+    /// Normal numbers of mean 0 and deviation 1 of this tensor's type and shape. Two of them are two nodes, whatever the seed.
+    pub fn random_normal_like(self, seed: i64) -> Expr<'g> {
+        self.drawn("RandomNormalLike", vec![attribute::float("seed", seed as f32)])
+    }
+
+    /// Numbers between two of this tensor's type and shape, each as likely. Two of them are two nodes, whatever the seed.
+    pub fn random_uniform_like(self, seed: i64, low: f64, high: f64) -> Expr<'g> {
+        let (low, high) = (attribute::float("low", low as f32), attribute::float("high", high as f32));
+        self.drawn("RandomUniformLike", vec![low, high, attribute::float("seed", seed as f32)])
+    }
+
+    fn drawn(self, op: &'static str, attributes: Vec<AttributeProto>) -> Expr<'g> {
+        let b = self.builder();
+        let node = b.append(NewNode {
+            op_type: b.string(op),
+            inputs: [Some(self.id())].into_iter().collect(),
+            outputs: [Some(None)].into_iter().collect(),
+            attributes: attributes.into(),
+            origin: Origin::Backward(b.forward.get()),
+            ..NewNode::default()
+        });
+        let output = b.graph().node(node).outputs.iter().flatten().next().copied();
+        output.map_or(self, |id| b.expr(id))
     }
 }
 

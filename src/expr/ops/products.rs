@@ -163,6 +163,19 @@ impl<'g> Expr<'g> {
         }
     }
 
+    /// An axis brought to another size, linearly between the middles of elements: each new one is a sum over the old ones, of
+    /// which those nearer than one step count.
+    pub fn interpolated(self, axis: usize, size: Expr<'g>) -> anyhow::Result<Expr<'g>> {
+        let b = self.builder();
+        let (rank, old) = (self.rank()?, self.dim(axis));
+        let [from, to] = [old, size].map(|n| n.cast_like(self));
+        let middle = (b.range(size).cast_like(self) + 0.5) * (from / to) - 0.5;
+        let place = middle.max(self.like(0.0)).min(from - 1.0);
+        let distance = (place.unsqueeze(&[1]) - b.range(old).cast_like(self).unsqueeze(&[0])).abs();
+        let matrix = (1.0 - distance).max(self.like(0.0));
+        Ok(self.move_axis(axis, rank - 1).matmul(matrix.transposed()).move_axis(rank - 1, axis))
+    }
+
     /// `eˣ / Σ eˣ` along an axis.
     pub fn softmax(self, axis: usize) -> Expr<'g> {
         self.along_axis("Softmax", axis, |x| {
