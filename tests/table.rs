@@ -209,3 +209,9 @@ fn rows_in_float32_take_half_precision() {
     let missing: Vec<String> = marked.map(Rule::name).filter(|name| !taken.contains(name)).collect();
     assert!(missing.is_empty(), "rows in float32 without a case of one node: {}", missing.join(", "));
 }
+
+#[test]
+fn every_row_says_what_is_known_of_its_outputs() {
+    let silent: Vec<String> = rules::all().filter(|r| !r.has_facts()).map(Rule::name).collect();
+    assert!(silent.is_empty(), "rows without facts (.facts, .values, .facts_of_bodies): {silent:#?}");
+}

@@ -1,7 +1,7 @@
 //! Loads a model into a [`Graph`], with the bodies of its control flow.
 
 use super::fact::{Container, Fact};
-use super::{Dim, Dims, Graph, NewNode, Operators, Origin, ScopeId, ValueId, control, infer};
+use super::{Dim, Dims, Graph, NewNode, Operators, Origin, ScopeId, ValueId, control, facts};
 use crate::onnx::attribute;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
@@ -193,7 +193,7 @@ impl Loader<'_> {
         let inputs: HashSet<&str> = proto.input.iter().map(|i| i.name()).collect();
         let mut initializers: HashMap<&str, Fact> = HashMap::new();
         for tensor in &proto.initializer {
-            let mut fact = infer::constant(tensor);
+            let mut fact = facts::constant(tensor);
             if self.overridable && inputs.contains(tensor.name()) {
                 fact.value = None;
             }

@@ -8,7 +8,7 @@
 mod control;
 pub mod dim;
 pub mod fact;
-pub mod infer;
+pub mod facts;
 mod load;
 pub mod write;
 
@@ -147,6 +147,8 @@ pub type IdSet<K> = FxHashSet<K>;
 /// so a graph is given it when it is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Operators {
+    /// The facts of the outputs of an operator from those of its inputs.
+    pub facts: facts::InferAny,
     /// Whether the first output of an operator, by domain, name and version, holds every element of its first input, each once.
     pub keeps_all: fn(&str, &str, i64) -> bool,
 }
@@ -313,7 +315,7 @@ impl Graph {
         if !new.bodies.is_empty() && new.domain.is_empty() {
             return Ok(control::infer(self, new, inputs));
         }
-        let op = infer::Op {
+        let op = facts::Op {
             op_type: &new.op_type,
             domain: &new.domain,
             version: self.opset(&new.domain),
@@ -321,7 +323,7 @@ impl Graph {
             outputs: new.outputs.len(),
             dims: &self.dims,
         };
-        infer::infer(&op, inputs)
+        (self.operators.facts)(&op, inputs)
     }
 
     /// Whether a Where takes the value, or leaves it for another: that it is not finite in some places may not matter.

@@ -5,7 +5,10 @@ use super::elementwise::{gelu_slope, gelu_tanh};
 use super::properties::Moves;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::facts::{Known, at, axis, tensor};
+use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
+use crate::rules::facts::same;
 use anyhow::{Result, bail, ensure};
 use std::f64::consts::FRAC_1_SQRT_2;
 
@@ -14,6 +17,7 @@ const MICROSOFT: &str = "com.microsoft";
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("BiasAdd", "dx = dy, dbias = Σ dy, dskip = dy", &[EachBroadcast(|c, _| c.dy())])
+        .facts(same)
         .domain(MICROSOFT)
         .weights(&[1]),
     rule(
@@ -21,6 +25,7 @@ pub const RULES: &[Rule] = &[
         "of the halves l and r of x + bias: dl = dy gelu(r), dr = dy l gelu'(r); dbias = Σ dx",
         &[Broadcast(split_gelu), Broadcast(split_gelu)],
     )
+    .facts(bias_split_gelu_facts)
     .weights(&[1])
     .domain(MICROSOFT),
     rule(
@@ -28,10 +33,12 @@ pub const RULES: &[Rule] = &[
         "sqeuclidean: dA = 2 (A Σ dC - dC B), dB = 2 (B Σ dCᵀ - dCᵀ A); euclidean: with dC / C in place of 2 dC",
         &[Try(|c| distance(c, 0)), Try(|c| distance(c, 1))],
     )
+    .facts(distances_facts)
     .attributes("metric")
     .domain(MICROSOFT)
     .note("0 where a distance is 0"),
     rule("ExpandDims", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x)), Stop("an axis")])
+        .facts(expand_dims_facts)
         .moves(Moves::InOrder)
         .domain(MICROSOFT),
     rule("Inverse", "dX = -Yᵀ dY Yᵀ", &[Unary(|_x, y, dy| -y.transposed().matmul(dy).matmul(y.transposed()))])
@@ -41,6 +48,7 @@ pub const RULES: &[Rule] = &[
         "the gradients of Σ p (act(x W₁ᵀ + b₁) W₂ᵀ + b₂) over the experts with the k largest p = softmax(router)",
         &[Through(mixture)],
     )
+    .facts(same)
     .weights(&[2, 3, 4, 5, 6, 7])
     .layer()
     .attributes(
@@ -136,4 +144,29 @@ fn swiglu<'g>(c: &Call<'g>, first: Expr<'g>) -> Result<Expr<'g>> {
     };
     let (alpha, beta) = (c.float("activation_alpha", 1.0), c.float("activation_beta", 0.0));
     Ok(gate * (alpha * gate).sigmoid() * (linear + beta))
+}
+
+/// Half as many channels.
+fn bias_split_gelu_facts(c: &Known) -> Result<Vec<Fact>> {
+    let half = |last: Dim| c.dims().floor_div(last, 2.into());
+    let shape = c.shape(0).and_then(<[Dim]>::split_last).map(|(&last, outer)| [outer, &[half(last)]].concat());
+    Ok(vec![tensor(c.element(0), shape)])
+}
+
+/// From each row of one matrix to each of the other.
+fn distances_facts(c: &Known) -> Result<Vec<Fact>> {
+    Ok(vec![tensor(c.element(0), Some(vec![at(c, c.shape(0), 0), at(c, c.shape(1), 0)]))])
+}
+
+/// An axis of size 1; it may be counted from the back of the result.
+fn expand_dims_facts(c: &Known) -> Result<Vec<Fact>> {
+    let shape = match (c.shape(0), c.scalar(1)) {
+        (Some(shape), Some(Dim::Known(at))) => {
+            let at = axis(at, shape.len() + 1)?;
+            Some([&shape[..at], &[Dim::Known(1)], &shape[at..]].concat())
+        }
+        (Some(shape), _) => Some(c.fresh(shape.len() + 1)),
+        _ => None,
+    };
+    Ok(vec![tensor(c.element(0), shape)])
 }

@@ -13,6 +13,7 @@ pub const RULES: &[Rule] = &[rule(
     "d capture = if the condition then its gradient through one branch else through the other",
     &[Structure(if_)],
 )
+.facts_of_bodies()
 .attributes("then_branch else_branch")
 .note("a branch that does not use a captured tensor contributes zeros; branches are computed again")];
 

@@ -2,8 +2,11 @@
 
 use super::Slot::*;
 use super::window::Window;
+use super::window::facts::{self, convolution};
 use super::{Call, Rule, activation, rule};
 use crate::expr::{ConvLike, Expr};
+use crate::graph::Fact;
+use crate::graph::facts::{Known, at, tensor};
 use anyhow::{Context, Result, bail, ensure};
 
 /// The rows.
@@ -13,6 +16,7 @@ pub const RULES: &[Rule] = &[
         "dx = ConvTranspose(dy, w), dw = Σ over windows of dy times what they see, db = Σ dy",
         &[Try(|c| conv_x(c, c.dy())), Try(|c| conv_w(c, c.dy())), Formula(|c| bias(c.dy()))],
     )
+    .facts(|c| convolution(c, 0, 1, c.element(0).or(c.element(1))))
     .attributes("auto_pad dilations group kernel_shape pads strides")
     .weights(&[1, 2])
     .layer(),
@@ -21,6 +25,7 @@ pub const RULES: &[Rule] = &[
         "with d = dy act'(x * w + b + z), read from y: those of Conv with d in place of dy, and dz = d",
         &[Try(|c| conv_x(c, inner(c))), Try(|c| conv_w(c, inner(c))), Formula(|c| bias(inner(c))), Formula(inner)],
     )
+    .facts(|c| convolution(c, 0, 1, c.element(0).or(c.element(1))))
     .attributes("activation activation_params auto_pad dilations group kernel_shape pads strides")
     .weights(&[1, 2])
     .layer()
@@ -31,14 +36,18 @@ pub const RULES: &[Rule] = &[
         "dx = Conv(dy, w), dw = Σ over windows of x times what they see of dy, db = Σ dy",
         &[Try(transposed_x), Try(transposed_w), Formula(|c| bias(c.dy()))],
     )
+    .facts(facts::transposed)
     .attributes("auto_pad dilations group kernel_shape output_padding output_shape pads strides")
     .weights(&[1, 2])
     .layer(),
     rule("CausalConvWithState", "through the convolution of past state and input", &[Through(causal)])
+        .facts(causal_convolution)
         .attributes("activation")
         .weights(&[1, 2])
         .layer(),
-    rule("Col2Im", "dx = the blocks of dy", &[Try(blocks), Stop("shapes")]).attributes("dilations pads strides"),
+    rule("Col2Im", "dx = the blocks of dy", &[Try(blocks), Stop("shapes")])
+        .facts(facts::col2im)
+        .attributes("dilations pads strides"),
 ];
 
 fn group(c: &Call<'_>) -> Result<i64> {
@@ -142,4 +151,11 @@ fn computed_blocks<'g>(c: &Call<'g>, block: Expr<'g>) -> Result<Expr<'g>> {
     }
     let place = place.context("an image without axes")?;
     Ok(image.reshape_to(&[0, 0, -1]).gather(place.flattened(), 2).reshape_like(x))
+}
+
+/// The state holds as many steps as the kernel reaches back.
+fn causal_convolution(c: &Known) -> Result<Vec<Fact>> {
+    let reach = c.dims().sub(at(c, c.shape(1), 2), 1.into());
+    let state = vec![at(c, c.shape(0), 0), at(c, c.shape(0), 1), reach];
+    Ok(vec![c.like(0), tensor(c.element(0), Some(state))])
 }

@@ -1,5 +1,7 @@
 //! Dropout and the operators that draw random numbers.
 
+mod facts;
+
 use super::Slot::*;
 use super::properties::Random;
 use super::{Call, Rule, Slot, rule};
@@ -12,22 +14,35 @@ const SHAPE: &[Slot] = &[Stop("only its shape matters")];
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("Dropout", "dx = dy", &[Unary(|_x, _y, dy| dy)]).until(11).attributes("ratio").note("inference"),
+    rule("Dropout", "dx = dy", &[Unary(|_x, _y, dy| dy)])
+        .facts(facts::dropout)
+        .until(11)
+        .attributes("ratio")
+        .note("inference"),
     rule(
         "Dropout",
         "dx = dy / (1 - ratio) where the mask holds; dy in inference",
         &[Formula(dropout), Stop("the ratio is a constant"), Stop("the mode is a truth value")],
     )
+    .facts(facts::dropout)
     .random(Random::Where(2))
     .since(12)
     .attributes("seed")
     .note("the mask is the forward node's own"),
-    rule("Bernoulli", "none", DRAWN).random(Random::Always).types(&[("dtype", None)]),
-    rule("Multinomial", "none", DRAWN).random(Random::Always),
-    rule("RandomNormal", "none", DRAWN).random(Random::Always).types(DTYPE),
-    rule("RandomNormalLike", "none", SHAPE).random(Random::Always).types(&[("dtype", None)]).shapes_only(),
-    rule("RandomUniform", "none", DRAWN).random(Random::Always).types(DTYPE),
-    rule("RandomUniformLike", "none", SHAPE).random(Random::Always).types(&[("dtype", None)]).shapes_only(),
+    rule("Bernoulli", "none", DRAWN).facts(facts::like).random(Random::Always).types(&[("dtype", None)]),
+    rule("Multinomial", "none", DRAWN).facts(facts::multinomial).random(Random::Always),
+    rule("RandomNormal", "none", DRAWN).facts(facts::random).random(Random::Always).types(DTYPE),
+    rule("RandomNormalLike", "none", SHAPE)
+        .facts(facts::like)
+        .random(Random::Always)
+        .types(&[("dtype", None)])
+        .shapes_only(),
+    rule("RandomUniform", "none", DRAWN).facts(facts::random).random(Random::Always).types(DTYPE),
+    rule("RandomUniformLike", "none", SHAPE)
+        .facts(facts::like)
+        .random(Random::Always)
+        .types(&[("dtype", None)])
+        .shapes_only(),
 ];
 
 /// In inference the mask holds everywhere, and nothing is scaled.

@@ -1,10 +1,14 @@
 //! Operators that compute each element from the elements in the same place.
 
+pub mod facts;
+
 use super::Slot::*;
 use super::properties::Moves;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::ValueId;
+use crate::graph::facts::value;
+use crate::rules::facts::{same, unknown};
 use anyhow::Result;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
 
@@ -14,37 +18,48 @@ const MICROSOFT: &str = "com.microsoft";
 /// The rows.
 pub const RULES: &[Rule] = &[
     // Arithmetic.
-    rule("Add", "da = dy, db = dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| dy)]).weights(&[0, 1]),
-    rule("Sub", "da = dy, db = -dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| -dy)]),
-    rule("Mul", "da = dy b, db = dy a", &[Binary(|_a, b, _y, dy| dy * b), Binary(|a, _b, _y, dy| dy * a)])
+    rule("Add", "da = dy, db = dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| dy)])
+        .values(value::add)
         .weights(&[0, 1]),
-    rule("Div", "da = dy / b, db = -dy y / b", &[Binary(|_a, b, _y, dy| dy / b), Binary(|_a, b, y, dy| -(dy * y) / b)]),
-    rule("Mod", "da = dy, db = -dy (a - y) / b", &[Binary(|_a, _b, _y, dy| dy), Binary(modulo_b)]).attributes("fmod"),
+    rule("Sub", "da = dy, db = -dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| -dy)]).values(value::sub),
+    rule("Mul", "da = dy b, db = dy a", &[Binary(|_a, b, _y, dy| dy * b), Binary(|a, _b, _y, dy| dy * a)])
+        .values(value::mul)
+        .weights(&[0, 1]),
+    rule("Div", "da = dy / b, db = -dy y / b", &[Binary(|_a, b, _y, dy| dy / b), Binary(|_a, b, y, dy| -(dy * y) / b)])
+        .values(value::div),
+    rule("Mod", "da = dy, db = -dy (a - y) / b", &[Binary(|_a, _b, _y, dy| dy), Binary(modulo_b)])
+        .facts(facts::modulo)
+        .attributes("fmod"),
     rule("Pow", "da = dy b aᵇ⁻¹, db = dy y ln a", &[Broadcast(pow_a), Broadcast(pow_b)])
+        .facts(facts::power)
         .note("0 where b = 0 (da) and where a <= 0 (db)"),
-    rule("Neg", "dx = -dy", &[Unary(|_x, _y, dy| -dy)]),
-    rule("Reciprocal", "dx = -dy y²", &[Unary(|_x, y, dy| -(dy * y) * y)]),
-    rule("Sum", "dxᵢ = dy", &[EachBroadcast(|c, _| c.dy())]),
+    rule("Neg", "dx = -dy", &[Unary(|_x, _y, dy| -dy)]).values(value::neg),
+    rule("Reciprocal", "dx = -dy y²", &[Unary(|_x, y, dy| -(dy * y) * y)]).values(value::reciprocal),
+    rule("Sum", "dxᵢ = dy", &[EachBroadcast(|c, _| c.dy())]).values(value::sum),
     rule("Mean", "dxᵢ = dy / n", &[EachBroadcast(|c, _| c.dy() / c.input_count() as i64)]),
     // The same elements.
-    rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]).moves(Moves::InOrder),
+    rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]).facts(facts::identity).moves(Moves::InOrder),
     rule("Cast", "dx = dy in the type of x", &[Try(cast)])
+        .facts(|c| facts::cast(c, c.type_attribute("to")))
         .moves(Moves::InOrder)
         .types(&[("to", None)])
         .attributes("to saturate round_mode"),
     rule("CastLike", "dx = dy in the type of x", &[Try(cast), Stop("only its type matters")])
+        .facts(|c| facts::cast(c, c.element(1)))
         .moves(Moves::InOrder)
         .attributes("saturate round_mode"),
     // Choices.
-    rule("Abs", "dx = dy sign x", &[Unary(|x, _y, dy| dy * x.sign())]).note("0 at 0"),
-    rule("Sign", "dx = 0", &[Zero]),
-    rule("Floor", "none", &[Rounding(CONSTANT)]),
-    rule("Ceil", "none", &[Rounding(CONSTANT)]),
-    rule("Round", "none", &[Rounding(CONSTANT)]),
+    rule("Abs", "dx = dy sign x", &[Unary(|x, _y, dy| dy * x.sign())]).values(value::abs).note("0 at 0"),
+    rule("Sign", "dx = 0", &[Zero]).facts(|c| facts::map(c, value::sign)),
+    rule("Floor", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::floor)),
+    rule("Ceil", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::ceil)),
+    rule("Round", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::round)),
     rule("Max", "dxᵢ = dy where xᵢ = y", &[All(|c| extremum(c, |best, x| best.less(x)))])
+        .facts(|c| facts::variadic(c, value::max))
         .moves_integers()
         .note("in a tie the first operand gets all"),
     rule("Min", "dxᵢ = dy where xᵢ = y", &[All(|c| extremum(c, |best, x| best.greater(x)))])
+        .facts(|c| facts::variadic(c, value::min))
         .moves_integers()
         .note("in a tie the first operand gets all"),
     rule(
@@ -52,19 +67,21 @@ pub const RULES: &[Rule] = &[
         "da = dy where c, db = dy where not c",
         &[Stop("a condition"), Broadcast(|c| c.dy().where_(c.input(0))), Broadcast(|c| c.dy().unless(c.input(0)))],
     )
+    .facts(facts::choose)
     .moves(Moves::Joined(1)),
     rule(
         "Clip",
         "dx = dy where min <= x <= max, dmin = Σ dy where x < min, dmax = Σ dy where x > max",
         &[Formula(clip), Broadcast(clip_min), Broadcast(clip_max)],
     )
+    .facts(facts::clip)
     .moves_integers()
     .attributes("min max")
     .note("dy at the bounds"),
     // Exponentials and logarithms.
     rule("Exp", "dx = dy y", &[Unary(|_x, y, dy| dy * y)]),
     rule("Log", "dx = dy / x", &[Unary(|x, _y, dy| dy / x)]),
-    rule("Sqrt", "dx = dy / 2y", &[Unary(sqrt)]).note("infinite at 0, but 0 where dy is"),
+    rule("Sqrt", "dx = dy / 2y", &[Unary(sqrt)]).values(value::sqrt).note("infinite at 0, but 0 where dy is"),
     rule("Erf", "dx = dy 2/√π e^(-x²)", &[Unary(|x, _y, dy| dy * (FRAC_2_SQRT_PI * (-(x * x)).exp()))]),
     // Angles and hyperbolic functions.
     rule("Sin", "dx = dy cos x", &[Unary(|x, _y, dy| dy * x.cos())]),
@@ -80,8 +97,14 @@ pub const RULES: &[Rule] = &[
     rule("Acosh", "dx = dy / sinh y", &[Unary(|_x, y, dy| dy / y.sinh())]),
     rule("Atanh", "dx = dy / (1 - x²)", &[Unary(|x, _y, dy| dy / one_minus_square(x))]),
     // Activations.
-    rule("Relu", "dx = dy where y > 0", &[Unary(|_x, y, dy| dy.where_(y.above(0.0)))]).moves_integers().note("0 at 0"),
-    rule("LeakyRelu", "dx = dy where x > 0, else α dy", &[Formula(leaky_relu)]).attributes("alpha").note("α at 0"),
+    rule("Relu", "dx = dy where y > 0", &[Unary(|_x, y, dy| dy.where_(y.above(0.0)))])
+        .facts(facts::relu)
+        .moves_integers()
+        .note("0 at 0"),
+    rule("LeakyRelu", "dx = dy where x > 0, else α dy", &[Formula(leaky_relu)])
+        .facts(same)
+        .attributes("alpha")
+        .note("α at 0"),
     rule(
         "PRelu",
         "dx = dy where x > 0, else dy slope; dslope = Σ dy x where x <= 0",
@@ -90,28 +113,43 @@ pub const RULES: &[Rule] = &[
             Binary(|x, _slope, _y, dy| (dy * x).unless(x.above(0.0))),
         ],
     )
+    .facts(same)
     .weights(&[1])
     .note("slope at 0"),
     rule("ThresholdedRelu", "dx = dy where x > α", &[Formula(|c| c.dy().where_(c.x().above(c.float("alpha", 1.0))))])
+        .facts(same)
         .attributes("alpha"),
     rule("Shrink", "dx = dy where |x| > λ", &[Formula(|c| c.dy().where_(c.x().abs().above(c.float("lambd", 0.5))))])
+        .facts(same)
         .attributes("lambd bias"),
-    rule("Elu", "dx = dy where x >= 0, else dy (y + α)", &[Formula(elu)]).attributes("alpha").note("1 at 0"),
-    rule("Celu", "dx = dy where x >= 0, else dy (y/α + 1)", &[Formula(celu)]).attributes("alpha"),
-    rule("Selu", "dx = γ dy where x >= 0, else dy (y + γα)", &[Formula(selu)]).attributes("alpha gamma").note("γ at 0"),
-    rule("Sigmoid", "dx = dy y (1 - y)", &[Unary(|_x, y, dy| dy * y * (1.0 - y))]),
-    rule("HardSigmoid", "dx = α dy where 0 < y < 1", &[Formula(hard_sigmoid)]).attributes("alpha beta"),
-    rule("HardSwish", "dx = dy where x >= 3, dy (x/3 + 1/2) where -3 < x < 3, else 0", &[Unary(hard_swish)]),
-    rule("Softplus", "dx = dy σ(x)", &[Unary(|x, _y, dy| dy * x.sigmoid())]),
-    rule("Softsign", "dx = dy / (1 + |x|)²", &[Unary(|x, _y, dy| dy / (1.0 + x.abs()) / (1.0 + x.abs()))]),
-    rule("Mish", "dx = dy (t + x (1 - t²) σ(x)), t = tanh(softplus x)", &[Unary(mish)]),
-    rule("Swish", "dx = dy (s + α y (1 - s)), s = σ(αx)", &[Formula(|c| swish(c, 1.0))]).attributes("alpha"),
+    rule("Elu", "dx = dy where x >= 0, else dy (y + α)", &[Formula(elu)])
+        .facts(same)
+        .attributes("alpha")
+        .note("1 at 0"),
+    rule("Celu", "dx = dy where x >= 0, else dy (y/α + 1)", &[Formula(celu)]).facts(same).attributes("alpha"),
+    rule("Selu", "dx = γ dy where x >= 0, else dy (y + γα)", &[Formula(selu)])
+        .facts(same)
+        .attributes("alpha gamma")
+        .note("γ at 0"),
+    rule("Sigmoid", "dx = dy y (1 - y)", &[Unary(|_x, y, dy| dy * y * (1.0 - y))]).facts(same),
+    rule("HardSigmoid", "dx = α dy where 0 < y < 1", &[Formula(hard_sigmoid)]).facts(same).attributes("alpha beta"),
+    rule("HardSwish", "dx = dy where x >= 3, dy (x/3 + 1/2) where -3 < x < 3, else 0", &[Unary(hard_swish)])
+        .facts(same),
+    rule("Softplus", "dx = dy σ(x)", &[Unary(|x, _y, dy| dy * x.sigmoid())]).facts(same),
+    rule("Softsign", "dx = dy / (1 + |x|)²", &[Unary(|x, _y, dy| dy / (1.0 + x.abs()) / (1.0 + x.abs()))]).facts(same),
+    rule("Mish", "dx = dy (t + x (1 - t²) σ(x)), t = tanh(softplus x)", &[Unary(mish)]).facts(same),
+    rule("Swish", "dx = dy (s + α y (1 - s)), s = σ(αx)", &[Formula(|c| swish(c, 1.0))])
+        .facts(same)
+        .attributes("alpha"),
     rule("SwiGLU", "da = dy b swish'(a), db = dy swish(a)", &[Formula(swiglu_a), Formula(swiglu_b)])
+        .facts(|c| facts::binary(c, unknown))
         .attributes("alpha"),
     rule("Gelu", "dx = dy (Φ(x) + x φ(x)), or that of the formula with tanh", &[Formula(gelu)])
+        .facts(same)
         .attributes("approximate"),
-    rule("Gelu", "dx = dy (Φ(x) + x φ(x))", &[Unary(|x, _y, dy| dy * gelu_slope(x))]).domain(MICROSOFT),
+    rule("Gelu", "dx = dy (Φ(x) + x φ(x))", &[Unary(|x, _y, dy| dy * gelu_slope(x))]).facts(same).domain(MICROSOFT),
     rule("BiasGelu", "da = db = dy gelu'(a + b)", &[Binary(bias_gelu), Binary(bias_gelu)])
+        .facts(same)
         .weights(&[1])
         .domain(MICROSOFT),
     rule(
@@ -119,9 +157,11 @@ pub const RULES: &[Rule] = &[
         "dx = db = dy gelu'(x + b), of the formula with tanh",
         &[Broadcast(fast_gelu), Broadcast(fast_gelu)],
     )
+    .facts(same)
     .weights(&[1])
     .domain(MICROSOFT),
     rule("QuickGelu", "dx = dy (s + α y (1 - s)), s = σ(αx)", &[Formula(|c| swish(c, 1.702))])
+        .facts(same)
         .domain(MICROSOFT)
         .attributes("alpha"),
 ];

@@ -1,42 +1,59 @@
 //! Operators that pick elements out by indices, and that put elements into places.
 
+mod facts;
+
 use super::Slot::*;
 use super::properties::Axis::*;
 use super::properties::Counts::*;
 use super::properties::Moves::*;
 use super::properties::{Index, read, written};
 use super::{Call, Rule, Slot, rule};
+use super::{ml, source};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
+use crate::rules::facts::same;
 use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Gather", "dx = dy, added up in the places of the indices", &[Try(gather), Stop("indices")])
+        .facts(facts::gather)
         .moves(Parts)
         .indices(&[read(1, Along(0, Named("axis", 0)))])
         .weights(&[0])
         .layer()
         .attributes("axis"),
     rule("GatherElements", "dx = dy, added up in the places of the indices", &[Try(gather_elements), Stop("indices")])
+        .facts(facts::gather_elements)
         .moves(Parts)
         .indices(&[read(1, Along(0, Named("axis", 0)))])
         .attributes("axis"),
     GATHER_ND,
     GATHER_ND.domain(MICROSOFT),
     rule("Scatter", "dx = dy, zero in the places; dupdates = dy in the places", ALONG_AXIS)
+        .facts(same)
         .indices(WRITTEN_ALONG_AXIS)
         .attributes("axis"),
-    rule("ScatterElements", SCATTERED, ALONG_AXIS).indices(WRITTEN_ALONG_AXIS).attributes("axis reduction").note(TIES),
-    rule("ScatterND", SCATTERED, BY_TUPLES).indices(&[written(1, Tuples(0, ""))]).attributes("reduction").note(TIES),
+    rule("ScatterElements", SCATTERED, ALONG_AXIS)
+        .facts(same)
+        .indices(WRITTEN_ALONG_AXIS)
+        .attributes("axis reduction")
+        .note(TIES),
+    rule("ScatterND", SCATTERED, BY_TUPLES)
+        .facts(same)
+        .indices(&[written(1, Tuples(0, ""))])
+        .attributes("reduction")
+        .note(TIES),
     rule(
         "TensorScatter",
         "dx = dy, zero in the places; dupdates = dy in the places",
         &[Formula(tensor_scatter_cache), Try(tensor_scatter_update), Stop("indices")],
     )
+    .facts(same)
     .indices(&[read(2, Length(0, Named("axis", -2)))])
     .attributes("axis mode"),
     rule("OneHot", "doff = Σ dy [not hit], don = Σ dy [hit]", &[Stop("indices"), Stop("a size"), Formula(one_hot)])
+        .facts(facts::one_hot)
         .indices(&[read(0, Below(1))])
         .attributes("axis"),
     RANGE,
@@ -46,6 +63,7 @@ pub const RULES: &[Rule] = &[
         "dx = dy, added up in the places of the indices",
         &[Try(array_feature_extractor), Stop("indices")],
     )
+    .facts(ml::facts::extract)
     .moves(Parts)
     .indices(&[read(1, Along(0, At(-1)))])
     .domain("ai.onnx.ml"),
@@ -54,6 +72,7 @@ pub const RULES: &[Rule] = &[
 const MICROSOFT: &str = "com.microsoft";
 const GATHER_ND: Rule =
     rule("GatherND", "dx = dy, added up in the places of the indices", &[Try(gather_nd), Stop("indices")])
+        .facts(facts::gather_nd)
         .moves(Parts)
         .indices(&[read(1, Tuples(0, "batch_dims"))])
         .attributes("batch_dims");
@@ -62,6 +81,7 @@ const RANGE: Rule = rule(
     "dstart = Σ dyᵢ, ddelta = Σ i dyᵢ",
     &[Formula(|c| c.dy().sum_all().reshape_like(c.x())), Stop("it sets the length alone"), Formula(range_delta)],
 )
+.facts(source::range)
 .attributes("stash_type");
 const SCATTERED: &str = "none: dx = dy, zero in the places, dupdates = dy in the places; add: dx = dy; \
                          mul: dx = dy y / x; max, min: dx = dy [x = y] / Σ [x = y]";

@@ -16,14 +16,17 @@ use std::collections::HashMap;
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Loop", "the body's gradient, from the last trip to the first", &[Structure(loop_)])
+        .facts_of_bodies()
         .attributes("body")
         .note("carried states must keep their shapes where the gradient needs their values"),
     rule("Scan", "the body's gradient, from the last step to the first", &[Structure(scan)])
+        .facts_of_bodies()
         .attributes(
             "body num_scan_inputs scan_input_axes scan_input_directions scan_output_axes scan_output_directions",
         )
         .since(9),
     rule("Scan", "the body's gradient, step by step for each entry of the batch", &[Structure(batched_scan)])
+        .facts_of_bodies()
         .attributes("body num_scan_inputs directions")
         .until(8)
         .note("written out step by step: batch and length must be known, and sequence_lens left out"),

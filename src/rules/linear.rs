@@ -1,5 +1,7 @@
 //! Products of matrices.
 
+pub mod facts;
+
 use super::Slot::*;
 use super::{Call, Rule, Slot, activation, rule};
 use crate::expr::Expr;
@@ -8,14 +10,14 @@ use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)])
+    rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)]).facts(|c| facts::matmul(c, 0, 1, c.element(0).or(c.element(1))))
         .weights(&[0, 1])
         .layer(),
     rule(
         "Gemm",
         "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes; dC = β dY",
         &[Formula(|c| gemm_a(c, c.dy())), Formula(|c| gemm_b(c, c.dy())), Broadcast(|c| gemm_c(c, c.dy()))],
-    )
+    ).facts(facts::gemm)
     .attributes("alpha beta transA transB")
     .weights(&[0, 1, 2])
     .layer()
@@ -24,7 +26,7 @@ pub const RULES: &[Rule] = &[
         "FusedGemm",
         "with d = dy act'(α op(A) op(B) + β C), read from y: those of Gemm with d in place of dy",
         &[Formula(|c| gemm_a(c, inner(c))), Formula(|c| gemm_b(c, inner(c))), Broadcast(|c| gemm_c(c, inner(c)))],
-    )
+    ).facts(facts::gemm)
     .attributes("activation activation_alpha activation_beta activation_gamma alpha beta transA transB")
     .weights(&[0, 1, 2])
     .layer()
@@ -34,18 +36,18 @@ pub const RULES: &[Rule] = &[
         "Einsum",
         "dxᵢ = the Einsum of dy and the other operands to the indices of xᵢ, on the diagonal where one is repeated",
         &[TryEach(einsum)],
-    )
+    ).facts(facts::einsum)
     .weights(&[0, 1, 2])
     .layer()
     .attributes("equation"),
-    rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Try(det)])
+    rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Try(det)]).facts(facts::det)
         .note("singular matrices have their true gradient"),
-    rule("FusedMatMul", FUSED, FUSED_OPERANDS)
+    rule("FusedMatMul", FUSED, FUSED_OPERANDS).facts(facts::fused_matmul)
         .attributes("alpha transA transB transBatchA transBatchB")
         .weights(&[0, 1])
         .layer()
         .domain("com.microsoft"),
-    rule("TransposeMatMul", FUSED, FUSED_OPERANDS)
+    rule("TransposeMatMul", FUSED, FUSED_OPERANDS).facts(facts::fused_matmul)
         .attributes("alpha transA transB")
         .weights(&[0, 1])
         .layer()
@@ -62,7 +64,7 @@ pub const RULES: &[Rule] = &[
             Stop("indices of groups"),
             Broadcast(|c| c.dy()),
         ],
-    )
+    ).facts(facts::matmul_n_bits)
     .attributes("K N bits block_size accuracy_level")
     .weights(&[2, 3, 5])
     .layer()

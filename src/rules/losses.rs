@@ -8,6 +8,8 @@ use super::properties::Counts::Along;
 use super::properties::{Axis, Index, read};
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::Fact;
+use crate::graph::facts::{Known, tensor};
 use anyhow::{Result, bail};
 
 const CLASSES: &[Index] = &[read(1, Along(0, Axis::At(1)))];
@@ -19,6 +21,7 @@ pub const RULES: &[Rule] = &[
         "dx[t] = -h with h = dy w (dy w / W for the mean); dweight[t] = Σ -dy x[t] (Σ -dy (x[t] + y) / W)",
         &[Try(nll_x), Stop("classes"), Try(nll_weight)],
     )
+    .facts(facts)
     .indices(CLASSES)
     .attributes("ignore_index reduction")
     .in_float32(),
@@ -27,6 +30,7 @@ pub const RULES: &[Rule] = &[
         "dx = h (softmax x - 1 at t) with h = dy w (dy w / W for the mean); dweight as with ln softmax x in place of x",
         &[Try(cross_entropy_x), Stop("classes"), Try(cross_entropy_weight)],
     )
+    .facts(facts)
     .indices(CLASSES)
     .attributes("ignore_index reduction")
     .in_float32(),
@@ -122,4 +126,13 @@ fn cross_entropy_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn cross_entropy_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(Samples::new(c)?.weight(c, log_probabilities(c)))
+}
+
+/// A scalar, or with `reduction="none"` one loss for each label; behind it the logarithms of the probabilities.
+fn facts(c: &Known) -> Result<Vec<Fact>> {
+    let loss = match c.string("reduction") {
+        Some("none") => Fact { element: c.element(0), ..c.like(1) },
+        _ => tensor(c.element(0), Some(vec![])),
+    };
+    Ok(vec![loss, c.like(0)])
 }

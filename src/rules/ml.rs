@@ -3,52 +3,77 @@
 //! Rows of x are samples; a tensor of one dimension is one sample. Models hold their weights as attributes, and compute in
 //! the type of x scores that are float32. What the standard leaves open is as ONNX Runtime has it.
 
+pub mod facts;
+
 use super::Slot::*;
+use super::opaque;
 use super::{Call, Rule, Slot, rule};
 use crate::expr::Expr;
+use crate::graph::{Container, Fact};
+use crate::rules::facts::same;
 use anyhow::{Context, Result, bail, ensure};
 use std::f64::consts::PI;
 
+const TEXT: &[Slot] = &[Stop("text, tokens or bytes")];
+const MAPS: &[Slot] = &[Stop("maps carry no gradient")];
+const STEPS: &[Slot] = &[Stop("piecewise constant")];
+
 /// The rows.
 pub const RULES: &[Rule] = &[
-    classical("FeatureVectorizer", "dx = its columns of dy", &[TryEach(vectorized)]).attributes("inputdimensions"),
-    classical("Imputer", "dx = dy [x is not replaced]", &[Formula(impute)])
+    classical("FeatureVectorizer", "dx = its columns of dy", &[TryEach(vectorized)]).facts(facts::vectorize).attributes("inputdimensions"),
+    classical("Imputer", "dx = dy [x is not replaced]", &[Formula(impute)]).facts(same)
         .attributes("imputed_value_floats imputed_value_int64s replaced_value_float replaced_value_int64"),
     classical(
         "LinearClassifier",
         "dx = ds W, ds the gradient of the scores before the post_transform",
         &[Try(linear_classifier)],
-    )
+    ).facts(|c| facts::classifier(c, facts::linear_scores(c)))
     .attributes("classlabels_ints classlabels_strings coefficients intercepts multi_class post_transform")
     .note(PAIRS),
     classical(
         "LinearRegressor",
         "dx = ds W, ds the gradient of the scores before the post_transform",
         &[Try(linear_regressor)],
-    )
+    ).facts(|c| Ok(vec![facts::batch(c, facts::size(c.int("targets", 1)))]))
     .attributes("coefficients intercepts post_transform targets")
     .note(ALONE),
-    classical("Normalizer", "the gradients of x / max x, x / Σ|x| or x / √Σx² of each row", &[Through(normalizer)])
+    classical("Normalizer", "the gradients of x / max x, x / Σ|x| or x / √Σx² of each row", &[Through(normalizer)]).facts(facts::float)
         .attributes("norm")
         .note("a row whose divisor is 0 stays as it is; equals share the maximum"),
     classical(
         "SVMClassifier",
         "dx = the gradients of Σ αᵢ k(x, sᵢ) of each pair of classes from ds, that of the scores before the post_transform",
         &[Try(svm_classifier)],
-    )
+    ).facts(|c| facts::classifier(c, facts::vector_scores(c)))
     .attributes(
         "classlabels_ints classlabels_strings coefficients kernel_params kernel_type post_transform prob_a prob_b rho \
          support_vectors vectors_per_class",
     )
     .note("without probabilities (prob_a), which an iteration estimates; two classes have the scores -s and s or 1 - s and s"),
-    classical("SVMRegressor", "the gradients of Σ αᵢ k(x, sᵢ)", &[Try(svm_regressor)])
+    classical("SVMRegressor", "the gradients of Σ αᵢ k(x, sᵢ)", &[Try(svm_regressor)]).facts(|c| Ok(vec![facts::batch(c, Some(1.into()))]))
         .attributes("coefficients kernel_params kernel_type n_supports one_class post_transform rho support_vectors")
         .note("without post_transform; zero where one_class asks for the sign alone"),
-    classical("Scaler", "dx = dy scale", &[Try(scaler)]).attributes("offset scale"),
+    classical("Scaler", "dx = dy scale", &[Try(scaler)]).facts(facts::float).attributes("offset scale"),
+    // Trees, thresholds and categories.
+    without("Binarizer", STEPS).facts(same),
+    without("CastMap", MAPS).facts(facts::cast_map),
+    without("CategoryMapper", TEXT).facts(|c| Ok(vec![Fact { element: facts::renamed(c), ..c.like(0) }])),
+    without("DictVectorizer", MAPS).facts(facts::dict_vectorizer),
+    without("LabelEncoder", STEPS).facts(|c| Ok(vec![Fact { element: facts::encoded(c), ..c.like(0) }])),
+    without("OneHotEncoder", STEPS).facts(facts::one_hot),
+    without("TreeEnsemble", STEPS).facts(|c| Ok(vec![Fact { element: c.element(0), ..facts::batch(c, facts::targets(c)) }])),
+    without("TreeEnsembleClassifier", STEPS).facts(|c| facts::classifier(c, Some(facts::labels(c)).filter(|&n| n > 1))),
+    without("TreeEnsembleRegressor", STEPS).facts(|c| Ok(vec![facts::batch(c, facts::targets(c))])),
+    without("ZipMap", MAPS).facts(|_| Ok(vec![Fact { container: Container::Other, ..Fact::default() }])),
 ];
 
 const PAIRS: &str = "one score of two classes is written as 1 - s and s, with LOGISTIC as σ(-s) and σ(s)";
 const ALONE: &str = "one target alone has no post_transform but PROBIT";
+
+/// As [`classical`], for one through which no gradient passes.
+const fn without(op: &'static str, slots: &'static [Slot]) -> Rule {
+    opaque(op, slots).domain("ai.onnx.ml")
+}
 
 const fn classical(op: &'static str, formula: &'static str, slots: &'static [Slot]) -> Rule {
     rule(op, formula, slots).domain("ai.onnx.ml").in_float32()

@@ -11,6 +11,7 @@ mod control;
 mod convolution;
 mod dropout;
 mod elementwise;
+pub mod facts;
 mod indexing;
 mod iteration;
 mod linear;
@@ -32,6 +33,8 @@ mod sequence;
 mod shape;
 mod signal;
 mod softmax;
+mod source;
+mod text;
 mod window;
 
 pub use call::{Call, Differentiate, Replay};
@@ -40,6 +43,7 @@ use crate::expr::Expr;
 use crate::graph::{self, Loaded, Operators, ValueId};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
+use facts::Facts;
 use properties::{Index, Moves, Random};
 use rustc_hash::FxHashMap;
 use std::sync::LazyLock;
@@ -128,6 +132,8 @@ pub struct Rule {
     pub integers: Integers,
     /// Whether the formula computes half precision in float32.
     pub in_float32: bool,
+    /// Where the facts of its outputs come from.
+    pub facts: Facts,
     /// How the elements of its first output follow from those of an input.
     pub moves: Moves,
     /// Whether it draws random numbers.
@@ -177,8 +183,14 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         types: &[],
         single: (&[], &[]),
         shapes_only: false,
+        facts: Facts::BySlots(None),
         note: "",
     }
+}
+
+/// A row for an operator through which no gradient passes by nature, for the reason that its slots give.
+pub const fn opaque(op: &'static str, slots: &'static [Slot]) -> Rule {
+    rule(op, "none", slots)
 }
 
 impl Rule {
@@ -279,6 +291,8 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         shape::RULES,
         signal::RULES,
         softmax::RULES,
+        source::RULES,
+        text::RULES,
     ];
     FAMILIES.iter().copied().flatten()
 }
@@ -311,5 +325,7 @@ pub fn load(model: &ModelProto) -> Result<Loaded> {
 }
 
 /// What a graph asks the table.
-pub const OPERATORS: Operators =
-    Operators { keeps_all: |domain, op, version| find(domain, op, version).is_some_and(Rule::keeps_all) };
+pub const OPERATORS: Operators = Operators {
+    facts: facts::infer,
+    keeps_all: |domain, op, version| find(domain, op, version).is_some_and(Rule::keeps_all),
+};

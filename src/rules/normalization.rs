@@ -3,6 +3,8 @@
 //! With n elements in a set, m their mean, r = 1 / √(variance + ε) and x̂ = (x - m) r, the gradient d of x̂ gives
 //! dx = r (d - mean d - x̂ mean(d x̂)). Half-precision tensors are normalized in float32, as the operators themselves do.
 
+mod facts;
+
 use super::Slot::*;
 use super::elementwise::swish_slope;
 use super::properties::Axis::At;
@@ -11,6 +13,7 @@ use super::properties::read;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
+use crate::rules::facts::same;
 use anyhow::{Result, bail, ensure};
 
 const STASHED: &[(&str, Option<ElementType>)] = &[("stash_type", Some(ElementType::Float))];
@@ -21,19 +24,19 @@ pub const RULES: &[Rule] = &[
         "LayerNormalization",
         "with d = dy scale: dx = r (d - mean d - x̂ mean(d x̂)) + (dm - dr r² x̂) / n, dscale = Σ dy x̂, db = Σ dy",
         &[Try(layer_x), Try(layer_scale), Formula(layer_bias)],
-    )
+    ).facts(facts::layer)
     .attributes("axis epsilon stash_type")
     .types(STASHED)
     .weights(&[1, 2]),
-    rule("RMSNormalization", RMS, &[Try(rms_x), Try(rms_scale)])
+    rule("RMSNormalization", RMS, &[Try(rms_x), Try(rms_scale)]).facts(facts::rms)
         .attributes("axis epsilon stash_type")
         .types(STASHED)
         .weights(&[1]),
-    rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)])
+    rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)]).facts(facts::simplified)
         .attributes("axis epsilon stash_type")
         .types(STASHED)
         .weights(&[1]),
-    rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)])
+    rule("SimplifiedLayerNormalization", RMS, &[Try(simplified_x), Try(simplified_scale)]).facts(facts::simplified)
         .attributes("axis epsilon stash_type")
         .types(STASHED)
         .weights(&[1])
@@ -42,7 +45,7 @@ pub const RULES: &[Rule] = &[
         "SkipLayerNormalization",
         "LayerNormalization of x + skip + bias, which all three get the gradient of",
         &[TryEach(|c, i| skip(c, i, Some(3), 4))],
-    )
+    ).facts(facts::skip_layer)
     .weights(&[2, 3, 4])
     .attributes("epsilon")
     .domain("com.microsoft"),
@@ -50,7 +53,7 @@ pub const RULES: &[Rule] = &[
         "SkipSimplifiedLayerNormalization",
         "RMSNormalization of x + skip + bias, which all three get the gradient of",
         &[TryEach(|c, i| skip(c, i, None, 3))],
-    )
+    ).facts(facts::skip_layer)
     .weights(&[2, 3])
     .attributes("epsilon")
     .domain("com.microsoft"),
@@ -68,49 +71,49 @@ pub const RULES: &[Rule] = &[
             Stop("a mask"),
             Stop("indices"),
         ],
-    )
+    ).facts(facts::embed_layer)
     .weights(&[2, 3, 4, 5, 6])
     .layer()
     .indices(&[read(0, Along(2, At(0))), read(1, Along(4, At(0))), read(8, Along(3, At(0)))])
     .attributes("epsilon mask_index_type")
     .domain("com.microsoft"),
-    rule("GroupNormalization", GROUP, &[Try(group_x_by_groups), TryEach(group_parameter_by_groups)])
+    rule("GroupNormalization", GROUP, &[Try(group_x_by_groups), TryEach(group_parameter_by_groups)]).facts(same)
         .attributes("epsilon num_groups")
         .weights(&[1, 2])
         .until(20)
         .note("scale and bias are one a group"),
-    rule("GroupNormalization", GROUP, &[Try(group_x), TryEach(group_parameter)])
+    rule("GroupNormalization", GROUP, &[Try(group_x), TryEach(group_parameter)]).facts(same)
         .attributes("epsilon num_groups stash_type")
         .types(STASHED)
         .weights(&[1, 2])
         .since(21),
-    rule("GroupNorm", GROUP_ACTIVATED, &[TryEach(group_norm)])
+    rule("GroupNorm", GROUP_ACTIVATED, &[TryEach(group_norm)]).facts(same)
         .weights(&[1, 2])
         .attributes("activation channels_last epsilon groups")
         .domain("com.microsoft"),
-    rule("SkipGroupNorm", GROUP_ACTIVATED, &[TryEach(group_norm)])
+    rule("SkipGroupNorm", GROUP_ACTIVATED, &[TryEach(group_norm)]).facts(|c| Ok(vec![c.like(0), c.like(0)]))
         .weights(&[1, 2, 4])
         .attributes("activation channels_last epsilon groups")
         .domain("com.microsoft")
         .note("of x + skip + bias, which all three get the gradient of"),
-    rule("InstanceNormalization", GROUP, &[Try(instance_x), TryEach(instance_parameter)])
+    rule("InstanceNormalization", GROUP, &[Try(instance_x), TryEach(instance_parameter)]).facts(same)
         .attributes("epsilon")
         .weights(&[1, 2]),
-    rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)])
+    rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)]).facts(same)
         .attributes("axis p")
         .note("0 where all elements are 0"),
     rule(
         "MeanVarianceNormalization",
         "with s the standard deviation: dx = (dy - mean dy - (x - m) / s mean(dy y)) / (s + ε)",
         &[Try(mean_variance)],
-    )
+    ).facts(same)
     .attributes("axes"),
-    rule("BatchNormalization", BATCH, &[TryEach(batch)])
+    rule("BatchNormalization", BATCH, &[TryEach(batch)]).facts(facts::batch)
         .attributes("epsilon momentum spatial")
         .weights(&[1, 2])
         .since(7)
         .until(13),
-    rule("BatchNormalization", BATCH, &[TryEach(batch)])
+    rule("BatchNormalization", BATCH, &[TryEach(batch)]).facts(facts::batch)
         .attributes("epsilon momentum training_mode")
         .weights(&[1, 2])
         .since(14),

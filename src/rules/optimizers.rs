@@ -6,23 +6,25 @@
 use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::Fact;
+use crate::graph::facts::Known;
 use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    step("Adagrad", "the gradients of x - r g' / (√h' + ε) and h' = h + g'², where g' = g + λx", &[Through(adagrad)])
+    step("Adagrad", "the gradients of x - r g' / (√h' + ε) and h' = h + g'², where g' = g + λx", &[Through(adagrad)]).facts(|c| stepped(c, 1))
         .attributes("decay_factor epsilon norm_coefficient"),
     step(
         "Adam",
         "the gradients of (1 - λ') (x - r v' / (√h' + ε)), v' = αv + (1 - α)g' and h' = βh + (1 - β)g'², where g' = g + λx",
         &[Through(adam)],
-    )
+    ).facts(|c| stepped(c, 2))
     .attributes("alpha beta epsilon norm_coefficient norm_coefficient_post"),
     step(
         "Momentum",
         "the gradients of x - r v' (x - r (g' + αv') in mode nesterov) and v' = αv + βg', where g' = g + λx",
         &[Through(momentum)],
-    )
+    ).facts(|c| stepped(c, 1))
     .attributes("alpha beta mode norm_coefficient"),
 ];
 
@@ -96,4 +98,11 @@ fn momentum<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         let direction = if mode == "nesterov" { g + alpha * v } else { v };
         (x - r.cast_like(x) * direction, [v])
     })
+}
+
+/// Behind the rate and the number of the step stand tensors, their gradients and their states: new tensors and states are
+/// like the old ones.
+fn stepped(c: &Known, states: usize) -> Result<Vec<Fact>> {
+    let count = c.inputs.len().saturating_sub(2) / (states + 2);
+    Ok((2..2 + count).chain(2 + 2 * count..2 + (states + 2) * count).map(|i| c.like(i)).collect())
 }

@@ -2,10 +2,12 @@
 
 use super::Slot::*;
 use super::properties::{Counts, written};
+use super::window::facts;
 use super::window::{Window, lowest};
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, Pool};
 use crate::onnx::ElementType;
+use crate::rules::facts::same;
 use anyhow::{Result, ensure};
 
 /// The rows.
@@ -13,14 +15,17 @@ pub const RULES: &[Rule] = &[
     AVERAGE.until(18),
     Rule { slots: &[Try(|c| average(c, true))], ..AVERAGE }.since(19),
     rule("LpPool", "dx = x |x|ᵖ⁻² Σ dy y¹⁻ᵖ over the windows of x", &[Try(lp)])
+        .facts(facts::pool)
         .attributes("auto_pad ceil_mode dilations kernel_shape p pads strides")
         .in_float32()
         .note("0 where y is 0"),
     rule("GlobalLpPool", "dx = x |x|ᵖ⁻² dy y¹⁻ᵖ", &[Try(global_lp)])
+        .facts(facts::global)
         .attributes("p")
         .in_float32()
         .note("0 where y is 0"),
     rule("MaxUnpool", "dx = dy at the indices", &[Try(max_unpool), Stop("indices"), Stop("a shape")])
+        .facts(facts::max_unpool)
         .indices(&[written(1, Counts::Flat)])
         .attributes("kernel_shape pads strides"),
     rule(
@@ -28,12 +33,15 @@ pub const RULES: &[Rule] = &[
         "dx = dy s⁻ᵝ - 2 α β / size x Σ dy x s⁻ᵝ⁻¹ over the channels around, s = bias + α / size Σ x²",
         &[Try(local_response)],
     )
+    .facts(same)
     .attributes("alpha beta bias size")
     .in_float32(),
-    rule("GlobalAveragePool", "dx = dy / count", &[Try(global_average)]).in_float32(),
+    rule("GlobalAveragePool", "dx = dy / count", &[Try(global_average)]).facts(facts::global).in_float32(),
     rule("GlobalMaxPool", "dx = dy where x is the largest", &[Formula(global_max)])
+        .facts(facts::global)
         .note("the first of equals gets all"),
     rule("MaxPool", "dx = dy where x is the largest of its window", &[Try(max)])
+        .facts(facts::pool)
         .moves_integers()
         .attributes("auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
         .note("the first of equals gets all"),
@@ -41,6 +49,7 @@ pub const RULES: &[Rule] = &[
 
 const AVERAGE: Rule =
     rule("AveragePool", "dx = dy / count, in every place of each window", &[Try(|c| average(c, false))])
+        .facts(facts::pool)
         .attributes("auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
         .note("of a window larger than all of x, only what it meets counts, as runtimes have it");
 

@@ -4,8 +4,11 @@
 //! request counts rounding as the identity, the integers stand for the numbers that they are rounded from, and the formulas
 //! below, which do not round, are what is differentiated.
 
+mod facts;
+
 use super::Slot::*;
 use super::{Call, Rule, Slot, rule};
+use super::{linear, window};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
@@ -25,6 +28,7 @@ pub const RULES: &[Rule] = &[
         "dx = dy / y_scale, and that of y_scale = (max(x, 0) - min(x, 0)) / 255",
         &[Through(dynamic)],
     )
+    .facts(facts::dynamic)
     .conventional()
     .single(&[0], &[1])
     .rounds(),
@@ -42,6 +46,7 @@ pub const RULES: &[Rule] = &[
             INTEGERS,
         ],
     )
+    .facts(|c| linear::facts::matmul(c, 0, 3, c.element(7)))
     .conventional()
     .single(&[1, 4, 6], &[])
     .in_float32()
@@ -51,6 +56,7 @@ pub const RULES: &[Rule] = &[
         "those of the convolution of x and w, dequantized, and quantized again",
         &[Through(conv), Through(conv), INTEGERS, Through(conv), Through(conv), INTEGERS, Through(conv), INTEGERS],
     )
+    .facts(|c| window::facts::convolution(c, 0, 3, c.element(7)))
     .attributes(CONV)
     .conventional()
     .single(&[1, 4, 6], &[])
@@ -61,12 +67,14 @@ pub const RULES: &[Rule] = &[
         "those of (A - its zero point) (B - its zero point)",
         &[Through(matmul_integer), Through(matmul_integer), INTEGERS],
     )
+    .facts(|c| linear::facts::matmul(c, 0, 1, Some(ElementType::Int32)))
     .rounds(),
     rule(
         "ConvInteger",
         "those of the convolution of x and w, less their zero points",
         &[Through(conv_integer), Through(conv_integer), INTEGERS],
     )
+    .facts(|c| window::facts::convolution(c, 0, 1, Some(ElementType::Int32)))
     .attributes(CONV)
     .rounds(),
 ];
@@ -76,7 +84,7 @@ const QUANTIZE: Rule = rule(
     "dx = dy / scale where x / scale + zero_point lies within the range of the integers, ends included, else 0; dscale = \
      -Σ dx x / scale, over each axis slice or block that shares a scale",
     &[Through(quantize), Through(quantize), INTEGERS],
-)
+).facts(facts::quantize)
 .attributes("axis block_size output_dtype precision saturate")
 .conventional()
 .single(&[0, 1], &[])
@@ -88,6 +96,7 @@ const DEQUANTIZE: Rule = rule(
     "dx = dy scale; dscale = Σ dy (x - zero_point), over each axis slice or block that shares a scale",
     &[Through(dequantize), Through(dequantize), INTEGERS],
 )
+.facts(facts::dequantize)
 .attributes("axis block_size output_dtype")
 .in_float32()
 .moves_integers();

@@ -2,9 +2,13 @@
 //!
 //! Each is the operator on the numbers that the integers stand for, quantized again; see [`super::quantization`].
 
+mod facts;
+
 use super::Slot::*;
+use super::facts::same;
 use super::quantization::{INTEGERS, MICROSOFT, Steps, along, columns, laid, rows};
 use super::{Call, Rule, rule};
+use super::{linear, window};
 use crate::expr::{Expr, normalize_axis};
 use anyhow::{Result, ensure};
 
@@ -39,32 +43,40 @@ macro_rules! unary {
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    binary!("QLinearAdd", "those of a + b, dequantized, and quantized again", |c| pairwise(c, |a, b| a + b)),
-    binary!("QLinearMul", "those of a b, dequantized, and quantized again", |c| pairwise(c, |a, b| a * b)),
+    binary!("QLinearAdd", "those of a + b, dequantized, and quantized again", |c| pairwise(c, |a, b| a + b))
+        .facts(|c| facts::broadcast_of(c, &[0, 3])),
+    binary!("QLinearMul", "those of a b, dequantized, and quantized again", |c| pairwise(c, |a, b| a * b))
+        .facts(|c| facts::broadcast_of(c, &[0, 3])),
     unary!("QLinearAveragePool", "those of AveragePool, dequantized, and quantized again", average)
+        .facts(|c| if c.flag("channels_last") { facts::unknown(c) } else { window::facts::pool(c) })
         .attributes("auto_pad ceil_mode channels_last count_include_pad kernel_shape pads strides"),
     unary!(
         "QLinearGlobalAveragePool",
         "those of the mean of each channel, dequantized, and quantized again",
         global_average
     )
+    .facts(|c| if c.flag("channels_last") { facts::unknown(c) } else { window::facts::global(c) })
     .attributes("channels_last"),
     unary!("QLinearLeakyRelu", "those of LeakyRelu, dequantized, and quantized again", |c| {
         let alpha = c.float("alpha", 0.01);
         elementwise(c, |x| Ok(x.above(0.0).select(x, x * alpha)))
     })
+    .facts(same)
     .attributes("alpha"),
     unary!("QLinearSigmoid", "those of the sigmoid, dequantized, and quantized again", |c| {
         elementwise(c, |x| Ok(x.sigmoid()))
-    }),
+    })
+    .facts(same),
     unary!("QLinearSoftmax", "those of the softmax, dequantized, and quantized again", |c| {
         elementwise(c, |x| softmax(c, x))
     })
+    .facts(same)
     .attributes("axis opset"),
     Rule {
         slots: &[Through(concat)],
         ..contributed("QLinearConcat", "those of the joined numbers, dequantized, and quantized again")
     }
+    .facts(facts::joined)
     .attributes("axis"),
     Rule {
         slots: &[
@@ -79,7 +91,8 @@ pub const RULES: &[Rule] = &[
             INTEGERS,
         ],
         ..contributed("QLinearWhere", "those of the chosen numbers, dequantized, and quantized again")
-    },
+    }
+    .facts(facts::choose),
     Rule {
         slots: &[
             Through(gemm),
@@ -94,6 +107,7 @@ pub const RULES: &[Rule] = &[
         ],
         ..contributed("QGemm", "those of α A B + C, dequantized, and quantized again where the result is")
     }
+    .facts(facts::gemm)
     .attributes("alpha transA transB"),
     Rule {
         slots: &[
@@ -107,6 +121,7 @@ pub const RULES: &[Rule] = &[
         ],
         ..rule("MatMulIntegerToFloat", "those of A B + bias, dequantized", &[])
     }
+    .facts(|c| linear::facts::matmul(c, 0, 1, c.element(2)))
     .domain(MICROSOFT)
     .moves_integers()
     .weights(&[6])
@@ -121,6 +136,7 @@ pub const RULES: &[Rule] = &[
         ],
         ..rule("DynamicQuantizeMatMul", "those of A B + bias, B dequantized", &[])
     }
+    .facts(|c| linear::facts::matmul(c, 0, 1, c.element(0)))
     .domain(MICROSOFT)
     .moves_integers()
     .weights(&[4])

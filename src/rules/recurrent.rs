@@ -6,6 +6,8 @@ use super::properties::{Axis, Index, read};
 use super::quantization::{INTEGERS, MICROSOFT, Steps};
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::facts::{Known, at, tensor};
+use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -18,6 +20,7 @@ const STEPS: &[Index] = &[read(4, Length(0, Axis::Named("layout", 0)))];
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("RNN", "through Hₜ = f(Xₜ Wᵀ + Hₜ₋₁ Rᵀ + b)", &[Through(|c| recurrent(c, RNN))])
+        .facts(facts)
         .attributes(ATTRIBUTES)
         .weights(&[1, 2, 3])
         .indices(STEPS)
@@ -27,6 +30,7 @@ pub const RULES: &[Rule] = &[
         "through Hₜ = (1 - z) h + z Hₜ₋₁ with gates z, r and h of Xₜ and Hₜ₋₁",
         &[Through(|c| recurrent(c, GRU))],
     )
+    .facts(facts)
     .attributes(ATTRIBUTES)
     .weights(&[1, 2, 3])
     .indices(STEPS)
@@ -36,6 +40,7 @@ pub const RULES: &[Rule] = &[
         "through Cₜ = f Cₜ₋₁ + i c, Hₜ = o h(Cₜ) with gates i, o, f and c of Xₜ and Hₜ₋₁",
         &[Through(|c| recurrent(c, LSTM))],
     )
+    .facts(facts)
     .attributes(ATTRIBUTES)
     .weights(&[1, 2, 3, 7])
     .indices(STEPS)
@@ -58,6 +63,7 @@ pub const RULES: &[Rule] = &[
             INTEGERS,
         ],
     )
+    .facts(dynamic_lstm)
     .domain(MICROSOFT)
     .attributes(ATTRIBUTES)
     .moves_integers()
@@ -321,4 +327,27 @@ fn activations(c: &Call<'_>, defaults: &[&str], directions: usize) -> Result<Vec
     };
     let all: Vec<Activation> = names.into_iter().map(activation).collect::<Result<_>>()?;
     Ok(all.chunks(defaults.len()).map(<[Activation]>::to_vec).collect())
+}
+
+/// `Y`, `Y_h` and, for LSTM, `Y_c`; with `layout=1` (opset 14) the batch comes first.
+fn facts(c: &Known) -> Result<Vec<Fact>> {
+    let element = c.element(0).or(c.element(1));
+    let directions = Dim::Known(if c.string("direction") == Some("bidirectional") { 2 } else { 1 });
+    let hidden = match c.int("hidden_size", 0) {
+        0 => at(c, c.shape(2), 2),
+        size => size.into(),
+    };
+    let (first, second) = (at(c, c.shape(0), 0), at(c, c.shape(0), 1));
+    let (all, last) = match c.flag("layout") {
+        false => (vec![first, directions, second, hidden], vec![directions, second, hidden]),
+        true => (vec![first, second, directions, hidden], vec![first, directions, hidden]),
+    };
+    let last = tensor(element, Some(last));
+    Ok(vec![tensor(element, Some(all)), last.clone(), last])
+}
+
+/// As those of an LSTM, whose weights have the other order: `[directions, size, 4 hidden]`.
+fn dynamic_lstm(c: &Known) -> Result<Vec<Fact>> {
+    let turned = c.shape(2).and_then(|s| Some(Fact::tensor(None, Some([*s.first()?, *s.get(2)?, *s.get(1)?].into()))));
+    facts(&Known { op: c.op, inputs: &[c.input(0), None, turned.as_ref()] })
 }

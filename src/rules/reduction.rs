@@ -1,12 +1,16 @@
 //! Operators that reduce along axes, that accumulate along one, and that order elements.
 
+pub mod facts;
+
 use super::Slot::*;
 use super::properties::Axis::Named;
 use super::properties::Counts::{AxisOf, Length};
 use super::properties::{Index, Moves, read};
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::facts::value;
 use crate::onnx::ElementType;
+use crate::rules::facts::same;
 use anyhow::Result;
 
 const AXES: &str = "axes keepdims noop_with_empty_axes";
@@ -14,41 +18,64 @@ const AXIS: &[Index] = &[read(1, AxisOf(0))];
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("ReduceSum", "dx = dy, copied along the axes", &[Try(sum), Stop("axes")]).attributes(AXES).indices(AXIS),
+    rule("ReduceSum", "dx = dy, copied along the axes", &[Try(sum), Stop("axes")])
+        .facts(|c| facts::reduce(c, Some(facts::sum)))
+        .attributes(AXES)
+        .indices(AXIS),
     rule("ReduceMean", "dx = dy / n, copied along the axes", &[Try(mean), Stop("axes")])
+        .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
         .indices(AXIS)
         .in_float32(),
     rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
+        .facts(|c| facts::reduce(c, Some(value::max)))
         .attributes(AXES)
         .indices(AXIS)
         .note("ties share equally")
         .moves_integers(),
     rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
+        .facts(|c| facts::reduce(c, Some(value::min)))
         .attributes(AXES)
         .indices(AXIS)
         .note("ties share equally")
         .moves_integers(),
     rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Try(product), Stop("axes")])
+        .facts(|c| facts::reduce(c, Some(facts::product)))
         .attributes(AXES)
         .indices(AXIS)
         .note("exact with zeros"),
-    rule("ReduceSumSquare", "dx = 2 dy x", &[Try(sum_square), Stop("axes")]).attributes(AXES).indices(AXIS),
-    rule("ReduceL1", "dx = dy sign x", &[Try(l1), Stop("axes")]).attributes(AXES).indices(AXIS),
+    rule("ReduceSumSquare", "dx = 2 dy x", &[Try(sum_square), Stop("axes")])
+        .facts(|c| facts::reduce(c, None))
+        .attributes(AXES)
+        .indices(AXIS),
+    rule("ReduceL1", "dx = dy sign x", &[Try(l1), Stop("axes")])
+        .facts(|c| facts::reduce(c, None))
+        .attributes(AXES)
+        .indices(AXIS),
     rule("ReduceL2", "dx = dy x / y", &[Try(l2), Stop("axes")])
+        .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
         .indices(AXIS)
         .note("0 where the norm is 0"),
-    rule("ReduceLogSum", "dx = dy e⁻ʸ", &[Try(log_sum), Stop("axes")]).attributes(AXES).indices(AXIS),
-    rule("ReduceLogSumExp", "dx = dy e^(x - y)", &[Try(log_sum_exp), Stop("axes")]).attributes(AXES).indices(AXIS),
+    rule("ReduceLogSum", "dx = dy e⁻ʸ", &[Try(log_sum), Stop("axes")])
+        .facts(|c| facts::reduce(c, None))
+        .attributes(AXES)
+        .indices(AXIS),
+    rule("ReduceLogSumExp", "dx = dy e^(x - y)", &[Try(log_sum_exp), Stop("axes")])
+        .facts(|c| facts::reduce(c, None))
+        .attributes(AXES)
+        .indices(AXIS),
     rule("CumSum", "dx = the sums of dy from the other end", &[Formula(cum_sum), Stop("axis")])
+        .facts(same)
         .indices(AXIS)
         .attributes("exclusive reverse"),
     rule("CumProd", "dxᵢ = Σₖ dyₖ Π xⱼ, j ≠ i, j ≤ k", &[Try(cum_prod), Stop("axis")])
+        .facts(same)
         .indices(AXIS)
         .attributes("exclusive reverse")
         .note("exact with zeros"),
     rule("TopK", "dx = dy in the places of the indices", &[Try(top_k), Stop("k")])
+        .facts(facts::top_k)
         .attributes("axis k largest sorted")
         .moves(Moves::Parts)
         .indices(&[read(1, Length(0, Named("axis", -1)))])

@@ -6,6 +6,9 @@ use super::properties::{Axis, Index, read};
 use super::window::lowest;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::Dim;
+use crate::graph::Fact;
+use crate::graph::facts::{Known, tensor};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -15,6 +18,7 @@ const IMAGES: &[Index] = &[read(2, Along(0, Axis::At(0)))];
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("MaxRoiPool", "dx = dy where x is the largest of its bin", &[Try(max_bins), Stop("coordinates")])
+        .facts(max_roi_pool)
         .attributes("pooled_shape spatial_scale")
         .note("equals share as in ReduceMax"),
     rule(
@@ -22,6 +26,7 @@ pub const RULES: &[Rule] = &[
         "dx = Ayᵀ dy Ax, the bilinear weights of each bin",
         &[Try(|c| align(c, false)), Stop("coordinates and indices")],
     )
+    .facts(roi_align)
     .indices(IMAGES)
     .until(15)
     .attributes("mode output_height output_width sampling_ratio spatial_scale")
@@ -31,6 +36,7 @@ pub const RULES: &[Rule] = &[
         "dx = Ayᵀ dy Ax, the bilinear weights of each bin",
         &[Try(|c| align(c, true)), Stop("coordinates and indices")],
     )
+    .facts(roi_align)
     .indices(IMAGES)
     .since(16)
     .attributes("coordinate_transformation_mode mode output_height output_width sampling_ratio spatial_scale")
@@ -153,4 +159,18 @@ fn align<'g>(c: &Call<'g>, has_mode: bool) -> Result<Expr<'g>> {
     let counted = down.counted.unsqueeze(&[1, 4, 5]).and(across.counted.unsqueeze(&[1, 2, 3]));
     let best = counted.select(best.reshape(c.builder().joined(&split)), x.like(lowest(x)?));
     through(c, best.maximum(&[3, 5]).squeeze(&[3, 5]))
+}
+
+fn roi_align(c: &Known) -> Result<Vec<Fact>> {
+    let pooled = [c.int("output_height", 1), c.int("output_width", 1)];
+    Ok(vec![tensor(c.element(0), Some(pooled_rois(c, &pooled)))])
+}
+
+fn max_roi_pool(c: &Known) -> Result<Vec<Fact>> {
+    Ok(vec![tensor(c.element(0), c.ints("pooled_shape").map(|pooled| pooled_rois(c, pooled)))])
+}
+
+fn pooled_rois(c: &Known, pooled: &[i64]) -> Vec<Dim> {
+    let of = |i: usize, axis: usize| c.shape(i).and_then(|s| s.get(axis).copied()).unwrap_or_else(|| c.dims().fresh());
+    [of(1, 0), of(0, 1)].into_iter().chain(pooled.iter().map(|&n| n.into())).collect()
 }

@@ -1,7 +1,10 @@
 //! Images at other sizes and places.
 
+mod facts;
+
 use super::Slot::*;
 use super::window::Window;
+use super::window::facts::convolution;
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, Resized};
 use crate::onnx::ElementType;
@@ -10,34 +13,35 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("Upsample", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")])
+    rule("Upsample", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")]).facts(facts::upsample)
         .attributes("mode scales")
         .moves_integers(),
-    rule("Resize", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")])
+    rule("Resize", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")]).facts(facts::resize)
         .until(10)
         .attributes("mode")
         .moves_integers(),
     rule("Resize", "dx = Mᵀ dy along each axis, M the operator applied to the unit matrix", &[
         Try(|c| resize(c, Some(1), Some(2), Some(3))),
         Stop("a region, scales, sizes"),
-    ])
+    ]).facts(facts::resize)
     .since(11)
     .attributes(
         "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value keep_aspect_ratio_policy mode \
          nearest_mode",
     )
     .moves_integers(),
-    rule("DeformConv", "through the product of the weights and the elements around each point", &[Through(deformed)])
+    rule("DeformConv", "through the product of the weights and the elements around each point", &[Through(deformed)]).facts(|c| convolution(c, 0, 1, c.element(0).or(c.element(1))))
         .attributes("dilations group kernel_shape offset_group pads strides")
         .weights(&[1, 3])
         .layer(),
-    rule("AffineGrid", "dθ = dyᵀ base", &[Try(affine_grid), Stop("a shape")]).attributes("align_corners"),
+    rule("AffineGrid", "dθ = dyᵀ base", &[Try(affine_grid), Stop("a shape")]).facts(facts::affine_grid).attributes("align_corners"),
     GRID_SAMPLE,
     GRID_SAMPLE.domain("com.microsoft"),
 ];
 
 const GRID_SAMPLE: Rule =
     rule("GridSample", "through the weighted sum of the elements around each point", &[Through(grid_sample)])
+        .facts(facts::grid_sample)
         .attributes("align_corners mode padding_mode");
 
 /// What the node does along one axis.

@@ -2,23 +2,29 @@
 //!
 //! The gradient of a sequence is a sequence of as many tensors, that of an optional is that of what it holds.
 
+mod facts;
+
 use super::Slot::*;
 use super::control::close;
 use super::properties::Counts::Item;
 use super::properties::read;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::facts::tensor;
 use crate::graph::{Container, Fact, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("SequenceConstruct", "dxᵢ = dy[i]", &[Each(|c, i| c.dy().sequence_at(c.builder().int(i as i64)))]),
+    rule("SequenceConstruct", "dxᵢ = dy[i]", &[Each(|c, i| c.dy().sequence_at(c.builder().int(i as i64)))])
+        .facts(facts::construct),
     rule("SequenceEmpty", "none", &[Stop("no inputs")])
+        .facts(facts::empty)
         .attributes("dtype")
         .types(&[("dtype", Some(ElementType::Float))]),
     rule("SequenceAt", "ds = zeros with dy in the place", &[Formula(at), Stop("position")])
+        .facts(facts::at)
         .indices(&[read(1, Item(0))]),
     rule(
         "SequenceInsert",
@@ -29,17 +35,23 @@ pub const RULES: &[Rule] = &[
             Stop("position"),
         ],
     )
+    .facts(facts::insert)
     .indices(&[read(2, Item(0))]),
     rule("SequenceErase", "ds = dy with zeros in the place", &[Formula(erase), Stop("position")])
+        .facts(facts::erase)
         .indices(&[read(1, Item(0))]),
-    rule("SequenceLength", "none", &[Stop("a size")]),
-    rule("ConcatFromSequence", "ds = dy, split", &[Try(concat)]).attributes("axis new_axis"),
-    rule("SplitToSequence", "dx = dy, joined", &[Try(split), Stop("sizes")]).attributes("axis keepdims"),
+    rule("SequenceLength", "none", &[Stop("a size")])
+        .facts(|_| Ok(vec![tensor(Some(ElementType::Int64), Some(vec![]))])),
+    rule("ConcatFromSequence", "ds = dy, split", &[Try(concat)]).facts(facts::concat).attributes("axis new_axis"),
+    rule("SplitToSequence", "dx = dy, joined", &[Try(split), Stop("sizes")])
+        .facts(facts::split)
+        .attributes("axis keepdims"),
     rule("SequenceMap", "the body's gradient, of each element; summed for tensors", &[Structure(map)])
+        .facts_of_bodies()
         .attributes("body"),
-    rule("Optional", "dx = dy", &[Formula(|c| c.dy())]).attributes("type"),
-    rule("OptionalGetElement", "dx = dy", &[Formula(|c| c.dy())]),
-    rule("OptionalHasElement", "none", &[Stop("a truth value")]),
+    rule("Optional", "dx = dy", &[Formula(|c| c.dy())]).facts(facts::optional).attributes("type"),
+    rule("OptionalGetElement", "dx = dy", &[Formula(|c| c.dy())]).facts(facts::get_element),
+    rule("OptionalHasElement", "none", &[Stop("a truth value")]).facts(facts::has_element),
 ];
 
 /// A position in a sequence of that length, counted from the front.

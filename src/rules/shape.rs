@@ -1,5 +1,9 @@
 //! Operators that move elements and leave their values.
 
+pub mod facts;
+mod padding;
+pub mod parts;
+
 use super::Slot::*;
 use super::properties::Axis::*;
 use super::properties::Counts::*;
@@ -9,56 +13,78 @@ use super::{Call, Rule, rule};
 use crate::expr::{Expr, normalize_axis};
 use crate::graph::ValueId;
 use crate::onnx::ElementType;
+use crate::rules::facts::same;
 use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Reshape", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x)), Stop("shape")])
+        .facts(facts::reshape)
         .moves(InOrder)
         .attributes("allowzero"),
     rule("Flatten", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x))])
+        .facts(facts::flatten)
         .moves(InOrder)
         .attributes("axis"),
     rule("Squeeze", "dx = dy in the shape of x", &[Try(squeeze), Stop("axes")])
+        .facts(facts::squeeze)
         .moves(InOrder)
         .indices(&[read(1, AxisOf(0))])
         .attributes("axes"),
     rule("Unsqueeze", "dx = dy in the shape of x", &[Try(unsqueeze), Stop("axes")])
+        .facts(facts::unsqueeze)
         .moves(InOrder)
         .indices(&[read(1, AxisOf(0))])
         .attributes("axes"),
-    rule("Transpose", "dx = dy, its axes put back", &[Try(transpose)]).moves(Transposed).attributes("perm"),
-    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[All(concat)]).moves(Joined(0)).attributes("axis"),
+    rule("Transpose", "dx = dy, its axes put back", &[Try(transpose)])
+        .facts(facts::transpose)
+        .moves(Transposed)
+        .attributes("perm"),
+    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[All(concat)])
+        .facts(parts::concat)
+        .moves(Joined(0))
+        .attributes("axis"),
     rule("Split", "dx = dy₀, dy₁, ... joined", &[Try(split), Stop("sizes")])
+        .facts(parts::split)
         .moves(Parts)
         .attributes("axis split num_outputs"),
     rule("Slice", "dx = dy in its place, zeros around", &[Try(slice), Stop("bounds")])
+        .facts(parts::slice)
         .moves(Parts)
         .indices(&[read(3, AxisOf(0))])
         .attributes("axes starts ends"),
-    rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")]).moves(Parts),
+    rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")])
+        .facts(facts::expand)
+        .moves(Parts),
     PAD,
     PAD.domain(MICROSOFT),
-    rule("Tile", "dx = dy, summed over the copies", &[Try(tile), Stop("repeats")]).moves(Parts),
+    rule("Tile", "dx = dy, summed over the copies", &[Try(tile), Stop("repeats")]).facts(facts::tile).moves(Parts),
     rule("DepthToSpace", "dx = dy, its squares as channels", &[Try(depth_to_space)])
+        .facts(|c| padding::blocks(c, true))
         .moves(Parts)
         .attributes("blocksize mode"),
     rule("SpaceToDepth", "dx = dy, its channels as squares", &[Try(space_to_depth)])
+        .facts(|c| padding::blocks(c, false))
         .moves(Parts)
         .attributes("blocksize mode"),
     TRILU,
     TRILU.domain(MICROSOFT),
     rule("Compress", "dx = dy in the chosen places", &[Try(compress), Stop("truth values")])
+        .facts(parts::compress)
         .moves(Parts)
         .attributes("axis"),
     rule("ReverseSequence", "dx = dy, put back", &[Formula(reverse_sequence), Stop("lengths")])
+        .facts(same)
         .moves(Parts)
         .indices(&[read(1, Length(0, Named("time_axis", 0)))])
         .attributes("batch_axis time_axis"),
     rule("CenterCropPad", "dx = dy, cropped where x was padded", &[Formula(center_crop_pad), Stop("shape")])
+        .facts(padding::center_crop_pad)
         .moves(Parts)
         .attributes("axes"),
-    rule("Unique", "dx = dy in the place of the first of its kind", &[Try(unique)]).attributes("axis sorted"),
+    rule("Unique", "dx = dy in the place of the first of its kind", &[Try(unique)])
+        .facts(parts::unique)
+        .attributes("axis sorted"),
 ];
 
 const MICROSOFT: &str = "com.microsoft";
@@ -67,11 +93,14 @@ const PAD: Rule = rule(
     "dx = the part of dy in the place of x; dvalue = Σ dy around it",
     &[Try(pad), Stop("amounts"), Try(pad_value), Stop("axes")],
 )
+.facts(padding::pad)
 .moves(Parts)
 .indices(&[read(3, AxisOf(0))])
 .attributes("mode pads paddings value");
-const TRILU: Rule =
-    rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")]).moves(Parts).attributes("upper");
+const TRILU: Rule = rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")])
+    .facts(same)
+    .moves(Parts)
+    .attributes("upper");
 
 fn squeeze<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy) = (c.x(), c.dy());

@@ -4,6 +4,8 @@
 //! complex matrix, of which real and imaginary parts are elements, is the product with its conjugate transpose: n times the
 //! inverse transform for the transform, the transform over n for the inverse.
 
+mod facts;
+
 use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
@@ -11,9 +13,17 @@ use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("DFT", DFT, &[Try(|c| dft(c, 1)), Stop("a size")]).attributes("axis inverse onesided").until(19),
-    rule("DFT", DFT, &[Try(|c| dft(c, -2)), Stop("a size or an axis")]).attributes("inverse onesided").since(20),
-    rule("STFT", "y = DFT(the frames of x times the window)", &[Through(stft)]).attributes("onesided"),
+    rule("DFT", DFT, &[Try(|c| dft(c, 1)), Stop("a size")])
+        .facts(facts::dft)
+        .attributes("axis inverse onesided")
+        .until(19),
+    rule("DFT", DFT, &[Try(|c| dft(c, -2)), Stop("a size or an axis")])
+        .facts(facts::dft)
+        .attributes("inverse onesided")
+        .since(20),
+    rule("STFT", "y = DFT(the frames of x times the window)", &[Through(stft)])
+        .facts(facts::stft)
+        .attributes("onesided"),
 ];
 
 const DFT: &str = "dx = n DFT⁻¹(dy); of the inverse DFT(dy) / n";

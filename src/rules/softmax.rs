@@ -3,29 +3,34 @@
 use super::Slot::*;
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, normalize_axis};
+use crate::rules::facts::same;
 use anyhow::Result;
 
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &[c.axis(-1)?])))])
+        .facts(same)
         .attributes("axis")
         .in_float32()
         .since(13),
     rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &flattened(c)?)))])
+        .facts(same)
         .attributes("axis")
         .in_float32()
         .until(12)
         .note("the sum is over all axes from the given one on"),
     rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &[c.axis(-1)?])))])
+        .facts(same)
         .attributes("axis")
         .in_float32()
         .since(13),
     rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &flattened(c)?)))])
+        .facts(same)
         .attributes("axis")
         .in_float32()
         .until(12)
         .note("the sum is over all axes from the given one on"),
-    rule("Hardmax", "none", &[Stop("piecewise constant, as in TensorFlow")]).attributes("axis"),
+    rule("Hardmax", "none", &[Stop("piecewise constant, as in TensorFlow")]).facts(same).attributes("axis"),
 ];
 
 /// The axes that the operator flattens into one: from `axis` on, none where that is the rank.

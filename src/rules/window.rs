@@ -4,6 +4,8 @@
 //! window s further than the one before, the first one `begin` before the image. Sizes and pads are lists that fold to
 //! constants where they are known and are computed where not; kernel, strides and dilations are numbers.
 
+pub mod facts;
+
 use super::Call;
 use crate::expr::{ConvLike, Expr};
 use crate::onnx::ElementType;

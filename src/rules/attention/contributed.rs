@@ -1,5 +1,6 @@
 //! The attention operators of ONNX Runtime.
 
+use super::facts;
 use super::rotary::Turn;
 use super::{Scores, both, distances, join_heads, padded, scale_of, split_heads};
 use crate::expr::Expr;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("MultiHeadAttention", "the gradients of softmax(scale Q Kᵀ + bias) V", &[Through(multi_head)])
+        .facts(facts::multi_head_attention)
         .attributes("num_heads scale unidirectional mask_filter_value")
         .weights(&[3])
         .domain("com.microsoft")
@@ -22,6 +24,7 @@ pub const RULES: &[Rule] = &[
         "the gradients of softmax(scale Q Kᵀ + bias) V, with Q, K and V from one product of x",
         &[Through(projected)],
     )
+    .facts(facts::projected_attention)
     .weights(&[1, 2])
     .layer()
     .attributes("num_heads scale unidirectional mask_filter_value qkv_hidden_sizes")
@@ -32,6 +35,7 @@ pub const RULES: &[Rule] = &[
         "the gradients of softmax(scale Q Kᵀ, capped, masked) V, with Q and K turned where do_rotary is set",
         &[Through(group_query)],
     )
+    .facts(facts::group_query_attention)
     .attributes(
         "causal do_rotary k_quant_type kv_num_heads local_window_size num_heads qk_output rotary_interleaved scale \
          smooth_softmax softcap v_quant_type",

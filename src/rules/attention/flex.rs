@@ -1,5 +1,6 @@
 //! Attention whose scores and probabilities bodies change.
 
+use super::facts;
 use super::{by_heads, scale_of};
 use crate::expr::Expr;
 use crate::onnx::ElementType;
@@ -14,6 +15,7 @@ pub const RULES: &[Rule] = &[rule(
     "the gradients of prob_mod(softmax(score_mod(scale Q Kᵀ))) V, and of what the bodies capture",
     &[Through(flex_attention)],
 )
+.facts(facts::flex_attention)
 .attributes("prob_mod scale score_mod softmax_precision")
 .types(&[("softmax_precision", None)])
 .domain("ai.onnx.preview")];

@@ -1,5 +1,6 @@
 //! Attention without Softmax: a state that is carried along.
 
+use super::facts;
 use crate::expr::{Along, Expr};
 use crate::graph::Fact;
 use crate::rules::Slot::*;
@@ -11,6 +12,7 @@ pub const RULES: &[Rule] = &[LINEAR, LINEAR.domain("com.microsoft")];
 
 const LINEAR: Rule =
     rule("LinearAttention", "the gradients of the recurrence, as a Scan", &[Through(linear_attention)])
+        .facts(facts::linear_attention)
         .attributes("chunk_size kv_num_heads q_num_heads scale update_rule")
         .in_float32();
 

@@ -8,6 +8,8 @@ pub mod flex;
 pub mod linear;
 pub mod rotary;
 
+mod facts;
+
 use super::Slot::*;
 use super::properties::Counts::Length;
 use super::properties::{Axis, read};
@@ -19,6 +21,7 @@ use anyhow::{Result, bail, ensure};
 /// The rows.
 pub const RULES: &[Rule] =
     &[rule("Attention", "the gradients of softmax(scale Q Kᵀ, capped, masked) V", &[Through(attention)])
+        .facts(facts::attention)
         .attributes(
             "is_causal kv_num_heads q_num_heads qk_matmul_output_mode scale softcap softmax_precision left_window_size \
              right_window_size",

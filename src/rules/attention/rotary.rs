@@ -2,6 +2,7 @@
 
 use crate::expr::Expr;
 use crate::rules::Slot::*;
+use crate::rules::facts::same;
 use crate::rules::properties::Counts::Along;
 use crate::rules::properties::{Axis, read};
 use crate::rules::{Call, Rule, rule};
@@ -19,6 +20,7 @@ pub const RULES: &[Rule] = &[
             Stop("positions"),
         ],
     )
+    .facts(same)
     .attributes("interleaved num_heads rotary_embedding_dim")
     .indices(&[read(3, Along(1, Axis::At(0)))]),
     rule(
@@ -31,6 +33,7 @@ pub const RULES: &[Rule] = &[
             Try(|c| Rotary::new(c, [2, 3, 1])?.dcache(c, 3)),
         ],
     )
+    .facts(same)
     .attributes("interleaved is_packed_batching num_heads rotary_embedding_dim scale")
     .indices(&[read(1, Along(2, Axis::At(0)))])
     .domain("com.microsoft"),

@@ -1,35 +1,18 @@
-//! Operators that reduce axes of a tensor, and those that run along one.
+//! Facts of operators that reduce axes of a tensor.
 
-use super::context::{Context, Parameter, Row, mask, tensor};
-use super::elementwise::same;
-use super::value::{self, Calculator, Function};
+use crate::graph::facts::value::{self, Calculator, Function};
+use crate::graph::facts::with_axis;
+use crate::graph::facts::{Known, Parameter, mask, tensor};
 use crate::graph::{Dim, Fact, Scalar, Value};
 use crate::onnx::ElementType;
 use anyhow::Result;
 
-pub const ROWS: &[Row] = &[
-    ("ArgMax", arg),
-    ("ArgMin", arg),
-    ("CumProd", same),
-    ("CumSum", same),
-    ("ReduceL1", |c| reduce(c, None)),
-    ("ReduceL2", |c| reduce(c, None)),
-    ("ReduceLogSum", |c| reduce(c, None)),
-    ("ReduceLogSumExp", |c| reduce(c, None)),
-    ("ReduceMax", |c| reduce(c, Some(value::max))),
-    ("ReduceMean", |c| reduce(c, None)),
-    ("ReduceMin", |c| reduce(c, Some(value::min))),
-    ("ReduceProd", |c| reduce(c, Some(product))),
-    ("ReduceSum", |c| reduce(c, Some(sum))),
-    ("ReduceSumSquare", |c| reduce(c, None)),
-];
-
 /// Sums of floating-point numbers depend on the order, which is the runtime's.
-fn sum(c: &Calculator, x: &[Scalar]) -> Option<Scalar> {
+pub fn sum(c: &Calculator, x: &[Scalar]) -> Option<Scalar> {
     exact(c, x, value::add, 0)
 }
 
-fn product(c: &Calculator, x: &[Scalar]) -> Option<Scalar> {
+pub fn product(c: &Calculator, x: &[Scalar]) -> Option<Scalar> {
     exact(c, x, value::mul, 1)
 }
 
@@ -41,7 +24,7 @@ fn exact(c: &Calculator, x: &[Scalar], f: Function, neutral: i64) -> Option<Scal
 }
 
 /// The axes are an attribute in old versions, an input since opset 13 (ReduceSum) and 18 (the others).
-fn reduce(c: &Context, f: Option<Function>) -> Result<Vec<Fact>> {
+pub fn reduce(c: &Known, f: Option<Function>) -> Result<Vec<Fact>> {
     let element = c.element(0);
     let keep = c.int("keepdims", 1) != 0;
     let Some(shape) = c.shape(0) else {
@@ -66,7 +49,7 @@ fn remaining(shape: &[Dim], reduced: &[bool], keep: bool) -> Vec<Dim> {
     sizes.map(|(&d, &r)| if r { Dim::Known(1) } else { d }).collect()
 }
 
-fn reduced_value(c: &Context, data: &Fact, reduced: &[bool], f: Function) -> Option<Value> {
+pub fn reduced_value(c: &Known, data: &Fact, reduced: &[bool], f: Function) -> Option<Value> {
     data.value.as_ref()?;
     let calculator = Calculator { dims: c.dims(), element: data.element? };
     let shape = data.shape.as_deref()?;
@@ -83,7 +66,7 @@ fn reduced_value(c: &Context, data: &Fact, reduced: &[bool], f: Function) -> Opt
     groups.iter().map(|group| f(&calculator, group)).collect::<Option<Vec<_>>>().map(|v| Value::Elements(v.into()))
 }
 
-fn arg(c: &Context) -> Result<Vec<Fact>> {
+pub fn arg(c: &Known) -> Result<Vec<Fact>> {
     let shape = match c.shape(0) {
         Some(shape) => {
             let axis = c.axis("axis", 0, shape.len())?;
@@ -93,4 +76,17 @@ fn arg(c: &Context) -> Result<Vec<Fact>> {
         None => None,
     };
     Ok(vec![tensor(Some(ElementType::Int64), shape)])
+}
+
+/// `k` is an input since opset 10.
+pub fn top_k(c: &Known) -> Result<Vec<Fact>> {
+    let k = match c.has("k") {
+        true => Some(Dim::Known(c.int("k", 0))),
+        false => c.scalar(1),
+    };
+    let shape = match c.shape(0) {
+        Some(shape) => Some(with_axis(shape, c.axis("axis", -1, shape.len())?, k.unwrap_or_else(|| c.dims().fresh()))),
+        None => None,
+    };
+    Ok(vec![tensor(c.element(0), shape.clone()), tensor(Some(ElementType::Int64), shape)])
 }

@@ -1,4 +1,4 @@
-//! A node as its rule sees it.
+//! A node as the function of a row sees it.
 
 use super::Op;
 use crate::graph::{Dim, Dims, Fact, Shape};
@@ -6,7 +6,7 @@ use crate::onnx::{ElementType, attribute};
 use anyhow::{Result, bail, ensure};
 
 /// The facts of the outputs of one operator.
-pub type Rule = fn(&Context) -> Result<Vec<Fact>>;
+pub type Rule = fn(&Known) -> Result<Vec<Fact>>;
 
 /// An operator and its rule.
 pub type Row = (&'static str, Rule);
@@ -15,8 +15,10 @@ pub type Row = (&'static str, Rule);
 const MAX_RANK: i64 = 64;
 
 /// A node: its operator, and what is known of its inputs.
-pub struct Context<'a> {
+pub struct Known<'a> {
+    /// The operator.
     pub op: &'a Op<'a>,
+    /// What is known of each input; `None` for an optional one that is left out.
     pub inputs: &'a [Option<&'a Fact>],
 }
 
@@ -30,24 +32,28 @@ pub enum Parameter<T> {
     Known(Vec<T>),
 }
 
-impl<'a> Context<'a> {
+impl<'a> Known<'a> {
     /// The input, where it is there.
     pub fn input(&self, i: usize) -> Option<&'a Fact> {
         self.inputs.get(i).copied().flatten()
     }
 
+    /// The element type of an input.
     pub fn element(&self, i: usize) -> Option<ElementType> {
         self.input(i)?.element
     }
 
+    /// The dimensions of an input.
     pub fn shape(&self, i: usize) -> Option<&'a [Dim]> {
         self.input(i)?.shape.as_deref()
     }
 
+    /// The number of dimensions of an input.
     pub fn rank(&self, i: usize) -> Option<usize> {
         self.input(i)?.rank()
     }
 
+    /// The symbolic sizes.
     pub fn dims(&self) -> &'a Dims {
         self.op.dims
     }
@@ -57,22 +63,48 @@ impl<'a> Context<'a> {
         (0..rank).map(|_| self.dims().fresh()).collect()
     }
 
+    /// An attribute that is an integer.
     pub fn int(&self, name: &str, default: i64) -> i64 {
         attribute::get_int(self.op.attributes, name).unwrap_or(default)
     }
 
+    /// An attribute that is a truth value, false without it.
     pub fn flag(&self, name: &str) -> bool {
         self.int(name, 0) != 0
     }
 
+    /// An attribute that is a list of integers.
     pub fn ints(&self, name: &str) -> Option<&'a [i64]> {
         attribute::get_ints(self.op.attributes, name)
     }
 
+    /// An attribute that is a list of numbers.
+    pub fn floats(&self, name: &str) -> Option<Vec<f64>> {
+        Some(attribute::find(self.op.attributes, name)?.floats.iter().map(|&v| v.into()).collect())
+    }
+
+    /// How many elements a list has; 0 where it is not there.
+    pub fn count(&self, name: &str) -> usize {
+        attribute::find(self.op.attributes, name).map_or(0, |a| a.ints.len().max(a.strings.len()).max(a.floats.len()))
+    }
+
+    /// The tensor that an attribute is.
+    pub fn constant(&self, name: &str) -> Option<Fact> {
+        attribute::get_tensor(self.op.attributes, name).map(super::constant)
+    }
+
+    /// The type that an attribute is.
+    pub fn declared(&self, name: &str) -> Option<Fact> {
+        let declared = attribute::find(self.op.attributes, name)?.tp.as_ref()?;
+        Some(crate::graph::fact_of_type(Some(declared), self.dims()))
+    }
+
+    /// An attribute that is text.
     pub fn string(&self, name: &str) -> Option<&'a str> {
         attribute::get_string(self.op.attributes, name)
     }
 
+    /// Whether the node has an attribute.
     pub fn has(&self, name: &str) -> bool {
         attribute::find(self.op.attributes, name).is_some()
     }
@@ -234,4 +266,41 @@ pub fn broadcast_known(dims: &Dims, shapes: &[Option<&[Dim]>]) -> Result<Option<
         Some(shapes) => broadcast(dims, &shapes).map(Some),
         None => Ok(None),
     }
+}
+
+/// The shape that an input's values say, of a tensor that is made to measure.
+pub fn from_sizes(c: &Known, sizes: Parameter<Dim>) -> Option<Shape> {
+    match sizes {
+        Parameter::Known(dims) if dims.iter().all(|d| d.known().is_none_or(|n| n >= 0)) => Some(dims.into()),
+        Parameter::Known(dims) => Some(c.fresh(dims.len()).into()),
+        Parameter::Unknown(Some(rank)) => Some(c.fresh(rank).into()),
+        Parameter::Unknown(None) | Parameter::Absent => None,
+    }
+}
+
+/// The shape with another size on one axis.
+pub fn with_axis(shape: &[Dim], axis: usize, size: Dim) -> Vec<Dim> {
+    let mut dims = shape.to_vec();
+    if let Some(dim) = dims.get_mut(axis) {
+        *dim = size;
+    }
+    dims
+}
+
+/// The axis that an attribute names, of an input whose rank is known.
+pub fn axis_of(c: &Known, i: usize, default: i64) -> Result<Option<usize>> {
+    c.rank(i).map(|rank| c.axis("axis", default, rank)).transpose()
+}
+
+/// Fails where two sizes that are known differ.
+pub fn agree(what: &str, a: Dim, b: Dim) -> Result<Dim> {
+    match unify(a, b) {
+        Some(dim) => Ok(dim),
+        None => bail!("{what}: {} and {} differ", a.known().unwrap_or(-1), b.known().unwrap_or(-1)),
+    }
+}
+
+/// A size of a shape; one of which nothing is known where there is none.
+pub fn at(c: &Known, shape: Option<&[Dim]>, axis: usize) -> Dim {
+    shape.and_then(|s| s.get(axis)).copied().unwrap_or_else(|| c.dims().fresh())
 }

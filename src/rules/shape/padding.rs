@@ -1,23 +1,16 @@
-//! Operators that add, cut off or interleave places.
+//! Facts of operators that add, cut off or interleave places.
 
-use super::context::{self, Context, Parameter, Row, tensor};
+use crate::graph::facts::{self, Known, Parameter, tensor};
 use crate::graph::{Dim, Fact, Value};
 use anyhow::{Result, bail, ensure};
 
-pub const ROWS: &[Row] = &[
-    ("CenterCropPad", center_crop_pad),
-    ("DepthToSpace", |c| blocks(c, true)),
-    ("Pad", pad),
-    ("SpaceToDepth", |c| blocks(c, false)),
-];
-
 /// The pads are an attribute before opset 11, an input since; first all that come before, then all that come after.
-fn pad(c: &Context) -> Result<Vec<Fact>> {
+pub fn pad(c: &Known) -> Result<Vec<Fact>> {
     let Some(shape) = c.shape(0) else { return Ok(vec![tensor(c.element(0), None)]) };
     let rank = shape.len();
     let axes = match c.integers(3, "axes") {
         Parameter::Absent => Some((0..rank).collect()),
-        Parameter::Known(axes) => Some(context::axes(&axes, rank)?),
+        Parameter::Known(axes) => Some(facts::axes(&axes, rank)?),
         Parameter::Unknown(_) => None,
     };
     let mut result = shape.to_vec();
@@ -49,10 +42,10 @@ fn pad(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![tensor(c.element(0), Some(result))])
 }
 
-fn center_crop_pad(c: &Context) -> Result<Vec<Fact>> {
+pub fn center_crop_pad(c: &Known) -> Result<Vec<Fact>> {
     let Some(shape) = c.shape(0) else { return Ok(vec![tensor(c.element(0), None)]) };
     let axes = match c.ints("axes") {
-        Some(axes) => context::axes(axes, shape.len())?,
+        Some(axes) => facts::axes(axes, shape.len())?,
         None => (0..shape.len()).collect(),
     };
     let sizes = match c.sizes(1, "shape") {
@@ -70,7 +63,7 @@ fn center_crop_pad(c: &Context) -> Result<Vec<Fact>> {
 }
 
 /// Channels become squares of pixels, or the other way.
-fn blocks(c: &Context, to_space: bool) -> Result<Vec<Fact>> {
+pub fn blocks(c: &Known, to_space: bool) -> Result<Vec<Fact>> {
     let (dims, size) = (c.dims(), Dim::Known(c.int("blocksize", 1)));
     let shape = match c.shape(0) {
         None => c.fresh(4),

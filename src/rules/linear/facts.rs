@@ -1,23 +1,14 @@
-//! Products of matrices.
+//! Facts of products of matrices.
 
-use super::context::{Context, Row, broadcast, tensor};
-use super::shape::agree;
+use crate::graph::facts::agree;
+use crate::graph::facts::{Known, broadcast, tensor};
 use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
 use anyhow::{Result, bail, ensure};
 use std::collections::BTreeMap;
 
-pub const ROWS: &[Row] = &[
-    ("Det", det),
-    ("Einsum", einsum),
-    ("Gemm", gemm),
-    ("MatMul", |c| matmul(c, 0, 1, c.element(0).or(c.element(1)))),
-    ("MatMulInteger", |c| matmul(c, 0, 1, Some(ElementType::Int32))),
-    ("QLinearMatMul", |c| matmul(c, 0, 3, c.element(7))),
-];
-
 /// As `numpy.matmul`: a vector is a row on the left and a column on the right, and its axis of size 1 goes again.
-pub fn matmul(c: &Context, a: usize, b: usize, element: Option<ElementType>) -> Result<Vec<Fact>> {
+pub fn matmul(c: &Known, a: usize, b: usize, element: Option<ElementType>) -> Result<Vec<Fact>> {
     let shape = match (c.shape(a), c.shape(b)) {
         (Some(a), Some(b)) => Some(product(c, a, b)?),
         _ => None,
@@ -25,7 +16,7 @@ pub fn matmul(c: &Context, a: usize, b: usize, element: Option<ElementType>) -> 
     Ok(vec![tensor(element, shape)])
 }
 
-pub fn product(c: &Context, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
+pub fn product(c: &Known, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
     let (outer_a, m, k) = match a {
         [] => bail!("a scalar has no matrix product"),
         [k] => (&[][..], None, *k),
@@ -46,7 +37,7 @@ pub fn product(c: &Context, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
 }
 
 /// Without shapes of the operands the product is still a matrix.
-pub fn gemm(c: &Context) -> Result<Vec<Fact>> {
+pub fn gemm(c: &Known) -> Result<Vec<Fact>> {
     let matrix = |i: usize, transposed: bool| -> Result<Option<(Dim, Dim)>> {
         Ok(match c.shape(i) {
             None => None,
@@ -63,7 +54,7 @@ pub fn gemm(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![tensor(c.element(0).or(c.element(1)), Some(vec![rows, columns]))])
 }
 
-fn det(c: &Context) -> Result<Vec<Fact>> {
+pub fn det(c: &Known) -> Result<Vec<Fact>> {
     let shape = match c.shape(0) {
         None => None,
         Some([outer @ .., n, m]) => {
@@ -76,7 +67,7 @@ fn det(c: &Context) -> Result<Vec<Fact>> {
 }
 
 /// Letters name axes, `...` the axes that broadcast; without `->` the output has the letters that occur once, in order.
-fn einsum(c: &Context) -> Result<Vec<Fact>> {
+pub fn einsum(c: &Known) -> Result<Vec<Fact>> {
     let element = (0..c.inputs.len()).find_map(|i| c.element(i));
     let equation: String = c.string("equation").unwrap_or_default().split_whitespace().collect();
     let (terms, output) = match equation.split_once("->") {
@@ -119,4 +110,32 @@ fn einsum(c: &Context) -> Result<Vec<Fact>> {
         }
     };
     Ok(vec![tensor(element, Some(shape))])
+}
+
+/// The matrices may be transposed first, and the first axis may be one of theirs. A vector stays as it is.
+pub fn fused_matmul(c: &Known) -> Result<Vec<Fact>> {
+    let operand = |i: usize, transposed: &str, moved: &str| {
+        c.shape(i).map(|shape| {
+            let mut shape = shape.to_vec();
+            let last = shape.len().saturating_sub(1);
+            if let (true, Some(stack)) = (c.flag(moved), shape.get_mut(..last)) {
+                stack.rotate_left(1.min(stack.len()));
+            }
+            if let (true, [.., a, b]) = (c.flag(transposed), shape.as_mut_slice()) {
+                std::mem::swap(a, b);
+            }
+            shape
+        })
+    };
+    let shape = match (operand(0, "transA", "transBatchA"), operand(1, "transB", "transBatchB")) {
+        (Some(a), Some(b)) => Some(product(c, &a, &b)?),
+        _ => None,
+    };
+    Ok(vec![tensor(c.element(0).or(c.element(1)), shape)])
+}
+
+/// The weight is `[N, K]` in blocks of few bits.
+pub fn matmul_n_bits(c: &Known) -> Result<Vec<Fact>> {
+    let shape = c.shape(0).and_then(<[Dim]>::split_last).map(|(_, outer)| [outer, &[c.int("N", 0).into()]].concat());
+    Ok(vec![tensor(c.element(0), shape)])
 }

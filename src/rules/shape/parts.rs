@@ -1,34 +1,13 @@
-//! Operators that take some elements of a tensor, or put elements into one.
+//! Facts of operators that take a tensor apart, or put tensors together.
 
-use super::context::{Context, Parameter, Row, axis, tensor, unify};
-use super::elementwise::same;
-use super::shape::{axis_of, with_axis};
-use super::value;
-use crate::graph::{Dim, Dims, Fact, Scalar, Value};
+use crate::graph::facts::value;
+use crate::graph::facts::with_axis;
+use crate::graph::facts::{Known, Parameter, axis, tensor, unify};
+use crate::graph::{Dim, Dims, Fact, Value};
 use crate::onnx::ElementType;
 use anyhow::{Result, bail, ensure};
 
-pub const ROWS: &[Row] = &[
-    ("Compress", compress),
-    ("Concat", concat),
-    ("Gather", gather),
-    ("GatherElements", gather_elements),
-    ("GatherND", gather_nd),
-    ("NonZero", non_zero),
-    ("OneHot", one_hot),
-    ("ReverseSequence", same),
-    ("Scatter", same),
-    ("ScatterElements", same),
-    ("ScatterND", same),
-    ("Slice", slice),
-    ("Split", split),
-    ("TensorScatter", same),
-    ("TopK", top_k),
-    ("Trilu", same),
-    ("Unique", unique),
-];
-
-pub fn concat(c: &Context) -> Result<Vec<Fact>> {
+pub fn concat(c: &Known) -> Result<Vec<Fact>> {
     let inputs: Vec<&Fact> = c.inputs.iter().flatten().copied().collect();
     let element = inputs.iter().find_map(|f| f.element);
     let Some(rank) = inputs.iter().find_map(|f| f.rank()) else { return Ok(vec![tensor(element, None)]) };
@@ -85,62 +64,8 @@ fn concatenated(inputs: &[&Fact], shape: &[Dim], axis: usize) -> Option<Value> {
     })
 }
 
-fn gather(c: &Context) -> Result<Vec<Fact>> {
-    let (Some(data), Some(indices)) = (c.input(0), c.input(1)) else { return Ok(vec![tensor(c.element(0), None)]) };
-    let Some(at) = axis_of(c, 0, 0)? else {
-        let value = data.uniform().map(Value::Uniform);
-        return Ok(vec![Fact { value, ..tensor(data.element, None) }]);
-    };
-    let shape = data.shape.as_deref().zip(indices.shape.as_deref()).map(|(d, i)| {
-        let (outer, rest) = d.split_at(at);
-        [outer, i, rest.get(1..).unwrap_or_default()].concat()
-    });
-    let value = gathered(data, indices, shape.as_deref(), at);
-    Ok(vec![Fact { value, ..tensor(data.element, shape) }])
-}
-
-fn gathered(data: &Fact, indices: &Fact, shape: Option<&[Dim]>, axis: usize) -> Option<Value> {
-    if let Some(Value::Uniform(scalar)) = data.value {
-        return Some(Value::Uniform(scalar));
-    }
-    data.value.as_ref()?;
-    let size = data.shape.as_deref()?.get(axis)?.known()?;
-    let (index, rank) = (value::Operand::new(indices)?, indices.rank()?);
-    value::rearrange(data, shape, |at| {
-        let Scalar::Int(Dim::Known(i)) = index.get(at.get(axis..axis + rank)?)? else { return None };
-        let i = usize::try_from(if i < 0 { i + size } else { i }).ok().filter(|&i| (i as i64) < size)?;
-        Some([at.get(..axis)?, &[i], at.get(axis + rank..)?].concat())
-    })
-}
-
-fn gather_elements(c: &Context) -> Result<Vec<Fact>> {
-    axis_of(c, 0, 0)?;
-    Ok(vec![Fact { element: c.element(0), ..c.like(1) }])
-}
-
-fn gather_nd(c: &Context) -> Result<Vec<Fact>> {
-    let shape = match (c.shape(0), c.shape(1)) {
-        (Some(data), Some(indices)) => match indices.split_last() {
-            Some((Dim::Known(depth), outer)) => {
-                let taken = usize::try_from(c.int("batch_dims", 0).saturating_add(*depth)).ok();
-                let Some(rest) = taken.and_then(|taken| data.get(taken..)) else {
-                    bail!(
-                        "indices of shape {} reach deeper than {}",
-                        c.dims().display(indices),
-                        c.dims().display(data)
-                    );
-                };
-                Some([outer, rest].concat())
-            }
-            _ => None,
-        },
-        _ => None,
-    };
-    Ok(vec![tensor(c.element(0), shape)])
-}
-
 /// Without an axis the input is flattened.
-fn compress(c: &Context) -> Result<Vec<Fact>> {
+pub fn compress(c: &Known) -> Result<Vec<Fact>> {
     let count = || c.dims().fresh();
     let shape = match (c.has("axis"), c.shape(0)) {
         (false, _) => Some(vec![count()]),
@@ -150,42 +75,7 @@ fn compress(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![tensor(c.element(0), shape)])
 }
 
-fn non_zero(c: &Context) -> Result<Vec<Fact>> {
-    let rank = c.rank(0).filter(|&r| r > 0).map_or_else(|| c.dims().fresh(), |r| Dim::Known(r as i64));
-    Ok(vec![tensor(Some(ElementType::Int64), Some(vec![rank, c.dims().fresh()]))])
-}
-
-fn one_hot(c: &Context) -> Result<Vec<Fact>> {
-    let shape = match c.shape(0) {
-        Some(indices) => {
-            let at = axis(c.int("axis", -1), indices.len() + 1)?;
-            let depth = match c.input(1).and_then(|d| d.uniform()) {
-                Some(Scalar::Int(depth)) => Some(depth),
-                Some(Scalar::Float(depth)) if depth.fract() == 0.0 => Some(Dim::Known(depth as i64)),
-                _ => None,
-            };
-            let (outer, inner) = indices.split_at(at);
-            Some([outer, &[depth.unwrap_or_else(|| c.dims().fresh())], inner].concat())
-        }
-        None => None,
-    };
-    Ok(vec![tensor(c.element(2), shape)])
-}
-
-/// `k` is an input since opset 10.
-fn top_k(c: &Context) -> Result<Vec<Fact>> {
-    let k = match c.has("k") {
-        true => Some(Dim::Known(c.int("k", 0))),
-        false => c.scalar(1),
-    };
-    let shape = match c.shape(0) {
-        Some(shape) => Some(with_axis(shape, c.axis("axis", -1, shape.len())?, k.unwrap_or_else(|| c.dims().fresh()))),
-        None => None,
-    };
-    Ok(vec![tensor(c.element(0), shape.clone()), tensor(Some(ElementType::Int64), shape)])
-}
-
-fn unique(c: &Context) -> Result<Vec<Fact>> {
+pub fn unique(c: &Known) -> Result<Vec<Fact>> {
     let count = c.dims().fresh();
     let (shape, inverse) = match (c.has("axis"), c.shape(0)) {
         (false, shape) => (Some(vec![count]), shape.map(|s| c.dims().product(s.iter().copied()))),
@@ -204,7 +94,7 @@ fn unique(c: &Context) -> Result<Vec<Fact>> {
 const FAR: i64 = i32::MAX as i64;
 
 /// Bounds are attributes before opset 10, inputs since.
-fn slice(c: &Context) -> Result<Vec<Fact>> {
+pub fn slice(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     let Some(shape) = input.shape.as_deref() else {
         let value = input.uniform().map(Value::Uniform);
@@ -321,7 +211,7 @@ fn at_least_zero(dims: &Dims, n: Dim) -> Dim {
 
 /// The sizes of the parts are an attribute before opset 13, an input since; without them the parts are equal, but for the
 /// last one where `num_outputs` (opset 18) does not divide the size.
-fn split(c: &Context) -> Result<Vec<Fact>> {
+pub fn split(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     let count = c.op.outputs;
     let Some(shape) = input.shape.as_deref() else {
@@ -360,7 +250,7 @@ fn split(c: &Context) -> Result<Vec<Fact>> {
     Ok(facts)
 }
 
-fn parts(c: &Context, size: Dim, count: usize) -> Vec<Dim> {
+pub fn parts(c: &Known, size: Dim, count: usize) -> Vec<Dim> {
     let n = Dim::Known(count as i64);
     let part = c.dims().floor_div(size, n);
     if c.dims().mul(part, n) == size || !c.has("num_outputs") && size.known().is_none() {

@@ -1,14 +1,12 @@
-//! Fourier transforms.
+//! Facts of Fourier transforms.
 
-use super::context::{Context, Row, axis, tensor};
-use super::shape::with_axis;
+use crate::graph::facts::with_axis;
+use crate::graph::facts::{Known, axis, tensor};
 use crate::graph::{Dim, Fact};
 use anyhow::Result;
 
-pub const ROWS: &[Row] = &[("DFT", dft), ("STFT", stft)];
-
 /// The last axis holds real and imaginary part. The axis of the transform is an attribute before opset 20, an input since.
-fn dft(c: &Context) -> Result<Vec<Fact>> {
+pub fn dft(c: &Known) -> Result<Vec<Fact>> {
     let (element, dims) = (c.element(0), c.dims());
     let Some(shape) = c.shape(0).filter(|s| !s.is_empty()) else { return Ok(vec![tensor(element, None)]) };
     let last = shape.len() - 1;
@@ -34,11 +32,11 @@ fn dft(c: &Context) -> Result<Vec<Fact>> {
 }
 
 /// The bins of the transform of real numbers: `⌊n / 2⌋ + 1`.
-fn half(c: &Context, length: Dim) -> Dim {
+pub fn half(c: &Known, length: Dim) -> Dim {
     c.dims().add(c.dims().floor_div(length, 2.into()), 1.into())
 }
 
-fn stft(c: &Context) -> Result<Vec<Fact>> {
+pub fn stft(c: &Known) -> Result<Vec<Fact>> {
     let dims = c.dims();
     let window = c.shape(2).and_then(|s| s.first().copied());
     let length = c.scalar(3).or(window).unwrap_or_else(|| dims.fresh());

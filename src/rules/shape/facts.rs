@@ -1,26 +1,14 @@
-//! Operators on shapes: those that read them, and those that give the same elements another one.
+//! Facts of operators on shapes: those that read them, and those that give the same elements another one.
 
-use super::context::{self, Context, Parameter, Row, boundary, broadcast, mask, tensor};
-use super::value;
 use crate::graph::fact::MAX_ELEMENTS;
-use crate::graph::{Dim, Fact, Scalar, Shape, Value};
+use crate::graph::facts::value;
+use crate::graph::facts::{Known, Parameter, boundary, broadcast, mask, tensor};
+use crate::graph::{Dim, Fact, Scalar, Value};
 use crate::onnx::ElementType;
 use anyhow::{Result, bail, ensure};
 
-pub const ROWS: &[Row] = &[
-    ("Expand", expand),
-    ("Flatten", flatten),
-    ("Reshape", reshape),
-    ("Shape", shape),
-    ("Size", size),
-    ("Squeeze", squeeze),
-    ("Tile", tile),
-    ("Transpose", transpose),
-    ("Unsqueeze", unsqueeze),
-];
-
 /// `start` and `end` exist since opset 15.
-fn shape(c: &Context) -> Result<Vec<Fact>> {
+pub fn shape(c: &Known) -> Result<Vec<Fact>> {
     let Some(shape) = c.shape(0) else {
         return Ok(vec![tensor(Some(ElementType::Int64), Some(c.fresh(1)))]);
     };
@@ -32,7 +20,7 @@ fn shape(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![Fact { value, ..tensor(Some(ElementType::Int64), Some(vec![Dim::Known(dims.len() as i64)])) }])
 }
 
-fn size(c: &Context) -> Result<Vec<Fact>> {
+pub fn size(c: &Known) -> Result<Vec<Fact>> {
     let count = c.shape(0).map(|s| c.dims().product(s.iter().copied()));
     let value = count.map(|n| Value::Uniform(Scalar::Int(n)));
     Ok(vec![Fact { value, ..tensor(Some(ElementType::Int64), Some(vec![])) }])
@@ -49,7 +37,7 @@ fn relabeled(input: Option<&Fact>, shape: Option<Vec<Dim>>) -> Fact {
 }
 
 /// 0 copies the input's size, unless `allowzero` (opset 14) says that it is one; -1 is what is left.
-fn reshape(c: &Context) -> Result<Vec<Fact>> {
+pub fn reshape(c: &Known) -> Result<Vec<Fact>> {
     let shape = match c.sizes(1, "shape") {
         Parameter::Absent | Parameter::Unknown(None) => None,
         Parameter::Unknown(Some(rank)) => Some(c.fresh(rank)),
@@ -58,7 +46,7 @@ fn reshape(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![relabeled(c.input(0), shape)])
 }
 
-fn reshaped(c: &Context, target: &[Dim]) -> Result<Vec<Dim>> {
+pub fn reshaped(c: &Known, target: &[Dim]) -> Result<Vec<Dim>> {
     let (dims, input) = (c.dims(), c.shape(0));
     let mut shape = Vec::with_capacity(target.len());
     let mut rest = None;
@@ -99,7 +87,7 @@ fn reshaped(c: &Context, target: &[Dim]) -> Result<Vec<Dim>> {
     Ok(shape)
 }
 
-fn flatten(c: &Context) -> Result<Vec<Fact>> {
+pub fn flatten(c: &Known) -> Result<Vec<Fact>> {
     let shape = match c.shape(0) {
         None => c.fresh(2),
         Some(shape) => {
@@ -111,7 +99,7 @@ fn flatten(c: &Context) -> Result<Vec<Fact>> {
 }
 
 /// The axes are an attribute before opset 13, an input since; without them every dimension of one element goes.
-fn squeeze(c: &Context) -> Result<Vec<Fact>> {
+pub fn squeeze(c: &Known) -> Result<Vec<Fact>> {
     let shape = match (c.shape(0), c.integers(1, "axes")) {
         (Some(shape), Parameter::Known(list)) => {
             let gone = mask(&list, shape.len())?;
@@ -135,7 +123,7 @@ fn squeeze(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![relabeled(c.input(0), shape)])
 }
 
-fn unsqueeze(c: &Context) -> Result<Vec<Fact>> {
+pub fn unsqueeze(c: &Known) -> Result<Vec<Fact>> {
     let shape = match (c.shape(0), c.integers(1, "axes")) {
         (Some(shape), Parameter::Known(list)) => {
             let rank = shape.len() + list.len();
@@ -153,7 +141,7 @@ fn unsqueeze(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![relabeled(c.input(0), shape)])
 }
 
-fn transpose(c: &Context) -> Result<Vec<Fact>> {
+pub fn transpose(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     let Some(shape) = input.shape.as_deref() else {
         let rank = c.ints("perm").map(<[i64]>::len);
@@ -185,7 +173,7 @@ fn transpose(c: &Context) -> Result<Vec<Fact>> {
 }
 
 /// Broadcasting goes both ways: where the input is larger, the input's size stays.
-fn expand(c: &Context) -> Result<Vec<Fact>> {
+pub fn expand(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     let target = match c.sizes(1, "shape") {
         Parameter::Absent | Parameter::Unknown(None) => None,
@@ -207,7 +195,7 @@ fn expand(c: &Context) -> Result<Vec<Fact>> {
     Ok(vec![Fact { value, ..tensor(input.element, shape) }])
 }
 
-fn tile(c: &Context) -> Result<Vec<Fact>> {
+pub fn tile(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     let repeats = c.sizes(1, "repeats");
     let shape: Option<Vec<Dim>> = match (input.shape.as_deref(), &repeats) {
@@ -230,36 +218,4 @@ fn tile(c: &Context) -> Result<Vec<Fact>> {
         at.iter().zip(sizes.as_deref()?).map(|(&i, &n)| i.checked_rem(n)).collect()
     });
     Ok(vec![Fact { value, ..tensor(input.element, shape) }])
-}
-
-/// The shape that an input's values say, of a tensor that is made to measure.
-pub fn from_sizes(c: &Context, sizes: Parameter<Dim>) -> Option<Shape> {
-    match sizes {
-        Parameter::Known(dims) if dims.iter().all(|d| d.known().is_none_or(|n| n >= 0)) => Some(dims.into()),
-        Parameter::Known(dims) => Some(c.fresh(dims.len()).into()),
-        Parameter::Unknown(Some(rank)) => Some(c.fresh(rank).into()),
-        Parameter::Unknown(None) | Parameter::Absent => None,
-    }
-}
-
-/// The shape with another size on one axis.
-pub fn with_axis(shape: &[Dim], axis: usize, size: Dim) -> Vec<Dim> {
-    let mut dims = shape.to_vec();
-    if let Some(dim) = dims.get_mut(axis) {
-        *dim = size;
-    }
-    dims
-}
-
-/// The axis that an attribute names, of an input whose rank is known.
-pub fn axis_of(c: &Context, i: usize, default: i64) -> Result<Option<usize>> {
-    c.rank(i).map(|rank| c.axis("axis", default, rank)).transpose()
-}
-
-/// Fails where two sizes that are known differ.
-pub fn agree(what: &str, a: Dim, b: Dim) -> Result<Dim> {
-    match context::unify(a, b) {
-        Some(dim) => Ok(dim),
-        None => bail!("{what}: {} and {} differ", a.known().unwrap_or(-1), b.known().unwrap_or(-1)),
-    }
 }
