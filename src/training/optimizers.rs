@@ -14,6 +14,8 @@ pub struct Optimizer {
     pub formula: &'static str,
     /// What it keeps of each parameter, all zeros at first.
     pub states: &'static [&'static str],
+    /// Whether the update of an element needs no others of its parameter, so that parameters may be updated as one vector.
+    pub elementwise: bool,
     defaults: Hyper,
     f: for<'g> fn(&Update<'g>) -> (Expr<'g>, Vec<Expr<'g>>),
 }
@@ -57,6 +59,7 @@ pub const OPTIMIZERS: &[Optimizer] = &[
         name: "sgd",
         formula: "w - ηg",
         states: &[],
+        elementwise: true,
         defaults: HYPER,
         f: |u| (u.w - u.lr * u.decayed(), vec![]),
     },
@@ -64,6 +67,7 @@ pub const OPTIMIZERS: &[Optimizer] = &[
         name: "momentum",
         formula: "w - ηb, b ← μb + g",
         states: &["b"],
+        elementwise: true,
         defaults: HYPER,
         f: |u| {
             let b = u.hyper.momentum * u.states[0] + u.decayed();
@@ -74,6 +78,7 @@ pub const OPTIMIZERS: &[Optimizer] = &[
         name: "nesterov",
         formula: "w - η(g + μb), b ← μb + g",
         states: &["b"],
+        elementwise: true,
         defaults: HYPER,
         f: |u| {
             let (g, mu) = (u.decayed(), u.hyper.momentum);
@@ -85,6 +90,7 @@ pub const OPTIMIZERS: &[Optimizer] = &[
         name: "rmsprop",
         formula: "w - ηg / (√v + ε), v ← αv + (1 - α)g²",
         states: &["v"],
+        elementwise: true,
         defaults: Hyper { momentum: 0.99, ..HYPER },
         f: |u| {
             let (g, alpha) = (u.decayed(), u.hyper.momentum);
@@ -96,6 +102,7 @@ pub const OPTIMIZERS: &[Optimizer] = &[
         name: "adagrad",
         formula: "w - ηg / (√s + ε), s ← s + g²",
         states: &["s"],
+        elementwise: true,
         defaults: Hyper { epsilon: 1e-10, ..HYPER },
         f: |u| {
             let g = u.decayed();
@@ -107,29 +114,32 @@ pub const OPTIMIZERS: &[Optimizer] = &[
         name: "adam",
         formula: "w - η m̂ / (√v̂ + ε), m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ), m ← β₁m + (1 - β₁)g, v ← β₂v + (1 - β₂)g²",
         states: &["m", "v"],
+        elementwise: true,
         defaults: HYPER,
         f: |u| {
-            let (step, states) = u.adaptive(u.decayed());
-            (u.w - u.lr * step, states)
+            let (step, states) = u.adaptive(u.decayed(), u.lr);
+            (u.w - step, states)
         },
     },
     Optimizer {
         name: "adamw",
         formula: "w - η(λw + m̂ / (√v̂ + ε)), m and v as adam has them",
         states: &["m", "v"],
+        elementwise: true,
         defaults: Hyper { weight_decay: 0.01, ..HYPER },
         f: |u| {
-            let (step, states) = u.adaptive(u.g);
-            (u.w - u.lr * (u.hyper.weight_decay * u.w + step), states)
+            let (step, states) = u.adaptive(u.g, u.lr);
+            (u.shrunk() - step, states)
         },
     },
     Optimizer {
         name: "lamb",
         formula: "w - η ‖w‖/‖r‖ r, r = m̂ / (√v̂ + ε) + λw, m and v as adam has them; ‖w‖/‖r‖ is 1 where either is zero",
         states: &["m", "v"],
+        elementwise: false,
         defaults: Hyper { epsilon: 1e-6, weight_decay: 0.01, ..HYPER },
         f: |u| {
-            let (step, states) = u.adaptive(u.g);
+            let (step, states) = u.adaptive(u.g, u.w.like(1.0));
             let r = step + u.hyper.weight_decay * u.w;
             let (w_norm, r_norm, one) = (norm(u.w), norm(r), u.w.like(1.0));
             let known = w_norm.above(0.0).and(r_norm.above(0.0));
@@ -141,6 +151,7 @@ pub const OPTIMIZERS: &[Optimizer] = &[
         name: "lion",
         formula: "w - η(λw + sign(β₁m + (1 - β₁)g)), m ← β₂m + (1 - β₂)g",
         states: &["m"],
+        elementwise: true,
         defaults: Hyper { beta2: 0.99, ..HYPER },
         f: |u| {
             let (m, h) = (u.states[0], &u.hyper);
@@ -197,11 +208,21 @@ impl<'g> Update<'g> {
         }
     }
 
-    /// m̂ / (√v̂ + ε), and m and v.
-    fn adaptive(&self, g: Expr<'g>) -> (Expr<'g>, Vec<Expr<'g>>) {
+    /// w - ηλw
+    fn shrunk(&self) -> Expr<'g> {
+        match self.hyper.weight_decay {
+            0.0 => self.w,
+            decay => (1.0 - self.lr * decay) * self.w,
+        }
+    }
+
+    /// η m̂ / (√v̂ + ε), and m and v. The corrections 1 - βᵗ of both means are numbers: they are taken out of the quotient of
+    /// tensors, which is η √(1 - β₂ᵗ) / (1 - β₁ᵗ) m / (√v + ε √(1 - β₂ᵗ)).
+    fn adaptive(&self, g: Expr<'g>, rate: Expr<'g>) -> (Expr<'g>, Vec<Expr<'g>>) {
         let Hyper { beta1, beta2, epsilon, .. } = self.hyper;
         let (m, v) = (mean(self.states[0], g, beta1), mean(self.states[1], g.square(), beta2));
-        let corrected = |x: Expr<'g>, beta: f64| x / (1.0 - self.t.like(beta).pow(self.t));
-        (corrected(m, beta1) / (corrected(v, beta2).sqrt() + epsilon), vec![m, v])
+        let correction = |beta: f64| 1.0 - self.t.like(beta).pow(self.t);
+        let root = correction(beta2).sqrt();
+        (m / (v.sqrt() + epsilon * root) * (rate * root / correction(beta1)), vec![m, v])
     }
 }

@@ -15,6 +15,9 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
+/// Parameters of at most so many elements are updated as one vector.
+const SMALL: i64 = 4096;
+
 /// A model with the loss, and what has been built of it.
 pub struct Forward {
     model: ModelProto,
@@ -205,10 +208,8 @@ impl Forward {
         let clip = plan.clip_norm.map(|bound| (bound / (norm + 1e-6)).min(norm.like(1.0)));
         let fine = plan.scaling.is_some().then(|| squares.below(f32::MAX.into()));
         let guarded = |new: Expr<'g>, old: Expr<'g>| fine.map_or(new, |fine| fine.select(new, old));
-        let mut next: Named<'g> = Vec::new();
-        for (slot, &g) in plan.slots.iter().zip(gradients) {
-            let w = self.tensor(&slot.name, slot);
-            let states: Vec<Expr<'g>> = slot.states.iter().map(|[name, _]| self.tensor(name, slot)).collect();
+        // The updated parameter and its updated states.
+        let updated = |slot: &Slot, w: Expr<'g>, g: Expr<'g>, states: Vec<Expr<'g>>| -> Result<Vec<Expr<'g>>> {
             let g = clip.map_or(g, |c| g * c.cast_like(g));
             let g = plan.clip_value.map_or(g, |bound| g.clamp(-bound, bound));
             let update = Update {
@@ -226,9 +227,38 @@ impl Forward {
             if let Some(error) = b.take_error() {
                 return Err(error.context(format!("the update of '{}'", slot.name)));
             }
-            next.push((guarded(new, w), slot.next.clone()));
-            let states = new_states.into_iter().zip(states).zip(&slot.states);
-            next.extend(states.map(|((new, old), [_, name])| (guarded(new, old), name.clone())));
+            let new = [new].into_iter().chain(new_states).zip([w].into_iter().chain(states));
+            Ok(new.map(|(new, old)| guarded(new, old)).collect())
+        };
+        let mut next: Named<'g> = Vec::new();
+        for group in groups(plan) {
+            let parts = group.iter().map(|&i| {
+                let slot = &plan.slots[i];
+                let states = slot.states.iter().map(|[name, _]| self.tensor(name, slot)).collect();
+                (slot, self.tensor(&slot.name, slot), gradients[i], states)
+            });
+            let parts: Vec<(&Slot, Expr<'g>, Expr<'g>, Vec<Expr<'g>>)> = parts.collect();
+            let all = match parts.as_slice() {
+                [(slot, w, g, states)] => vec![updated(slot, *w, *g, states.clone())?],
+                [(slot, _, _, states), ..] => {
+                    let joined = |of: &dyn Fn(usize) -> Expr<'g>| {
+                        Expr::concat(&(0..parts.len()).map(|i| of(i).flattened()).collect::<Vec<_>>(), 0)
+                    };
+                    let states = (0..states.len()).map(|s| joined(&|i| parts[i].3[s])).collect();
+                    let new = updated(slot, joined(&|i| parts[i].1), joined(&|i| parts[i].2), states)?;
+                    let sizes: Vec<i64> = parts.iter().map(|(slot, ..)| slot.dims.iter().product()).collect();
+                    let new: Vec<Vec<Expr<'g>>> = new.into_iter().map(|e| e.split(0, &sizes)).collect();
+                    let part = |(i, (_, w, ..)): (usize, &(_, Expr<'g>, _, _))| {
+                        new.iter().map(|e| e[i].reshape_like(*w)).collect()
+                    };
+                    parts.iter().enumerate().map(part).collect()
+                }
+                [] => vec![],
+            };
+            for ((slot, ..), new) in parts.into_iter().zip(all) {
+                let names = [&slot.next].into_iter().chain(slot.states.iter().map(|[_, name]| name));
+                next.extend(new.into_iter().zip(names.cloned()));
+            }
         }
         next.push((guarded(t, step), plan.step[1].clone()));
         if let (Some(scaling), Some(fine)) = (&plan.scaling, fine) {
@@ -330,6 +360,27 @@ impl Forward {
         }
         Ok(model)
     }
+}
+
+/// Which parameters are updated together, by their numbers: small ones as one vector, since an operator's call costs more than
+/// to add a few hundred numbers, where the formula takes each element on its own and by the same numbers.
+fn groups(plan: &Plan) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut of: HashMap<(ElementType, u64, u64), usize> = HashMap::new();
+    for (i, slot) in plan.slots.iter().enumerate() {
+        let small = slot.dims.iter().try_fold(1i64, |n, &d| n.checked_mul(d)).is_some_and(|n| n <= SMALL);
+        if !small || plan.preview || !plan.optimizer.elementwise {
+            groups.push(vec![i]);
+            continue;
+        }
+        let kind = (slot.element, slot.rate.to_bits(), slot.decay.to_bits());
+        let group = *of.entry(kind).or_insert(groups.len());
+        match groups.get_mut(group) {
+            Some(group) => group.push(i),
+            None => groups.push(vec![i]),
+        }
+    }
+    groups
 }
 
 /// The sum of the squares of all elements of tensors.
