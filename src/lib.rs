@@ -22,6 +22,7 @@ extern crate self as onnx_gradients;
 pub mod backward;
 mod cli;
 pub mod derivatives;
+mod error;
 pub mod expr;
 pub mod graph;
 mod model;
@@ -36,4 +37,5 @@ pub mod validate;
 pub use cli::run as command_line;
 
 pub use backward::{Aggregation, Gradients, Output, Seed, Unconnected};
+pub use error::{Details, Error};
 pub use model::Model;

@@ -1,5 +1,6 @@
 //! A model with the folder that its external data lie in.
 
+use crate::error::{Error, OrKind};
 use crate::onnx::ModelProto;
 use crate::onnx::file::{self, WriteOptions};
 use crate::onnx::text;
@@ -21,7 +22,7 @@ impl Model {
     ///
     /// # Errors
     /// A file that cannot be read or is no ONNX model.
-    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         Ok(Model { proto: file::read(path)?, folder: Some(file::folder(path).to_owned()) })
     }
@@ -30,7 +31,7 @@ impl Model {
     ///
     /// # Errors
     /// The file exists, or cannot be written.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         self.write(path.as_ref(), false).map(drop)
     }
 
@@ -39,7 +40,11 @@ impl Model {
     ///
     /// # Errors
     /// The file exists and is not to be replaced, or cannot be written.
-    pub fn write(&self, path: &Path, force: bool) -> Result<Vec<String>> {
+    pub fn write(&self, path: &Path, force: bool) -> Result<Vec<String>, Error> {
+        self.written(path, force).or_kind(|m| Error::io(m))
+    }
+
+    fn written(&self, path: &Path, force: bool) -> Result<Vec<String>> {
         let mut notes = Vec::new();
         let options = WriteOptions { force, ..WriteOptions::default() };
         let moves =

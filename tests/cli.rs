@@ -22,7 +22,8 @@ fn error(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
-    assert!(stdout(output).is_empty());
+    let object: Value = serde_json::from_str(&stdout(output)).unwrap_or_default();
+    assert!(stdout(output).is_empty() || text.trim().ends_with(object["message"].as_str().unwrap()), "{output:?}");
     text.trim().to_owned()
 }
 
@@ -364,4 +365,77 @@ fn inspect_says_what_stands_in_the_way() {
     assert_eq!(report["reach"][1]["xs"], serde_json::json!([]));
     assert_eq!(report["opset"], 17);
     assert!(stdout(&tool(&["inspect", &model])).contains("y depends on x, w"));
+}
+
+/// With --json whatever fails is one object on stdout.
+#[test]
+fn failures_are_objects_with_codes() {
+    let (folder, model) = folder("g (float[2] x, bool b) => (float[2] y) { [odd] z = com.own.Odd(x) y = Mul(z, z) }");
+    let out = out(&folder);
+    let missing = folder.path().join("missing.onnx").display().to_string();
+    let text = folder.path().join("text.onnx");
+    std::fs::write(&text, "no model").unwrap();
+    let text = text.display().to_string();
+    let grad = |model: &str, rest: &[&str]| {
+        let arguments = ["grad", model, "-o", &out, "--json"];
+        tool(&[&arguments, rest].concat())
+    };
+    let fields = |output: &Output, exit: i32, code: &str| {
+        assert_eq!(output.status.code(), Some(exit), "{output:?}");
+        let object: Value = serde_json::from_str(&stdout(output)).unwrap();
+        assert_eq!(object["code"], code, "{object}");
+        assert!(!object["message"].as_str().unwrap().is_empty());
+        object
+    };
+    let no_rule = fields(&grad(&model, &["--xs", "x"]), 1, "unsupported-operator");
+    assert_eq!((&no_rule["node"], &no_rule["operator"]), (&"odd".into(), &"com.own.Odd".into()));
+    assert!(no_rule["remedy"].as_str().unwrap().contains("--stop-gradients"), "{no_rule}");
+    let unknown = fields(&grad(&model, &["--xs", "xx"]), 1, "unknown-name");
+    assert_eq!((&unknown["tensor"], &unknown["remedy"]), (&"xx".into(), &"did you mean 'x'?".into()));
+    fields(&grad(&missing, &["--xs", "x"]), 1, "io");
+    fields(&grad(&text, &["--xs", "x"]), 1, "invalid-model");
+    fields(&grad(&model, &["--xs", "y", "--grad-ys", "ones", "ones"]), 1, "usage");
+    fields(&grad(&model, &["--xs", "y", "--grad-ys", &format!("file:{text}")]), 1, "invalid-data");
+    fields(&grad(&model, &["--no-such-option"]), 2, "usage");
+    fields(&grad(&model, &[]), 2, "usage");
+    fields(&tool(&["inspect", &text, "--json"]), 1, "invalid-model");
+    std::fs::write(&out, "").unwrap();
+    fields(&grad(&model, &["--xs", "y"]), 1, "io");
+}
+
+/// Where the validation fails the report itself has the code.
+#[test]
+#[cfg(feature = "validate")]
+fn a_failed_validation_is_one_object() {
+    let (folder, model) = folder(SQUARE);
+    let out = out(&folder);
+    assert!(tool(&["grad", &model, "-o", &out, "--xs", "x"]).status.success());
+    let mut wrong = Model::load(&out).unwrap();
+    let graph = wrong.proto.graph.as_mut().unwrap();
+    let node = graph.node.iter_mut().rev().find(|n| n.output.iter().any(|o| o == "gradients/x")).unwrap();
+    node.op_type = Some("Add".into());
+    wrong.write(Path::new(&out), true).unwrap();
+    let output = tool(&["check", &out, "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((&object["code"], &object["gradients"]["status"]), (&"validation-failed".into(), &"failed".into()));
+}
+
+#[test]
+fn the_codes_are_documented() {
+    let mut text = "# Errors\n\n\
+        With `--json` whatever fails prints one object on stdout, from every subcommand: `code`, `message` (one line), and `node`,\n\
+        `operator`, `input`, `tensor`, `remedy`, null where they say nothing. Where there is a report already, as of a validation that\n\
+        has failed, it is that object, with these fields. The exit code is 1, for wrong usage 2. Codes never change; messages may.\n\
+        In the library they are the kinds of `onnx_gradients::Error`, with `code()` and `details()`.\n\n\
+        | code | what it says |\n| --- | --- |\n"
+        .to_owned();
+    for (code, about) in onnx_gradients::Error::CODES {
+        text += &format!("| `{code}` | {about} |\n");
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), text, "UPDATE=1 writes docs/errors.md");
 }

@@ -462,3 +462,17 @@ fn what_a_concat_adds_grows_with_its_inputs() {
     let (few, many) = (added(200), added(2000));
     assert!(many <= 10 * few, "{few} nodes for 200 inputs, {many} for 2000");
 }
+
+#[test]
+fn errors_have_kinds_and_places() {
+    let graph = "g (float[2] a) => (float[2] y) { [odd] b = own.Odd(a) y = Mul(b, b) }";
+    let error = |call: Gradients| call.build(&model(graph)).unwrap_err();
+    let error_of_seed = error(Gradients::new(["y"], ["b"]).seed("yy", Seed::Fill(2.0)));
+    assert!(matches!(error_of_seed, onnx_gradients::Error::Name(_)), "{error_of_seed}");
+    assert_eq!(error_of_seed.to_string(), "a seed is given for 'yy', which is none of the ys; did you mean 'y'?");
+    assert!(matches!(error(Gradients::new(["q"], ["a"])), onnx_gradients::Error::Name(_)));
+    let missing = error(Gradients::new(["y"], ["a"]));
+    assert_eq!((missing.code(), missing.details().node.as_deref()), ("unsupported-operator", Some("odd")));
+    let none = Model::load("no/such/model.onnx").unwrap_err();
+    assert!(matches!(none, onnx_gradients::Error::Io(_)), "{none}");
+}

@@ -11,6 +11,7 @@
 //! [spec]: https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html
 
 use super::{Aggregation, Flow, Pass, nearest};
+use crate::error::Error;
 use crate::expr::rewrite::{Here, Named, Rewrite, Rewritten};
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, IdMap, IdSet, NodeId, ValueId};
@@ -69,7 +70,11 @@ impl Model {
     /// # Errors
     /// Names of no tensor; inputs that do not fit xs and zs; a y that depends on none of its xs, or on its own gradient;
     /// operators between them without a gradient; a `Gradient` node in a body of control flow or in a function.
-    pub fn lower_gradients(&self) -> Result<Lowered> {
+    pub fn lower_gradients(&self) -> Result<Lowered, Error> {
+        Ok(self.lowered()?)
+    }
+
+    fn lowered(&self) -> Result<Lowered> {
         let mut model = self.clone();
         check_places(&model.proto)?;
         if let Some(graph) = &mut model.proto.graph {

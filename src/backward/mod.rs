@@ -150,11 +150,14 @@ impl<'g> Pass<'g> {
             let more = if nodes.len() > 3 { format!(" and {} more", nodes.len() - 3) } else { String::new() };
             format!("{op}: {}{more}", first.join(", "))
         });
-        bail!(
-            "no gradient is known for {}; {}stop the gradient before them (--stop-gradients) or give one (--gradient-functions)",
-            list.collect::<Vec<_>>().join("; "),
+        let remedy = format!(
+            "{}stop the gradient before them (--stop-gradients) or give one (--gradient-functions)",
             lower::remedy(missing.iter().map(|(op, _)| op.as_str()))
-        )
+        );
+        let first = missing.iter().flat_map(|(_, nodes)| nodes).min().map(|&id| graph.place(id)).unwrap_or_default();
+        let list = list.collect::<Vec<_>>().join("; ");
+        let error = crate::Error::no_gradient(format_args!("no gradient is known for {list}; {remedy}"));
+        Err(error.at(&first).with_remedy(Some(remedy)).into())
     }
 
     /// The nodes that the builder has written between the leaves and the roots, in topological order.
@@ -379,12 +382,14 @@ impl<'g> Pass<'g> {
         };
         result.map_err(|error: Error| {
             let graph = self.builder.graph();
-            let node = graph.describe(self.origin(id));
-            let input = input.and_then(|i| {
-                let value = graph.node(id).inputs.get(i).copied().flatten()?;
-                Some(format!(", input {i} '{}'", graph.value(value).name.as_deref().unwrap_or("")))
-            });
-            error.context(format!("{node}{}", input.unwrap_or_default()))
+            let mut place = graph.place(self.origin(id));
+            let value = input.and_then(|i| Some((i, graph.node(id).inputs.get(i).copied().flatten()?)));
+            if let Some((i, value)) = value {
+                let name = graph.value(value).name.as_deref().unwrap_or("");
+                place.text.push_str(&format!(", input {i} '{name}'"));
+                place.input = Some(name.to_owned());
+            }
+            error.context(place)
         })
     }
 

@@ -1,7 +1,8 @@
 //! A call of tf.gradients: what is asked for, and what comes of it.
 
-use super::select::{Selection, free_scope};
+use super::select::{Selection, free_scope, nearest};
 use super::{Aggregation, Flow, Pass};
+use crate::error::Error;
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
@@ -10,7 +11,7 @@ use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, FunctionProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain};
 use crate::record::{Gradient, Record, SeedOf};
 use crate::rules::{Rule, load};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::HashSet;
 use std::rc::Rc;
 
@@ -47,6 +48,8 @@ pub struct Gradients {
     pub(crate) ys: Vec<String>,
     pub(crate) xs: Vec<String>,
     pub(crate) seeds: Vec<Seed>,
+    /// What seeds were given for that is no y.
+    pub(crate) misplaced: Vec<String>,
     pub(crate) stops: Vec<String>,
     /// The scope of all new names; `None` for that of the request.
     pub(crate) name: Option<String>,
@@ -107,8 +110,11 @@ impl Gradients {
         self
     }
 
-    /// The seed of one y. The others keep theirs.
+    /// The seed of one y. The others keep theirs. That no y has the name is an error of [`Gradients::build`].
     pub fn seed(mut self, y: &str, seed: Seed) -> Self {
+        if !self.ys.iter().any(|name| name == y) {
+            self.misplaced.push(y.to_owned());
+        }
         self.seeds.resize(self.ys.len().max(self.seeds.len()), Seed::Ones);
         for (name, slot) in self.ys.iter().zip(&mut self.seeds) {
             if name == y {
@@ -191,7 +197,7 @@ impl Gradients {
     /// # Errors
     /// Names of no tensor, seeds that do not fit their ys, operators on a path from a y to an x without a gradient, and
     /// models that contradict themselves.
-    pub fn build(&self, model: &Model) -> Result<Output> {
+    pub fn build(&self, model: &Model) -> Result<Output, Error> {
         self.build_loaded(model.clone(), load(&model.proto)?)
     }
 
@@ -199,18 +205,26 @@ impl Gradients {
     ///
     /// # Errors
     /// Those of [`Gradients::build`].
-    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Output> {
+    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Output, Error> {
+        Ok(self.appended(model, loaded)?)
+    }
+
+    fn appended(&self, model: Model, loaded: Loaded) -> Result<Output> {
+        if let Some(name) = self.misplaced.first() {
+            let near = nearest(name, self.ys.iter().map(String::as_str)).map(|y| format!("did you mean '{y}'?"));
+            let hint = near.as_ref().map(|near| format!("; {near}")).unwrap_or_default();
+            let error = Error::name(format_args!("a seed is given for '{name}', which is none of the ys{hint}"));
+            return Err(error.with_tensor(name).with_remedy(near).into());
+        }
         let (mut model, loaded) = self.inlined(model, loaded)?;
         let selection = Selection::new(&loaded);
         let found = [("ys", &self.ys), ("xs", &self.xs), ("stop_gradients", &self.stops)]
             .map(|(what, names)| selection.find(what, names));
         let [ys, xs, stops] = all_or_errors(found)?;
-        ensure!(
-            self.seeds.is_empty() || self.seeds.len() == ys.len(),
-            "{} grad_ys are given for {} ys",
-            self.seeds.len(),
-            ys.len()
-        );
+        let (given, wanted) = (self.seeds.len(), ys.len());
+        if given != 0 && given != wanted {
+            return Err(Error::usage(format_args!("{given} grad_ys are given for {wanted} ys")).into());
+        }
         let names = names_of(&loaded, &model.proto);
         let scope = free_scope(self.scope(), names.iter());
         let seed_tensors = self.seed_tensors(&selection)?;
@@ -481,11 +495,18 @@ impl<'g> Building<'g, '_> {
 }
 
 pub(crate) fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) -> Result<[T; N]> {
-    let errors: Vec<String> = results.iter().filter_map(|r| r.as_ref().err()).map(|e| format!("{e:#}")).collect();
-    if !errors.is_empty() {
-        bail!("{}", errors.join("; "));
+    let (mut values, mut errors) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(value) => values.push(value),
+            Err(error) => errors.push(error),
+        }
     }
-    let values: Vec<T> = results.into_iter().filter_map(Result::ok).collect();
+    let text = errors.iter().map(|e| format!("{e:#}")).collect::<Vec<_>>().join("; ");
+    if let Some(first) = errors.into_iter().next() {
+        let first = Error::from(first);
+        return Err(Error::name(text).with_details_of(&first).into());
+    }
     values.try_into().map_err(|_| anyhow::anyhow!("a name could not be resolved"))
 }
 

@@ -1,7 +1,8 @@
 //! Tensors by name: exact names, wildcards, suggestions for misspelt ones.
 
+use crate::error::Error;
 use crate::graph::{Graph, IdSet, Loaded, Node, ValueId};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -25,13 +26,13 @@ impl<'a> Selection<'a> {
         for name in names {
             match self.loaded.names.get(name.as_str()) {
                 Some(&id) => found.push(id),
-                None => unknown.push(self.unknown(name)),
+                None => unknown.push((name, self.unknown(name))),
             }
         }
-        if !unknown.is_empty() {
-            bail!("{what}: {}", unknown.join("; "));
-        }
-        Ok(found)
+        let Some((first, _)) = unknown.first() else { return Ok(found) };
+        let all = unknown.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; ");
+        let near = nearest(first, self.loaded.names.keys().map(|n| &**n)).map(|near| format!("did you mean '{near}'?"));
+        Err(Error::name(format_args!("{what}: {all}")).with_tensor(first).with_remedy(near).into())
     }
 
     /// The names with wildcards (`*` for anything, `?` for one character) replaced by those that match, in the model's order.

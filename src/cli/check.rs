@@ -2,6 +2,7 @@
 
 use super::one_line;
 use super::table::Table;
+use crate::Error;
 use crate::Model;
 use crate::backward::nearest;
 use crate::derivatives::{Evidence, evidence};
@@ -108,18 +109,26 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Checks, prints, and fails where a gradient is wrong.
 pub fn run(args: &Args) -> Result<()> {
     let checks = if args.in_process { checks(args)? } else { in_child(args)? };
+    let wrong = checks.values().filter(|v| v.status == Status::Failed).count();
+    let wrong =
+        (wrong > 0).then(|| Error::validation_failed(format_args!("{wrong} of {} calls are wrong", checks.len())));
     let mut out = std::io::stdout().lock();
     if args.json || args.in_process {
-        writeln!(out, "{}", serde_json::to_string(&checks)?)?;
+        let mut report = serde_json::to_value(&checks)?;
+        if let Some(error) = wrong.as_ref().filter(|_| !args.in_process) {
+            super::failure::add(&mut report, error);
+        }
+        writeln!(out, "{report}")?;
     } else {
         for (name, validation) in &checks {
             writeln!(out, "{}", one_line(&format!("{name}: {}", summary(validation))))?;
             write!(out, "{}", table(validation))?;
         }
     }
-    let wrong = checks.iter().filter(|(_, v)| v.status == Status::Failed).count();
-    ensure!(args.in_process || wrong == 0, "{wrong} of {} calls are wrong", checks.len());
-    Ok(())
+    match wrong.filter(|_| !args.in_process) {
+        Some(error) => Err(super::failure::Reported(error).into()),
+        None => Ok(()),
+    }
 }
 
 fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
@@ -288,7 +297,10 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     match status.code() {
         Some(0) => serde_json::from_str(&output).context("the validation's answer cannot be read"),
         Some(1) => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
-        _ => bail!("{} crashed on the model ({status})", args.engine.choice().name()),
+        _ => {
+            Err(Error::engine_crashed(format_args!("{} crashed on the model ({status})", args.engine.choice().name()))
+                .into())
+        }
     }
 }
 

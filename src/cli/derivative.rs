@@ -1,6 +1,6 @@
 //! What the commands have in common that write derivatives other than gradients: read, request, write, validate, report.
 
-use super::options::{CallArgs, FileArgs, ensure_valid, summary};
+use super::options::{CallArgs, FileArgs, ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::Derived;
 use crate::{Gradients, Model, graph, rules};
@@ -43,7 +43,7 @@ fn as_json(derived: &Derived, validation: &Value, warnings: &[String]) -> String
         "nodes_added": derived.nodes_added,
         "warnings": warnings,
     });
-    format!("{object}\n")
+    report(object, validation)
 }
 
 fn as_text(derived: &Derived, validation: &Value) -> String {

@@ -1,6 +1,6 @@
 //! `grad`: tf.gradients for a file.
 
-use super::options::{CallArgs, FileArgs, ensure_valid, summary};
+use super::options::{CallArgs, FileArgs, ensure_valid, report, summary};
 use super::table::Table;
 use crate::onnx::{TensorProto, npy};
 use crate::{Gradients, Model, Output, Seed, graph, rules};
@@ -121,7 +121,7 @@ fn as_json(output: &Output, validation: &Value, warnings: &[String]) -> String {
         "nodes_added": output.nodes_added,
         "warnings": warnings,
     });
-    format!("{object}\n")
+    report(object, validation)
 }
 
 fn as_text(output: &Output, validation: &Value) -> String {

@@ -8,6 +8,7 @@ mod curve;
 mod derivative;
 mod explain;
 mod export;
+mod failure;
 mod grad;
 mod hessian;
 mod hvp;
@@ -70,14 +71,17 @@ enum Command {
 /// The exit code is 0 for success, 1 where the work failed, 2 for wrong usage (which clap sees to). A reader of stdout that
 /// leaves early, as `head` does, has got what it wanted.
 pub fn run() -> ExitCode {
-    let command = Cli::parse_from(std::env::args_os().map(plain_number)).command;
+    let command = match Cli::try_parse_from(std::env::args_os().map(plain_number)) {
+        Ok(cli) => cli.command,
+        Err(error) => wrong_usage(&error),
+    };
     match dispatch(command).and_then(|()| Ok(io::stdout().flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe) => {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            note(format_args!("error: {error:#}"));
+            failure::tell(error);
             ExitCode::FAILURE
         }
     }
@@ -137,5 +141,15 @@ fn usage(subcommand: &str, message: impl Display) -> ! {
         Some(found) => &mut found.clone(),
         None => &mut command,
     };
-    command.error(clap::error::ErrorKind::ValueValidation, message).exit()
+    wrong_usage(&command.error(clap::error::ErrorKind::ValueValidation, message))
+}
+
+/// Ends the program with what clap says: wrong usage, or the help and the version that were asked for.
+fn wrong_usage(error: &clap::Error) -> ! {
+    if error.use_stderr() {
+        let text = error.render().to_string();
+        let message = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
+        failure::tell_json(&crate::Error::usage(one_line(message)));
+    }
+    error.exit()
 }

@@ -1,10 +1,11 @@
 //! The options that commands share which differentiate a model: what of what, where to write it, whether to run it. And
 //! what they do with them: read, write, validate, print.
 
+use crate::Error;
 use crate::backward::{Selection, read_functions};
 use crate::onnx::file;
 use crate::{Aggregation, Gradients, Model, Unconnected, graph};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -149,11 +150,15 @@ impl FileArgs {
     /// The model, once it is sure that OUT can be written.
     pub fn load(&self) -> Result<Model> {
         if !self.to_stdout() {
-            ensure!(!file::same_file(&self.model, &self.output), "OUT is the model itself, which is never overwritten");
+            if file::same_file(&self.model, &self.output) {
+                return Err(
+                    Error::usage("OUT is the model itself, which is never overwritten; choose another name").into()
+                );
+            }
             file::ensure_writable(&self.output, self.force)?;
         }
         if self.model != Path::new("-") {
-            return Model::load(&self.model);
+            return Ok(Model::load(&self.model)?);
         }
         let bytes = file::read_stream(std::io::stdin().lock()).context("stdin")?;
         Ok(Model { proto: file::read_bytes(bytes).context("stdin")?, folder: Some(PathBuf::from(".")) })
@@ -219,11 +224,24 @@ impl FileArgs {
     }
 }
 
-/// Fails where a validation has.
-pub fn ensure_valid(validation: &Value) -> Result<()> {
+/// What a validation fails with, where it has failed.
+pub fn failure(validation: &Value) -> Option<Error> {
     let reason = validation["reason"].as_str().unwrap_or_default();
-    ensure!(validation["status"] != "failed", "the validation failed: {reason}");
-    Ok(())
+    let error = || Error::validation_failed(format_args!("the validation failed: {reason}")).with_remedy(None);
+    (validation["status"] == "failed").then(error)
+}
+
+/// Fails where a validation has, once the report has said so.
+pub fn ensure_valid(validation: &Value) -> Result<()> {
+    failure(validation).map_or(Ok(()), |error| Err(super::failure::Reported(error).into()))
+}
+
+/// A report as a line of JSON; where the validation has failed, with the code and the message of that.
+pub fn report(mut report: Value, validation: &Value) -> String {
+    if let Some(error) = failure(validation) {
+        super::failure::add(&mut report, &error);
+    }
+    format!("{report}\n")
 }
 
 /// What a validation says, for people.

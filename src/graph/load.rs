@@ -2,6 +2,7 @@
 
 use super::fact::{Container, Fact};
 use super::{Dim, Dims, Graph, NewNode, Operators, Origin, ScopeId, ValueId, control, facts};
+use crate::error::{At, Error, OrKind};
 use crate::onnx::attribute;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
@@ -33,7 +34,7 @@ pub struct Loaded {
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
 /// whose inputs contradict each other.
 pub fn load(model: &ModelProto, operators: Operators) -> Result<Loaded> {
-    load_replacing(model, operators, &mut ())
+    Ok(load_replacing(model, operators, &mut ()).or_kind(|m| Error::invalid_model(m))?)
 }
 
 /// Where the loader stands.
@@ -135,6 +136,17 @@ fn load_with(
 /// What helps where operators are too old to be read.
 const CONVERT: &str = "onnx.version_converter brings a model to a newer opset";
 
+/// A node that is not loaded yet, for errors.
+fn at(index: usize, node: &NodeProto) -> At {
+    let op = node.op_type();
+    let text = match node.name() {
+        "" => format!("node number {index} ({op})"),
+        name => format!("node '{name}' ({op})"),
+    };
+    let name = [node.name()].into_iter().chain(node.output.iter().map(String::as_str)).find(|n| !n.is_empty());
+    At { text, node: name.map(str::to_owned), operator: Some(op.to_owned()), input: None }
+}
+
 /// The gradients of earlier calls, each with its x. What a record says of tensors outside of its call's scope is not ours.
 fn twins(model: &ModelProto) -> HashMap<String, String> {
     // Metadata that are not ours to read say nothing.
@@ -234,10 +246,7 @@ impl Loader<'_> {
             self.stand_in(name)?;
         }
         for (index, node) in proto.node.iter().enumerate() {
-            self.node(node, index, scope, &declared).with_context(|| match node.name() {
-                "" => format!("node number {index} ({})", node.op_type()),
-                name => format!("node '{name}' ({})", node.op_type()),
-            })?;
+            self.node(node, index, scope, &declared).with_context(|| at(index, node))?;
         }
         let mut outputs = Vec::with_capacity(proto.output.len());
         for output in &proto.output {
@@ -296,10 +305,9 @@ impl Loader<'_> {
             "it broadcasts by attributes, which operators do in opset 6 and before only"
         );
         let (graphs, attributes): (Vec<_>, Vec<_>) = proto.attribute.iter().partition(|a| a.g.is_some());
-        ensure!(
-            proto.attribute.iter().all(|a| a.graphs.is_empty()),
-            "an attribute that is a list of graphs is not supported"
-        );
+        if proto.attribute.iter().any(|a| !a.graphs.is_empty()) {
+            return Err(Error::unsupported("an attribute that is a list of graphs is not supported").into());
+        }
         let attributes: Rc<[AttributeProto]> = attributes.into_iter().cloned().collect();
         let op_type = self.string(proto.op_type());
         let domain = self.string(canonical_domain(proto.domain()));

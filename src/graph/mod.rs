@@ -16,6 +16,7 @@ pub use dim::{Dim, Dims};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
 pub use load::{Loaded, Place, Replace, Replacement, fact_of_type, load, load_body, load_replacing};
 
+use crate::error::At;
 use crate::onnx::{AttributeProto, canonical_domain};
 use anyhow::Result;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -476,16 +477,22 @@ impl Graph {
 
     /// How messages name a node: `node 'conv1' (Conv)`, or by its first output where it has no name.
     pub fn describe(&self, id: NodeId) -> String {
+        self.place(id).text
+    }
+
+    /// A node for errors: by its name, or its first output's.
+    pub(crate) fn place(&self, id: NodeId) -> At {
         let node = self.node(id);
         let op =
             if node.domain.is_empty() { node.op_type.to_string() } else { format!("{}.{}", node.domain, node.op_type) };
-        match node.name.as_deref() {
-            Some(name) if !name.is_empty() => format!("node '{name}' ({op})"),
-            _ => {
-                let output = node.outputs.iter().flatten().find_map(|&o| self.value(o).name.clone());
-                format!("node of '{}' ({op})", output.as_deref().unwrap_or("an unnamed output"))
-            }
-        }
+        let name = node.name.as_deref().filter(|name| !name.is_empty());
+        let output = || node.outputs.iter().flatten().find_map(|&o| self.value(o).name.as_deref());
+        let text = match name {
+            Some(name) => format!("node '{name}' ({op})"),
+            None => format!("node of '{}' ({op})", output().unwrap_or("an unnamed output")),
+        };
+        let node = name.or_else(output).map(str::to_owned);
+        At { text, node, operator: Some(op), input: None }
     }
 
     fn push_value(&mut self, value: ValueInfo) -> ValueId {

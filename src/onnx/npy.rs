@@ -2,6 +2,7 @@
 
 use super::file::{check_tensor, read_whole, replace};
 use super::{ElementType, TensorProto};
+use crate::error::{Error, OrKind};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
 use prost::Message;
@@ -24,7 +25,8 @@ pub fn read_tensor(path: &Path) -> Result<TensorProto> {
         check_tensor(&tensor)?;
         Ok(tensor)
     };
-    read().with_context(|| path.display().to_string())
+    let read = read().or_kind(|m| Error::invalid_data(m));
+    read.with_context(|| path.display().to_string())
 }
 
 /// Writes a tensor as a `.npy` file; strings and types that NumPy does not have are an error. An existing file is replaced

@@ -110,7 +110,7 @@ impl Case {
     /// The gradients of ys of a model that comes of the case, each with a seed that is an input.
     pub fn gradients(&self, model: &Model, ys: Vec<String>) -> anyhow::Result<Output> {
         let seeds = vec![Seed::Input(None); ys.len()];
-        Gradients::new(ys, self.xs()).seeds(seeds).straight_through(self.straight_through).build(model)
+        Ok(Gradients::new(ys, self.xs()).seeds(seeds).straight_through(self.straight_through).build(model)?)
     }
 
     /// The operators that the case is about.

@@ -10,6 +10,7 @@ pub use external::{load_external, locations, rebase_external};
 
 use super::ModelProto;
 use super::proto::TensorProto;
+use crate::error::{Error, OrKind};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use encode::Encoded;
@@ -36,10 +37,13 @@ pub fn read(path: &Path) -> Result<ModelProto> {
 /// # Errors
 /// Those of [`read`].
 pub fn read_bytes(bytes: Bytes) -> Result<ModelProto> {
-    ensure!(!bytes.is_empty(), "not an ONNX model: it is empty");
-    let model = ModelProto::decode(bytes).map_err(not_a_model)?;
-    check::model(&model)?;
-    Ok(model)
+    let read = || {
+        ensure!(!bytes.is_empty(), "not an ONNX model: it is empty");
+        let model = ModelProto::decode(bytes).map_err(not_a_model)?;
+        check::model(&model)?;
+        Ok(model)
+    };
+    Ok(read().or_kind(|m| Error::invalid_model(m))?)
 }
 
 /// A file's bytes; one that could not be a protobuf message, because it is too large, is not read.
@@ -59,13 +63,17 @@ pub fn read_whole(path: &Path) -> Result<Bytes> {
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Bytes>> {
     let file = File::open(path).map_err(plain)?;
     let metadata = file.metadata().map_err(plain)?;
-    ensure!(!metadata.is_dir(), "it is a directory, not a file");
+    if metadata.is_dir() {
+        return Err(Error::io("it is a directory, not a file").into());
+    }
     let limit = if metadata.is_file() { limit } else { limit.min(LARGEST) };
     if metadata.len() > limit {
         return Ok(None);
     }
     let (mut buffer, size) = (Vec::new(), usize::try_from(metadata.len()).unwrap_or(0));
-    buffer.try_reserve_exact(size).map_err(|_| anyhow!("there is no memory for its {size} bytes"))?;
+    buffer
+        .try_reserve_exact(size)
+        .map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {size} bytes")))?;
     file.take(limit.saturating_add(1)).read_to_end(&mut buffer).map_err(plain)?;
     Ok((buffer.len() as u64 <= limit).then(|| buffer.into()))
 }
@@ -96,8 +104,8 @@ fn not_a_model(error: prost::DecodeError) -> anyhow::Error {
 /// What the operating system says, in words without the error number.
 pub(crate) fn plain(error: std::io::Error) -> anyhow::Error {
     match error.kind() {
-        std::io::ErrorKind::NotFound => anyhow!("there is no such file"),
-        std::io::ErrorKind::PermissionDenied => anyhow!("permission denied"),
+        std::io::ErrorKind::NotFound => Error::io("there is no such file").into(),
+        std::io::ErrorKind::PermissionDenied => Error::io("permission denied").into(),
         _ => error.into(),
     }
 }
@@ -141,7 +149,7 @@ pub fn ensure_writable(path: &Path, force: bool) -> Result<()> {
         Err(_) if !folder(path).is_dir() => format!("there is no folder '{}'", folder(path).display()),
         _ => return Ok(()),
     };
-    bail!("{}: {problem}", path.display())
+    Err(Error::io(format_args!("{}: {problem}", path.display())).into())
 }
 
 fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {

@@ -1,0 +1,52 @@
+//! What is said where something fails: a line on stderr, and with `--json` an object on stdout, from every subcommand.
+
+use crate::Error;
+use serde_json::{Value, json};
+use std::ffi::OsStr;
+use std::fmt;
+use std::io::{self, Write};
+
+/// An error of which the report on stdout has told already.
+#[derive(Debug)]
+pub struct Reported(pub Error);
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Reported {}
+
+/// Adds what an error says to a report: its code, message, place and remedy.
+pub fn add(report: &mut Value, error: &Error) {
+    let Some(report) = report.as_object_mut() else { return };
+    report.insert("code".to_owned(), json!(error.code()));
+    if let Value::Object(details) = json!(error.details()) {
+        report.extend(details);
+    }
+}
+
+/// Prints what the program fails with.
+pub fn tell(error: anyhow::Error) {
+    super::note(format_args!("error: {error:#}"));
+    if error.downcast_ref::<Reported>().is_none() {
+        tell_json(&Error::from(error));
+    }
+}
+
+/// The object for an error, where the arguments ask for JSON.
+pub fn tell_json(error: &Error) {
+    if !asked() {
+        return;
+    }
+    let mut object = json!({});
+    add(&mut object, error);
+    // Where stdout is closed, nobody is left to be told.
+    let _ = writeln!(io::stdout(), "{object}");
+}
+
+/// Whether the arguments ask for JSON, also those that are wrong.
+fn asked() -> bool {
+    std::env::args_os().take_while(|a| a != OsStr::new("--")).any(|a| a == OsStr::new("--json"))
+}

@@ -1,0 +1,240 @@
+//! What can go wrong, in kinds that one can match on.
+//!
+//! Inside the library errors are chains of text, each link with the place that it knows of. At its face they are an [`Error`]:
+//! one kind, one line, and where it happened.
+
+use serde::Serialize;
+use std::fmt;
+
+/// Why something could not be done.
+///
+/// The message is one line: what, where, and what helps. [`Error::code`] is the same for ever; messages may change.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// A name of no tensor, call, symbol or input of the model.
+    Name(Box<Details>),
+    /// Operators on a path from a y to an x that have no gradient, all of them in one message; the details are of the first.
+    NoGradient(Box<Details>),
+    /// A file that is no ONNX model, or a model that contradicts itself or the standard.
+    InvalidModel(Box<Details>),
+    /// Another file whose contents are not what they should be: a tensor, a data set, a manifest, a checkpoint.
+    InvalidData(Box<Details>),
+    /// A request that the model is right for and that is not supported, or not for this model.
+    Unsupported(Box<Details>),
+    /// A file that cannot be read or written.
+    Io(Box<Details>),
+    /// The gradients are not what the model's slopes are.
+    ValidationFailed(Box<Details>),
+    /// The gradients could not be compared with anything.
+    NotValidated(Box<Details>),
+    /// Something took longer than it was given.
+    Timeout(Box<Details>),
+    /// Something took more memory than it was given, or than there is.
+    OutOfMemory(Box<Details>),
+    /// The engine ended without an answer.
+    EngineCrashed(Box<Details>),
+    /// A request that contradicts itself.
+    Usage(Box<Details>),
+    /// A fault of this library.
+    Internal(Box<Details>),
+}
+
+/// Where an [`Error`] happened, as far as that can be said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Details {
+    /// The whole message, one line.
+    pub message: String,
+    /// The name of the node, or of its first output where it has none.
+    pub node: Option<String>,
+    /// The node's operator, with its domain where that is not the standard's: `Conv`, `com.microsoft.FusedConv`.
+    pub operator: Option<String>,
+    /// The node's input that it is about.
+    pub input: Option<String>,
+    /// The tensor that it is about.
+    pub tensor: Option<String>,
+    /// What helps.
+    pub remedy: Option<String>,
+}
+
+/// The kinds, each with its code and what one is told of it.
+macro_rules! kinds {
+    ($($kind:ident, $make:ident, $code:literal, $about:literal;)*) => {
+        impl Error {
+            /// The codes, each with what it says: the contents of docs/errors.md.
+            pub const CODES: &[(&str, &str)] = &[$(($code, $about)),*];
+
+            /// A word for the kind that never changes: `unknown-name`, `unsupported-operator`, ...
+            pub fn code(&self) -> &'static str {
+                match self { $(Error::$kind(_) => $code),* }
+            }
+
+            /// The message, and where it happened.
+            pub fn details(&self) -> &Details {
+                match self { $(Error::$kind(details) => details),* }
+            }
+
+            fn details_mut(&mut self) -> &mut Details {
+                match self { $(Error::$kind(details) => details),* }
+            }
+
+            $(
+                #[allow(dead_code, reason = "which kinds are made depends on the features")]
+                pub(crate) fn $make(message: impl fmt::Display) -> Self {
+                    Error::$kind(Box::new(Details::new(message)))
+                }
+            )*
+        }
+    };
+}
+
+kinds! {
+    Name, name, "unknown-name", "A name of no tensor, call, symbol or input of the model; `tensor` is the name";
+    NoGradient, no_gradient, "unsupported-operator",
+        "Operators on a path from a y to an x have no gradient; `node` and `operator` are those of the first, the message names all";
+    InvalidModel, invalid_model, "invalid-model", "The file is no ONNX model, or the model contradicts itself or the standard";
+    InvalidData, invalid_data, "invalid-data",
+        "Another file does not hold what it should: a tensor, a data set, a manifest, a checkpoint";
+    Unsupported, unsupported, "unsupported", "What is asked for is not supported, or not for this model";
+    Io, io, "io", "A file cannot be read or written";
+    ValidationFailed, validation_failed, "validation-failed", "A gradient is not the slope of the model";
+    NotValidated, not_validated, "not-validated", "Nothing could be compared";
+    Timeout, timeout, "timeout", "Something took longer than it was given";
+    OutOfMemory, out_of_memory, "out-of-memory", "Something took more memory than it was given, or than there is";
+    EngineCrashed, engine_crashed, "engine-crashed", "The engine of the validation ended without an answer";
+    Usage, usage, "usage", "The request or the command line contradicts itself";
+    Internal, internal, "internal", "A fault of this tool, which its authors want to know of";
+}
+
+impl Details {
+    fn new(message: impl fmt::Display) -> Self {
+        let message = message.to_string();
+        let remedy = advice(&message);
+        Details { message, remedy, ..Details::default() }
+    }
+}
+
+impl Error {
+    pub(crate) fn with_tensor(mut self, name: &str) -> Self {
+        self.details_mut().tensor = Some(name.to_owned());
+        self
+    }
+
+    pub(crate) fn with_remedy(mut self, remedy: Option<String>) -> Self {
+        self.details_mut().remedy = remedy;
+        self
+    }
+
+    /// The same message with the tensor and the remedy of another error.
+    pub(crate) fn with_details_of(mut self, other: &Error) -> Self {
+        let (own, other) = (self.details_mut(), other.details());
+        own.tensor = other.tensor.clone();
+        own.remedy = other.remedy.clone();
+        self
+    }
+
+    pub(crate) fn at(mut self, place: &At) -> Self {
+        let details = self.details_mut();
+        details.node = place.node.clone();
+        details.operator = place.operator.clone();
+        details.input = place.input.clone();
+        self
+    }
+
+    /// What a chain of causes comes to: the kind of the first cause that has one, else what the system said, else `other`.
+    pub(crate) fn of(error: anyhow::Error, other: fn(String) -> Error) -> Error {
+        let message = format!("{error:#}");
+        let kind = error.chain().find_map(|cause| cause.downcast_ref::<Error>()).cloned();
+        let system = || {
+            let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?;
+            Some(match io.kind() {
+                std::io::ErrorKind::OutOfMemory => Error::out_of_memory(&message),
+                _ => Error::io(&message),
+            })
+        };
+        let known = kind.is_some();
+        let mut result = kind.or_else(system).unwrap_or_else(|| other(message.clone()));
+        let details = result.details_mut();
+        if known && details.remedy.is_none() {
+            details.remedy = advice(&message);
+        }
+        details.message = message;
+        if let Some(place) = error.downcast_ref::<At>().filter(|_| details.node.is_none()) {
+            return result.at(place);
+        }
+        result
+    }
+}
+
+/// By the habit of our messages what helps stands at the end, behind a semicolon.
+fn advice(message: &str) -> Option<String> {
+    message.rsplit_once("; ").map(|(_, advice)| advice.to_owned()).filter(|advice| !advice.is_empty())
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.details().message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        Error::of(error, |message| Error::unsupported(message))
+    }
+}
+
+/// A node in a chain of causes: it reads like the text that it is, and tells its parts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct At {
+    pub text: String,
+    pub node: Option<String>,
+    pub operator: Option<String>,
+    pub input: Option<String>,
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Gives failures without a kind one.
+pub(crate) trait OrKind<T> {
+    /// The result with what fails of a kind: its own, the system's, or `kind`.
+    fn or_kind(self, kind: fn(String) -> Error) -> Result<T, Error>;
+}
+
+impl<T> OrKind<T> for anyhow::Result<T> {
+    fn or_kind(self, kind: fn(String) -> Error) -> Result<T, Error> {
+        self.map_err(|error| Error::of(error, kind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn a_chain_has_the_kind_of_its_first_cause_that_has_one() {
+        let place = || At { text: "node 'n' (Foo)".into(), node: Some("n".into()), ..At::default() };
+        let chain = Err::<(), _>(Error::io("the disk is full; make room")).context(place()).context("a.onnx");
+        let error = Error::from(chain.unwrap_err());
+        assert_eq!(
+            (error.code(), error.to_string().as_str()),
+            ("io", "a.onnx: node 'n' (Foo): the disk is full; make room")
+        );
+        assert_eq!(
+            (error.details().node.as_deref(), error.details().remedy.as_deref()),
+            (Some("n"), Some("make room"))
+        );
+        let system = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull)).context("a.onnx");
+        assert_eq!(Error::from(system).code(), "io");
+        assert_eq!(Error::of(anyhow!("cut off"), |m| Error::invalid_model(m)).code(), "invalid-model");
+        let again = Error::from(anyhow::Error::from(Error::name("no 'x'")).context("ys"));
+        assert_eq!((again.code(), again.to_string().as_str()), ("unknown-name", "ys: no 'x'"));
+    }
+}
