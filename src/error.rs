@@ -182,7 +182,7 @@ impl std::error::Error for Error {}
 
 impl From<anyhow::Error> for Error {
     fn from(error: anyhow::Error) -> Self {
-        Error::of(error, |message| Error::unsupported(message))
+        Error::of(error, Error::unsupported)
     }
 }
 
@@ -233,7 +233,7 @@ mod tests {
         );
         let system = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::StorageFull)).context("a.onnx");
         assert_eq!(Error::from(system).code(), "io");
-        assert_eq!(Error::of(anyhow!("cut off"), |m| Error::invalid_model(m)).code(), "invalid-model");
+        assert_eq!(Error::of(anyhow!("cut off"), Error::invalid_model).code(), "invalid-model");
         let again = Error::from(anyhow::Error::from(Error::name("no 'x'")).context("ys"));
         assert_eq!((again.code(), again.to_string().as_str()), ("unknown-name", "ys: no 'x'"));
     }

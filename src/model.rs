@@ -41,7 +41,7 @@ impl Model {
     /// # Errors
     /// The file exists and is not to be replaced, or cannot be written.
     pub fn write(&self, path: &Path, force: bool) -> Result<Vec<String>, Error> {
-        self.written(path, force).or_kind(|m| Error::io(m))
+        self.written(path, force).or_kind(Error::io)
     }
 
     fn written(&self, path: &Path, force: bool) -> Result<Vec<String>> {

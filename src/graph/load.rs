@@ -34,7 +34,7 @@ pub struct Loaded {
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
 /// whose inputs contradict each other.
 pub fn load(model: &ModelProto, operators: Operators) -> Result<Loaded> {
-    Ok(load_replacing(model, operators, &mut ()).or_kind(|m| Error::invalid_model(m))?)
+    Ok(load_replacing(model, operators, &mut ()).or_kind(Error::invalid_model)?)
 }
 
 /// Where the loader stands.

@@ -25,7 +25,7 @@ pub fn read_tensor(path: &Path) -> Result<TensorProto> {
         check_tensor(&tensor)?;
         Ok(tensor)
     };
-    let read = read().or_kind(|m| Error::invalid_data(m));
+    let read = read().or_kind(Error::invalid_data);
     read.with_context(|| path.display().to_string())
 }
 

@@ -43,7 +43,7 @@ pub fn read_bytes(bytes: Bytes) -> Result<ModelProto> {
         check::model(&model)?;
         Ok(model)
     };
-    Ok(read().or_kind(|m| Error::invalid_model(m))?)
+    Ok(read().or_kind(Error::invalid_model)?)
 }
 
 /// A file's bytes; one that could not be a protobuf message, because it is too large, is not read.
