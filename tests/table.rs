@@ -145,8 +145,9 @@ fn properties_fit_the_slots() {
     for rule in rules::all() {
         let stops = |i: usize| matches!(rule.slot(i), Some(Slot::Stop(_)));
         // The operators that differentiate one formula for all of their inputs have no slots of their own for integers.
-        let through =
-            |i: usize| matches!(rule.slot(i), Some(Slot::Through(_) | Slot::All(_) | Slot::Each(_) | Slot::TryEach(_)));
+        let through = |i: usize| {
+            matches!(rule.slot(i), Some(Slot::Through(_) | Slot::Together(_) | Slot::Each(_) | Slot::TryEach(_)))
+        };
         for index in rule.indices {
             if !stops(index.input) && !through(index.input) {
                 wrong.push(format!(

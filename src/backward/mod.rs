@@ -256,15 +256,15 @@ impl<'g> Pass<'g> {
             _ => None,
         });
         let call = Call::new(self, id, dys.collect(), wanted.clone(), rule.in_float32);
-        match rule.slots.first() {
+        match rule.common_slot() {
             // Where only zeros arrive, zeros leave: derivatives are linear.
             _ if only_zeros => Ok(wanted.iter().map(|&v| (v, Flow::Zero)).collect()),
             Some(Slot::Through(forward)) => {
                 let gradients = self.through(&call, *forward, &wanted).and_then(|g| self.checked(g, rule.in_float32));
                 self.blame(gradients, id, None)
             }
-            Some(Slot::All(structure) | Slot::Structure(structure)) => {
-                let gradients = structure(&call).and_then(|g| self.checked(g, rule.in_float32));
+            Some(Slot::Together(together)) => {
+                let gradients = together(&call).and_then(|g| self.checked(g.into_found(), rule.in_float32));
                 self.blame(gradients, id, None)
             }
             _ => self.slots(&call, id, node, rule),
@@ -300,7 +300,7 @@ impl<'g> Pass<'g> {
             Slot::Each(f) => f(c, i),
             Slot::TryEach(f) => f(c, i)?,
             Slot::EachBroadcast(f) => f(c, i).unbroadcast(x),
-            Slot::Through(_) | Slot::All(_) | Slot::Structure(_) => bail!("a rule of this kind stands alone"),
+            Slot::Through(_) | Slot::Together(_) => bail!("a formula for all inputs stands in for each of them"),
         };
         Ok(Some(dx.into_flow()))
     }

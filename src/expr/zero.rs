@@ -154,7 +154,8 @@ impl Builder {
     fn sum_with_zeros<'g>(&'g self, op: &'static str, terms: &[Option<Expr<'g>>]) -> Option<Expr<'g>> {
         let terms: Vec<Expr<'g>> = terms.iter().copied().collect::<Option<_>>()?;
         let (zeros, rest): (Vec<_>, Vec<_>) = terms.iter().copied().partition(|e| e.is_zero());
-        let kept = rest.first().or(zeros.first())?;
+        let shaped = || zeros.iter().find(|zero| self.left_out(zero.id).is_none());
+        let kept = rest.first().or_else(shaped).or(zeros.first())?;
         let dropped = |zero: &Expr<'g>| self.left_out(zero.id).is_some() || kept.unless_broadcast(*zero).is_some();
         if !zeros.iter().all(dropped) {
             return None;

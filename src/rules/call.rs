@@ -66,6 +66,45 @@ pub struct Call<'g> {
     precision: Option<ElementType>,
 }
 
+/// What a rule finds for the inputs of a node, and for what its bodies capture.
+pub struct Cotangents<'g> {
+    /// The inputs that lead to an x, by number.
+    wanted: Vec<Option<ValueId>>,
+    found: Vec<(ValueId, Expr<'g>)>,
+}
+
+impl<'g> Cotangents<'g> {
+    /// The gradient of an input, in its shape. It is computed only where the input leads to an x.
+    pub fn input(self, i: usize, dx: impl FnOnce() -> Expr<'g>) -> Self {
+        match self.wanted.get(i) {
+            Some(&Some(x)) => self.values([(x, dx())]),
+            _ => self,
+        }
+    }
+
+    /// The gradient of an input in the shape that it is broadcast to: summed to its own.
+    pub fn broadcast(self, i: usize, dx: impl FnOnce() -> Expr<'g>) -> Self {
+        match self.wanted.get(i) {
+            Some(&Some(x)) => {
+                let dx = dx();
+                self.values([(x, dx.unbroadcast(dx.builder().expr(x)))])
+            }
+            _ => self,
+        }
+    }
+
+    /// The gradients of values, inputs or such that a body captures, which lead to an x.
+    pub fn values(mut self, pairs: impl IntoIterator<Item = (ValueId, Expr<'g>)>) -> Self {
+        self.found.extend(pairs);
+        self
+    }
+
+    /// All of them, by value.
+    pub(crate) fn into_found(self) -> Vec<(ValueId, Expr<'g>)> {
+        self.found
+    }
+}
+
 impl<'g> Call<'g> {
     /// The node, with the gradients of its outputs where they have any, for the gradients of the `wanted` inputs and captures,
     /// which are sorted; `in_float32` is the mark of the row ([`crate::rules::Rule::in_float32`]).
@@ -97,6 +136,12 @@ impl<'g> Call<'g> {
     /// Where the formulas write to.
     pub fn builder(&self) -> &'g Builder {
         self.pass.builder()
+    }
+
+    /// For what is found for all inputs together; nothing yet.
+    pub fn cotangents(&self) -> Cotangents<'g> {
+        let wanted = self.node.inputs.iter().map(|i| i.filter(|&i| self.wants(i))).collect();
+        Cotangents { wanted, found: Vec::new() }
     }
 
     /// How many inputs the node has, those that are left out at the end not counted.

@@ -2,7 +2,7 @@
 
 use super::Slot::*;
 use super::properties::Random;
-use super::{Call, Rule, find, rule};
+use super::{Call, Cotangents, Rule, find, rule};
 use crate::expr::Expr;
 use crate::graph::{Graph, Scalar, ScopeId, ValueId};
 use anyhow::{Result, ensure};
@@ -11,13 +11,13 @@ use anyhow::{Result, ensure};
 pub const RULES: &[Rule] = &[rule(
     "If",
     "d capture = if the condition then its gradient through one branch else through the other",
-    &[Structure(if_)],
+    &[Together(if_)],
 )
 .facts_of_bodies()
 .attributes("then_branch else_branch")
 .note("a branch that does not use a captured tensor contributes zeros; branches are computed again")];
 
-fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+fn if_<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let b = c.builder();
     let wanted = c.wanted_captures();
     let through = |name: &str| {
@@ -33,7 +33,7 @@ fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         let zero = |x: &Expr<'g>| reaches_an_output(c, other, *x).map(|reaches| reaches.then(|| x.zeros_like()));
         let dxs = dxs.map(|(dx, x)| Ok((x.id(), dx.map_or_else(|| zero(x), |dx| Ok(Some(dx)))?)));
         let dxs: Vec<(ValueId, Option<Expr<'g>>)> = dxs.collect::<Result<_>>()?;
-        return Ok(dxs.into_iter().filter_map(|(x, dx)| Some((x, dx?))).collect());
+        return Ok(c.cotangents().values(dxs.into_iter().filter_map(|(x, dx)| Some((x, dx?)))));
     }
     let mut branches = Vec::new();
     for name in ["then_branch", "else_branch"] {
@@ -43,7 +43,7 @@ fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let connected = |i: &usize| branches.iter().any(|(_, dxs)| dxs[*i].is_some());
     let connected: Vec<usize> = (0..wanted.len()).filter(connected).collect();
     if connected.is_empty() {
-        return Ok(vec![]);
+        return Ok(c.cotangents());
     }
     for (scope, dxs) in &branches {
         let dx = |&i: &usize| dxs[i].unwrap_or_else(|| wanted[i].zeros_like());
@@ -51,7 +51,7 @@ fn if_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         close(c, *scope, &outputs, 0)?;
     }
     let dxs = b.if_(c.input(0), branches[0].0, branches[1].0);
-    Ok(connected.into_iter().map(|i| wanted[i].id()).zip(dxs).collect())
+    Ok(c.cotangents().values(connected.into_iter().map(|i| wanted[i].id()).zip(dxs)))
 }
 
 /// Whether a body leads from a captured tensor to one of its outputs.

@@ -4,9 +4,8 @@ pub mod facts;
 
 use super::Slot::*;
 use super::properties::Moves;
-use super::{Call, Rule, rule};
+use super::{Call, Cotangents, Rule, rule};
 use crate::expr::Expr;
-use crate::graph::ValueId;
 use crate::graph::facts::value;
 use crate::rules::facts::{same, unknown};
 use anyhow::Result;
@@ -54,11 +53,11 @@ pub const RULES: &[Rule] = &[
     rule("Floor", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::floor)),
     rule("Ceil", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::ceil)),
     rule("Round", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::round)),
-    rule("Max", "dxᵢ = dy where xᵢ = y", &[All(|c| extremum(c, |best, x| best.less(x)))])
+    rule("Max", "dxᵢ = dy where xᵢ = y", &[Together(|c| extremum(c, |best, x| best.less(x)))])
         .facts(|c| facts::variadic(c, value::max))
         .moves_integers()
         .note("in a tie the first operand gets all"),
-    rule("Min", "dxᵢ = dy where xᵢ = y", &[All(|c| extremum(c, |best, x| best.greater(x)))])
+    rule("Min", "dxᵢ = dy where xᵢ = y", &[Together(|c| extremum(c, |best, x| best.greater(x)))])
         .facts(|c| facts::variadic(c, value::min))
         .moves_integers()
         .note("in a tie the first operand gets all"),
@@ -206,26 +205,20 @@ fn pow_b<'g>(c: &Call<'g>) -> Expr<'g> {
 }
 
 /// Takes the operands in turn: one that beats the best of those before it keeps what it gets from the others.
-fn extremum<'g>(c: &Call<'g>, beaten: fn(Expr<'g>, Expr<'g>) -> Expr<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+fn extremum<'g>(c: &Call<'g>, beaten: fn(Expr<'g>, Expr<'g>) -> Expr<'g>) -> Result<Cotangents<'g>> {
     let mut best = c.x();
     let mut rounds = Vec::new();
-    for x in c.inputs_from(1) {
+    for (i, x) in c.inputs_from(1).into_iter().enumerate() {
         let beaten = beaten(best, x);
-        rounds.push((x, beaten));
+        rounds.push((1 + i, beaten));
         best = beaten.select(x, best);
     }
-    let mut gradients = Vec::new();
-    let mut dy = c.dy();
-    for (x, beaten) in rounds.into_iter().rev() {
-        if c.wants(x.id()) {
-            gradients.push((x.id(), dy.where_(beaten).unbroadcast(x)));
-        }
+    let (mut found, mut dy) = (c.cotangents(), c.dy());
+    for (i, beaten) in rounds.into_iter().rev() {
+        found = found.broadcast(i, || dy.where_(beaten));
         dy = dy.unless(beaten);
     }
-    if c.wants(c.x().id()) {
-        gradients.push((c.x().id(), dy.unbroadcast(c.x())));
-    }
-    Ok(gradients)
+    Ok(found.broadcast(0, || dy))
 }
 
 fn clip<'g>(c: &Call<'g>) -> Expr<'g> {

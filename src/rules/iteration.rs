@@ -6,7 +6,7 @@
 
 use super::Slot::*;
 use super::control::close;
-use super::{Call, Rule, rule};
+use super::{Call, Cotangents, Rule, rule};
 use crate::expr::{Along, Expr};
 use crate::graph::{Container, Dim, Fact, Graph, IdSet, NodeId, ScopeId, ValueId};
 use crate::onnx::ElementType;
@@ -15,21 +15,25 @@ use std::collections::HashMap;
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("Loop", "the body's gradient, from the last trip to the first", &[Structure(loop_)])
+    rule("Loop", "the body's gradient, also by what it captures, from the last trip to the first", &[Together(loop_)])
         .facts_of_bodies()
         .attributes("body")
         .note("carried states must keep their shapes where the gradient needs their values"),
-    rule("Scan", "the body's gradient, from the last step to the first", &[Structure(scan)])
+    rule("Scan", "the body's gradient, also by what it captures, from the last step to the first", &[Together(scan)])
         .facts_of_bodies()
         .attributes(
             "body num_scan_inputs scan_input_axes scan_input_directions scan_output_axes scan_output_directions",
         )
         .since(9),
-    rule("Scan", "the body's gradient, step by step for each entry of the batch", &[Structure(batched_scan)])
-        .facts_of_bodies()
-        .attributes("body num_scan_inputs directions")
-        .until(8)
-        .note("written out step by step: batch and length must be known, and sequence_lens left out"),
+    rule(
+        "Scan",
+        "the body's gradient, also by what it captures, step by step for each entry of the batch",
+        &[Together(batched_scan)],
+    )
+    .facts_of_bodies()
+    .attributes("body num_scan_inputs directions")
+    .until(8)
+    .note("written out step by step: batch and length must be known, and sequence_lens left out"),
 ];
 
 /// The body of a Loop or Scan, and what its gradient is about.
@@ -168,12 +172,12 @@ fn places(used: &IdSet<ValueId>, inputs: &[Expr<'_>]) -> Vec<usize> {
     (0..inputs.len()).filter(|&i| used.contains(&inputs[i].id())).collect()
 }
 
-fn loop_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+fn loop_<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let b = c.builder();
     let states = c.input_count().saturating_sub(2);
     let body = Body::new(c, states, (2, 1), 0)?;
     let step = loop_step(c, &body)?;
-    let Some(step) = step else { return Ok(vec![]) };
+    let Some(step) = step else { return Ok(c.cotangents()) };
 
     let (trips, recorded) = loop_record(c, &body, &step.needed)?;
     let last = trips - 1;
@@ -198,7 +202,7 @@ fn loop_<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let active = body.active.iter().map(|&s| c.input(2 + s));
     let targets = active.chain(step.captures.iter().copied());
     let pairs = targets.zip(gradients).map(|(x, dx)| (x.id(), rounded(dx, x)));
-    Ok(pairs.filter(|(x, _)| c.wants(*x)).collect())
+    Ok(c.cotangents().values(pairs.filter(|(x, _)| c.wants(*x))))
 }
 
 /// The derivative of one iteration: a scope that takes the trip number, the states that it `needed`, the gradients of the
@@ -352,7 +356,7 @@ fn keeps_shape<'g>(c: &Call<'g>, body: &Body<'g>, s: usize) -> Result<()> {
 const MAX_STEPS: i64 = 1024;
 
 /// The first Scan, with a batch in front of everything.
-fn batched_scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+fn batched_scan<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let body = c.body("body")?;
     ensure!(
         c.opt(0).is_none(),
@@ -398,7 +402,7 @@ fn batched_scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     let wanted = inputs.iter().copied().filter(|x| c.wants(x.id())).chain(c.wanted_captures());
     let mut gradients: Vec<_> = c.differentiate(&ys, &wanted.collect::<Vec<_>>())?.into_iter().collect();
     gradients.sort_unstable_by_key(|&(x, _)| x);
-    Ok(gradients)
+    Ok(c.cotangents().values(gradients))
 }
 
 /// Axes and directions of a Scan, one for each scan input or output.
@@ -408,7 +412,7 @@ fn list(c: &Call<'_>, name: &str, count: usize) -> Result<Vec<i64>> {
     Ok(given)
 }
 
-fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+fn scan<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let b = c.builder();
     let scanned = usize::try_from(c.int("num_scan_inputs", 0)).unwrap_or(0);
     ensure!((1..=c.input_count()).contains(&scanned), "num_scan_inputs is {scanned}, of {} inputs", c.input_count());
@@ -446,7 +450,7 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         anyhow::Ok((replay.gradients(&seeds, &xs)?, !seeds.is_empty()))
     })?;
     if !seeded {
-        return Ok(vec![]);
+        return Ok(c.cotangents());
     }
     let (dbefore, rest) = dxs.split_at(body.active.len());
     let (dcaptures, dinputs) = rest.split_at(body.captures.len());
@@ -482,7 +486,7 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         states.chain(sums).chain(sliced).chain(extra.iter().copied()).collect()
     });
     if outputs.is_empty() {
-        return Ok(vec![]);
+        return Ok(c.cotangents());
     }
     close(c, scope, &outputs, 0)?;
     let used: IdSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
@@ -541,7 +545,7 @@ fn scan<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
     targets.extend(captured.iter().map(|&k| body.captures[k]));
     targets.extend(sliced.iter().map(|&j| c.input(states + slices[j])));
     let pairs = targets.into_iter().zip(gradients).map(|(x, dx)| (x.id(), rounded(dx, x)));
-    Ok(pairs.filter(|(x, _)| c.wants(*x)).chain(of_products).collect())
+    Ok(c.cotangents().values(pairs.filter(|(x, _)| c.wants(*x)).chain(of_products)))
 }
 
 /// Where a tensor of each step stands beside those of the other steps.

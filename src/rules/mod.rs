@@ -37,10 +37,10 @@ mod source;
 mod text;
 mod window;
 
-pub use call::{Call, Differentiate, Replay};
+pub use call::{Call, Cotangents, Differentiate, Replay};
 
 use crate::expr::Expr;
-use crate::graph::{self, Loaded, Operators, ValueId};
+use crate::graph::{self, Loaded, Operators};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
 use facts::Facts;
@@ -62,8 +62,8 @@ pub type NumberedFormula = for<'g> fn(&Call<'g>, usize) -> Expr<'g>;
 pub type NumberedAsking = for<'g> fn(&Call<'g>, usize) -> Result<Expr<'g>>;
 /// The operator's outputs, built of other operators; the pass differentiates those.
 pub type Forward = for<'g> fn(&Call<'g>) -> Result<Vec<Option<Expr<'g>>>>;
-/// Gradients of inputs and captured values, by value.
-pub type Structure = for<'g> fn(&Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>>;
+/// The gradients of all inputs and captured values.
+pub type Together = for<'g> fn(&Call<'g>) -> Result<Cotangents<'g>>;
 
 /// What an input of an operator gets.
 #[derive(Clone, Copy)]
@@ -92,10 +92,8 @@ pub enum Slot {
     Rounding(&'static str),
     /// For all inputs and captured values: the gradients of the formula that computes the outputs.
     Through(Forward),
-    /// For all inputs: what a rule returns that writes something once for all of them.
-    All(Structure),
-    /// For all inputs and captured values: what a rule that looks into bodies returns.
-    Structure(Structure),
+    /// For all inputs, and what bodies capture: a formula that has something in common for them.
+    Together(Together),
 }
 
 /// What a rule makes of quantized integers. They carry gradients, floating-point ones, only where a request says so
@@ -251,6 +249,11 @@ impl Rule {
             !matches!(s, Unary(_) | Binary(_) | Formula(_) | Try(_) | Broadcast(_) | Zero)
         };
         self.slots.get(input).or_else(|| self.slots.last().filter(repeats))
+    }
+
+    /// The slot that holds for all inputs but those at which no gradient passes, if there is one.
+    pub(crate) fn common_slot(&self) -> Option<&'static Slot> {
+        self.slots.iter().find(|s| matches!(s, Slot::Through(_) | Slot::Together(_)))
     }
 
     /// Whether an attribute is accounted for.

@@ -32,9 +32,8 @@ impl Rule {
                 Slot::Zero => format!("{i}: zero"),
                 Slot::Stop(reason) => format!("{i}{more}: none ({reason})"),
                 Slot::Rounding(reason) => format!("{i}: none ({reason}); dy with `--straight-through`"),
-                Slot::Through(_) if last > 0 => format!("{i}: gradient"),
-                Slot::Through(_) | Slot::All(_) => "all: gradient".to_owned(),
-                Slot::Structure(_) => "all, and captured tensors: gradient".to_owned(),
+                Slot::Through(_) | Slot::Together(_) if last > 0 => format!("{i}: gradient"),
+                Slot::Through(_) | Slot::Together(_) => "all: gradient".to_owned(),
             }
         };
         self.slots.iter().enumerate().map(describe).collect::<Vec<_>>().join("; ")

@@ -8,10 +8,10 @@ use super::Slot::*;
 use super::control::close;
 use super::properties::Counts::Item;
 use super::properties::read;
-use super::{Call, Rule, rule};
+use super::{Call, Cotangents, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::facts::tensor;
-use crate::graph::{Container, Fact, ValueId};
+use crate::graph::{Container, Fact};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
@@ -46,9 +46,13 @@ pub const RULES: &[Rule] = &[
     rule("SplitToSequence", "dx = dy, joined", &[Try(split), Stop("sizes")])
         .facts(facts::split)
         .attributes("axis keepdims"),
-    rule("SequenceMap", "the body's gradient, of each element; summed for tensors", &[Structure(map)])
-        .facts_of_bodies()
-        .attributes("body"),
+    rule(
+        "SequenceMap",
+        "the body's gradient, of each element; summed for tensors and for what it captures",
+        &[Together(map)],
+    )
+    .facts_of_bodies()
+    .attributes("body"),
     rule("Optional", "dx = dy", &[Formula(|c| c.dy())]).facts(facts::optional).attributes("type"),
     rule("OptionalGetElement", "dx = dy", &[Formula(|c| c.dy())]).facts(facts::get_element),
     rule("OptionalHasElement", "none", &[Stop("a truth value")]).facts(facts::has_element),
@@ -122,7 +126,7 @@ fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     })
 }
 
-fn map<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+fn map<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let b = c.builder();
     let body = c.body("body")?;
     let inputs = c.inputs_from(0);
@@ -144,7 +148,7 @@ fn map<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         anyhow::Ok(found.unzip::<_, _, Vec<_>, Vec<_>>())
     })?;
     if connected.is_empty() {
-        return Ok(vec![]);
+        return Ok(c.cotangents());
     }
     close(c, scope, &outputs, dys.len())?;
     let kept = b.graph().scope(scope).inputs.clone();
@@ -160,5 +164,5 @@ fn map<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         };
         (x.id(), dx)
     };
-    Ok(connected.into_iter().zip(gradients).map(sum).collect())
+    Ok(c.cotangents().values(connected.into_iter().zip(gradients).map(sum)))
 }

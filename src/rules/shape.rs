@@ -9,9 +9,8 @@ use super::properties::Axis::*;
 use super::properties::Counts::*;
 use super::properties::Moves::*;
 use super::properties::read;
-use super::{Call, Rule, rule};
+use super::{Call, Cotangents, Rule, rule};
 use crate::expr::{Expr, normalize_axis};
-use crate::graph::ValueId;
 use crate::onnx::ElementType;
 use crate::rules::facts::same;
 use anyhow::{Result, ensure};
@@ -40,7 +39,7 @@ pub const RULES: &[Rule] = &[
         .facts(facts::transpose)
         .moves(Transposed)
         .attributes("perm"),
-    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[All(concat)])
+    rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[Together(concat)])
         .facts(parts::concat)
         .moves(Joined(0))
         .attributes("axis"),
@@ -144,10 +143,10 @@ fn transpose<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(c.dy().transpose(&inverse))
 }
 
-fn concat<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
+fn concat<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let (parts, axis, dy) = (c.inputs_from(0), c.axis(1)?, c.dy());
     let sizes: Option<Vec<i64>> = parts.iter().map(|p| p.known_dim(axis)).collect();
-    let wanted: Vec<usize> = (0..parts.len()).filter(|&i| c.wants(parts[i].id())).collect();
+    let wanted: Vec<usize> = (0..parts.len()).filter(|&i| c.wants_input(i)).collect();
     let dxs = match sizes {
         Some(sizes) if wanted.len() > 1 => {
             let all = dy.split(axis, &sizes);
@@ -155,7 +154,8 @@ fn concat<'g>(c: &Call<'g>) -> Result<Vec<(ValueId, Expr<'g>)>> {
         }
         _ => dy.parts(axis, &parts, &wanted),
     };
-    Ok(wanted.into_iter().map(|i| parts[i].id()).zip(dxs).collect())
+    let found = c.cotangents();
+    Ok(wanted.into_iter().zip(dxs).fold(found, |found, (i, dx)| found.input(i, || dx)))
 }
 
 fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
