@@ -6,7 +6,9 @@
 
 mod accumulate;
 mod function;
+mod held;
 mod lower;
+mod reach;
 mod request;
 mod rounding;
 mod select;
@@ -20,13 +22,15 @@ pub use select::{Selection, nearest};
 pub(crate) use select::{free_scope, matches};
 
 use crate::expr::{Builder, Expr};
-use crate::graph::{Dim, Graph, IdMap, IdSet, Node, NodeId, Origin, ValueId};
+use crate::graph::{Graph, IdMap, IdSet, Node, NodeId, ValueId};
 use crate::onnx::{ElementType, FunctionProto};
 use crate::rules::{self, Call, Differentiate, Integers, Rule, Slot};
 use accumulate::Accumulator;
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail};
+use reach::Known;
 use rounding::Rounding;
-use std::collections::{BTreeSet, HashMap};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 /// What arrives at a tensor. Absence of a flow is the third case: the tensor is not connected.
 #[derive(Clone, Copy, Debug)]
@@ -46,13 +50,15 @@ pub struct Pass<'g> {
     own_rules: &'g [Rule],
     /// Functions that go before every row: the user's own gradients.
     own_functions: &'g [FunctionProto],
+    known: RefCell<IdMap<NodeId, Known<'g>>>,
     rounding: Rounding,
 }
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
     pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: IdSet<ValueId>, own_rules: &'g [Rule]) -> Self {
-        Pass { builder, aggregation, stops, own_rules, own_functions: &[], rounding: Rounding::default() }
+        let (known, rounding) = (RefCell::default(), Rounding::default());
+        Pass { builder, aggregation, stops, own_rules, own_functions: &[], known, rounding }
     }
 
     /// The pass for which rounding counts as the identity, or not.
@@ -109,103 +115,6 @@ impl<'g> Pass<'g> {
         }
     }
 
-    /// Looks for a rule for every node on a path from a y to an x, before anything is built.
-    ///
-    /// # Errors
-    /// All operators that have none, with their nodes.
-    fn check_rules(&self, nodes: &[NodeId], seeds: &[(ValueId, Expr<'g>)], live: &IdSet<ValueId>) -> Result<()> {
-        let graph = self.builder.graph();
-        let mut reached: IdSet<ValueId> = seeds.iter().map(|&(y, _)| y).filter(|y| live.contains(y)).collect();
-        let mut missing: Vec<(String, Vec<NodeId>)> = Vec::new();
-        let mut places: HashMap<String, usize> = HashMap::new();
-        for &id in nodes.iter().rev() {
-            let node = graph.node(id);
-            let passes = |o: &ValueId| reached.contains(o) && !node.stop && !self.stops.contains(o);
-            if !node.outputs.iter().flatten().any(passes) {
-                continue;
-            }
-            let rule = self.rule(node);
-            let before = reached.len();
-            let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-            reached.extend(inputs.filter(|&(i, v)| live.contains(&v) && self.enters(node, i, v)).map(|(_, v)| v));
-            reached.extend(self.live_captures(id, live));
-            let leads_on = reached.len() > before || node.inputs.iter().flatten().any(|v| live.contains(v));
-            if rule.is_none() && self.own_function(node).is_none() && leads_on {
-                let op = match &*node.domain {
-                    "" => node.op_type.to_string(),
-                    domain => format!("{domain}.{}", node.op_type),
-                };
-                let place = *places.entry(op.clone()).or_insert(missing.len());
-                if place == missing.len() {
-                    missing.push((op, vec![]));
-                }
-                missing[place].1.push(self.origin(id));
-            }
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let list = missing.iter().rev().map(|(op, nodes)| {
-            let first: Vec<String> = nodes.iter().rev().take(3).map(|&n| graph.describe(n)).collect();
-            let more = if nodes.len() > 3 { format!(" and {} more", nodes.len() - 3) } else { String::new() };
-            format!("{op}: {}{more}", first.join(", "))
-        });
-        let remedy = format!(
-            "{}stop the gradient before them (--stop-gradients) or give one (--gradient-functions)",
-            lower::remedy(missing.iter().map(|(op, _)| op.as_str()))
-        );
-        let first = missing.iter().flat_map(|(_, nodes)| nodes).min().map(|&id| graph.place(id)).unwrap_or_default();
-        let list = list.collect::<Vec<_>>().join("; ");
-        let error = crate::Error::no_gradient(format_args!("no gradient is known for {list}; {remedy}"));
-        Err(error.at(&first).with_remedy(Some(remedy)).into())
-    }
-
-    /// The nodes that the builder has written between the leaves and the roots, in topological order.
-    fn between(&self, roots: impl Iterator<Item = ValueId>, leaves: &BTreeSet<ValueId>) -> Vec<NodeId> {
-        let graph = self.builder.graph();
-        let mut found = BTreeSet::new();
-        let mut open: Vec<ValueId> = roots.collect();
-        while let Some(value) = open.pop() {
-            if leaves.contains(&value) {
-                continue;
-            }
-            if let Some((id, _)) = graph.producer(value)
-                && graph.node(id).origin != Origin::Model
-                && found.insert(id)
-            {
-                open.extend(graph.node(id).inputs.iter().flatten());
-                open.extend(graph.captures(id));
-            }
-        }
-        found.into_iter().collect()
-    }
-
-    /// Whether what a node's rule gives an input may pass to it.
-    fn enters(&self, node: &Node, input: usize, value: ValueId) -> bool {
-        match self.rule(node) {
-            Some(rule) => {
-                let known = rule.integers != Integers::Ignored || self.cotangent(value).is_none();
-                let open = match rule.slot(input) {
-                    Some(Slot::Stop(_)) => false,
-                    Some(Slot::Rounding(_)) => self.rounding.is_straight_through(),
-                    _ => true,
-                };
-                known && open
-            }
-            // An operator that is not known stands in the way of all that it takes.
-            None => self.own_function(node).is_none() || self.cotangent(value).is_none(),
-        }
-    }
-
-    /// The captured values of a node's bodies that lead to an x. Quantized integers do not lead out of bodies.
-    fn live_captures(&self, id: NodeId, live: &IdSet<ValueId>) -> Vec<ValueId> {
-        let graph = self.builder.graph();
-        if graph.node(id).bodies.is_empty() {
-            return vec![];
-        }
-        graph.captures(id).into_iter().filter(|v| live.contains(v) && self.cotangent(*v).is_none()).collect()
-    }
-
     /// What has arrived at the outputs of a node. What has arrived at an x stays for the result, at a stop goes no further.
     fn take_outputs(
         &self,
@@ -234,9 +143,8 @@ impl<'g> Pass<'g> {
         flows: &[Option<Flow<'g>>],
         live: &IdSet<ValueId>,
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
-        let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-        let entering = inputs.filter(|&(i, v)| live.contains(&v) && self.enters(node, i, v));
-        let mut wanted: Vec<ValueId> = entering.map(|(_, v)| v).collect();
+        let known = self.known(id);
+        let mut wanted = self.entered(id, live);
         wanted.extend(self.live_captures(id, live));
         // A tensor that is taken twice gets the sum of both, once.
         wanted.sort_unstable();
@@ -244,11 +152,15 @@ impl<'g> Pass<'g> {
         if wanted.is_empty() || flows.iter().all(Option::is_none) {
             return Ok(vec![]);
         }
-        if let Some(function) = self.own_function(node) {
-            let gradients = self.apply_function(function, node, flows, &wanted).and_then(|g| self.checked(g, false));
-            return self.blame(gradients, id, None);
-        }
-        let Some(rule) = self.rule(node) else { return Ok(vec![]) };
+        let rule = match known {
+            Known::Row(rule) => rule,
+            Known::Function(function) => {
+                let gradients =
+                    self.apply_function(function, node, flows, &wanted).and_then(|g| self.checked(g, false));
+                return self.blame(gradients, id, None);
+            }
+            Known::Nothing => return Ok(vec![]),
+        };
         self.check_attributes(id, node, rule)?;
         let only_zeros = flows.iter().flatten().all(|f| matches!(f, Flow::Zero));
         let dys = flows.iter().map(|f| match f {
@@ -321,107 +233,6 @@ impl<'g> Pass<'g> {
         // What the formula does not lead to is connected all the same: the operator takes it.
         Ok(wanted.iter().map(|x| (*x, gradients.get(x).map_or(Flow::Zero, |dx| Flow::Value(*dx)))).collect())
     }
-
-    /// The gradients as flows, each held against its input. That of quantized integers has one type, whichever their consumers
-    /// compute in; `rounded`: what a row returns that computes in a type of its own gets the type of its input.
-    fn checked<T: IntoFlow<'g>>(
-        &self,
-        gradients: Vec<(ValueId, T)>,
-        rounded: bool,
-    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
-        let own = |x: ValueId| self.builder.graph().fact(x).element.filter(|_| rounded);
-        let check = |(x, flow): (ValueId, T)| {
-            let flow = match (flow.into_flow(), self.cotangent(x).or_else(|| own(x))) {
-                (Flow::Value(dx), Some(element)) => Flow::Value(dx.cast(element)),
-                (flow, _) => flow,
-            };
-            if let Flow::Value(dx) = flow {
-                self.hold_against(x, dx.id())?;
-            }
-            Ok((x, flow))
-        };
-        gradients.into_iter().map(check).collect()
-    }
-
-    /// A gradient has the shape and the element type of its input, or its rule is wrong. What inference does not know of it is
-    /// known of the input.
-    fn hold_against(&self, x: ValueId, dx: ValueId) -> Result<()> {
-        let mut graph = self.builder.graph_mut();
-        let (of_x, of_dx) = (graph.fact(x), graph.fact(dx));
-        let element = self.cotangent(x).or(of_x.element);
-        ensure!(
-            element.zip(of_dx.element).is_none_or(|(a, b)| a == b),
-            "its rule gives a gradient of type {:?} for {element:?}; please report this",
-            of_dx.element
-        );
-        let Some(shape) = &of_x.shape else { return Ok(()) };
-        let known = match &of_dx.shape {
-            None => shape.clone(),
-            Some(own) if own == shape => return Ok(()),
-            Some(own) => {
-                let contradict = |(a, b): (&Dim, &Dim)| a.known().zip(b.known()).is_some_and(|(a, b)| a != b);
-                ensure!(
-                    own.len() == shape.len() && !own.iter().zip(shape.iter()).any(contradict),
-                    "its rule gives a gradient of shape {} for {}; please report this",
-                    graph.dims.display(own),
-                    graph.dims.display(shape)
-                );
-                own.iter().zip(shape.iter()).map(|(&own, &dim)| if own.known().is_some() { own } else { dim }).collect()
-            }
-        };
-        graph.fact_mut(dx).shape = Some(known);
-        Ok(())
-    }
-
-    /// Adds to an error, returned or recorded by the builder, which node and input it is about.
-    fn blame<T>(&self, result: Result<T>, id: NodeId, input: Option<usize>) -> Result<T> {
-        let recorded = self.builder.take_error();
-        let result = match recorded {
-            Some(error) => Err(error),
-            None => result,
-        };
-        result.map_err(|error: Error| {
-            let graph = self.builder.graph();
-            let mut place = graph.place(self.origin(id));
-            let value = input.and_then(|i| Some((i, graph.node(id).inputs.get(i).copied().flatten()?)));
-            if let Some((i, value)) = value {
-                let name = graph.value(value).name.as_deref().unwrap_or("");
-                place.text.push_str(&format!(", input {i} '{name}'"));
-                place.input = Some(name.to_owned());
-            }
-            error.context(place)
-        })
-    }
-
-    /// The model's own node behind a node that the pass has written, which is the one that users know.
-    fn origin(&self, id: NodeId) -> NodeId {
-        let graph = self.builder.graph();
-        match graph.node(id).origin {
-            Origin::Backward(Some(forward)) => forward,
-            _ => id,
-        }
-    }
-
-    /// An attribute of which the rule does not know may change the formula.
-    fn check_attributes(&self, id: NodeId, node: &Node, rule: &Rule) -> Result<()> {
-        let bodies = node.bodies.iter().map(|(name, _)| &**name);
-        let unknown = node.attributes.iter().map(|a| a.name()).chain(bodies).find(|name| !rule.knows(name));
-        match unknown {
-            Some(name) => {
-                Err(anyhow!("attribute '{name}' is not known to the operator's gradient, which might be wrong with it"))
-                    .with_context(|| self.builder.graph().describe(self.origin(id)))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn rule(&self, node: &Node) -> Option<&'g Rule> {
-        if self.own_function(node).is_some() {
-            return None;
-        }
-        let own = self.own_rules.iter().find(|r| r.op == &*node.op_type && r.domain == &*node.domain);
-        own.or_else(|| rules::find(&node.domain, &node.op_type, self.builder.graph().opset(&node.domain)))
-    }
 }
 
 impl<'g> Differentiate<'g> for Pass<'g> {
@@ -457,37 +268,8 @@ impl<'g> Differentiate<'g> for Pass<'g> {
         Ok(xs.into_iter().zip(flows).filter_map(value).collect())
     }
 
-    /// Forward from xs through floating-point tensors, and quantized integers where rounding counts as the identity, past no
-    /// stop.
     fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId> {
-        let graph = self.builder.graph();
-        let may = |x: &ValueId| graph.fact(*x).may_carry_gradient() || self.cotangent(*x).is_some();
-        let mut live: IdSet<ValueId> = xs.iter().copied().filter(may).collect();
-        for &id in nodes {
-            let node = graph.node(id);
-            if node.stop {
-                continue;
-            }
-            let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some((i, (*v)?)));
-            let entering = |&(i, v): &(usize, ValueId)| live.contains(&v) && self.enters(node, i, v);
-            let sources: Vec<ValueId> = inputs.filter(entering).map(|(_, v)| v).collect();
-            if self.is_shut(id, node, &live, &sources) {
-                self.rounding.shut(id);
-            }
-            if sources.is_empty() && self.live_captures(id, &live).is_empty() {
-                continue;
-            }
-            for &output in node.outputs.iter().flatten().filter(|o| !self.stops.contains(o)) {
-                let cotangent = self.cotangent_of_output(node, output, &sources);
-                if let Some(element) = cotangent {
-                    self.rounding.carry(output, element);
-                }
-                if cotangent.is_some() || (graph.fact(output).may_carry_gradient() && !self.rounds(node, output)) {
-                    live.insert(output);
-                }
-            }
-        }
-        live
+        Pass::live(self, nodes, xs)
     }
 
     fn cotangent(&self, value: ValueId) -> Option<ElementType> {

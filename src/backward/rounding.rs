@@ -2,7 +2,8 @@
 //! that they stand for.
 
 use super::Pass;
-use crate::graph::{IdMap, IdSet, Node, NodeId, ValueId};
+use super::reach::Known;
+use crate::graph::{IdMap, IdSet, NodeId, ValueId};
 use crate::onnx::ElementType;
 use crate::rules::{Integers, Slot};
 use std::cell::RefCell;
@@ -46,20 +47,21 @@ impl Rounding {
     }
 }
 
-impl Pass<'_> {
+impl<'g> Pass<'g> {
     /// Whether a node takes live quantized integers, and passes them no gradient though their values matter:
     /// they are not among the `sources` that its outputs carry gradients to, or no output carries any.
-    pub(super) fn is_shut(&self, id: NodeId, node: &Node, live: &IdSet<ValueId>, sources: &[ValueId]) -> bool {
+    pub(super) fn is_shut(&self, id: NodeId, known: Known<'g>, live: &IdSet<ValueId>, sources: &[ValueId]) -> bool {
         if self.rounding.cotangents.borrow().is_empty() {
             return false;
         }
         let graph = self.builder.graph();
+        let node = graph.node(id);
         let carries =
-            |&o: &ValueId| graph.fact(o).may_carry_gradient() || self.cotangent_of_output(node, o, sources).is_some();
+            |&o: &ValueId| graph.fact(o).may_carry_gradient() || self.cotangent_of_output(known, o, sources).is_some();
         let passes = node.outputs.iter().flatten().any(carries);
         let integers = |v: ValueId| live.contains(&v) && self.rounding.cotangent(v).is_some();
         let takes = |i: usize, v: ValueId| {
-            let stopped = matches!(self.rule(node).and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
+            let stopped = matches!(known.row().and_then(|r| r.slot(i)), Some(Slot::Stop(_)));
             integers(v) && !stopped && !(passes && sources.contains(&v))
         };
         node.inputs.iter().enumerate().any(|(i, v)| v.is_some_and(|v| takes(i, v)))
@@ -76,21 +78,26 @@ impl Pass<'_> {
     }
 
     /// Whether a node's output holds rounded numbers, where its type may not even be known.
-    pub(super) fn rounds(&self, node: &Node, output: ValueId) -> bool {
+    pub(super) fn rounds(&self, known: Known<'g>, output: ValueId) -> bool {
         let float = self.builder.graph().fact(output).element.is_some_and(ElementType::is_float);
-        !float && self.rule(node).is_some_and(|r| r.integers == Integers::Rounded)
+        !float && known.row().is_some_and(|r| r.integers == Integers::Rounded)
     }
 
     /// The element type of the gradient of a node's output that holds quantized integers, where they depend on one of the
     /// `sources` among the node's inputs in a way that its rule knows of.
-    pub(super) fn cotangent_of_output(&self, node: &Node, output: ValueId, sources: &[ValueId]) -> Option<ElementType> {
+    pub(super) fn cotangent_of_output(
+        &self,
+        known: Known<'g>,
+        output: ValueId,
+        sources: &[ValueId],
+    ) -> Option<ElementType> {
         let graph = self.builder.graph();
         let element = |v: ValueId| graph.fact(v).element;
         if !self.rounding.straight_through || element(output).is_some_and(ElementType::is_float) {
             return None;
         }
         let integers = || sources.iter().filter_map(|&v| Some((v, self.rounding.cotangent(v)?)));
-        match self.rule(node).map(|r| r.integers) {
+        match known.row().map(|r| r.integers) {
             Some(Integers::Ignored) => None,
             Some(Integers::Moved) => integers().find(|&(v, _)| element(v) == element(output)).map(|(_, e)| e),
             Some(Integers::Rounded) => sources.first().and_then(|&v| self.rounding.cotangent(v).or(element(v))),

@@ -402,7 +402,7 @@ impl<'g> Call<'g> {
     }
 
     /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them.
-    pub fn carriers(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId> {
+    pub fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId> {
         self.pass.live(nodes, xs)
     }
 

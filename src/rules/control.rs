@@ -57,8 +57,8 @@ fn if_<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
 /// Whether a body leads from a captured tensor to one of its outputs.
 fn reaches_an_output(c: &Call<'_>, body: &str, x: Expr<'_>) -> Result<bool> {
     let scope = c.builder().graph().scope(c.body(body)?).clone();
-    let carriers = c.carriers(&scope.nodes, &[x.id()]);
-    Ok(scope.outputs.iter().any(|o| carriers.contains(o)))
+    let live = c.live(&scope.nodes, &[x.id()]);
+    Ok(scope.outputs.iter().any(|o| live.contains(o)))
 }
 
 /// Closes a scope in which a body has been computed again.

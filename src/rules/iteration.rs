@@ -95,7 +95,7 @@ impl<'g> Body<'g> {
         sources.extend(places.filter(|&i| wanted(i)).filter_map(|i| self.inputs.get(i)).map(|e| e.id()));
         loop {
             let list: Vec<ValueId> = sources.iter().copied().collect();
-            let live = c.carriers(&self.nodes, &list);
+            let live = c.live(&self.nodes, &list);
             let before = sources.len();
             sources.extend(
                 (0..self.states).filter(|&s| live.contains(&self.state_output(s))).map(|s| self.state_input(s).id()),
