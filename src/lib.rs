@@ -32,6 +32,7 @@ pub mod rules;
 pub mod training;
 #[cfg(feature = "validate")]
 pub mod validate;
+pub mod weights;
 
 #[doc(hidden)]
 pub use cli::run as command_line;

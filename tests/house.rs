@@ -66,10 +66,6 @@ fn opsets_are_known_to_few() {
         "onnx/",
         "graph/",
         "expr/",
-        // Which row an operator of a version has.
-        "backward/mod.rs",
-        "training/build.rs",
-        "rules/",
         // What a Softmax of a version normalizes.
         "training/ending.rs",
         // Two models become one; a function says of which version it is.
@@ -80,10 +76,11 @@ fn opsets_are_known_to_few() {
         // What an engine has of a version.
         "validate/",
     ];
-    let found = strangers(&words, &allowed);
+    // Which row an operator of a version has, anybody may ask.
+    let found: Vec<String> = strangers(&words, &allowed).into_iter().filter(|l| !l.contains("find(")).collect();
     assert!(found.is_empty(), "how an operator is written at which opset is known to expr/ops:\n{}", found.join("\n"));
     for (name, lines) in source().iter().filter(|(name, _)| name.starts_with("rules/")) {
-        let asks = lines.iter().any(|l| l.contains("opset") && !l.contains("find("));
+        let asks = lines.iter().any(|l| l.contains("opset(") && !l.contains("find("));
         assert!(!asks, "{name}: rules do not know opsets");
     }
 }

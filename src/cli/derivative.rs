@@ -19,7 +19,7 @@ pub fn run(
     }
     let model = files.load()?;
     let loaded = rules::load(&model.proto)?;
-    let request = call.request(&loaded)?;
+    let request = call.request(&model.proto, &loaded)?;
     let mut derived = build(request, model, loaded)?;
     // What is validated still holds the ys.
     let whole = files.only_gradients.then(|| derived.model.clone());

@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<()> {
         return lower(args, &model);
     }
     let loaded = rules::load(&model.proto)?;
-    let mut output = request(args, &loaded)?.build_loaded(model, loaded)?;
+    let mut output = request(args, &model, &loaded)?.build_loaded(model, loaded)?;
     // Gradients are compared with what the ys do: what is validated still holds them.
     let whole = args.files.only_gradients.then(|| output.model.clone());
     if args.files.only_gradients {
@@ -83,9 +83,9 @@ fn lower(args: &Args, model: &Model) -> Result<()> {
     args.files.print(&text)
 }
 
-fn request(args: &Args, loaded: &graph::Loaded) -> Result<Gradients> {
+fn request(args: &Args, model: &Model, loaded: &graph::Loaded) -> Result<Gradients> {
     let seeds = args.grad_ys.iter().map(|spec| seed(spec)).collect::<Result<Vec<_>>>()?;
-    Ok(args.call.request(loaded)?.seeds(seeds))
+    Ok(args.call.request(&model.proto, loaded)?.seeds(seeds))
 }
 
 /// A seed from its SPEC, which is split at its first colon.

@@ -4,11 +4,13 @@ use super::table::Table;
 use super::{note, one_line};
 use crate::backward::{Selection, support};
 use crate::graph::{Fact, Graph, ValueId};
+use crate::onnx::ElementType;
 use crate::rules;
+use crate::weights::{self, Kind, Tensor};
 use crate::{Gradients, Model};
 use anyhow::Result;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -31,8 +33,13 @@ pub fn run(args: &Args) -> Result<()> {
     let scope = loaded.graph.scope(Graph::MAIN);
     let kind = |id: &ValueId| display(&loaded.graph, loaded.graph.fact(*id));
     let named = |ids: &[ValueId]| ids.iter().map(|id| (selection.name(*id), kind(id))).collect::<Vec<_>>();
-    let (inputs, outputs) = (named(&scope.inputs), named(&scope.outputs));
-    let parameters = named(&selection.parameters());
+    let outputs = named(&scope.outputs);
+    let ys: Vec<String> = scope.outputs.iter().map(|&y| selection.name(y)).collect();
+    let constants = weights::of(&model.proto, &ys)?;
+    let is_weight = |t: &&Tensor<'_>| t.kind == Kind::Weight;
+    let defaults: HashSet<&str> = model.proto.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
+    let given: Vec<ValueId> =
+        scope.inputs.iter().copied().filter(|&i| !defaults.contains(selection.name(i).as_str())).collect();
     let mut operators: BTreeMap<String, (usize, String)> = BTreeMap::new();
     for &id in &scope.nodes {
         let node = loaded.graph.node(id);
@@ -42,7 +49,10 @@ pub fn run(args: &Args) -> Result<()> {
         entry.0 += 1;
     }
     // Which xs each y reaches, and what is missing on the way, is what the pass itself finds.
-    let xs: Vec<ValueId> = selection.inputs().into_iter().chain(selection.parameters()).collect();
+    let parameters = constants.iter().filter(is_weight).filter_map(|t| loaded.names.get(t.name.as_str()).copied());
+    let float = |v: &ValueId| loaded.graph.fact(*v).element.is_some_and(ElementType::is_float);
+    let xs: Vec<ValueId> = given.iter().copied().filter(float).chain(parameters).collect();
+    let inputs = named(&given);
     let mut reach = Vec::new();
     for y in selection.outputs() {
         let reaching = selection.reaching(&xs, &[y]);
@@ -58,13 +68,15 @@ pub fn run(args: &Args) -> Result<()> {
         let tensors = |list: &[(String, String)]| {
             list.iter().map(|(name, kind)| json!({ "name": name, "type": kind })).collect::<Vec<_>>()
         };
+        let shown = |t: &Tensor<'_>| json!({ "name": t.name, "type": typed(t), "kind": t.kind, "source": t.source, "why": t.why });
         let reach = reach.iter().map(|(y, xs, obstacle)| json!({ "y": y, "xs": xs, "obstacle": obstacle }));
         let operators = operators.iter().map(|(op, (n, what))| json!({ "operator": op, "nodes": n, "gradient": what }));
         let object = json!({
             "opset": model.proto.opset(""),
             "inputs": tensors(&inputs),
             "outputs": tensors(&outputs),
-            "parameters": tensors(&parameters),
+            "parameters": constants.iter().filter(is_weight).map(shown).collect::<Vec<_>>(),
+            "constants": constants.iter().filter(|t| !is_weight(t)).map(shown).collect::<Vec<_>>(),
             "operators": operators.collect::<Vec<_>>(),
             "reach": reach.collect::<Vec<_>>(),
             "warnings": loaded.warnings,
@@ -72,11 +84,17 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(writeln!(out, "{object}")?);
     }
     writeln!(out, "opset {}, {} nodes", model.proto.opset("").unwrap_or(1), scope.nodes.len())?;
-    for (what, tensors) in [("inputs", &inputs), ("outputs", &outputs), ("parameters", &parameters)] {
+    for (what, tensors) in [("inputs", &inputs), ("outputs", &outputs)] {
         writeln!(out, "\n{what}")?;
         for (name, kind) in tensors {
             writeln!(out, "  {}  {kind}", one_line(name))?;
         }
+    }
+    for (what, wanted) in [("parameters", true), ("constants", false)] {
+        let mut table = Table::new([what, "type", "why"]);
+        let of = constants.iter().filter(|t| (t.kind == Kind::Weight) == wanted);
+        of.for_each(|t| table.row([t.name.clone(), typed(t), t.why.clone()]));
+        write!(out, "\n{table}")?;
     }
     let mut table = Table::new(["operator", "nodes", "gradient"]);
     operators.into_iter().for_each(|(op, (count, what))| table.row([op, count.to_string(), what]));
@@ -92,6 +110,12 @@ pub fn run(args: &Args) -> Result<()> {
     }
     loaded.warnings.iter().for_each(|w| note(format_args!("warning: {w}")));
     Ok(())
+}
+
+/// The element type and the sizes of a constant.
+fn typed(t: &Tensor<'_>) -> String {
+    let sizes: Vec<String> = t.value.dims.iter().map(i64::to_string).collect();
+    format!("{}[{}]", t.element.name(), sizes.join(", "))
 }
 
 fn display(graph: &Graph, fact: &Fact) -> String {

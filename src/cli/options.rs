@@ -3,11 +3,13 @@
 
 use crate::Error;
 use crate::backward::{Selection, read_functions};
-use crate::onnx::file;
+use crate::onnx::{ModelProto, file};
+use crate::weights::{self, Kind, Tensor};
 use crate::{Aggregation, Gradients, Model, Unconnected, graph};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +23,7 @@ pub struct CallArgs {
     /// starts with a dash is written --xs=-name
     #[arg(long, value_name = "NAME", num_args = 1..)]
     pub xs: Vec<String>,
-    /// Every floating-point initializer that reaches a y is an x
+    /// Every weight that reaches a y is an x (`inspect` lists the weights and says why; `--xs '*'` takes all tensors)
     #[arg(long)]
     pub params: bool,
     /// Every floating-point graph input is an x
@@ -80,7 +82,10 @@ impl CallArgs {
     }
 
     /// The request of the options.
-    pub fn request(&self, loaded: &graph::Loaded) -> Result<Gradients> {
+    ///
+    /// # Errors
+    /// Files that cannot be read; no weights, where they are asked for.
+    pub fn request(&self, model: &ModelProto, loaded: &graph::Loaded) -> Result<Gradients> {
         let selection = Selection::new(loaded);
         let names = |ids: &[graph::ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<_>>();
         let ys = match self.ys.is_empty() {
@@ -89,11 +94,24 @@ impl CallArgs {
         };
         let mut xs = selection.expand(&self.xs);
         if self.params {
-            let ys = selection.find("ys", &ys)?;
-            xs.extend(names(&selection.reaching(&selection.parameters(), &ys)));
+            selection.find("ys", &ys)?;
+            let tensors = weights::of(model, &ys)?;
+            let mut found: Vec<&Tensor<'_>> = tensors.iter().filter(|t| t.kind == Kind::Weight).collect();
+            // What lies inside a function has no name outside of it.
+            found.retain(|t| loaded.names.contains_key(t.name.as_str()));
+            let before = xs.len();
+            xs.extend(found.iter().map(|t| t.name.clone()));
+            let looked = || weights::none_found(model, tensors.iter().map(|t| (t.name.as_str(), t.kind)));
+            ensure!(
+                xs.len() > before,
+                "--params finds no weight that {} depends on: {}",
+                weights::listed(&ys),
+                looked()
+            );
         }
         if self.inputs {
-            xs.extend(names(&selection.inputs()));
+            let defaults: HashSet<&str> = model.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
+            xs.extend(names(&selection.inputs()).into_iter().filter(|x| !defaults.contains(x.as_str())));
         }
         let mut functions = Vec::new();
         for path in &self.gradient_functions {

@@ -64,10 +64,11 @@ pub struct Args {
     /// The most that an element of a gradient may be
     #[arg(long, value_name = "VALUE")]
     clip_value: Option<f64>,
-    /// Weights to train, by pattern [default: all]
+    /// Weights to train, by pattern [default: all]. +PATTERN trains others in addition, =-PATTERN (--train=-PATTERN) all but
+    /// those. A pattern with wildcards means weights; constants are named
     #[arg(long, value_name = "PATTERN", num_args = 1..)]
     train: Vec<String>,
-    /// Weights not to train, by pattern
+    /// Weights not to train, by pattern; --freeze=-PATTERN excepts some of them
     #[arg(long, value_name = "PATTERN", num_args = 1..)]
     freeze: Vec<String>,
     /// Train the last N layers only
@@ -221,6 +222,12 @@ fn print(artifacts: &Artifacts, args: &Args, out: &mut impl Write) -> std::io::R
         m.optimizer.name,
         m.optimizer.formula
     )?;
+    let mut table = Table::new(["constant", "shape", "", "why"]);
+    for e in &m.weights {
+        let what = if e.trained { "trained" } else { "constant" };
+        table.row([e.name.clone(), format!("{}{:?}", e.r#type, e.shape), what.to_owned(), e.why.clone()]);
+    }
+    write!(out, "\n{table}\n")?;
     for loss in &m.losses {
         writeln!(out, "loss {loss}")?;
     }

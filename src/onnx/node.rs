@@ -128,6 +128,12 @@ impl GraphProto {
         self.initializer.iter().map(|t| (t.name(), Cow::Borrowed(t))).chain(nodes)
     }
 
+    /// Lets no input be given that has a default: an initializer of its name.
+    pub fn close_defaults(&mut self) {
+        let defaults: HashSet<&str> = self.initializer.iter().map(|t| t.name()).collect();
+        self.input.retain(|i| !defaults.contains(i.name()));
+    }
+
     /// Takes out what gives tensors of the graph these names: initializers, inputs, nodes.
     pub fn remove(&mut self, names: &HashSet<&str>) {
         self.initializer.retain(|t| !names.contains(t.name()));

@@ -23,7 +23,8 @@ pub const RULES: &[Rule] = &[
     rule("Sub", "da = dy, db = -dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| -dy)]).values(value::sub),
     rule("Mul", "da = dy b, db = dy a", &[Binary(|_a, b, _y, dy| dy * b), Binary(|a, _b, _y, dy| dy * a)])
         .values(value::mul)
-        .weights(&[0, 1]),
+        .weights(&[0, 1])
+        .scales(),
     rule("Div", "da = dy / b, db = -dy y / b", &[Binary(|_a, b, _y, dy| dy / b), Binary(|_a, b, y, dy| -(dy * y) / b)])
         .values(value::div),
     rule("Mod", "da = dy, db = -dy (a - y) / b", &[Binary(|_a, _b, _y, dy| dy), Binary(modulo_b)])
@@ -83,8 +84,8 @@ pub const RULES: &[Rule] = &[
     rule("Sqrt", "dx = dy / 2y", &[Unary(sqrt)]).values(value::sqrt).note("infinite at 0, but 0 where dy is"),
     rule("Erf", "dx = dy 2/√π e^(-x²)", &[Unary(|x, _y, dy| dy * (FRAC_2_SQRT_PI * (-(x * x)).exp()))]),
     // Angles and hyperbolic functions.
-    rule("Sin", "dx = dy cos x", &[Unary(|x, _y, dy| dy * x.cos())]),
-    rule("Cos", "dx = -dy sin x", &[Unary(|x, _y, dy| -(dy * x.sin()))]),
+    rule("Sin", "dx = dy cos x", &[Unary(|x, _y, dy| dy * x.cos())]).periodic(),
+    rule("Cos", "dx = -dy sin x", &[Unary(|x, _y, dy| -(dy * x.sin()))]).periodic(),
     rule("Tan", "dx = dy (1 + y²)", &[Unary(|_x, y, dy| dy * (1.0 + y * y))]),
     rule("Asin", "dx = dy / √(1 - x²)", &[Unary(|x, _y, dy| dy / one_minus_square(x).sqrt())]),
     rule("Acos", "dx = -dy / √(1 - x²)", &[Unary(|x, _y, dy| -dy / one_minus_square(x).sqrt())]),

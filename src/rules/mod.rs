@@ -38,13 +38,14 @@ mod text;
 mod window;
 
 pub use call::{Call, Cotangents, Differentiate, Replay};
+pub use properties::Moves;
 
 use crate::expr::Expr;
 use crate::graph::{self, Loaded, Operators};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
 use facts::Facts;
-use properties::{Index, Moves, Random};
+use properties::{Index, Random};
 use rustc_hash::FxHashMap;
 use std::sync::LazyLock;
 
@@ -140,6 +141,14 @@ pub struct Rule {
     pub conventional: bool,
     /// The inputs that are weights where they are constants.
     pub weights: &'static [usize],
+    /// The inputs that are statistics of data: what follows the data in training, and is no weight.
+    pub statistics: &'static [usize],
+    /// Whether it multiplies its operands, element by element.
+    pub scales: bool,
+    /// Whether it sums elements, and does nothing else.
+    pub sums: bool,
+    /// Whether it is a sine or cosine, as positions are written with.
+    pub periodic: bool,
     /// Whether it is the main operator of a layer, which its biases and scales follow.
     pub layer: bool,
     /// What the integers of its inputs count.
@@ -176,6 +185,10 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         random: Random::Never,
         conventional: false,
         weights: &[],
+        statistics: &[],
+        scales: false,
+        sums: false,
+        periodic: false,
         layer: false,
         indices: &[],
         types: &[],

@@ -125,12 +125,14 @@ pub const RULES: &[Rule] = &[
         .attributes("epsilon momentum spatial")
         .in_float32()
         .weights(&[1, 2])
+        .statistics(&[3, 4])
         .since(7)
         .until(13),
     rule("BatchNormalization", BATCH, &[Together(batch)]).facts(facts::batch)
         .attributes("epsilon momentum training_mode")
         .in_float32()
         .weights(&[1, 2])
+        .statistics(&[3, 4])
         .since(14),
 ];
 

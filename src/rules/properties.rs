@@ -117,6 +117,30 @@ impl Rule {
         self
     }
 
+    /// Its inputs with these numbers are statistics of data, which follow the data in training.
+    pub const fn statistics(mut self, inputs: &'static [usize]) -> Self {
+        self.statistics = inputs;
+        self
+    }
+
+    /// It multiplies its operands, element by element.
+    pub const fn scales(mut self) -> Self {
+        self.scales = true;
+        self
+    }
+
+    /// It sums elements, and does nothing else.
+    pub const fn sums(mut self) -> Self {
+        self.sums = true;
+        self
+    }
+
+    /// It is a sine or cosine, as positions are written with.
+    pub const fn periodic(mut self) -> Self {
+        self.periodic = true;
+        self
+    }
+
     /// It is the main operator of a layer of a network: the biases and scales that follow it belong to the same layer.
     pub const fn layer(mut self) -> Self {
         self.layer = true;

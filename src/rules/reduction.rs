@@ -21,7 +21,8 @@ pub const RULES: &[Rule] = &[
     rule("ReduceSum", "dx = dy, copied along the axes", &[Try(sum), Stop("axes")])
         .facts(|c| facts::reduce(c, Some(facts::sum)))
         .attributes(AXES)
-        .indices(AXIS),
+        .indices(AXIS)
+        .sums(),
     rule("ReduceMean", "dx = dy / n, copied along the axes", &[Try(mean), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
         .attributes(AXES)

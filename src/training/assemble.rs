@@ -6,7 +6,7 @@ use super::losses::{self, LossSpec};
 use super::manifest::{self, Feed, Input, Manifest, ModelFile, OptimizerEntry};
 use super::parameters::Trained;
 use super::plan::{Plan, Slot};
-use super::select::Source;
+use super::select::Entry;
 use super::state::State;
 use super::step::{Forward, Total};
 use crate::backward::Selection;
@@ -15,6 +15,7 @@ use crate::graph::{self, Dims, Graph, ValueId};
 use crate::model::Model;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto, ValueInfoProto};
 use crate::rules::load;
+use crate::weights::Source;
 use anyhow::{Context, Result, ensure};
 use std::collections::{HashMap, HashSet};
 
@@ -30,6 +31,8 @@ pub struct Parts {
     pub plan: Plan,
     /// What is trained, in the order of the plan's slots.
     pub trained: Vec<Trained>,
+    /// What becomes of every constant tensor.
+    pub entries: Vec<Entry>,
     /// The model's own outputs.
     pub outputs: Vec<String>,
     /// What has been decided so far.
@@ -42,7 +45,7 @@ impl Parts {
     /// # Errors
     /// Outputs that a loss cannot be computed from, operators without a gradient, metrics of no loss.
     pub fn assemble(self) -> Result<Artifacts> {
-        let Parts { inference, training, evaluation, plan, trained, outputs, mut decisions } = self;
+        let Parts { inference, training, evaluation, plan, trained, entries, outputs, mut decisions } = self;
         let (feeds, state) = feeds(&plan, &trained, &inference.proto)?;
         let mut order: Vec<String> = plan.losses.iter().filter_map(|l| l.labels.clone()).collect();
         order.extend([plan.rate.0.clone(), plan.step[0].clone()]);
@@ -138,6 +141,7 @@ impl Parts {
             parameters: trained.iter().zip(&plan.slots).map(|(t, s)| parameter(t, s)).collect(),
             state: feeds,
             lora: adapters,
+            weights: entries,
             decisions,
         };
         let models = models.into_iter().map(|(role, model)| (role.to_owned(), model)).collect();

@@ -8,7 +8,7 @@ use super::optimizers::{self, Hyper};
 use super::parameters::{self, SCOPE, Trained};
 use super::plan::{Plan, Scaling};
 use super::request::Trainable;
-use super::select::{self, Weight};
+use super::select::{self, Chosen, Entry, Weight};
 use super::{loss_model, metrics, step};
 use crate::backward::Selection;
 use crate::expr::rewrite::Rewrite;
@@ -17,6 +17,7 @@ use crate::model::Model;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, GraphProto, ModelProto, Names, file};
 use crate::rules::{self, Integers, OPERATORS, load};
+use crate::weights::{Kind, listed};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
@@ -24,7 +25,7 @@ use std::collections::{HashMap, HashSet};
 struct Subject {
     /// The model as it was, its weights in memory.
     inference: Model,
-    /// The same without functions, and with the loss model.
+    /// The same without functions and defaults of inputs, and with the loss model.
     base: ModelProto,
     loaded: Loaded,
     losses: Vec<LossSpec>,
@@ -47,8 +48,9 @@ impl Trainable {
         let dropouts = self.dropouts(&subject.base, &constants)?;
         let mut decisions = modes::decisions(&subject.base, self.batch_norm_train, &dropouts);
         let statistics = if self.batch_norm_train { modes::statistics(&subject.base, &constants)? } else { vec![] };
-        let chosen = self.chosen(&subject, &statistics, &mut decisions)?;
-        let trained = self.trained(&chosen, &mut decisions)?;
+        let Chosen { weights, mut entries } = self.chosen(&subject, &statistics, &mut decisions)?;
+        let trained = self.trained(&weights, &mut decisions)?;
+        self.count(&trained, &mut entries, &mut decisions);
 
         let mut names = subject.base.names();
         let mut plan = self.plan(&subject, &trained, &mut names, &mut decisions)?;
@@ -60,7 +62,7 @@ impl Trainable {
         let (training, rewrite) = self.opened(&subject.base, &trained, &statistics)?;
         let training = self.in_training(training, rewrite.reserve(reserved), &plan, &dropouts)?;
         let Subject { inference, outputs, .. } = subject;
-        Parts { inference, training, evaluation, plan, trained, outputs, decisions }.assemble()
+        Parts { inference, training, evaluation, plan, trained, entries, outputs, decisions }.assemble()
     }
 
     /// Reads the request's model and its losses.
@@ -72,6 +74,8 @@ impl Trainable {
         }
         let mut base = inline_functions(&inference.proto, &|_| true)?;
         base.functions.clear();
+        // An input that has a default is a constant: nobody is asked for it.
+        base.graph.iter_mut().for_each(GraphProto::close_defaults);
         let mut losses = self.losses.clone();
         let mut connected = None;
         if let Some(loss) = &self.loss_model {
@@ -85,26 +89,49 @@ impl Trainable {
         Ok(Subject { inference, base, loaded, losses, outputs, ys, connected })
     }
 
-    /// The weights that are trained, and what is said of the others.
-    fn chosen(&self, subject: &Subject, statistics: &[String], decisions: &mut Vec<String>) -> Result<Vec<Weight>> {
+    /// The weights that are trained, and what becomes of the others.
+    fn chosen(&self, subject: &Subject, statistics: &[String], decisions: &mut Vec<String>) -> Result<Chosen> {
         let Subject { inference, base, loaded, ys, connected, .. } = subject;
         // What the loss model holds, and what lies inside functions, cannot be put back into the model.
         let nodes = inference.proto.graph.iter().flat_map(|g| &g.node);
         let mut own: HashSet<&str> = nodes.flat_map(|n| &n.output).map(String::as_str).collect();
         own.extend(inference.proto.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()));
-        let weights = select::weights(base, loaded, ys).into_iter().filter(|w| !statistics.contains(&w.name));
-        let (weights, lost): (Vec<_>, Vec<_>) = weights.partition(|w| own.contains(w.name.as_str()));
+        let all = select::tensors(base, loaded, ys).into_iter().filter(|t| !statistics.contains(&t.name));
+        let (tensors, lost): (Vec<_>, Vec<_>) =
+            all.partition(|t| t.kind == Kind::Inside || own.contains(t.name.as_str()));
         let scope = format!("{}/", loss_model::SCOPE);
-        let lost = lost.into_iter().filter(|w| w.usual && !w.name.starts_with(&scope)).map(|w| w.name);
-        let hidden = [("functions", lost.collect()), ("bodies of control flow", select::inside_bodies(base))];
-        let (chosen, said) = self.choice.select(weights)?;
+        let lost = lost.iter().filter(|t| t.kind == Kind::Weight && !t.name.starts_with(&scope));
+        let of = |kind| tensors.iter().filter(move |t| t.kind == kind).map(|t| t.name.as_str());
+        let integers = "integers of a quantized weight, so not trained (--lora trains matrices beside it)";
+        let said = [
+            (lost.map(|t| t.name.as_str()).collect::<Vec<_>>(), "inside functions, so not trained"),
+            (of(Kind::Inside).collect(), "inside bodies of control flow, so not trained"),
+            (
+                of(Kind::Integers).collect(),
+                if self.lora.is_some() { "integers, which stay as they are" } else { integers },
+            ),
+            (of(Kind::Constant).collect(), "constants by their place, not weights, so not trained; --train names them"),
+        ];
+        let said: Vec<String> = (said.iter().filter(|(names, _)| !names.is_empty()))
+            .map(|(names, what)| format!("{}: {what}", listed(names)))
+            .collect();
+        let chosen = self.choice.select(base, tensors)?;
         decisions.extend(said);
         decisions.extend(connected.clone());
-        decisions.extend(self.rounding(loaded, &chosen, ys));
-        for (place, names) in hidden.into_iter().filter(|(_, names)| !names.is_empty()) {
-            decisions.push(format!("{}: inside {place}, so not trained", select::listed(&names)));
-        }
+        decisions.extend(self.rounding(loaded, &chosen.weights, ys));
         Ok(chosen)
+    }
+
+    /// Says how many weights are trained, and which of them are not after all.
+    fn count(&self, trained: &[Trained], entries: &mut [Entry], decisions: &mut Vec<String>) {
+        let own: HashSet<&str> = trained.iter().map(|t| t.weight.name.as_str()).collect();
+        for entry in entries.iter_mut().filter(|e| e.trained && !own.contains(e.name.as_str())) {
+            entry.trained = false;
+            entry.why += "; no matrix of a product, so it has no LoRA";
+        }
+        let weights = entries.iter().filter(|e| e.kind == Kind::Weight || e.trained).count();
+        let what = if self.lora.is_some() { "get LoRA matrices, which are trained" } else { "are trained" };
+        decisions.insert(0, format!("{} of {weights} weights {what}", own.len()));
     }
 
     /// The tensors that are dropped out in training, with the ratios.
@@ -241,7 +268,7 @@ impl Trainable {
         let found = Selection::new(loaded).between(&weights, ys, &rounds);
         let mut found: Vec<String> = found.iter().map(|name| name.to_string()).collect();
         found.sort_unstable();
-        let list = select::listed(&found);
+        let list = listed(&found);
         (!found.is_empty()).then(|| match self.straight_through {
             true => format!(
                 "rounding to integers between weights and loss ({list}) counts as the identity for gradients \

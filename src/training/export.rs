@@ -4,11 +4,11 @@ use super::lora::Adapter;
 use super::manifest::{Feed, Manifest, Parameter};
 use super::modes::Constants;
 use super::parameters::SCOPE;
-use super::select::{Source, quantized};
 use super::state::State;
 use crate::expr::rewrite::Rewrite;
 use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
 use crate::rules::OPERATORS;
+use crate::weights::{Quantized, Source};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 
@@ -56,7 +56,8 @@ pub fn export(
             Source::Dequantized => {
                 let values = values(name, shape(name)?)?;
                 let node = producers.get(name).with_context(|| format!("no node computes '{name}'"))?;
-                let tensor = quantized(node, &known, &values);
+                let quantized = Quantized::of(node, &known).context("its integers are not constant");
+                let tensor = quantized.and_then(|q| q.nearest(&values));
                 let tensor = tensor.with_context(|| format!("'{name}' cannot be quantized again"))?;
                 notes.push(format!("'{name}' has been rounded to its {} again", tensor.element_type().name()));
                 new.insert(node.input.first().cloned().unwrap_or_default(), tensor);

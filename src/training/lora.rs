@@ -28,7 +28,7 @@ pub struct Adapter {
 
 /// The adapter of a weight; `None` where it is no factor of a matrix product or convolution.
 pub fn adapter(weight: &Weight, rank: i64, alpha: f64) -> Option<Adapter> {
-    let product = weight.products.first()?;
+    let product = weight.product.as_ref()?;
     let dims = &weight.value.dims;
     let shapes = match (product.op.as_str(), dims.as_slice()) {
         ("Conv", [out, rest @ ..]) => [[*out, rank], [rank, rest.iter().product()]],

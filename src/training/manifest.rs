@@ -2,7 +2,8 @@
 
 use super::lora::Adapter;
 use super::optimizers::Hyper;
-use super::select::Source;
+use super::select::Entry;
+use crate::weights::Source;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -49,6 +50,9 @@ pub struct Manifest {
     /// The LoRA matrices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lora: Vec<Adapter>,
+    /// What becomes of every constant tensor of the model that the loss depends on.
+    #[serde(default)]
+    pub weights: Vec<Entry>,
     /// What has been decided, in words.
     pub decisions: Vec<String>,
 }

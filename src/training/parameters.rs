@@ -4,12 +4,13 @@ use super::lora::{self, Adapter};
 use super::optimizers::{Hyper, Optimizer};
 use super::plan::Slot;
 use super::request::Trainable;
-use super::select::{Source, Weight, is_match};
+use super::select::{Weight, is_match};
 use super::state::Random;
 use crate::expr::rewrite::Rewrite;
 use crate::graph::{self, Dim, Fact, Graph};
 use crate::onnx::{ElementType, ModelProto, Names, TensorProto, ValueInfoProto};
 use crate::rules::OPERATORS;
+use crate::weights::Source;
 use anyhow::{Context, Result, ensure};
 use std::collections::{HashMap, HashSet};
 

@@ -1,0 +1,429 @@
+//! What flows where: which values depend on data, which are made of constants alone, and as what a constant would be used if
+//! it stood in the place of a value.
+//!
+//! Each is one walk over the nodes, forwards or backwards, so that all of it takes time in proportion to the graph.
+
+use crate::graph::{Graph, IdMap, IdSet, Node, NodeId, ScopeId, ValueId};
+use crate::onnx::ElementType;
+use crate::rules::{self, Moves, Rule, Slot};
+
+/// What a value depends on, beside constants and shapes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Nothing else: it is a constant, a size, a position.
+    #[default]
+    Nothing,
+    /// Integers that the graph is given: of words, of positions, of kinds.
+    Integers,
+    /// Floating-point data that the graph is given, or what a weight has made of integers.
+    Signal,
+}
+
+/// What a node does with an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// It takes it where the operator takes weights.
+    Place,
+    /// It looks it up: a table of rows.
+    Table,
+    /// As [`Use::Table`], and what is found multiplies something, element by element, and does nothing else.
+    ScalingTable,
+    /// It joins it to data: a class token.
+    Token,
+    /// It adds it to data.
+    Sum,
+    /// It multiplies data by it, element by element.
+    Scale,
+    /// It adds it to the one number that a layer gives out.
+    OneSum,
+    /// It multiplies the one number that a layer gives out by it.
+    OneScale,
+    /// It adds or multiplies an input of the graph, before the first layer.
+    Input,
+    /// As [`Use::Input`], adding.
+    InputSum,
+    /// Nothing but positions meets it.
+    Positions,
+    /// It is a statistic of a normalization.
+    Statistic,
+    /// It does something else with it.
+    Other,
+}
+
+const USES: usize = Use::Other as usize + 1;
+
+/// A node and the number of one of its inputs.
+pub type Operand = (NodeId, usize);
+
+/// Every way in which a value is used, of each the first operand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Role([Option<Operand>; USES]);
+
+impl Role {
+    /// The first operand that is used so.
+    pub fn used(&self, how: Use) -> Option<Operand> {
+        self.0.get(how as usize).copied().flatten()
+    }
+
+    /// Whether it is used in one of these ways, and in no other.
+    fn only(&self, ways: &[Use]) -> bool {
+        let among = |k: usize| ways.iter().any(|w| *w as usize == k);
+        self.0.iter().any(Option::is_some) && self.0.iter().enumerate().all(|(k, used)| used.is_none() || among(k))
+    }
+
+    /// The first operand of all.
+    pub fn first(&self) -> Option<Operand> {
+        self.0.iter().flatten().min().copied()
+    }
+
+    fn note(&mut self, how: Use, operand: Operand) {
+        let slot = &mut self.0[how as usize];
+        *slot = Some(slot.map_or(operand, |known| known.min(operand)));
+    }
+
+    fn merge(&mut self, other: &Role) {
+        for (own, new) in self.0.iter_mut().zip(other.0) {
+            *own = match (*own, new) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+    }
+}
+
+/// What a layer with one number for each place gives out, on its way through operators that move, add or scale it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Narrow {
+    /// It has no bias yet.
+    Bare,
+    Biased,
+}
+
+/// What is known of all values of a graph.
+pub struct Flow<'a> {
+    graph: &'a Graph,
+    /// The nodes of all scopes, in topological order.
+    nodes: Vec<NodeId>,
+    /// The node in whose body a scope is.
+    owners: IdMap<ScopeId, NodeId>,
+    /// Values that are made of constants by moving elements.
+    held: IdSet<ValueId>,
+    /// Values that end in sines and cosines, whatever comes between.
+    periodic: IdSet<ValueId>,
+    /// Values from which a path leads to a layer.
+    before_layers: IdSet<ValueId>,
+    reach: IdMap<ValueId, Reach>,
+    /// Inputs of the graph, moved, shifted and scaled by constants.
+    raw: IdSet<ValueId>,
+    narrow: IdMap<ValueId, Narrow>,
+    roles: IdMap<ValueId, Role>,
+    /// How many layers lie behind a value, on the longest path.
+    depth: IdMap<ValueId, usize>,
+}
+
+impl<'a> Flow<'a> {
+    /// Looks at a graph, of which `constants` are the tensors that are constant: initializers, and what stands for them.
+    pub fn new(graph: &'a Graph, constants: impl IntoIterator<Item = ValueId>) -> Self {
+        let (mut nodes, mut owners) = (Vec::new(), IdMap::default());
+        let mut open = vec![Graph::MAIN];
+        while let Some(scope) = open.pop() {
+            for &id in &graph.scope(scope).nodes {
+                nodes.push(id);
+                for &(_, body) in &graph.node(id).bodies {
+                    owners.insert(body, id);
+                    open.push(body);
+                }
+            }
+        }
+        nodes.sort_unstable();
+        let mut flow = Flow {
+            graph,
+            nodes,
+            owners,
+            held: constants.into_iter().collect(),
+            periodic: IdSet::default(),
+            before_layers: IdSet::default(),
+            reach: IdMap::default(),
+            raw: IdSet::default(),
+            narrow: IdMap::default(),
+            roles: IdMap::default(),
+            depth: IdMap::default(),
+        };
+        flow.find_held();
+        flow.look_behind();
+        flow.look_before();
+        flow.find_roles();
+        flow
+    }
+
+    /// As what a value is used, behind all operators that only move its elements.
+    pub fn role(&self, value: ValueId) -> Role {
+        self.roles.get(&value).copied().unwrap_or_default()
+    }
+
+    /// The number of layers, counted from the end, in which an operand is: 0 in the last one.
+    pub fn layer(&self, (node, _): Operand) -> usize {
+        self.depth_behind(self.graph.node(node))
+    }
+
+    fn row(&self, node: &Node) -> Option<&'static Rule> {
+        rules::find(&node.domain, &node.op_type, self.graph.opset(&node.domain))
+    }
+
+    /// The numbers of the inputs whose elements the first output holds.
+    fn moved(row: Option<&Rule>, node: &Node) -> std::ops::Range<usize> {
+        row.map_or(0..0, |r| r.moved(node.inputs.len()))
+    }
+
+    fn find_held(&mut self) {
+        for &id in &self.nodes {
+            let node = self.graph.node(id);
+            let moved = Self::moved(self.row(node), node);
+            let sources = node.inputs.get(moved).unwrap_or_default();
+            if !sources.is_empty() && sources.iter().flatten().all(|v| self.held.contains(v)) {
+                self.held.extend(node.outputs.iter().flatten());
+            }
+        }
+    }
+
+    /// Whether a node is a layer: an operator that has weights, with one of them.
+    fn is_layer(&self, row: Option<&Rule>, node: &Node) -> bool {
+        let held = |&i: &usize| node.inputs.get(i).copied().flatten().is_some_and(|v| self.held.contains(&v));
+        row.is_some_and(|r| r.layer && r.weights.iter().any(held))
+    }
+
+    /// Whether a row adds or multiplies two operands of equal rank, element by element, of which either may be a weight.
+    fn pairs(row: &Rule) -> bool {
+        !row.layer && row.weights == [0, 1]
+    }
+
+    fn depth_behind(&self, node: &Node) -> usize {
+        let depth = |o: &ValueId| self.depth.get(o).copied().unwrap_or(0);
+        node.outputs.iter().flatten().map(depth).max().unwrap_or(0)
+    }
+
+    /// For each node with bodies, how many layers lie in them.
+    fn layers_inside(&self) -> IdMap<NodeId, usize> {
+        let mut inside: IdMap<NodeId, usize> = IdMap::default();
+        for &id in &self.nodes {
+            let node = self.graph.node(id);
+            if self.is_layer(self.row(node), node) {
+                let owner = |&scope: &ScopeId| self.graph.scope(scope).parent;
+                let around = std::iter::successors(Some(node.scope), owner);
+                around.filter_map(|s| self.owners.get(&s)).for_each(|o| *inside.entry(*o).or_default() += 1);
+            }
+        }
+        inside
+    }
+
+    /// From the end to the beginning: what lies behind each value.
+    fn look_behind(&mut self) {
+        let inside = self.layers_inside();
+        let mut aperiodic: IdSet<ValueId> = self.graph.scope(Graph::MAIN).outputs.iter().copied().collect();
+        let mut used: IdSet<ValueId> = IdSet::default();
+        for id in self.nodes.clone().into_iter().rev() {
+            let node = self.graph.node(id);
+            let row = self.row(node);
+            let layer = self.is_layer(row, node);
+            let depth = self.depth_behind(node);
+            let outputs = || node.outputs.iter().flatten();
+            // What a loop begins with runs through its layers.
+            let layers = usize::from(layer) + inside.get(&id).copied().unwrap_or(0);
+            let leads = layers > 0 || outputs().any(|o| self.before_layers.contains(o));
+            let passes = row.is_some_and(|r| {
+                let pair = matches!(r.slots.first(), Some(Slot::Binary(_))) || r.layer;
+                r.moves != Moves::Nothing || pair
+            });
+            let ends = row.is_some_and(|r| r.periodic)
+                || (passes && outputs().all(|o| used.contains(o) && !aperiodic.contains(o)));
+            for &(_, body) in &node.bodies {
+                for &output in &self.graph.scope(body).outputs {
+                    let known = self.depth.entry(output).or_default();
+                    *known = depth.max(*known);
+                    aperiodic.insert(output);
+                    if leads {
+                        self.before_layers.insert(output);
+                    }
+                }
+            }
+            let captured = if node.bodies.is_empty() { vec![] } else { self.graph.captures(id) };
+            let direct = node.inputs.len();
+            for (k, &input) in node.inputs.iter().flatten().chain(&captured).enumerate() {
+                used.insert(input);
+                // What a body uses from outside is counted where the body uses it.
+                if k < direct {
+                    let known = self.depth.entry(input).or_default();
+                    *known = (depth + layers).max(*known);
+                }
+                if leads {
+                    self.before_layers.insert(input);
+                }
+                if !ends {
+                    aperiodic.insert(input);
+                }
+            }
+        }
+        self.periodic = used.into_iter().filter(|v| !aperiodic.contains(v)).collect();
+    }
+
+    /// From the beginning to the end: what each value depends on.
+    fn look_before(&mut self) {
+        let scope = self.graph.scope(Graph::MAIN);
+        for &input in scope.inputs.iter().filter(|&v| !self.held.contains(v)) {
+            let fact = self.graph.fact(input);
+            let float = fact.element.is_none_or(ElementType::is_float);
+            self.reach.insert(input, if float { Reach::Signal } else { Reach::Integers });
+            self.raw.insert(input);
+            if fact.shape.as_ref().and_then(|s| s.last()?.known()) == Some(1) {
+                self.narrow.insert(input, Narrow::Bare);
+            }
+        }
+        let mut entered: IdSet<ScopeId> = IdSet::default();
+        for id in self.nodes.clone() {
+            let node = self.graph.node(id);
+            if node.scope != Graph::MAIN && entered.insert(node.scope) {
+                self.enter(node.scope);
+            }
+            self.look_at(node);
+        }
+    }
+
+    /// What a body is given depends on what its node is given.
+    fn enter(&mut self, scope: ScopeId) {
+        let Some(&owner) = self.owners.get(&scope) else { return };
+        let owner = self.graph.node(owner);
+        let given = owner.inputs.iter().flatten().map(|v| self.reach_of(*v)).max().unwrap_or_default();
+        for &input in &self.graph.scope(scope).inputs {
+            let float = self.graph.fact(input).element.is_none_or(ElementType::is_float);
+            self.reach.insert(input, if float { given } else { given.min(Reach::Integers) });
+        }
+    }
+
+    fn reach_of(&self, value: ValueId) -> Reach {
+        self.reach.get(&value).copied().unwrap_or_default()
+    }
+
+    fn look_at(&mut self, node: &Node) {
+        let row = self.row(node);
+        let mut reach = node.inputs.iter().flatten().map(|v| self.reach_of(*v)).max().unwrap_or_default();
+        let inner = node.bodies.iter().flat_map(|&(_, body)| &self.graph.scope(body).outputs);
+        reach = inner.map(|v| self.reach_of(*v)).max().unwrap_or_default().max(reach);
+        if row.is_some_and(|r| r.shapes_only) {
+            reach = Reach::Nothing;
+        }
+        let layer = self.is_layer(row, node);
+        let periodic = node.outputs.iter().flatten().all(|o| self.periodic.contains(o));
+        // A table that positions alone look up depends on nothing else; what other layers make of integers is a signal.
+        let looked_up = row.is_some_and(|r| r.moves != Moves::Nothing) && reach == Reach::Nothing;
+        if layer && !periodic && !looked_up {
+            reach = Reach::Signal;
+        }
+        let mut others = node.inputs.iter().flatten().filter(|v| !self.held.contains(v));
+        let (only, more) = (others.next().copied(), others.next().is_some());
+        let moved = Self::moved(row, node);
+        let first = node.inputs.first().copied().flatten();
+        // What is moved, or shifted and scaled by constants, stays what it is.
+        let source = match row {
+            Some(r) if r.moves != Moves::Nothing && moved.len() == 1 => first,
+            Some(r) if matches!(r.slots, [Slot::Binary(_), Slot::Binary(_)]) && !more => only,
+            _ => None,
+        };
+        let narrow = match source.and_then(|s| self.narrow.get(&s).copied()) {
+            Some(_) if row.is_some_and(|r| Self::pairs(r) && !r.scales) => Some(Narrow::Biased),
+            Some(state) => Some(state),
+            None if layer => self.layer_output(row, node),
+            None if row.is_some_and(|r| r.sums) => first.and_then(|f| self.narrow.get(&f).copied()),
+            None => None,
+        };
+        let raw = source.is_some_and(|s| self.raw.contains(&s));
+        for &output in node.outputs.iter().flatten() {
+            self.reach.insert(output, reach);
+            if raw {
+                self.raw.insert(output);
+            }
+            if let Some(state) = narrow {
+                self.narrow.insert(output, state);
+            }
+        }
+    }
+
+    /// Whether a layer gives out one number for each place, and whether it has a bias of its own.
+    fn layer_output(&self, row: Option<&Rule>, node: &Node) -> Option<Narrow> {
+        let rank = |v: ValueId| self.graph.fact(v).rank();
+        let y = node.outputs.iter().flatten().next()?;
+        let weights = row?.weights.iter().filter_map(|&i| node.inputs.get(i).copied().flatten());
+        let held: Vec<ValueId> = weights.filter(|v| self.held.contains(v)).collect();
+        let (input, weight) = (node.inputs.first().copied().flatten()?, *held.first()?);
+        let shape = self.graph.fact(*y).shape.clone()?;
+        // Images have their channels behind the batch, everything else has them last.
+        let image = rank(weight)? >= 3 && rank(weight) == rank(input);
+        let size = if image { shape.get(1) } else { shape.last() };
+        let one = size.is_some_and(|d| d.known() == Some(1)) || rank(weight) == Some(1);
+        one.then_some(if held.len() > 1 { Narrow::Biased } else { Narrow::Bare })
+    }
+
+    /// From the end to the beginning: as what each value is used.
+    fn find_roles(&mut self) {
+        for id in self.nodes.clone().into_iter().rev() {
+            let node = self.graph.node(id);
+            let row = self.row(node);
+            let behind = node.outputs.first().copied().flatten().map(|o| self.role(o)).unwrap_or_default();
+            let moved = Self::moved(row, node);
+            for (i, input) in node.inputs.iter().enumerate() {
+                let Some(input) = *input else { continue };
+                let how = self.used(row, node, i, &behind);
+                let role = self.roles.entry(input).or_default();
+                match how {
+                    Some(how) => role.note(how, (id, i)),
+                    None if moved.contains(&i) => role.merge(&behind),
+                    None => role.note(Use::Other, (id, i)),
+                }
+            }
+        }
+    }
+
+    /// What a node does with an input; `None` where it moves its elements, or does nothing that has a name.
+    fn used(&self, row: Option<&Rule>, node: &Node, i: usize, behind: &Role) -> Option<Use> {
+        let row = row?;
+        let output = node.outputs.iter().flatten().next().copied()?;
+        let value = |i: usize| node.inputs.get(i).copied().flatten();
+        if row.statistics.contains(&i) {
+            return Some(Use::Statistic);
+        }
+        let joins = matches!(row.moves, Moves::Joined(_)) && row.moved(node.inputs.len()).contains(&i);
+        if joins && !self.held.contains(&output) {
+            return Some(if self.reach_of(output) == Reach::Signal { Use::Token } else { Use::Positions });
+        }
+        if !row.weights.contains(&i) {
+            return None;
+        }
+        if row.moves != Moves::Nothing {
+            // A table. What looks positions up and then only multiplies is computed once for all, as sines of positions are.
+            let only_scales = behind.only(&[Use::Scale, Use::OneScale, Use::Positions]);
+            let index = node.inputs.iter().flatten().skip(1).map(|v| self.reach_of(*v)).max().unwrap_or_default();
+            return Some(match (only_scales, index) {
+                (true, Reach::Nothing) => Use::Positions,
+                (true, _) => Use::ScalingTable,
+                (false, _) => Use::Table,
+            });
+        }
+        if !Self::pairs(row) {
+            let others = node.inputs.iter().enumerate().filter(|(k, _)| *k != i).filter_map(|(_, v)| *v);
+            let signal = others.map(|v| self.reach_of(v)).max().unwrap_or_default() == Reach::Signal;
+            let periodic = self.periodic.contains(&output);
+            return Some(if periodic && !signal { Use::Positions } else { Use::Place });
+        }
+        let other = value(1 - i.min(1))?;
+        Some(match (self.reach_of(other), row.scales) {
+            (Reach::Nothing | Reach::Integers, _) => Use::Positions,
+            _ if self.raw.contains(&other) && self.before_layers.contains(&output) => match row.scales {
+                true => Use::Input,
+                false => Use::InputSum,
+            },
+            (_, false) if self.narrow.get(&other) == Some(&Narrow::Bare) => Use::OneSum,
+            (_, true) if self.narrow.contains_key(&other) => Use::OneScale,
+            (_, false) => Use::Sum,
+            (_, true) => Use::Scale,
+        })
+    }
+}

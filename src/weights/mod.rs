@@ -1,0 +1,401 @@
+//! What a weight is: which constants of a model are learned, and which are constants of its formulas.
+//!
+//! Files do not say it: a weight, a mask, the frequencies of positions and the 0.5 of a formula are all tensors that do not
+//! change. The answer here follows from what the rows of operators say of their inputs ([`crate::rules::Rule::weights`]) and from
+//! where a tensor stands, through all operators that only move elements. `inspect`, `grad --params` and `trainable` ask nobody
+//! else; docs/weights.md says the same in words.
+
+mod flow;
+mod quantized;
+
+pub use quantized::Quantized;
+
+use crate::graph::{Graph, IdSet, Loaded, ValueId};
+use crate::onnx::inline::inline_functions;
+use crate::onnx::{ElementType, ModelProto, NodeProto, TensorProto, attribute};
+use crate::record::Record;
+use crate::rules;
+use anyhow::Result;
+use flow::{Flow, Operand, Use};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+/// Where a weight lies in the model's file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// It is an initializer.
+    Initializer,
+    /// It is the value of a Constant node.
+    Constant,
+    /// It is what a DequantizeLinear node makes of integers that are constant.
+    Dequantized,
+    /// It is one of the two matrices whose product is added to a weight; the weight's name.
+    Lora {
+        /// The weight that the product is added to.
+        of: String,
+    },
+    /// It is a statistic of BatchNormalization, which is not trained but follows the data.
+    Statistic,
+}
+
+/// What a constant tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// It is learned.
+    Weight,
+    /// It is a weight, and inside a body of control flow, where it has no name that anything outside could use.
+    Inside,
+    /// It holds the integers of a quantized weight that no DequantizeLinear node makes real numbers of.
+    Integers,
+    /// It is a statistic of data.
+    Statistic,
+    /// It is a constant: of a formula, of positions, a mask.
+    Constant,
+}
+
+/// A constant tensor, and what it is.
+#[derive(Clone, Debug)]
+pub struct Tensor<'m> {
+    /// Its name.
+    pub name: String,
+    /// Where it lies.
+    pub source: Source,
+    /// What it is.
+    pub kind: Kind,
+    /// Why it is that.
+    pub why: String,
+    /// The element type of its numbers.
+    pub element: ElementType,
+    /// Its value; of a tensor that is [`Source::Dequantized`] that of its integers.
+    pub value: Cow<'m, TensorProto>,
+    /// The number of layers behind its own.
+    pub layer: usize,
+    /// The first layer that takes it: the operator, the input, and the attributes of its node.
+    pub product: Option<Product>,
+}
+
+/// A matrix product, convolution or other layer that takes a weight.
+#[derive(Clone, Debug)]
+pub struct Product {
+    /// The operator.
+    pub op: String,
+    /// Whether the weight is the second factor.
+    pub second: bool,
+    /// Whether it transposes the weight.
+    pub transposes: bool,
+}
+
+/// Every constant tensor of floating-point numbers, or of integers that are quantized numbers, from which a path leads to one of
+/// `ys`, in the order in which nodes use them. `loaded` is the model, which calls no functions any more.
+pub fn tensors<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Tensor<'m>> {
+    let Some(proto) = &model.graph else { return vec![] };
+    let graph = &loaded.graph;
+    let sources = graph.sources(ys);
+    let mut found: Vec<Candidate<'m>> = Vec::new();
+    let constants: HashMap<&str, Cow<'m, TensorProto>> = proto.constants().collect();
+    let computed: HashMap<&str, &NodeProto> =
+        proto.node.iter().filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
+    for (name, value) in proto.constants() {
+        let source = if computed.contains_key(name) { Source::Constant } else { Source::Initializer };
+        found.extend(loaded.names.get(name).map(|&id| Candidate { id, name: name.to_owned(), source, value }));
+    }
+    for node in &proto.node {
+        let (Some(y), Some(quantized)) = (node.output.first(), Quantized::of(node, &constants)) else { continue };
+        let Some(&id) = loaded.names.get(y.as_str()) else { continue };
+        found.push(Candidate { id, name: y.clone(), source: Source::Dequantized, value: quantized.integers });
+    }
+    let inner = inner_constants(graph);
+    let flow = Flow::new(graph, found.iter().map(|c| c.id).chain(inner.iter().copied()));
+    let written = written(model);
+    let stands: IdSet<ValueId> = found.iter().map(|c| c.id).collect();
+    let asks = Asks { graph, flow: &flow, written: &written, stands: &stands };
+    let mut tensors: Vec<(Option<Operand>, Tensor<'m>)> = Vec::new();
+    tensors.extend(found.into_iter().filter(|c| sources.contains(&c.id)).filter_map(|c| asks.tensor(c)));
+    tensors.extend(inner.into_iter().filter_map(|id| asks.inner(id)));
+    tensors.sort_by_key(|(first, _)| *first);
+    tensors.into_iter().map(|(_, tensor)| tensor).collect()
+}
+
+/// The weights of a model by name, in the order in which nodes use them; see [`tensors`]. Functions are looked into.
+///
+/// # Errors
+/// The model cannot be loaded.
+pub fn of(model: &ModelProto, ys: &[String]) -> Result<Vec<Tensor<'static>>> {
+    let inlined;
+    let model = match model.functions.is_empty() {
+        true => model,
+        false => {
+            inlined = inline_functions(model, &|_| true)?;
+            &inlined
+        }
+    };
+    let loaded = rules::load(model)?;
+    let ys: Vec<ValueId> = ys.iter().filter_map(|y| loaded.names.get(y.as_str()).copied()).collect();
+    let owned = |t: Tensor<'_>| {
+        // Whoever asks for names alone is given no copies of what they hold.
+        let shell = TensorProto { dims: t.value.dims.clone(), data_type: t.value.data_type, ..Default::default() };
+        Tensor { value: Cow::Owned(shell), ..t }
+    };
+    Ok(tensors(model, &loaded, &ys).into_iter().map(owned).collect())
+}
+
+/// Names in quotes, no more than five of them.
+pub fn listed<S: AsRef<str>>(names: &[S]) -> String {
+    let first: Vec<String> = names.iter().take(5).map(|n| format!("'{}'", n.as_ref())).collect();
+    let more = names.len().saturating_sub(first.len());
+    first.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+}
+
+/// What could be a weight.
+struct Candidate<'m> {
+    id: ValueId,
+    name: String,
+    source: Source,
+    value: Cow<'m, TensorProto>,
+}
+
+/// The scopes of the names that earlier calls of `grad` have written.
+fn written(model: &ModelProto) -> Vec<String> {
+    let records = Record::all(model).unwrap_or_default();
+    records.into_iter().filter(|r| !r.name.is_empty()).map(|r| format!("{}/", r.name)).collect()
+}
+
+/// The constants of the bodies of control flow.
+fn inner_constants(graph: &Graph) -> Vec<ValueId> {
+    let mut found = Vec::new();
+    let mut open: Vec<_> = graph.scope(Graph::MAIN).nodes.clone();
+    while let Some(id) = open.pop() {
+        for &(_, body) in &graph.node(id).bodies {
+            for &inner in &graph.scope(body).nodes {
+                open.push(inner);
+                let node = graph.node(inner);
+                if &*node.op_type == "Constant" && node.domain.is_empty() {
+                    found.extend(node.outputs.iter().flatten());
+                }
+            }
+        }
+    }
+    found
+}
+
+/// How elements that are no weights look.
+struct Look {
+    /// They hold infinities, or numbers that no weight has.
+    huge: bool,
+    /// They are zero, or so far below that nothing is left of what they are added to.
+    hides: bool,
+    /// They are zeros and ones, both.
+    bits: bool,
+    /// They are one number.
+    uniform: bool,
+    /// The first of the rows is all ones or all zeros, and all are sines: what position 0 has.
+    sines: bool,
+}
+
+impl Look {
+    /// `None` where the elements lie elsewhere or cannot be read.
+    fn at(tensor: &TensorProto) -> Option<Look> {
+        let values = tensor.floats().ok().filter(|v| !v.is_empty())?;
+        let all = |f: &dyn Fn(f64) -> bool| values.iter().all(|&v| f(v));
+        let any = |f: &dyn Fn(f64) -> bool| values.iter().any(|&v| f(v));
+        let columns = tensor.dims.last().and_then(|&d| usize::try_from(d).ok()).unwrap_or(1).clamp(1, values.len());
+        let row = |number: f64| values.iter().take(columns).all(|&v| v == number);
+        Some(Look {
+            huge: any(&|v| !v.is_finite() || v.abs() >= 1e30),
+            hides: all(&|v| v == 0.0 || v <= -1e3) && any(&|v| v != 0.0),
+            bits: all(&|v| v == 0.0 || v == 1.0) && any(&|v| v == 0.0) && any(&|v| v == 1.0),
+            uniform: all(&|v| values.first() == Some(&v)),
+            sines: all(&|v| v.abs() <= 1.0) && (row(0.0) || row(1.0)) && values.len() > columns,
+        })
+    }
+}
+
+/// What is asked of a candidate.
+struct Asks<'a> {
+    graph: &'a Graph,
+    flow: &'a Flow<'a>,
+    written: &'a [String],
+    /// The candidates.
+    stands: &'a IdSet<ValueId>,
+}
+
+impl Asks<'_> {
+    fn tensor<'m>(&self, c: Candidate<'m>) -> Option<(Option<Operand>, Tensor<'m>)> {
+        let element = match &c.source {
+            Source::Dequantized => self.graph.fact(c.id).element?,
+            _ => c.value.element_type(),
+        };
+        let (kind, why) = match element.is_float() {
+            true => self.judge(c.id, &c.name, &c.value, &c.source),
+            false => (Kind::Integers, self.integers(c.id, element, &c.value)?),
+        };
+        let role = self.flow.role(c.id);
+        let place = role.used(Use::Place).or(role.used(Use::Table));
+        Some((
+            role.first(),
+            Tensor {
+                name: c.name,
+                source: c.source,
+                kind,
+                why,
+                element,
+                value: c.value,
+                layer: place.or(role.first()).map_or(0, |first| self.flow.layer(first)),
+                product: role.used(Use::Place).and_then(|place| self.product(place)),
+            },
+        ))
+    }
+
+    /// A constant inside a body, if it would be a weight outside.
+    fn inner(&self, id: ValueId) -> Option<(Option<Operand>, Tensor<'static>)> {
+        let name = self.graph.value(id).name.as_deref().unwrap_or_default();
+        let (node, _) = self.graph.producer(id)?;
+        let value = crate::onnx::constant_value(&self.graph.node(node).attributes).ok().flatten()?.into_owned();
+        let element = Some(value.element_type()).filter(|e| e.is_float())?;
+        let (kind, why) = self.judge(id, name, &value, &Source::Constant);
+        let role = self.flow.role(id);
+        (kind == Kind::Weight).then(|| {
+            let why = format!("{why}, inside a body, where nothing outside can reach it");
+            let tensor = Tensor {
+                name: name.to_owned(),
+                source: Source::Constant,
+                kind: Kind::Inside,
+                why,
+                element,
+                value: Cow::Owned(value),
+                layer: 0,
+                product: None,
+            };
+            (role.first(), tensor)
+        })
+    }
+
+    /// What a tensor of floating-point numbers is, and why.
+    fn judge(&self, id: ValueId, name: &str, value: &TensorProto, source: &Source) -> (Kind, String) {
+        let constant = |why: String| (Kind::Constant, why);
+        if let Some(scope) = self.written.iter().find(|scope| name.starts_with(scope.as_str())) {
+            return constant(format!("written by an earlier call of grad, which calls its tensors {scope}…"));
+        }
+        let role = self.flow.role(id);
+        let weight = |operand: Operand, what: &str| (Kind::Weight, format!("{what} {}", self.describe(operand)));
+        if let Some(place) = role.used(Use::Place) {
+            return weight(place, "weight of");
+        }
+        if let Some(statistic) = role.used(Use::Statistic) {
+            return (Kind::Statistic, format!("statistic of {}", self.describe(statistic)));
+        }
+        let look = if matches!(source, Source::Dequantized) { None } else { Look::at(value) };
+        let looks = |f: fn(&Look) -> bool| look.as_ref().is_some_and(f);
+        let (single, wide) = (value.element_count() == Some(1), value.dims.iter().filter(|&&d| d != 1).count());
+        let scalar = single && value.dims.is_empty();
+        if !single && looks(|l| l.huge || l.hides) {
+            return constant("a mask: it hides what it is added to, by numbers that no weight has".to_owned());
+        }
+        if let Some(table) = role.used(Use::Table) {
+            return weight(table, "table of");
+        }
+        if let Some(table) = role.used(Use::ScalingTable) {
+            return match looks(|l| l.sines) {
+                true => constant(format!("sines or cosines of positions, looked up by {}", self.describe(table))),
+                false => weight(table, "table of"),
+            };
+        }
+        // A grid of places that is joined to an image spreads over two axes of it.
+        let grid = value.dims.len() == 4 && value.dims.iter().skip(2).all(|&d| d > 1);
+        if let Some(token) = role.used(Use::Token).filter(|_| !single && !grid && !looks(|l| l.uniform)) {
+            return weight(token, "joined to data by");
+        }
+        if !single && let Some(sum) = role.used(Use::Sum).or(role.used(Use::OneSum)) {
+            return weight(sum, "added by");
+        }
+        if !single && let Some(scale) = role.used(Use::Scale).or(role.used(Use::OneScale)) {
+            return match (looks(|l| l.bits), wide > 1 && looks(|l| l.sines)) {
+                (true, _) => constant("a mask of zeros and ones".to_owned()),
+                (_, true) => constant("sines or cosines of positions".to_owned()),
+                _ => weight(scale, "multiplied by"),
+            };
+        }
+        if single && let Some(sum) = role.used(Use::OneSum) {
+            return weight(sum, "the one bias, added by");
+        }
+        if single
+            && !scalar
+            && let Some(scale) = role.used(Use::OneScale)
+        {
+            return weight(scale, "the one scale, of");
+        }
+        if let Some(sum) = role.used(Use::InputSum).filter(|_| wide > 1) {
+            return weight(sum, "positions, added by");
+        }
+        self.constant(id, scalar || single)
+    }
+
+    /// Why a tensor that stands where no weight stands is a constant.
+    fn constant(&self, id: ValueId, single: bool) -> (Kind, String) {
+        let role = self.flow.role(id);
+        let reasons = [
+            (Use::Input, "normalizes an input, in"),
+            (Use::InputSum, "normalizes an input, in"),
+            (Use::Positions, "meets positions, sizes or integers alone, in"),
+            (Use::Token, "fills up what it is joined to, in"),
+            (Use::Scale, "a number of a formula, in"),
+            (Use::Sum, "a number of a formula, in"),
+            (Use::OneScale, "a number of a formula, in"),
+        ];
+        let found = reasons.iter().find_map(|(how, why)| Some((role.used(*how)?, *why)));
+        let why = match (found.or(role.used(Use::Other).map(|o| (o, ""))), single) {
+            (Some((operand, "")), _) => format!("no place of a weight: {}", self.describe(operand)),
+            (Some((operand, why)), _) => format!("{why} {}", self.describe(operand)),
+            (None, _) => "no node computes with it".to_owned(),
+        };
+        (Kind::Constant, why)
+    }
+
+    /// What a tensor of integers is, if it is a quantized weight.
+    fn integers(&self, id: ValueId, element: ElementType, value: &TensorProto) -> Option<String> {
+        let small = element.bits().is_some_and(|bits| bits <= 8) && element.is_integer();
+        let (node, i) = self.flow.role(id).first()?;
+        // What DequantizeLinear makes of integers is a tensor of its own. Zero points are lists.
+        let own = self.graph.node(node).outputs.iter().flatten().any(|o| self.stands.contains(o));
+        let matrix = small && value.dims.len() >= 2 && value.element_count().is_some_and(|n| n > 1);
+        (matrix && !own).then(|| format!("integers of type {}, of {}", element.name(), self.describe((node, i))))
+    }
+
+    /// The product of which an operand is a factor; a third operand is a bias.
+    fn product(&self, (node, i): Operand) -> Option<Product> {
+        let node = Some(self.graph.node(node)).filter(|_| i < 2)?;
+        let transposes = attribute::get_int(&node.attributes, if i == 0 { "transA" } else { "transB" });
+        Some(Product { op: node.op_type.to_string(), second: i == 1, transposes: transposes.unwrap_or(0) != 0 })
+    }
+
+    fn describe(&self, (node, i): Operand) -> String {
+        format!("{} (input {i})", self.graph.describe(node))
+    }
+}
+
+/// What to say where no weight is found: what was looked at, and what may be done about it.
+pub fn none_found<'t>(model: &ModelProto, tensors: impl Iterator<Item = (&'t str, Kind)> + Clone) -> String {
+    let mut looked = Vec::new();
+    for (kind, what) in [
+        (Kind::Inside, "inside bodies of control flow (branches, loops), where nothing outside can reach them"),
+        (Kind::Integers, "integers of quantized weights"),
+        (Kind::Constant, "constants by their place, not weights"),
+        (Kind::Statistic, "statistics of BatchNormalization"),
+    ] {
+        let names: Vec<&str> = tensors.clone().filter(|(_, k)| *k == kind).map(|(name, _)| name).collect();
+        if !names.is_empty() {
+            looked.push(format!("{}: {what}", listed(&names)));
+        }
+    }
+    if looked.is_empty() {
+        looked.push("it depends on no initializer and on no Constant node of floating-point numbers".to_owned());
+    }
+    let mut nodes = model.graph.iter().flat_map(|g| &g.node);
+    if nodes.any(|n| n.op_type() == "Gradient" && n.domain().starts_with("ai.onnx.preview")) {
+        looked.push("a Gradient node hides what it differentiates: write it out first (grad --lower)".to_owned());
+    }
+    looked.join("; ")
+}

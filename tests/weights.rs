@@ -1,0 +1,205 @@
+//! What a weight is (docs/weights.md), by models of the kinds that exporters write.
+
+use onnx_gradients::graph::{Dims, Fact, fact_of_type};
+use onnx_gradients::onnx::{TensorProto, text};
+use onnx_gradients::training::select::Choice;
+use onnx_gradients::training::{LossSpec, Trainable};
+use onnx_gradients::weights::{self, Kind};
+use onnx_gradients::{Gradients, Model, Seed};
+
+/// A model; tensors that are declared without values hold different ones.
+fn parse(body: &str) -> Model {
+    let text = format!("<ir_version: 8, opset_import: [\"\": 17, \"com.microsoft\": 1]> g {body}");
+    let mut proto = text::parse(&text).unwrap_or_else(|e| panic!("{body}: {e:#}"));
+    let graph = proto.graph.as_mut().unwrap();
+    for info in std::mem::take(&mut graph.value_info) {
+        let Fact { shape, .. } = fact_of_type(info.r#type.as_ref(), &Dims::default());
+        let dims: Vec<i64> = shape.unwrap().iter().map(|d| d.known().unwrap()).collect();
+        let values: Vec<f32> = (0..dims.iter().product()).map(|i: i64| i as f32 * 0.1 + 0.3).collect();
+        graph.initializer.push(TensorProto { name: info.name, ..TensorProto::from_float32(&dims, &values) });
+    }
+    Model { proto, folder: None }
+}
+
+/// The weights of a model, sorted, and the others with why they are none.
+fn found(model: &Model) -> (Vec<String>, Vec<(String, Kind, String)>) {
+    let ys: Vec<String> = model.proto.graph.as_ref().unwrap().output.iter().map(|o| o.name().to_owned()).collect();
+    let tensors = weights::of(&model.proto, &ys).unwrap();
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    for t in tensors {
+        match t.kind {
+            Kind::Weight => own.push(t.name),
+            kind => others.push((t.name, kind, t.why)),
+        }
+    }
+    own.sort();
+    (own, others)
+}
+
+#[track_caller]
+fn check(body: &str, expected: &[&str]) {
+    let (own, others) = found(&parse(body));
+    assert_eq!(own, expected, "{others:?}");
+}
+
+#[test]
+fn one_element_counts_by_its_place() {
+    check(
+        "(float[N,3] x) => (float[N,1] y) <float[3,1] w = {1, 2, 3}, float[1] b = {1}, float half = {0.5}>
+         { a = MatMul (x, w) c = Add (a, b) y = Mul (c, half) }",
+        &["b", "w"],
+    );
+    // A vector as the factor, a bias without dimensions, a sum over atoms before it.
+    check(
+        "(float[N,3] x) => (float[N] y) <float[3] w = {1, 2, 3}, float b = {1}> { a = MatMul (x, w) y = Add (a, b) }",
+        &["b", "w"],
+    );
+    check(
+        "(float[N,A,3] x) => (float[N,1] y) <float[3,1] w = {1, 2, 3}, float[1] b = {1}, int64[1] axis = {1}>
+         { a = MatMul (x, w) s = ReduceSum <keepdims = 0> (a, axis) y = Add (s, b) }",
+        &["b", "w"],
+    );
+    check(
+        "(float[N,1,4,4] x) => (float[N,1,4,4] y) <float[1,1,1,1] w = {2}, float[1] b = {1}, float[1,1,1] s = {3}>
+         { a = Conv (x, w, b) y = Mul (a, s) }",
+        &["b", "s", "w"],
+    );
+    check(
+        "(float[N,1] x) => (float[N,1] y) <float[1] w = {2}, float[1] b = {1}> { a = Mul (x, w) y = Add (a, b) }",
+        &["b", "w"],
+    );
+    // Numbers of formulas: HardSwish and the tanh GELU by hand, an epsilon.
+    check(
+        "(float[N,3] x) => (float[N,1] y) <float[3,1] w = {1, 2, 3}, float[1] b = {1}, float three = {3}, float six = {6}, float zero = {0}>
+         { h = Gemm (x, w, b) a = Add (h, three) c = Clip (a, zero, six) d = Div (c, six) y = Mul (h, d) }",
+        &["b", "w"],
+    );
+    check(
+        "(float[N,3] x) => (float[N,3] y) <float[3] g = {1, 2, 3}, float[3] b = {0, 1, 2}, float[1] e = {0.00001}>
+         { m = ReduceMean <axes = [-1]> (x) d = Sub (x, m) q = Mul (d, d) v = ReduceMean <axes = [-1]> (q)
+           t = Add (v, e) r = Sqrt (t) n = Div (d, r) k = Mul (n, g) y = Add (k, b) }",
+        &["b", "g"],
+    );
+}
+
+#[test]
+fn recurrent_weights_are_found_behind_what_moves_them() {
+    check(
+        "(float[T,N,3] x) => (float[T,1,N,2] y) <float[8,3] wi, float[8,2] wh, float[8] bi, float[8] bh,
+          int64[1] z = {0}, int64[1] four = {4}, int64[1] eight = {8}>
+         { w1 = Slice (wi, z, four, z) w2 = Slice (wi, four, eight, z) w = Concat <axis = 0> (w2, w1) u = Unsqueeze (w, z)
+           r = Unsqueeze (wh, z) b0 = Concat <axis = 0> (bi, bh) b = Unsqueeze (b0, z)
+           y, h, c = LSTM <hidden_size = 2> (x, u, r, b) }",
+        &["bh", "bi", "wh", "wi"],
+    );
+}
+
+#[test]
+fn tokens_and_learned_positions_are_weights() {
+    check(
+        "(int64[B,T] ids) => (float[B,T,6] y) <float[9,4] words, float[8,4] places, float[2,4] kinds, float[4,6] w, int64 zero = {0}, int64 one = {1}, int64[1] z = {0}>
+         { e = Gather (words, ids) s = Shape (ids) n = Gather (s, one) r = Range (zero, n, one) p = Gather (places, r)
+           k = Gather (kinds, z) a = Add (e, p) h = Add (a, k) y = MatMul (h, w) }",
+        &["kinds", "places", "w", "words"],
+    );
+    // The bias of relative positions (T5, Swin): looked up by constants, added to scores.
+    check(
+        "(float[B,2,2,4] x) => (float[B,2,2,2] y) <float[4,4] w, float[3,2] table, int64[2,2] index = {1, 0, 2, 1}>
+         { q = MatMul (x, w) k = Transpose <perm = [0,1,3,2]> (x) s = MatMul (q, k) t = Gather (table, index)
+           b = Transpose <perm = [2,0,1]> (t) a = Add (s, b) y = Softmax (a) }",
+        &["table", "w"],
+    );
+    // Padding with zeros is no token.
+    check(
+        "(float[1,T,4] x) => (float[1,U,4] y) <float[1,1,4] cls = {1, 2, 3, 4}, float[1,2,4] pad = {0, 0, 0, 0, 0, 0, 0, 0}, float[4,4] w>
+         { a = Concat <axis = 1> (pad, cls, x) y = MatMul (a, w) }",
+        &["cls", "w"],
+    );
+}
+
+#[test]
+fn what_positions_alone_reach_is_no_weight() {
+    // As Llama is exported: a product of matrices, frequencies with the given positions.
+    check(
+        "(float[B,T,4] x, int64[B,T] at) => (float[B,T,4] y) <float[1,2,1] inv_freq = {1, 0.01}, float[4,4] w, int64[1] one = {1}>
+         { q = MatMul (x, w) u = Unsqueeze (at, one) f = Cast <to = 1> (u) a = MatMul (inv_freq, f) t = Transpose <perm = [0,2,1]> (a)
+           e = Concat <axis = -1> (t, t) c = Cos (e) s = Sin (e) qc = Mul (q, c) qs = Mul (q, s) y = Add (qc, qs) }",
+        &["w"],
+    );
+    // Tables of cosines, looked up by given positions or cut off at the length.
+    check(
+        "(float[B,T,2] x, int64[T] at) => (float[B,T,2] y) <float[3,2] cos = {1, 1, 0.5, 0.9, -0.4, 0.6}, float[3,2] sin = {0, 0, 0.8, 0.4, 0.9, 0.7}, float[2,2] w>
+         { q = MatMul (x, w) c = Gather (cos, at) s = Gather (sin, at) qc = Mul (q, c) qs = Mul (q, s) y = Add (qc, qs) }",
+        &["w"],
+    );
+    // Slopes of ALiBi.
+    check(
+        "(float[B,2,T,T] x) => (float[B,2,T,T] y) <float[2,1,1] slopes = {0.5, 0.25}, float[2,2,1,1] w, int64 zero = {0}, int64 one = {1}, int64 two = {2}>
+         { q = Conv (x, w) s = Shape (x) n = Gather (s, two) r = Range (zero, n, one) f = Cast <to = 1> (r) b = Mul (slopes, f)
+           a = Add (q, b) y = Softmax (a) }",
+        &["w"],
+    );
+}
+
+#[test]
+fn masks_bounds_and_normalization_are_constants() {
+    check(
+        "(float[B,3,3] x) => (float[B,3,3] y) <float[3,3] w, float[3,3] m = {0, -3.4e38, -3.4e38, 0, 0, -3.4e38, 0, 0, 0}, float[3,3] bits = {1, 0, 0, 1, 1, 0, 1, 1, 1}>
+         { q = MatMul (x, w) s = Mul (q, bits) a = Add (s, m) y = Softmax (a) }",
+        &["w"],
+    );
+    check(
+        "(float[N,3,4,4] image) => (float[N,2,4,4] y) <float[1,3,1,1] scale = {4, 5, 6}, float[1,3,1,1] shift = {1, 2, 3}, float[2,3,1,1] w>
+         { a = Mul (image, scale) b = Add (a, shift) y = Conv (b, w) }",
+        &["w"],
+    );
+    check(
+        "(float[N,2,4,4] x) => (float[N,2,8,8] y) <float[2,2,1,1] w, float[2] g, float[2] o, float[2] mean, float[2] var, float[8] roi, float[4] scales = {1, 1, 2, 2}>
+         { a = Conv (x, w) b = BatchNormalization (a, g, o, mean, var) y = Resize (b, roi, scales) }",
+        &["g", "o", "w"],
+    );
+}
+
+#[test]
+fn weights_lie_in_inputs_constants_and_integers() {
+    let body = "(float[N,3] x, float[3,2] w) => (float[N,2] y) <float[3,2] w = {1, 2, 3, 4, 5, 6}, int8[2,2] q = {1, 2, 3, 4}, float s = {0.5}, int8[2,2] raw = {1, 2, 3, 4}>
+         { c = Constant <value_floats = [1.0, 2.0]> () a = MatMul (x, w) b = Add (a, c) d = DequantizeLinear (q, s) e = MatMul (b, d)
+           t, u, z = DynamicQuantizeLinear (e) i = MatMulInteger (t, raw, z) f = Cast <to = 1> (i) g = Mul (f, u) y = Add (g, e) }";
+    let (own, others) = found(&parse(body));
+    assert_eq!(own, ["c", "d", "w"]);
+    assert!(others.iter().any(|(name, kind, _)| name == "raw" && *kind == Kind::Integers), "{others:?}");
+    // A step asks nobody for a tensor that has a default.
+    let artifacts = Trainable::new([LossSpec::new("mse")]).build(&parse(body)).unwrap();
+    let data: Vec<&str> = artifacts.manifest.data.iter().map(|d| d.name.as_str()).collect();
+    assert_eq!(data, ["x"]);
+    let raw = artifacts.manifest.weights.iter().find(|e| e.name == "raw").unwrap();
+    assert!(!raw.trained && raw.why.contains("MatMulInteger"), "{}", raw.why);
+}
+
+#[test]
+fn what_an_earlier_call_wrote_is_no_weight() {
+    let model = parse("(float[2,3] x) => (float[2,2] y) <float[3,2] w = {1, 2, 3, 4, 5, 6}> { y = MatMul (x, w) }");
+    let output = Gradients::new(["y"], ["x"]).seed("y", Seed::Ones).build(&model).unwrap();
+    assert_eq!(found(&output.model).0, ["w"]);
+}
+
+#[test]
+fn choices_compose() {
+    let body =
+        "(float[N,4] x) => (float[N,2] y) <float[4,4] a, float[4] ab, float[4,2] b, float[2] bb, float half = {0.5}>
+         { p = Gemm (x, a, ab) h = Mul (p, half) y = Gemm (h, b, bb) }";
+    let trained = |train: &[&str], freeze: &[&str], last: Option<usize>| -> Vec<String> {
+        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect();
+        let choice = Choice { train: owned(train), freeze: owned(freeze), last };
+        let artifacts = Trainable::new([LossSpec::new("mse")]).choose(choice).build(&parse(body)).unwrap();
+        let mut names: Vec<String> = artifacts.manifest.parameters.iter().map(|p| p.name.clone()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(trained(&[], &[], None), ["a", "ab", "b", "bb"]);
+    assert_eq!(trained(&["+half"], &[], None), ["a", "ab", "b", "bb", "half"]);
+    assert_eq!(trained(&["-a*"], &[], None), ["b", "bb"]);
+    assert_eq!(trained(&["b*", "+half"], &[], None), ["b", "bb", "half"]);
+    assert_eq!(trained(&["*"], &["a*", "-ab"], None), ["ab", "b", "bb"]);
+    assert_eq!(trained(&[], &[], Some(1)), ["b", "bb"]);
+}
