@@ -12,6 +12,7 @@ pub use known::*;
 
 use super::dim::{Dim, Dims};
 use super::fact::{Fact, MAX_ELEMENTS, Scalar, Value};
+use crate::onnx::constant_value;
 use crate::onnx::{AttributeProto, ElementType, TensorProto};
 use anyhow::Result;
 
@@ -57,30 +58,18 @@ pub fn constant(tensor: &TensorProto) -> Fact {
     Fact { value: value.map(|v| Value::Elements(v.into())), ..known::tensor(known, Some(shape)) }
 }
 
-/// The one attribute says what: a tensor, a sparse one, numbers, strings.
+/// The one attribute says what: a tensor, a sparse one, numbers, strings. A sparse one is not written out to be known.
 pub fn constant_node(c: &Known) -> Result<Vec<Fact>> {
     let known = |a: &AttributeProto| {
-        let list = |element, elements: Vec<Scalar>, scalar: bool| {
-            let shape = if scalar { vec![] } else { vec![Dim::Known(elements.len() as i64)] };
-            let value = (elements.len() <= MAX_ELEMENTS).then(|| Value::Elements(elements.into()));
-            Fact { value, ..tensor(Some(element), Some(shape)) }
-        };
         Some(match a.name() {
-            "value" => constant(a.t.as_ref()?),
             "sparse_value" => {
                 let sparse = a.sparse_tensor.as_ref()?;
                 let element = sparse.values.as_ref()?.element_type();
                 tensor(Some(element), Some(sparse.dims.iter().map(|&n| n.into()).collect()))
             }
-            "value_float" => list(ElementType::Float, vec![Scalar::Float(a.f().into())], true),
-            "value_floats" => {
-                list(ElementType::Float, a.floats.iter().map(|&v| Scalar::Float(v.into())).collect(), false)
-            }
-            "value_int" => list(ElementType::Int64, vec![Scalar::Int(a.i().into())], true),
-            "value_ints" => list(ElementType::Int64, a.ints.iter().map(|&n| Scalar::Int(n.into())).collect(), false),
             "value_string" => tensor(Some(ElementType::String), Some(vec![])),
             "value_strings" => tensor(Some(ElementType::String), Some(vec![Dim::Known(a.strings.len() as i64)])),
-            _ => return None,
+            _ => constant(&*constant_value(std::slice::from_ref(a)).ok()??),
         })
     };
     Ok(vec![c.op.attributes.iter().find_map(known).unwrap_or_default()])
