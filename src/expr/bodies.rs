@@ -116,7 +116,13 @@ impl Builder {
         let facts: Vec<Fact> = self.graph().scope(from).inputs.iter().map(|&i| self.fact(i)).collect();
         let (scope, inputs) = self.open(facts);
         map.extend(self.graph().scope(from).inputs.iter().copied().zip(inputs.iter().map(|e| e.id)));
+        let broken = self.graph().is_broken(from);
+        if broken {
+            self.graph_mut().note_broken(scope);
+        }
+        let outside = self.in_broken.replace(self.in_broken.get() || broken);
         self.within(scope, || self.copy_nodes(from, map));
+        self.in_broken.set(outside);
         let outputs = self.graph().scope(from).outputs.iter().map(|o| *map.get(o).unwrap_or(o)).collect();
         self.graph_mut().set_outputs(scope, outputs);
         scope

@@ -3,6 +3,7 @@
 use super::{Container, Dim, Dims, Fact, Graph, NewNode, Producer, Scalar, ScopeId, Shape, ValueId};
 use crate::onnx::{AttributeProto, ElementType, attribute};
 use std::collections::HashSet;
+use std::rc::Rc;
 
 /// How the inputs and outputs of a Scan's body lie among those of the node.
 struct ScanLayout {
@@ -185,6 +186,17 @@ pub fn truth(graph: &Graph, condition: ValueId) -> Option<bool> {
     known.known().map(|truth| truth != 0)
 }
 
+/// The branch that an If takes in every run: by its condition, or because the other one cannot be computed.
+pub fn taken(graph: &Graph, condition: Option<ValueId>, bodies: &[(Rc<str>, ScopeId)]) -> Option<ScopeId> {
+    let [(first, a), (_, b)] = bodies else { return None };
+    match (condition.and_then(|condition| truth(graph, condition)), graph.is_broken(*a), graph.is_broken(*b)) {
+        (Some(truth), ..) => Some(if truth == (&**first == "then_branch") { *a } else { *b }),
+        (None, true, false) => Some(*b),
+        (None, false, true) => Some(*a),
+        (None, ..) => None,
+    }
+}
+
 /// What holds of a value that is one of two: a dimension in which they differ is unknown.
 fn join(a: &Fact, b: &Fact, dims: &Dims) -> Fact {
     let shape = a.shape.as_ref().zip(b.shape.as_ref()).and_then(|(a, b)| {
@@ -220,10 +232,9 @@ pub fn infer(graph: &Graph, node: &NewNode, inputs: &[Option<&Fact>]) -> Vec<Fac
     };
     let input = |i: usize| inputs.get(i).copied().flatten().cloned().unwrap_or_default();
     match (&*node.op_type, node.bodies.as_slice()) {
-        ("If", [(name, a), (_, b)]) => {
-            let taken = node.inputs.first().copied().flatten().and_then(|condition| truth(graph, condition));
-            match taken.map(|taken| if taken == (&**name == "then_branch") { a } else { b }) {
-                Some(branch) => outputs(*branch).into_iter().cloned().collect(),
+        ("If", [(_, a), (_, b)]) => {
+            match taken(graph, node.inputs.first().copied().flatten(), &node.bodies) {
+                Some(branch) => outputs(branch).into_iter().cloned().collect(),
                 None => outputs(*a).into_iter().zip(outputs(*b)).map(|(a, b)| join(a, b, &graph.dims)).collect(),
             }
         }

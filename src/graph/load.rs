@@ -1,7 +1,7 @@
 //! Loads a model into a [`Graph`], with the bodies of its control flow.
 
 use super::fact::{Container, Fact};
-use super::{Dim, Dims, Graph, NewNode, Operators, Origin, ScopeId, ValueId, control, facts};
+use super::{Dim, Dims, Graph, NewNode, Operators, Origin, ScopeId, ValueId, control, facts, ranks};
 use crate::error::{At, Error, OrKind};
 use crate::onnx::attribute;
 use crate::onnx::inline::inline_functions;
@@ -115,6 +115,8 @@ fn load_with(
         strings: HashMap::new(),
         // Files older than this list every initializer among the inputs, where it cannot mean "to be overridden".
         overridable: model.ir_version() >= 4,
+        branches: 0,
+        broken: None,
         replace,
     };
     let opset = model.opset_or_default();
@@ -129,6 +131,7 @@ fn load_with(
             .context(format!("the model is of opset {opset}, and most operators are other ones before 7; {CONVERT}")),
         _ => error,
     })?;
+    ranks::complete(&mut loader.graph);
     let names = loader.scopes.pop().unwrap_or_default();
     Ok(Loaded { graph: loader.graph, names, inner_names: loader.inner_names, warnings: loader.warnings })
 }
@@ -175,6 +178,8 @@ pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Resu
         warnings: Vec::new(),
         strings: HashMap::new(),
         overridable: true,
+        branches: 0,
+        broken: None,
         replace: &mut (),
     };
     let result = loader.scope(proto, scope, Some(inputs));
@@ -194,6 +199,10 @@ struct Loader<'r> {
     warnings: Vec<String>,
     strings: HashMap<String, Rc<str>>,
     overridable: bool,
+    /// In how many branches of an If the loader stands.
+    branches: usize,
+    /// Why the innermost of them cannot be computed, where it cannot.
+    broken: Option<anyhow::Error>,
     replace: &'r mut dyn Replace,
 }
 
@@ -311,19 +320,30 @@ impl Loader<'_> {
         let attributes: Rc<[AttributeProto]> = attributes.into_iter().cloned().collect();
         let op_type = self.string(proto.op_type());
         let domain = self.string(canonical_domain(proto.domain()));
-        let mut bodies = Vec::new();
+        let (mut bodies, mut broken) = (Vec::new(), Vec::new());
         for attribute in graphs {
             if let Some(body) = &attribute.g {
-                let id = self.body(body, scope, &op_type, &attributes, &inputs)?;
+                let id = match &*op_type {
+                    "If" => self.branch(body, scope, &inputs, &mut broken)?,
+                    _ => self.body(body, scope, &op_type, &attributes, &inputs)?,
+                };
                 bodies.push((self.string(attribute.name()), id));
             }
         }
+        self.judge(&inputs, &bodies, broken)?;
         let outputs = proto.output.iter().map(|name| (!name.is_empty()).then(|| Some(self.string(name)))).collect();
         let name = (!proto.name().is_empty()).then(|| self.string(proto.name()));
         let stop =
             proto.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value().eq_ignore_ascii_case("true"));
         let new = NewNode { op_type, domain, inputs, outputs, attributes, bodies, name, origin: Origin::Model, stop };
-        let facts = self.graph.infer(&new)?;
+        let facts = match self.graph.infer(&new) {
+            Err(error) if self.branches > 0 => {
+                let error = error.context(format!("{} ({})", proto.name(), new.op_type));
+                self.broken.get_or_insert(error);
+                Vec::new()
+            }
+            facts => facts?,
+        };
         let id = self.graph.push(scope, new, facts);
         for output in self.graph.node(id).outputs.clone().into_iter().flatten() {
             if let Some(name) = self.graph.value(output).name.clone() {
@@ -380,6 +400,50 @@ impl Loader<'_> {
         self.graph.fact_mut(output).shape = Some(known);
     }
 
+    /// Loads a branch of an If. That a node in it cannot take what it gets is an error only if the branch is taken: exporters
+    /// write branches for ranks that a tensor does not have.
+    fn branch(
+        &mut self,
+        body: &GraphProto,
+        parent: ScopeId,
+        inputs: &[Option<ValueId>],
+        broken: &mut Vec<(ScopeId, anyhow::Error)>,
+    ) -> Result<ScopeId> {
+        let outside = self.broken.take();
+        self.branches += 1;
+        let id = self.body(body, parent, "If", &[], inputs);
+        self.branches -= 1;
+        let found = std::mem::replace(&mut self.broken, outside);
+        let id = id?;
+        if let Some(error) = found {
+            self.graph.note_broken(id);
+            broken.push((id, error.context(format!("in the body '{}'", body.name()))));
+        }
+        Ok(id)
+    }
+
+    /// Whether an If can be computed though branches cannot.
+    ///
+    /// # Errors
+    /// The branch that is taken cannot be computed, or none can.
+    fn judge(
+        &mut self,
+        inputs: &[Option<ValueId>],
+        bodies: &[(Rc<str>, ScopeId)],
+        broken: Vec<(ScopeId, anyhow::Error)>,
+    ) -> Result<()> {
+        let taken = self.graph.taken(inputs.first().copied().flatten(), bodies);
+        let dead = |id: ScopeId| taken.is_some_and(|taken| taken != id);
+        match broken.into_iter().find(|(id, _)| !dead(*id)) {
+            Some((_, error)) if self.branches > 0 => {
+                self.broken.get_or_insert(error);
+                Ok(())
+            }
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+
     /// Loads the body of a control-flow node. The shapes of carried states are those of their initial values unless the body
     /// changes them; what it changes is unknown.
     fn body(
@@ -393,6 +457,13 @@ impl Loader<'_> {
         let facts: Vec<Option<Fact>> = inputs.iter().map(|i| i.map(|i| self.graph.fact(i).clone())).collect();
         let version = self.graph.opset("");
         let mut known = control::body_inputs(op_type, version, attributes, &facts, body.input.len());
+        if op_type == "Loop" {
+            // Runtimes take one element of rank 1, too, and make it so for a body that declares it.
+            for (fact, input) in known.iter_mut().zip(&body.input).take(2) {
+                let declared = fact_of_type(input.r#type.as_ref(), &self.graph.dims).shape;
+                fact.shape = declared.filter(|s| s.len() == 1).map(|_| [Dim::Known(1)].into()).or(fact.shape.take());
+            }
+        }
         let mut free = HashSet::new();
         // Every attempt loads all that is nested inside again, so only shallow bodies get more than the safe one.
         let attempts = if self.scopes.len() <= 4 { 3 } else { 1 };

@@ -10,6 +10,7 @@ pub mod dim;
 pub mod fact;
 pub mod facts;
 mod load;
+mod ranks;
 pub mod write;
 
 pub use dim::{Dim, Dims};
@@ -166,6 +167,8 @@ pub struct Graph {
     operators: Operators,
     /// What a Where takes, or leaves.
     alternatives: IdSet<ValueId>,
+    /// Branches in which a node cannot take what it gets: no run that comes to an end takes them.
+    broken: IdSet<ScopeId>,
 }
 
 impl Graph {
@@ -182,6 +185,7 @@ impl Graph {
             opsets: opsets.into_iter().map(|(domain, version)| (canonical_domain(&domain).into(), version)).collect(),
             operators,
             alternatives: IdSet::default(),
+            broken: IdSet::default(),
         }
     }
 
@@ -344,9 +348,19 @@ impl Graph {
         }
     }
 
-    /// What a condition is whatever the inputs and the weights hold; `None` where that depends on them.
-    pub fn truth(&self, condition: ValueId) -> Option<bool> {
-        control::truth(self, condition)
+    /// The branch that an If takes in every run, of those that `bodies` are; `None` where that depends on the run.
+    pub fn taken(&self, condition: Option<ValueId>, bodies: &[(Rc<str>, ScopeId)]) -> Option<ScopeId> {
+        control::taken(self, condition, bodies)
+    }
+
+    /// Notes a branch in which a node cannot take what it gets.
+    pub fn note_broken(&mut self, branch: ScopeId) {
+        self.broken.insert(branch);
+    }
+
+    /// Whether a branch holds a node that cannot take what it gets.
+    pub fn is_broken(&self, branch: ScopeId) -> bool {
+        self.broken.contains(&branch)
     }
 
     /// Appends a node, the facts of whose outputs are [`Graph::infer`]red, to a scope.

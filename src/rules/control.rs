@@ -22,11 +22,20 @@ fn if_<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let wanted = c.wanted_captures();
     let through = |name: &str| {
         let replay = c.replay(c.body(name)?, &[])?;
-        let seeds: Vec<_> = replay.outputs.iter().zip(c.dys()).filter_map(|(y, dy)| Some((*y, (*dy)?))).collect();
+        // Where this branch is taken, what arrives has the shape of what it computes, whatever is known of the other's.
+        let in_shape = |y: Expr<'g>, dy: Expr<'g>| {
+            let (own, known) = (y.fact().rank(), dy.fact().rank());
+            if own == known { dy } else { dy.reshape_like(y) }
+        };
+        let pairs = replay.outputs.iter().zip(c.dys()).filter_map(|(y, dy)| Some((*y, (*dy)?)));
+        let seeds: Vec<_> = pairs.map(|(y, dy)| (y, in_shape(y, dy))).collect();
         replay.gradients(&seeds, &wanted)
     };
-    let known = b.graph().truth(c.input(0).id());
+    let (then, otherwise) = (c.body("then_branch")?, c.body("else_branch")?);
+    let bodies = [("then_branch".into(), then), ("else_branch".into(), otherwise)];
+    let known = b.graph().taken(Some(c.input(0).id()), &bodies);
     if let Some(known) = known {
+        let known = known == then;
         let (taken, other) = if known { ("then_branch", "else_branch") } else { ("else_branch", "then_branch") };
         repeatable(c, c.body(taken)?)?;
         let dxs = through(taken)?.into_iter().zip(&wanted);

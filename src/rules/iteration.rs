@@ -167,6 +167,11 @@ fn rounded<'g>(sum: Expr<'g>, x: Expr<'g>) -> Expr<'g> {
     if x.widened() == x { sum } else { sum.cast_like(x) }
 }
 
+/// A number without dimensions in the rank that a body declares of it: runtimes take one element of rank 1 for it, too.
+fn as_declared<'g>(number: Expr<'g>, input: Expr<'g>) -> Expr<'g> {
+    if input.fact().rank() == Some(1) { number.reshape_to(&[1]) } else { number }
+}
+
 /// The places of those that are used.
 fn places(used: &IdSet<ValueId>, inputs: &[Expr<'_>]) -> Vec<usize> {
     (0..inputs.len()).filter(|&i| used.contains(&inputs[i].id())).collect()
@@ -191,7 +196,7 @@ fn loop_<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let (scope, inputs) = b.open(facts);
     let outputs = b.within(scope, || {
         let i = last - inputs[0];
-        let mut replaced = vec![i];
+        let mut replaced = vec![as_declared(i, body.inputs[0])];
         replaced.extend(recorded.iter().map(|r| r.gather(i, 0)));
         replaced.extend(&inputs[2..]);
         let (outputs, _) = b.splice(step.scope, &replaced);
@@ -223,12 +228,12 @@ fn loop_step<'g>(c: &Call<'g>, body: &Body<'g>) -> Result<Option<Step<'g>>> {
     let (i, before) = (inputs[0], &inputs[1..1 + states]);
     let (dstates, sums) = inputs[1 + states..].split_at(body.active.len());
     let (outputs, captures) = b.within(scope, || {
-        let entered = b.scalar(1.0, ElementType::Bool);
+        let entered = as_declared(b.scalar(1.0, ElementType::Bool), body.inputs[1]);
         let replay = c.replay(body.scope, &[&[i, entered], before].concat())?;
         let after = &replay.outputs[1..];
         let mut seeds: Vec<_> = body.active.iter().map(|&s| after[s]).zip(dstates.iter().copied()).collect();
         for (k, y) in after.iter().enumerate().skip(states) {
-            seeds.extend(c.opt_dy(k).map(|dy| (*y, dy.gather(i, 0))));
+            seeds.extend(c.opt_dy(k).map(|dy| (*y, dy.gather(i.reshape_to(&[]), 0))));
         }
         let xs: Vec<_> = body.active.iter().map(|&s| before[s]).chain(body.captures.iter().copied()).collect();
         let dxs = replay.gradients(&seeds, &xs)?;

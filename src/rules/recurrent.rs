@@ -331,6 +331,8 @@ fn activations(c: &Call<'_>, defaults: &[&str], directions: usize) -> Result<Vec
 
 /// `Y`, `Y_h` and, for LSTM, `Y_c`; with `layout=1` (opset 14) the batch comes first.
 fn facts(c: &Known) -> Result<Vec<Fact>> {
+    let three = |i: usize| c.rank(i).is_none_or(|rank| rank == 3);
+    ensure!(three(0) && three(1) && three(2), "a recurrent network takes steps, and weights, of rank 3");
     let element = c.element(0).or(c.element(1));
     let directions = Dim::Known(if c.string("direction") == Some("bidirectional") { 2 } else { 1 });
     let hidden = match c.int("hidden_size", 0) {

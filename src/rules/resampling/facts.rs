@@ -2,10 +2,13 @@
 
 use crate::graph::facts::{Known, Parameter, tensor, with_axis};
 use crate::graph::{Dim, Dims, Fact};
-use crate::rules::window::facts::image;
-use anyhow::Result;
+use crate::rules::window::facts::{image, same_axes};
+use anyhow::{Result, ensure};
 
 pub fn grid_sample(c: &Known) -> Result<Vec<Fact>> {
+    if let Some((_, _, sizes)) = image(c, 0)? {
+        same_axes(c, sizes, c.rank(1).map(|rank| rank.saturating_sub(2)))?;
+    }
     let shape = match (image(c, 0)?, c.shape(1)) {
         (Some((batch, channels, _)), Some([_, sizes @ .., _])) => Some([&[batch, channels], sizes].concat()),
         (Some((batch, channels, sizes)), _) => Some([&[batch, channels][..], &c.fresh(sizes.len())].concat()),
@@ -72,10 +75,19 @@ pub fn rescaled(c: &Known, shape: &[Dim], axes: Option<&[usize]>, scales: Option
 /// Inputs are `X, scales` in opset 10 and `X, roi, scales, sizes` since; an empty list counts as absent.
 pub fn resize(c: &Known) -> Result<Vec<Fact>> {
     let element = c.element(0);
-    let Some(shape) = c.shape(0) else { return Ok(vec![tensor(element, None)]) };
-    let axes = c.ints("axes").map(|axes| crate::graph::facts::axes(axes, shape.len())).transpose()?;
     let listed = |i: usize| c.input(i).filter(|f| f.shape.as_deref() != Some(&[Dim::Known(0)]));
     let (scales, sizes) = if c.op.version < 11 { (listed(1), None) } else { (listed(2), listed(3)) };
+    // Without axes there is a number for each.
+    let count = |f: &Fact| f.known_shape()?.first().and_then(|&n| usize::try_from(n).ok().filter(|n| *n < 64));
+    let rank = sizes.or(scales).and_then(count).filter(|_| c.ints("axes").is_none());
+    let Some(shape) = c.shape(0) else { return Ok(vec![tensor(element, rank.map(|rank| c.fresh(rank)))]) };
+    ensure!(
+        rank.is_none_or(|rank| rank == shape.len()),
+        "{} scales or sizes do not fit a tensor of shape {}",
+        rank.unwrap_or_default(),
+        c.dims().display(shape)
+    );
+    let axes = c.ints("axes").map(|axes| crate::graph::facts::axes(axes, shape.len())).transpose()?;
     let result = match (scales, sizes) {
         (_, Some(sizes)) => resized(c, shape, axes.as_deref(), sizes),
         (Some(_), None) if c.string("coordinate_transformation_mode") == Some("tf_crop_and_resize") => None,

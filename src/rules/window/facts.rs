@@ -79,6 +79,18 @@ pub fn kernel(c: &Known, weight: Option<usize>) -> Option<Vec<Dim>> {
     }
 }
 
+/// Fails where something of an image is known for another number of axes than it has.
+pub fn same_axes(c: &Known, sizes: &[Dim], axes: Option<usize>) -> Result<()> {
+    ensure!(
+        axes.is_none_or(|axes| axes == sizes.len()),
+        "an image with {} axes and what belongs to {} of them do not fit: {}",
+        sizes.len(),
+        axes.unwrap_or_default(),
+        c.dims().display(sizes)
+    );
+    Ok(())
+}
+
 /// Batch and channels of an image, and its sizes.
 pub fn image<'a>(c: &Known<'a>, i: usize) -> Result<Option<(Dim, Dim, &'a [Dim])>> {
     let Some(shape) = c.shape(i) else { return Ok(None) };
@@ -151,7 +163,10 @@ pub fn global(c: &Known) -> Result<Vec<Fact>> {
 pub fn transposed(c: &Known) -> Result<Vec<Fact>> {
     let element = c.element(0).or(c.element(1));
     let dims = c.dims();
-    let Some((batch, channels, sizes)) = image(c, 0)? else { return Ok(vec![tensor(element, None)]) };
+    let Some((batch, channels, sizes)) = image(c, 0)? else {
+        return Ok(vec![tensor(element, c.rank(1).map(|rank| c.fresh(rank)))]);
+    };
+    same_axes(c, sizes, c.rank(1).map(|rank| rank.saturating_sub(2)))?;
     let out = match c.shape(1) {
         Some([input, group, ..]) => {
             agree("channels of the image and the weight", channels, *input)?;

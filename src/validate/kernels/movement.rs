@@ -17,6 +17,7 @@ pub const ROWS: &[Row] = &[
     row("MaxUnpool", max_unpool),
     row("ReverseSequence", reverse_sequence),
     row("STFT", stft),
+    row("Squeeze", squeeze),
     row("TensorScatter", tensor_scatter),
     row("Unique", unique),
 ];
@@ -199,6 +200,13 @@ fn stft(c: &Call) -> Result<Vec<Array>> {
     })?;
     let kept = if c.int("onesided", 1) != 0 { length / 2 + 1 } else { length };
     Ok(vec![fourier(&framed, 2, length, false, kept)?])
+}
+
+/// Without axes: all of size 1 go.
+fn squeeze(c: &Call) -> Result<Vec<Array>> {
+    let x = c.x()?;
+    let kept: Vec<usize> = x.dims.iter().copied().filter(|&n| n != 1).collect();
+    Ok(vec![x.clone().reshaped(&kept)?])
 }
 
 /// `(x - zero) scale`

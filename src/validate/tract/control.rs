@@ -113,10 +113,15 @@ impl Repeated {
         let mut states: Vec<TValue> = inputs.cloned().collect();
         let captures = states.split_off(states.len().checked_sub(self.captures).context("inputs are missing")?);
         let mut slices = vec![Vec::new(); self.results.saturating_sub(1 + states.len())];
+        let declared = |i: usize| Ok::<_, anyhow::Error>(self.body.model().input_fact(i)?.shape.rank().concretize());
+        // Runtimes make one element of rank 1 for a body that declares it.
+        let (number, flag) = (declared(0)? == Some(1), declared(1)? == Some(1));
         let mut trip = 0;
         while trip < trips && goes_on {
             ensure!(trip < MAX_TRIPS, "a loop of more than {MAX_TRIPS} trips");
-            let mut feeds: TVec<TValue> = tvec![tensor0(trip as i64).into_tvalue(), tensor0(true).into_tvalue()];
+            let at = if number { tensor1(&[trip as i64]) } else { tensor0(trip as i64) };
+            let entered = if flag { tensor1(&[true]) } else { tensor0(true) };
+            let mut feeds: TVec<TValue> = tvec![at.into_tvalue(), entered.into_tvalue()];
             feeds.extend(states.iter().chain(&captures).cloned());
             let mut results = self.run_body(feeds)?.into_iter();
             goes_on = results.next().context("the body has no condition")?.cast_to_scalar::<bool>()?;

@@ -35,6 +35,8 @@ const SHARED: &[(&str, When)] = &[
     ("MatMul", When::Ranks(|ranks| ranks == [1, 1])),
     ("RMSNormalization", When::Double),
     ("STFT", When::Double),
+    // tract takes the axes for granted while they are an attribute.
+    ("Squeeze", When::Node(|c| c.opset < 13 && c.ints("axes").is_none())),
     ("SimplifiedLayerNormalization", When::Double),
 ];
 

@@ -1,0 +1,161 @@
+//! Ranks that no node says of what it computes, but that those who take it require.
+//!
+//! A Squeeze without axes, or an If whose branches differ, leaves the rank to the run. A Conv that takes the result, or an LSTM,
+//! takes one rank only: a run that comes to an end has that one. Which ranks an operator takes is asked of its inference: of
+//! those that it accepts, with outputs of the ranks that are known or required by then, only one may be left.
+
+use super::{Container, Dim, Fact, Graph, IdMap, NewNode, Node, NodeId, Producer, Shape, ValueId};
+
+/// Tensors of more dimensions are left alone.
+const MAX_RANK: usize = 8;
+
+/// How often what is found may help to find more, back and forth through the graph.
+const MAX_ROUNDS: usize = 4;
+
+/// Completes the facts of tensors whose rank is not known by what their consumers require.
+pub fn complete(graph: &mut Graph) {
+    let unknown = |graph: &Graph, id: ValueId| graph.fact(id).shape.is_none();
+    if !(0..graph.values.len()).any(|i| unknown(graph, ValueId(i as u32))) {
+        return;
+    }
+    for _ in 0..MAX_ROUNDS {
+        let required = requirements(graph);
+        if required.is_empty() {
+            return;
+        }
+        for (&id, &rank) in &required {
+            let shape = shape_of_rank(graph, id, rank);
+            graph.fact_mut(id).shape = Some(shape);
+        }
+        infer_again(graph, required);
+    }
+}
+
+/// A node as it would be appended.
+fn as_new(node: &Node) -> NewNode {
+    NewNode {
+        op_type: node.op_type.clone(),
+        domain: node.domain.clone(),
+        inputs: node.inputs.clone(),
+        outputs: node.outputs.iter().map(|o| o.map(|_| None)).collect(),
+        attributes: node.attributes.clone(),
+        bodies: node.bodies.clone(),
+        ..NewNode::default()
+    }
+}
+
+/// The ranks that consumers require of tensors whose rank is not known, from the last node to the first.
+fn requirements(graph: &Graph) -> IdMap<ValueId, usize> {
+    let mut required: IdMap<ValueId, usize> = IdMap::default();
+    for node in graph.nodes.iter().rev() {
+        if !node.bodies.is_empty() {
+            continue;
+        }
+        let open = |i: &usize| node.inputs[*i].is_some_and(|v| graph.fact(v).shape.is_none() && is_own(graph, node, v));
+        for i in (0..node.inputs.len()).filter(open) {
+            let Some(value) = node.inputs[i].filter(|v| !required.contains_key(v)) else { continue };
+            if let Some(rank) = only_rank(graph, node, i, &required) {
+                required.insert(value, rank);
+            }
+        }
+    }
+    required
+}
+
+/// Whether a tensor is one of the node's own scope: what a branch requires of others holds only where it is taken.
+fn is_own(graph: &Graph, node: &Node, value: ValueId) -> bool {
+    let info = graph.value(value);
+    info.scope == node.scope && info.fact.container == Container::Tensor && info.producer != Producer::Initializer
+}
+
+/// The one rank of an input with which the node can be computed.
+fn only_rank(graph: &Graph, node: &Node, input: usize, required: &IdMap<ValueId, usize>) -> Option<usize> {
+    let new = as_new(node);
+    let known: Vec<Option<Fact>> = node
+        .inputs
+        .iter()
+        .map(|i| {
+            i.map(|i| {
+                let mut fact = graph.fact(i).clone();
+                if let (None, Some(&rank)) = (&fact.shape, required.get(&i)) {
+                    fact.shape = Some(any_shape(graph, rank));
+                }
+                fact
+            })
+        })
+        .collect();
+    let rank_of = |o: &Option<ValueId>| o.and_then(|o| graph.fact(o).rank().or_else(|| required.get(&o).copied()));
+    let outputs: Vec<Option<usize>> = node.outputs.iter().map(rank_of).collect();
+    let fits = |rank: &usize| {
+        let mut facts = known.clone();
+        let taken = node.inputs[input];
+        for (fact, id) in facts.iter_mut().zip(&node.inputs).filter(|(_, id)| **id == taken) {
+            *fact = id.and(fact.take()).map(|f| Fact { shape: Some(any_shape(graph, *rank)), ..f });
+        }
+        let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        graph.infer_from(&new, &facts).is_ok_and(|found| {
+            let contradicts = |(f, rank): (&Fact, &Option<usize>)| f.rank().zip(*rank).is_some_and(|(a, b)| a != b);
+            !found.iter().zip(&outputs).any(contradicts)
+        })
+    };
+    let mut ranks = (0..=MAX_RANK).filter(fits);
+    match (ranks.next(), ranks.next()) {
+        (Some(rank), None) => Some(rank),
+        _ => None,
+    }
+}
+
+fn any_shape(graph: &Graph, rank: usize) -> Shape {
+    (0..rank).map(|_| graph.dims.fresh()).collect()
+}
+
+/// The shape of a tensor that turns out to have that rank, by the node that computes it.
+fn shape_of_rank(graph: &Graph, id: ValueId, rank: usize) -> Shape {
+    let by_node = || {
+        let (node, output) = graph.producer(id)?;
+        let node = graph.node(node);
+        match &*node.op_type {
+            // Of the branches those that give the rank are taken.
+            "If" => {
+                let given = |&(_, body): &(_, super::ScopeId)| graph.fact(*graph.scope(body).outputs.get(output)?).shape.clone();
+                let mut fit = node.bodies.iter().filter_map(given).filter(|s| s.len() == rank);
+                let other = |body: &(_, super::ScopeId)| given(body).is_none_or(|s| s.len() == rank);
+                fit.next().filter(|_| node.bodies.iter().filter(|b| other(b)).count() == 1)
+            }
+            // As many sizes of one have gone as that leaves.
+            "Squeeze" => {
+                let input = graph.fact(node.inputs.first().copied().flatten()?).shape.clone()?;
+                let kept: Shape = input.iter().copied().filter(|&d| d != Dim::Known(1)).collect();
+                (kept.len() == rank).then_some(kept)
+            }
+            _ => None,
+        }
+    };
+    by_node().unwrap_or_else(|| any_shape(graph, rank))
+}
+
+/// Finds the facts of the nodes behind the changed tensors again, and fills in what was not known.
+fn infer_again(graph: &mut Graph, changed: IdMap<ValueId, usize>) {
+    let mut changed: super::IdSet<ValueId> = changed.into_keys().collect();
+    for i in 0..graph.nodes.len() {
+        let node = &graph.nodes[i];
+        let bodies_change =
+            || node.bodies.iter().any(|&(_, body)| graph.scope(body).outputs.iter().any(|o| changed.contains(o)));
+        if !node.inputs.iter().flatten().any(|v| changed.contains(v)) && !bodies_change() {
+            continue;
+        }
+        let new = as_new(node);
+        let Ok(facts) = graph.infer(&new) else { continue };
+        for (output, found) in graph.node(NodeId(i as u32)).outputs.clone().into_iter().zip(facts) {
+            let Some(id) = output else { continue };
+            let fact = graph.fact_mut(id);
+            let more = (fact.shape.is_none() && found.shape.is_some()) || (fact.value.is_none() && found.value.is_some());
+            fact.element = fact.element.or(found.element);
+            fact.shape = fact.shape.take().or(found.shape);
+            fact.value = fact.value.take().or(found.value);
+            if more {
+                changed.insert(id);
+            }
+        }
+    }
+}
