@@ -232,12 +232,10 @@ pub fn infer(graph: &Graph, node: &NewNode, inputs: &[Option<&Fact>]) -> Vec<Fac
     };
     let input = |i: usize| inputs.get(i).copied().flatten().cloned().unwrap_or_default();
     match (&*node.op_type, node.bodies.as_slice()) {
-        ("If", [(_, a), (_, b)]) => {
-            match taken(graph, node.inputs.first().copied().flatten(), &node.bodies) {
-                Some(branch) => outputs(branch).into_iter().cloned().collect(),
-                None => outputs(*a).into_iter().zip(outputs(*b)).map(|(a, b)| join(a, b, &graph.dims)).collect(),
-            }
-        }
+        ("If", [(_, a), (_, b)]) => match taken(graph, node.inputs.first().copied().flatten(), &node.bodies) {
+            Some(branch) => outputs(branch).into_iter().cloned().collect(),
+            None => outputs(*a).into_iter().zip(outputs(*b)).map(|(a, b)| join(a, b, &graph.dims)).collect(),
+        },
         ("Loop", [(_, body)]) => {
             let states = graph.scope(*body).inputs.len().saturating_sub(2);
             let trips = graph.dims.fresh();

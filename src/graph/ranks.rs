@@ -117,7 +117,9 @@ fn shape_of_rank(graph: &Graph, id: ValueId, rank: usize) -> Shape {
         match &*node.op_type {
             // Of the branches those that give the rank are taken.
             "If" => {
-                let given = |&(_, body): &(_, super::ScopeId)| graph.fact(*graph.scope(body).outputs.get(output)?).shape.clone();
+                let given = |&(_, body): &(_, super::ScopeId)| {
+                    graph.fact(*graph.scope(body).outputs.get(output)?).shape.clone()
+                };
                 let mut fit = node.bodies.iter().filter_map(given).filter(|s| s.len() == rank);
                 let other = |body: &(_, super::ScopeId)| given(body).is_none_or(|s| s.len() == rank);
                 fit.next().filter(|_| node.bodies.iter().filter(|b| other(b)).count() == 1)
@@ -149,7 +151,8 @@ fn infer_again(graph: &mut Graph, changed: IdMap<ValueId, usize>) {
         for (output, found) in graph.node(NodeId(i as u32)).outputs.clone().into_iter().zip(facts) {
             let Some(id) = output else { continue };
             let fact = graph.fact_mut(id);
-            let more = (fact.shape.is_none() && found.shape.is_some()) || (fact.value.is_none() && found.value.is_some());
+            let more =
+                (fact.shape.is_none() && found.shape.is_some()) || (fact.value.is_none() && found.value.is_some());
             fact.element = fact.element.or(found.element);
             fact.shape = fact.shape.take().or(found.shape);
             fact.value = fact.value.take().or(found.value);
