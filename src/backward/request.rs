@@ -5,12 +5,12 @@ use super::{Aggregation, Flow, Pass};
 use crate::error::Error;
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
-use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
+use crate::graph::{self, Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
 use crate::model::Model;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, FunctionProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain};
 use crate::record::{Gradient, Record, SeedOf};
-use crate::rules::{Rule, load};
+use crate::rules::{Rule, operators_with};
 use anyhow::{Context, Result, ensure};
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -171,7 +171,8 @@ impl Gradients {
         self
     }
 
-    /// A row of one's own, for an operator of one's own or in place of the table's.
+    /// A row of one's own, for an operator of one's own or in place of the table's. What it says of the outputs' facts counts where
+    /// the request loads the model itself ([`Gradients::build`]).
     pub fn rule(mut self, rule: Rule) -> Self {
         self.rules.push(rule);
         self
@@ -198,7 +199,7 @@ impl Gradients {
     /// Names of no tensor, seeds that do not fit their ys, operators on a path from a y to an x without a gradient, and
     /// models that contradict themselves.
     pub fn build(&self, model: &Model) -> Result<Output, Error> {
-        self.build_loaded(model.clone(), load(&model.proto)?)
+        self.build_loaded(model.clone(), self.load(&model.proto)?)
     }
 
     /// Appends the gradients to a model that has been loaded already, without copying it.
@@ -288,13 +289,18 @@ impl Gradients {
         Ok(output)
     }
 
+    /// Loads a model with what the table and the request's own rows say of operators.
+    fn load(&self, model: &ModelProto) -> Result<Loaded> {
+        graph::load(model, operators_with(&self.rules))
+    }
+
     /// The model with those calls of model-local functions written out that lie between an x and a y.
     pub(crate) fn inlined(&self, mut model: Model, mut loaded: Loaded) -> Result<(Model, Loaded)> {
         let calls = self.calls_on_a_path(&model.proto, &loaded)?;
         if !calls.is_empty() {
             let wanted = |node: &NodeProto| node.output.iter().any(|o| calls.contains(o.as_str()));
             model.proto = inline_functions(&model.proto, &wanted)?;
-            loaded = load(&model.proto)?;
+            loaded = self.load(&model.proto)?;
         }
         Ok((model, loaded))
     }

@@ -90,7 +90,8 @@ pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut dy
     }
     // What calls of functions compute is known from a copy in which they are inlined.
     let inlined = inline_functions(model, &|_| true)?;
-    let Loaded { mut graph, names, .. } = load_with(&inlined, operators, Dims::default(), HashMap::new(), &mut ())?;
+    let Loaded { mut graph, names, .. } =
+        load_with(&inlined, operators.clone(), Dims::default(), HashMap::new(), &mut ())?;
     let facts = names.into_iter().map(|(name, id)| (name, graph.fact(id).clone())).collect();
     load_with(model, operators, std::mem::take(&mut graph.dims), facts, replace)
 }

@@ -147,12 +147,20 @@ pub type IdSet<K> = FxHashSet<K>;
 
 /// What a graph has to know of operators. The table of rules says it ([`crate::rules::OPERATORS`]); it stands above the graph,
 /// so a graph is given it when it is made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Operators {
     /// The facts of the outputs of an operator from those of its inputs.
     pub facts: facts::InferAny,
+    /// The same of operators that are not in the table, but rows of a request's own; `None` for one that is neither.
+    pub own_facts: Option<Rc<facts::InferOwn>>,
     /// Whether the first output of an operator, by domain, name and version, holds every element of its first input, each once.
     pub keeps_all: fn(&str, &str, i64) -> bool,
+}
+
+impl std::fmt::Debug for Operators {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Operators")
+    }
 }
 
 /// The arena of values, nodes and scopes.
@@ -196,7 +204,7 @@ impl Graph {
 
     /// An empty graph in place of this one, which is given out.
     pub fn take(&mut self) -> Self {
-        let empty = Graph::new([], self.operators);
+        let empty = Graph::new([], self.operators.clone());
         std::mem::replace(self, empty)
     }
 
@@ -328,7 +336,8 @@ impl Graph {
             outputs: new.outputs.len(),
             dims: &self.dims,
         };
-        (self.operators.facts)(&op, inputs)
+        let own = self.operators.own_facts.as_ref().and_then(|facts| facts(&op, inputs));
+        own.unwrap_or_else(|| (self.operators.facts)(&op, inputs))
     }
 
     /// Whether a Where takes the value, or leaves it for another: that it is not finite in some places may not matter.

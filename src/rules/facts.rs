@@ -56,6 +56,13 @@ impl Rule {
         }
     }
 
+    /// The facts of the outputs, as many as [`Op::outputs`].
+    fn outputs(&self, op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
+        let mut facts = self.infer(&Known { op, inputs })?;
+        facts.resize(op.outputs, Fact::default());
+        Ok(facts)
+    }
+
     /// The facts of the outputs of a node; none where the row does not say them.
     fn infer(&self, c: &Known) -> Result<Vec<Fact>> {
         match (self.facts, self.by_slots()) {
@@ -78,12 +85,16 @@ impl Rule {
 pub fn infer(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
     // Gradients may have a first version; facts are the same for what came before.
     let rule = find(op.domain, op.op_type, op.version).or_else(|| newest(op.domain, op.op_type));
-    let mut facts = match rule {
-        Some(rule) => rule.infer(&Known { op, inputs })?,
-        None => Vec::new(),
-    };
-    facts.resize(op.outputs, Fact::default());
-    Ok(facts)
+    match rule {
+        Some(rule) => rule.outputs(op, inputs),
+        None => Ok(vec![Fact::default(); op.outputs]),
+    }
+}
+
+/// As [`infer`], of an operator for which there is one of these rows.
+pub fn infer_own(rules: &[Rule], op: &Op, inputs: &[Option<&Fact>]) -> Option<Result<Vec<Fact>>> {
+    let rule = rules.iter().find(|r| r.op == op.op_type && r.domain == op.domain && r.has_facts())?;
+    Some(rule.outputs(op, inputs))
 }
 
 /// Elements that are not followed.

@@ -47,6 +47,7 @@ use anyhow::Result;
 use facts::Facts;
 use properties::{Index, Random};
 use rustc_hash::FxHashMap;
+use std::rc::Rc;
 use std::sync::LazyLock;
 
 /// `dx` of an operator with one input, from x, y and dy.
@@ -343,5 +344,15 @@ pub fn load(model: &ModelProto) -> Result<Loaded> {
 /// What a graph asks the table.
 pub const OPERATORS: Operators = Operators {
     facts: facts::infer,
+    own_facts: None,
     keeps_all: |domain, op, version| find(domain, op, version).is_some_and(Rule::keeps_all),
 };
+
+/// What a graph asks of the table and of rows beside it, which come first.
+pub fn operators_with(own: &[Rule]) -> Operators {
+    if own.is_empty() {
+        return OPERATORS;
+    }
+    let own = own.to_vec();
+    Operators { own_facts: Some(Rc::new(move |op, inputs| facts::infer_own(&own, op, inputs))), ..OPERATORS }
+}

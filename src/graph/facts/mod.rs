@@ -41,6 +41,9 @@ pub type Infer = fn(&Known) -> Result<Vec<Fact>>;
 /// As [`Infer`], of any operator; nothing is known of one that is not in the table.
 pub type InferAny = fn(&Op, &[Option<&Fact>]) -> Result<Vec<Fact>>;
 
+/// As [`InferAny`], of operators that only one request knows.
+pub type InferOwn = dyn Fn(&Op, &[Option<&Fact>]) -> Option<Result<Vec<Fact>>>;
+
 /// What is known of a constant tensor: element type, shape, and the elements where they are few and can be read.
 pub fn constant(tensor: &TensorProto) -> Fact {
     let element = tensor.element_type();
