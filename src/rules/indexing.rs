@@ -96,7 +96,7 @@ const BY_TUPLES: &[Slot] = &[
     Stop("indices"),
     Formula(|c| scatter_updates(c, Places::by_tuples(c))),
 ];
-const TIES: &str = "ties of max and min share equally, as in TensorFlow; mul is exact with zeros";
+const TIES: &str = "of updates in one place the last stays; ties of max and min share equally, as in TensorFlow; mul is exact with zeros";
 
 fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, indices, dy, axis) = (c.x(), c.input(1), c.dy(), c.axis(0)?);
@@ -185,12 +185,47 @@ impl<'g> Places<'g> {
         }
     }
 
+    /// Whether no place is named twice, as far as the indices are known.
+    fn are_distinct(&self, x: Expr<'g>, updates: Expr<'g>) -> bool {
+        let distinct = || {
+            let (indices, dims) = (self.indices.ints()?, self.indices.fact().known_shape()?);
+            let places: Option<Vec<Vec<i64>>> = match self.axis {
+                Some(axis) => {
+                    // An index for each place of the updates, of which the other coordinates tell them apart.
+                    let (n, inner) = (*dims.get(axis)?, dims.get(axis + 1..)?.iter().product::<i64>());
+                    let size = x.known_dim(axis);
+                    let place = |(i, &at): (usize, &i64)| {
+                        let i = i as i64;
+                        Some(vec![i / (n * inner).max(1), i % inner.max(1), positive(at, size)?])
+                    };
+                    indices.iter().enumerate().map(place).collect()
+                }
+                None => {
+                    let depth = usize::try_from(*dims.last()?).ok().filter(|&d| d > 0)?;
+                    let place = |(i, &at): (usize, &i64)| positive(at, x.known_dim(i));
+                    indices.chunks(depth).map(|tuple| tuple.iter().enumerate().map(place).collect()).collect()
+                }
+            };
+            let mut places = places?;
+            let all = places.len();
+            places.sort_unstable();
+            places.dedup();
+            Some(places.len() == all)
+        };
+        updates.fact().element_count() == Some(1) || distinct().unwrap_or(false)
+    }
+
     fn multiply(&self, to: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
         match self.axis {
             Some(axis) => to.scatter_elements_mul(self.indices, updates, axis),
             None => to.scatter_nd_mul(self.indices, updates),
         }
     }
+}
+
+/// An index counted from the front, where that is known.
+fn positive(index: i64, size: Option<i64>) -> Option<i64> {
+    if index < 0 { index.checked_add(size?) } else { Some(index) }
 }
 
 fn reduction(c: &Call<'_>) -> String {
@@ -215,7 +250,17 @@ fn scatter_data<'g>(c: &Call<'g>, places: Places<'g>) -> Expr<'g> {
 fn scatter_updates<'g>(c: &Call<'g>, places: Places<'g>) -> Expr<'g> {
     let (x, updates, y, dy) = (c.x(), c.input(2), c.y(), c.dy());
     match &*reduction(c) {
-        "none" | "add" => places.read(dy),
+        "none" => match places.are_distinct(x, updates) {
+            true => places.read(dy),
+            // Of updates in one place one stays, the last, by the order in which runtimes go: what a scatter of their numbers
+            // leaves tells which.
+            false => {
+                let numbers = c.builder().range(updates.size()).reshape_like(updates);
+                let left = places.read(places.write(c.builder().full(x.shape(), -1.0, ElementType::Int64), numbers));
+                places.read(dy).where_(left.equal(numbers))
+            }
+        },
+        "add" => places.read(dy),
         "mul" => {
             // The product of the element and all updates but this one: of those that are not zero a quotient, times the
             // zeros. A single zero stands for itself, for its slope: gradients of gradients need it.

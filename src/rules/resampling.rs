@@ -223,6 +223,13 @@ fn affine_grid<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(rows.transposed().matmul(base))
 }
 
+/// How many axes an image has. Each doubles the number of neighbours of a point: more than a volume has are not written out.
+fn few_axes(rank: usize) -> Result<usize> {
+    let axes = rank.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
+    ensure!(axes <= 3, "images of {axes} axes have no gradient here: those of one, two or three have");
+    Ok(axes)
+}
+
 /// A neighbour of each point along one axis: its place, between 0 and the size, and its weight.
 type Neighbour<'g> = (Expr<'g>, Expr<'g>);
 
@@ -240,7 +247,7 @@ fn crossed<'g>(outer: &[Neighbour<'g>], inner: Vec<Neighbour<'g>>, size: Expr<'g
 fn grid_sample<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (x, grid, b) = (c.x(), c.input(1), c.builder());
     let rank = x.rank()?;
-    let axes = rank.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
+    let axes = few_axes(rank)?;
     let points = grid.reshape_to(&[0, -1, axes as i64]);
     let mut terms: Vec<Neighbour<'g>> = vec![];
     for axis in 0..axes {
@@ -314,7 +321,7 @@ fn neighbours<'g>(c: &Call<'g>, at: Expr<'g>, size: Expr<'g>, x: Expr<'g>) -> Re
 fn deformed<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (x, w, offset, b) = (c.x(), c.input(1), c.input(2), c.builder());
     let rank = x.rank()?;
-    let axes = rank.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
+    let axes = few_axes(rank)?;
     let (group, offset_group) = (c.int("group", 1), c.int("offset_group", 1));
     ensure!(group > 0 && offset_group > 0, "a number of groups is not positive");
     let window = Window::of(c, x, offset, Some(w))?;

@@ -41,18 +41,18 @@ fn flattened(c: &Call<'_>) -> Result<Vec<usize>> {
 }
 
 fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {
-    let (y, dy) = (c.y(), c.dy());
-    let sum = (dy * y).sum(axes);
-    guarded(c, sum, dy, (dy - sum) * y)
+    let (y, dy) = (finite(c), c.dy());
+    (dy - (dy * y).sum(axes)) * y
 }
 
 fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {
-    let (y, dy) = (c.y(), c.dy());
-    guarded(c, y, dy, dy - y.exp() * dy.sum(axes))
+    let (y, dy) = (finite(c), c.dy());
+    dy - y.exp() * dy.sum(axes)
 }
 
-/// dx where `y` is a number, and dy where not. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the
-/// model puts that aside, dy is zero there.
-fn guarded<'g>(c: &Call<'g>, y: Expr<'g>, dy: Expr<'g>, dx: Expr<'g>) -> Expr<'g> {
-    if c.is_alternative() { y.is_nan().select(dy, dx) } else { dx }
+/// y, and 0 where it is no number. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the model puts that
+/// aside, dy is zero there, and so is dx, and what is differentiated again.
+fn finite<'g>(c: &Call<'g>) -> Expr<'g> {
+    let y = c.y();
+    if c.is_alternative() { y.is_nan().select(y.like(0.0), y) } else { y }
 }
