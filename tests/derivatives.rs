@@ -407,3 +407,67 @@ fn scores_are_those_before_a_softmax() {
     assert_eq!(number(&graph, false), (number(CLASSIFIER, false).0, 1));
     assert_ne!(number(&graph, true).0, number(CLASSIFIER, false).0);
 }
+
+/// The tensor that a stored number describes.
+fn stored(value: &serde_json::Value, element: ElementType) -> TensorProto {
+    let dims: Vec<i64> = value["dims"].as_array().unwrap().iter().map(|d| d.as_i64().unwrap()).collect();
+    let values: Vec<f64> = value["values"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+    TensorProto::from_floats(element, &dims, &values).unwrap()
+}
+
+/// tests/references/derivatives.py has these numbers from JAX. Of an energy's second derivatives float32 keeps fewer digits.
+#[test]
+fn derivatives_agree_with_jax() {
+    let text = include_str!("references/derivatives.json");
+    let cases: Vec<serde_json::Value> = serde_json::from_str(text).unwrap();
+    assert!(cases.len() >= 12);
+    for case in &cases {
+        for (element, word, bound) in [(ElementType::Double, "double", 1e-10), (ElementType::Float, "float", 1e-5)] {
+            let graph = case["graph"].as_str().unwrap().replace("real", word).replace("STASH", &(element as i32).to_string());
+            agrees_with_jax(case, &model(&graph), element, bound);
+        }
+    }
+}
+
+fn agrees_with_jax(case: &serde_json::Value, model: &Model, element: ElementType, bound: f64) {
+    let names = |key: &str| case[key].as_object().unwrap().keys().map(String::as_str).collect::<Vec<_>>();
+    let mut feeds: BTreeMap<String, TensorProto> =
+        names("inputs").iter().map(|n| ((*n).to_owned(), stored(&case["inputs"][n], element))).collect();
+    for name in names("integers") {
+        let n = case["integers"][name].as_i64().unwrap();
+        feeds.insert(name.to_owned(), TensorProto::from_ints(ElementType::Int64, &[], &[n]).unwrap());
+    }
+    for x in names("u") {
+        feeds.insert(format!("jvp/v/{x}"), stored(&case["u"][x], element));
+        feeds.insert(format!("hvp/v/{x}"), stored(&case["u"][x], element));
+    }
+    feeds.insert("vjp/v/y".to_owned(), stored(&case["v"], element));
+    let xs = names("vjp");
+    let second: Vec<&str> = xs.iter().copied().filter(|x| case["hessian"].get(format!("{x}/{x}")).is_some()).collect();
+    let all = call(&["y"], &xs).unconnected(Unconnected::Zero);
+    let seconds = call(&["y"], &second).unconnected(Unconnected::Zero);
+    let compare = |derived: Derived, expected: Vec<(String, &serde_json::Value)>| {
+        let inputs = derived.model.proto.graph.as_ref().unwrap().input.iter().map(|i| i.name());
+        let feeds = inputs.map(|i| (i.to_owned(), feeds[i].clone())).collect();
+        let found = run(&derived.model.proto, &feeds).unwrap();
+        for (name, value) in expected {
+            let (expected, found) = (stored(value, ElementType::Double), &found[&name]);
+            assert_eq!(expected.dims, found.dims, "{}: {name}", case["name"]);
+            let (expected, found) = (expected.floats().unwrap(), found.floats().unwrap());
+            let size = expected.iter().fold(1.0, |size: f64, v| size.max(v.abs()));
+            let error = expected.iter().zip(&found).fold(0.0, |error: f64, (a, b)| error.max((a - b).abs()));
+            assert!(error <= bound * size, "{} {name} {element:?}: {error:e} of {size}", case["name"]);
+        }
+    };
+    compare(Jvp::from(all.clone()).build(model).unwrap(), vec![("jvp/y".into(), &case["jvp"]), ("y".into(), &case["y"])]);
+    let each = |what: &str| xs.iter().map(|x| (format!("{what}/{x}"), &case[what][x])).collect::<Vec<_>>();
+    compare(Vjp::from(all.clone()).build(model).unwrap(), each("vjp"));
+    compare(Hvp::from(all.clone()).build(model).unwrap(), each("hvp"));
+    for mode in [Mode::Forward, Mode::Reverse] {
+        let expected = xs.iter().map(|x| (format!("jacobian/y/{x}"), &case["jacobian"][x]));
+        compare(Jacobian::from(all.clone()).mode(mode).build(model).unwrap(), expected.collect());
+        let pairs = case["hessian"].as_object().unwrap().iter();
+        let expected = pairs.map(|(pair, value)| (format!("hessian/{pair}"), value)).collect();
+        compare(Hessian::from(seconds.clone()).mode(mode).build(model).unwrap(), expected);
+    }
+}
