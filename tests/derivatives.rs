@@ -423,7 +423,8 @@ fn derivatives_agree_with_jax() {
     assert!(cases.len() >= 12);
     for case in &cases {
         for (element, word, bound) in [(ElementType::Double, "double", 1e-10), (ElementType::Float, "float", 1e-5)] {
-            let graph = case["graph"].as_str().unwrap().replace("real", word).replace("STASH", &(element as i32).to_string());
+            let graph =
+                case["graph"].as_str().unwrap().replace("real", word).replace("STASH", &(element as i32).to_string());
             agrees_with_jax(case, &model(&graph), element, bound);
         }
     }
@@ -459,7 +460,10 @@ fn agrees_with_jax(case: &serde_json::Value, model: &Model, element: ElementType
             assert!(error <= bound * size, "{} {name} {element:?}: {error:e} of {size}", case["name"]);
         }
     };
-    compare(Jvp::from(all.clone()).build(model).unwrap(), vec![("jvp/y".into(), &case["jvp"]), ("y".into(), &case["y"])]);
+    compare(
+        Jvp::from(all.clone()).build(model).unwrap(),
+        vec![("jvp/y".into(), &case["jvp"]), ("y".into(), &case["y"])],
+    );
     let each = |what: &str| xs.iter().map(|x| (format!("{what}/{x}"), &case[what][x])).collect::<Vec<_>>();
     compare(Vjp::from(all.clone()).build(model).unwrap(), each("vjp"));
     compare(Hvp::from(all.clone()).build(model).unwrap(), each("hvp"));

@@ -104,6 +104,12 @@ impl Gradients {
         }
     }
 
+    /// One more x.
+    pub fn with_respect_to(mut self, x: impl Into<String>) -> Self {
+        self.xs.push(x.into());
+        self
+    }
+
     /// Seeds for all ys, in their order. Without any, each is [`Seed::Ones`].
     pub fn seeds(mut self, seeds: impl IntoIterator<Item = Seed>) -> Self {
         self.seeds = seeds.into_iter().collect();

@@ -4,11 +4,12 @@ use super::options::{CallArgs, FileArgs};
 use anyhow::{Context, Result};
 use clap::{Subcommand, builder::RangedU64ValueParser};
 use onnx_gradients::derivatives::{Attack, Steps};
+use onnx_gradients::graph;
 
 /// Append adversarial examples to a model: outputs of the shape of its inputs, for which its loss is larger
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  onnx-gradients attack fgsm cnn.onnx -o out.onnx --ys scores --xs image --epsilon 0.03 --range 0..1
+  onnx-gradients attack fgsm cnn.onnx -o out.onnx --epsilon 0.03 --range 0..1
   onnx-gradients attack pgd cnn.onnx -o out.onnx --ys scores --xs image --epsilon 0.03 --steps 20
   onnx-gradients attack fgsm mlp.onnx -o out.onnx --ys loss --xs image --loss --epsilon 0.1
 
@@ -78,7 +79,8 @@ pub fn run(args: &Args) -> Result<()> {
             (common, Steps::Pgd { count: *steps, size, random_start: *random_start })
         }
     };
-    super::derivative::run("attack", &common.files, &common.call, |call, model, loaded| {
+    let request = |loaded: &graph::Loaded| common.call.request_about_input(loaded);
+    super::derivative::run_with(&common.files, request, |call, model, loaded| {
         let request = Attack::new(call, steps, common.epsilon).class_axis(common.class_axis);
         let request = if let Some((low, high)) = common.range { request.range(low, high) } else { request };
         request.targeted(common.targeted).is_loss(common.loss).build_loaded(model, loaded)

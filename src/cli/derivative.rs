@@ -17,9 +17,18 @@ pub fn run(
     if !call.has_xs() {
         super::usage(command, "no xs are given: name tensors with --xs, or take --params or --inputs");
     }
+    run_with(files, |model, loaded| call.request(model, loaded), build)
+}
+
+/// The same, where `request` says what is asked for.
+pub fn run_with(
+    files: &FileArgs,
+    request: impl FnOnce(&ModelProto, &graph::Loaded) -> Result<Gradients>,
+    build: impl FnOnce(Gradients, Model, graph::Loaded) -> Result<Derived>,
+) -> Result<()> {
     let model = files.load()?;
     let loaded = rules::load(&model.proto)?;
-    let request = call.request(&model.proto, &loaded)?;
+    let request = request(&model.proto, &loaded)?;
     let mut derived = build(request, model, loaded)?;
     // What is validated still holds the ys.
     let whole = files.only_gradients.then(|| derived.model.clone());

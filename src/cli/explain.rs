@@ -4,16 +4,17 @@ use super::options::{CallArgs, FileArgs};
 use anyhow::Result;
 use clap::{Subcommand, builder::RangedU64ValueParser};
 use onnx_gradients::derivatives::{Class, Explain, Method};
+use onnx_gradients::graph;
 
 /// Append an explanation of a classifier's prediction to a model: an output of the size of its input
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  onnx-gradients explain grad-cam resnet.onnx -o out.onnx --inputs
+  onnx-gradients explain grad-cam resnet.onnx -o out.onnx
   onnx-gradients explain saliency cnn.onnx -o out.onnx --ys scores --xs image --class 3
   onnx-gradients explain integrated-gradients bert.onnx -o out.onnx --ys logits --xs embeddings --class input
 
---ys names the scores of classes, --xs the inputs; embeddings of tokens are named as inputs are. Of the highest score's class
-if none is given.")]
+--ys names the scores of classes [default: the output], --xs the input [default: the one with the most axes], or any tensor
+behind it, as the embeddings of tokens.")]
 pub struct Args {
     #[command(subcommand)]
     method: By,
@@ -127,7 +128,8 @@ pub fn run(args: &Args) -> Result<()> {
             (common, Method::SmoothGrad { samples: *samples, noise: *noise, seed })
         }
     };
-    super::derivative::run("explain", &common.files, &common.call, |call, model, loaded| {
+    let request = |loaded: &graph::Loaded| common.call.request_about_input(loaded);
+    super::derivative::run_with(&common.files, request, |call, model, loaded| {
         let request = Explain::new(call, method).class(common.class).class_axis(common.class_axis);
         let request = if let Some(axis) = common.channels { request.channels(axis) } else { request };
         request.keep_softmax(common.keep_softmax).build_loaded(model, loaded)

@@ -6,7 +6,7 @@ use crate::backward::{Selection, read_functions};
 use crate::onnx::{ModelProto, file};
 use crate::weights::{self, Kind, Tensor};
 use crate::{Aggregation, Gradients, Model, Unconnected, graph};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -79,6 +79,33 @@ impl CallArgs {
     /// Whether something says with respect to what is differentiated.
     pub fn has_xs(&self) -> bool {
         !self.xs.is_empty() || self.params || self.inputs
+    }
+
+    /// The request of the options, where xs need not be given: then x is the graph input with the most axes on which y depends.
+    ///
+    /// # Errors
+    /// Several inputs have as many axes.
+    pub fn request_about_input(&self, loaded: &graph::Loaded) -> Result<Gradients> {
+        if self.has_xs() {
+            return self.request(loaded);
+        }
+        let selection = Selection::new(loaded);
+        let ys = match self.ys.is_empty() {
+            true => selection.outputs(),
+            false => selection.find("ys", &selection.expand(&self.ys))?,
+        };
+        let inputs = selection.reaching(&selection.inputs(), &ys);
+        let axes = |&&x: &&graph::ValueId| loaded.graph.fact(x).rank();
+        let most = inputs.iter().map(|x| axes(&x)).max().flatten();
+        let largest: Vec<_> = inputs.iter().filter(|x| axes(x) == most).map(|&x| selection.name(x)).collect();
+        match &largest[..] {
+            [] => bail!("the scores depend on no input of floating-point numbers; name a tensor behind it (--xs)"),
+            [x] => {
+                let call = self.request(loaded)?;
+                Ok(call.with_respect_to(x))
+            }
+            several => bail!("which input is meant: {}? Name it (--xs)", several.join(", ")),
+        }
     }
 
     /// The request of the options.

@@ -169,8 +169,8 @@ impl Hessian {
 }
 
 /// Up to so many passes are written out one by one, if that makes no more nodes than the limit that follows.
-const FEW: i64 = 8;
-const FEW_NODES: i64 = 1024;
+const FEW: i64 = 16;
+const FEW_NODES: i64 = 2048;
 
 /// No result is larger, as far as sizes are known.
 const MAX_BYTES: f64 = (1u64 << 33) as f64;
