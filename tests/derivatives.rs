@@ -2,7 +2,7 @@
 #![cfg(feature = "validate")]
 
 use onnx_gradients::derivatives::{
-    Attack, Class, Derived, Explain, Hessian, Hvp, Jacobian, Jvp, Method, Mode, Steps, Vjp, evidence,
+    Attack, Class, Derived, Explain, Hessian, Hvp, Jacobian, Jvp, Kept, Method, Mode, PerSample, Steps, Vjp, evidence,
 };
 use onnx_gradients::onnx::{ElementType, TensorProto, text};
 use onnx_gradients::validate::{Options, Status, run, validate};
@@ -474,4 +474,50 @@ fn agrees_with_jax(case: &serde_json::Value, model: &Model, element: ElementType
         let expected = pairs.map(|(pair, value)| (format!("hessian/{pair}"), value)).collect();
         compare(Hessian::from(seconds.clone()).mode(mode).build(model).unwrap(), expected);
     }
+}
+
+/// A layer that mixes samples: each is centred by the mean of the batch, which alone is itself.
+#[test]
+fn gradients_of_samples_are_those_of_each_alone() {
+    let graph = "g (double[N,2] x, double[N,1] t, double[2,1] w, double[1] b) => (double loss) <double[1] s = {2.0}> {
+        m = ReduceMean<axes=[0], keepdims=1>(x)  half = Div(m, s)  c = Sub(x, half)  ww = Mul(w, w)  p = MatMul(c, ww)
+        y = Add(p, b)  e = Sub(y, t)  ee = Mul(e, e)  loss = ReduceMean<keepdims=0>(ee)
+    }";
+    let request = || PerSample::new(call(&["loss"], &["w", "b"]), 0);
+    let feeds: Vec<(&str, &[i64], &[f64])> = vec![
+        ("x", &[2, 2], &[2.0, 4.0, 6.0, -2.0]),
+        ("t", &[2, 1], &[1.0, 0.0]),
+        ("w", &[2, 1], &[1.0, 2.0]),
+        ("b", &[1], &[0.5]),
+    ];
+    // Alone c is x / 2: p = 1 + 8 and 3 - 4, e = 8.5 and -0.5; de²/dw = 2 e c 2 w.
+    let built = request().build(&model(graph)).unwrap();
+    assert_eq!(built.claim.samples, ["x", "t"]);
+    let found = compute(&built, &feeds);
+    close(&found["gradients/w"], &[2, 2, 1], &[34.0, 136.0, -6.0, 4.0]);
+    close(&found["gradients/b"], &[2, 1], &[17.0, -1.0]);
+    holds(&built);
+    let norms = [(34.0f64 * 34.0 + 136.0 * 136.0 + 17.0 * 17.0).sqrt(), (36.0f64 + 16.0 + 1.0).sqrt()];
+    let built = request().keep(Kept::Norms).build(&model(graph)).unwrap();
+    close(&compute(&built, &feeds)["gradients/norms"], &[2], &norms);
+    let built = request().keep(Kept::Clipped(10.0)).build(&model(graph)).unwrap();
+    let found = compute(&built, &feeds);
+    close(&found["gradients/norms"], &[2], &norms);
+    let factor = 10.0 / (norms[0] + 1e-6);
+    close(&found["gradients/w"], &[2, 1], &[34.0 * factor - 6.0, 136.0 * factor + 4.0]);
+    close(&found["gradients/b"], &[1], &[17.0 * factor - 1.0]);
+}
+
+#[test]
+fn samples_are_found_or_named() {
+    let graph = "g (double[N,2] x, double[M,2] u, double[2] w) => (double[N,2] y) { a = Mul(x, w)  s = ReduceSum(u)  y = Mul(a, s) }";
+    let request = |axis: i64| PerSample::new(call(&["y"], &["w"]), axis);
+    assert_eq!(request(0).build(&model(graph)).unwrap().claim.samples, ["x"]);
+    assert_eq!(request(0).inputs(["u"]).build(&model(graph)).unwrap().claim.samples, ["u"]);
+    refused(request(2).build(&model(graph)), "the ys depend on no input with an axis 2");
+    refused(request(0).inputs(["w"]).build(&model(graph)), "'w' is an x");
+    refused(request(0).keep(Kept::Clipped(0.0)).build(&model(graph)), "cannot be clipped to a norm of 0");
+    let fixed =
+        "g (double[4,6] x, double[8] w) => (double[3,8] y) <int64[2] s = {3, 8}> { r = Reshape(x, s)  y = Mul(r, w) }";
+    refused(request(0).build(&model(fixed)), "the model on a sample alone (along axis 0 of 'x'");
 }

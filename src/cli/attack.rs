@@ -1,10 +1,10 @@
 //! `attack`: inputs close to x that a classifier gets wrong.
 
 use super::options::{CallArgs, FileArgs};
+use crate::derivatives::{Attack, Steps};
+use crate::graph;
 use anyhow::{Context, Result};
 use clap::{Subcommand, builder::RangedU64ValueParser};
-use onnx_gradients::derivatives::{Attack, Steps};
-use onnx_gradients::graph;
 
 /// Append adversarial examples to a model: outputs of the shape of its inputs, for which its loss is larger
 #[derive(clap::Args)]

@@ -344,7 +344,7 @@ pub fn temporary(model: &Model) -> Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     let builder = builder.suffix(".onnx");
     // External data are found from the model's own folder.
-    let external = !onnx_gradients::onnx::file::locations(&model.proto).is_empty();
+    let external = !crate::onnx::file::locations(&model.proto).is_empty();
     let mut file = match model.folder.as_deref().filter(|_| external) {
         Some(folder) => builder.tempfile_in(folder)?,
         None => builder.tempfile()?,

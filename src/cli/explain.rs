@@ -1,10 +1,10 @@
 //! `explain`: what in an input speaks for a class.
 
 use super::options::{CallArgs, FileArgs};
+use crate::derivatives::{Class, Explain, Method};
+use crate::graph;
 use anyhow::Result;
 use clap::{Subcommand, builder::RangedU64ValueParser};
-use onnx_gradients::derivatives::{Class, Explain, Method};
-use onnx_gradients::graph;
 
 /// Append an explanation of a classifier's prediction to a model: an output of the size of its input
 #[derive(clap::Args)]

@@ -2,6 +2,7 @@
 
 use super::options::{CallArgs, FileArgs, ensure_valid, report, summary};
 use super::table::Table;
+use crate::derivatives::{Kept, PerSample};
 use crate::onnx::{TensorProto, npy};
 use crate::{Gradients, Model, Output, Seed, graph, rules};
 use anyhow::Result;
@@ -15,6 +16,7 @@ use std::path::Path;
   onnx-gradients grad cnn.onnx -o saliency.onnx --ys scores --xs image --only-gradients
   onnx-gradients grad mlp.onnx -o - --ys loss --xs 'layer*.weight' > mlp-grad.onnx
   onnx-gradients grad mlp.onnx -o out.onnx --params --grad-ys -3 --stop-gradients hidden
+  onnx-gradients grad mlp.onnx -o out.onnx --ys loss --params --per-sample 0 --clip-norm 1
   onnx-gradients grad training.onnx -o plain.onnx --lower")]
 pub struct Args {
     #[command(flatten)]
@@ -24,12 +26,42 @@ pub struct Args {
     /// Seeds, one a y, in order: ones | NUMBER | input | input:NAME | tensor:NAME | file:PATH (.npy or TensorProto)
     #[arg(long, value_name = "SPEC", num_args = 1.., allow_negative_numbers = true)]
     grad_ys: Vec<String>,
+    #[command(flatten)]
+    samples: SampleArgs,
     /// Instead of all that, replace the model's own Gradient nodes (ai.onnx.preview.training) by what computes their outputs
     #[arg(long, conflicts_with_all = [
         "ys", "xs", "params", "inputs", "grad_ys", "stop_gradients", "name", "aggregation_method", "unconnected_gradients",
         "colocate_gradients_with_ops", "gate_gradients", "only_gradients", "straight_through",
     ])]
     lower: bool,
+}
+
+/// Gradients of each sample.
+#[derive(clap::Args)]
+struct SampleArgs {
+    /// The gradients of each sample alone, of shape [N] + x.shape; the samples lie along this axis of the inputs
+    #[arg(long, value_name = "AXIS", allow_negative_numbers = true, conflicts_with_all = ["grad_ys", "lower"])]
+    per_sample: Option<i64>,
+    /// The inputs that hold samples [default: those of the size of the first one along the axis]
+    #[arg(long, value_name = "NAME", num_args = 1.., requires = "per_sample")]
+    samples: Vec<String>,
+    /// Only the norm of all gradients of each sample
+    #[arg(long, requires = "per_sample", conflicts_with = "clip_norm")]
+    norms: bool,
+    /// The sums over the samples of gradients scaled down to at most this norm, and the norms
+    #[arg(long, value_name = "NORM", requires = "per_sample")]
+    clip_norm: Option<f64>,
+}
+
+impl SampleArgs {
+    fn request(&self, call: Gradients, axis: i64) -> PerSample {
+        let kept = match self.clip_norm {
+            Some(norm) => Kept::Clipped(norm),
+            None if self.norms => Kept::Norms,
+            None => Kept::Each,
+        };
+        PerSample::new(call, axis).inputs(&self.samples).keep(kept)
+    }
 }
 
 /// Reads, differentiates, writes, validates, reports.
@@ -39,6 +71,11 @@ pub fn run(args: &Args) -> Result<()> {
             "grad",
             "no xs are given: name tensors with --xs, or take --params or --inputs; or --lower the model's own",
         );
+    }
+    if let Some(axis) = args.samples.per_sample {
+        return super::derivative::run("grad", &args.files, &args.call, |call, model, loaded| {
+            args.samples.request(call, axis).build_loaded(model, loaded)
+        });
     }
     let model = args.files.load()?;
     if args.lower {

@@ -2,8 +2,8 @@
 
 use super::jacobian::MatrixArgs;
 use super::options::{CallArgs, FileArgs};
+use crate::derivatives::Hessian;
 use anyhow::Result;
-use onnx_gradients::derivatives::Hessian;
 
 /// Append the Hessian of the sum of ys with respect to xs, of shape x.shape + x.shape, to a model
 #[derive(clap::Args)]

@@ -1,8 +1,8 @@
 //! `jacobian`: whole Jacobians.
 
 use super::options::{CallArgs, FileArgs};
+use crate::derivatives::{Jacobian, Mode};
 use anyhow::Result;
-use onnx_gradients::derivatives::{Jacobian, Mode};
 
 /// Append the Jacobian of each y with respect to each x, of shape y.shape + x.shape, to a model
 #[derive(clap::Args)]

@@ -32,6 +32,8 @@ pub enum Kind {
     Hessian,
     /// Diagonals of Hessians.
     HessianDiagonal,
+    /// Gradients of each sample.
+    PerSample,
     /// Explanations of a prediction, which say nothing that finite differences know.
     Explanation,
     /// Adversarial examples, which say nothing that finite differences know.
@@ -58,6 +60,9 @@ pub struct Claim {
     /// The axis along which samples lie that do not depend on each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<i64>,
+    /// The inputs that hold samples.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<String>,
     /// The derivatives.
     pub outputs: Vec<Entry>,
     /// The new inputs.
@@ -131,6 +136,7 @@ pub struct Evidence {
 /// * `vJ` is the gradient with the seed `v`;
 /// * `Hv` is the gradient of the gradient with the seed `v`, since a Hessian is symmetric;
 /// * a Jacobian, or Hessian, makes of a vector what the gradient makes of it as a seed;
+/// * the gradients of the first sample are those of the model on that sample;
 /// * an element of a diagonal stands in its place in what a Hessian makes of a unit vector.
 ///
 /// # Errors
@@ -187,10 +193,11 @@ impl Claim {
                 self.support_matrices(evidence, &rows)?;
             }
             Kind::HessianDiagonal => self.support_diagonal(evidence)?,
+            Kind::PerSample => self.support_samples(evidence)?,
             // That it runs is all that can be said.
             Kind::Explanation | Kind::Attack => evidence.records.push(self.record(vec![], vec![])),
         }
-        if let Some(axis) = self.batch {
+        if let Some(axis) = self.batch.filter(|_| self.kind != Kind::PerSample) {
             let hint = format!(
                 "if samples mix along axis {axis} (statistics of a batch, attention across it), no sample has derivatives of \
                  its own: leave --batch out"
@@ -252,6 +259,42 @@ impl Claim {
         }
         evidence.model = w.write(outputs)?.0;
         evidence.records.extend(found.into_iter().map(|(seed, gradient)| self.record(vec![seed], vec![gradient])));
+        Ok(())
+    }
+
+    /// The ys of the model on the first sample, and what the gradients of samples say of it. Norms and sums say nothing.
+    fn support_samples(&self, evidence: &mut Evidence) -> Result<()> {
+        let stacked = self.outputs.iter().all(|e| e.x.is_some());
+        let axis = self.batch.filter(|_| stacked);
+        let Some(axis) = axis else {
+            evidence.records.push(self.record(vec![], vec![]));
+            return Ok(());
+        };
+        let w = self.workspace(evidence, &self.ys)?;
+        let mut outputs = Vec::new();
+        let (seeds, gradients) = {
+            let first = w.builder().ints(&[0]);
+            let samples = self.samples.iter().map(|name| w.tensor(name));
+            let samples = samples.map(|e| e.and_then(|e| Ok((e, e.gather(first, e.axis(axis)?)))));
+            let alone = w.again(&samples.collect::<Result<Vec<_>>>()?, &w.ys());
+            let seed = |(y, name): (Expr<'_>, &String)| SeedOf {
+                y: w.output(&mut outputs, y, &format!("first/{name}"), y.fact()),
+                seed: None,
+                fill: Some(1.0),
+            };
+            let seeds: Vec<SeedOf> = alone.into_iter().zip(&self.ys).map(seed).collect();
+            let mut gradients = Vec::new();
+            for (e, x) in self.outputs.iter().zip(w.xs()) {
+                let Some(name) = e.x.clone() else { continue };
+                let all = e.name.as_deref().map(|all| w.tensor(all)).transpose()?;
+                let of_first = all.map(|all| all.gather(w.builder().int(0), 0));
+                let output = of_first.map(|g| w.output(&mut outputs, g, &name, x.fact()));
+                gradients.push(Gradient { x: name, name: output });
+            }
+            (seeds, gradients)
+        };
+        evidence.model = w.write(outputs)?.0;
+        evidence.records.push(self.record(seeds, gradients));
         Ok(())
     }
 

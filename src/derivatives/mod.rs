@@ -23,6 +23,7 @@ mod attack;
 mod claim;
 mod explain;
 mod matrices;
+mod per_sample;
 mod products;
 mod workspace;
 
@@ -30,6 +31,7 @@ pub use attack::{Attack, Steps};
 pub use claim::{Claim, Evidence, Kind, evidence};
 pub use explain::{Class, Explain, Method};
 pub use matrices::{Hessian, Jacobian, Mode};
+pub use per_sample::{Kept, PerSample};
 pub use products::{Hvp, Jvp, Vjp};
 
 use crate::model::Model;

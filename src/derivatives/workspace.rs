@@ -130,24 +130,23 @@ impl Workspace {
     /// # Errors
     /// An operator on the way has no gradient.
     pub fn gradients<'g>(&'g self, seeds: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<Vec<Option<Expr<'g>>>> {
-        self.through(0, seeds, xs)
+        self.through(&self.nodes_from(0), seeds, xs)
     }
 
-    /// The same, through the nodes of the main graph from a place on.
+    /// The same, through a list of nodes.
     fn through<'g>(
         &'g self,
-        first: usize,
+        nodes: &[NodeId],
         seeds: &[(Expr<'g>, Expr<'g>)],
         xs: &[Expr<'g>],
     ) -> Result<Vec<Option<Expr<'g>>>> {
-        let nodes = self.nodes_from(first);
         let ids: Vec<ValueId> = xs.iter().map(|x| x.id()).collect();
         let found: Vec<Option<ValueId>> = {
             let pass = Pass::new(&self.builder, self.call.aggregation, self.stops.clone(), &self.call.rules)
                 .with_functions(&self.call.functions)
                 .with_straight_through(self.call.straight_through);
             let seeds: Vec<_> = seeds.iter().map(|(y, dy)| (y.id(), *dy)).collect();
-            let flows = pass.differentiate(&nodes, &seeds, &ids)?;
+            let flows = pass.differentiate(nodes, &seeds, &ids)?;
             let id = |(flow, x): (&Option<Flow<'_>>, &Expr<'_>)| {
                 Some(match flow.as_ref()? {
                     Flow::Value(dx) => dx.id(),
@@ -254,7 +253,7 @@ impl Workspace {
         let first = self.node_count();
         let from: Vec<Expr<'g>> = xs.iter().map(|x| self.stand_in(*x)).collect();
         let seeds: Vec<_> = transposed.to.iter().zip(&from).filter_map(|(g, u)| Some(((*g)?, *u))).collect();
-        let to = self.through(transposed.first, &seeds, &transposed.from)?;
+        let to = self.through(&self.nodes_from(transposed.first), &seeds, &transposed.from)?;
         Ok(self.linear(first, from, to))
     }
 
@@ -298,6 +297,37 @@ impl Workspace {
         let old: Vec<Expr<'g>> = from.iter().map(|(old, _)| *old).collect();
         let nodes = self.depending(0, &old, to);
         self.copy(&nodes, from, to)
+    }
+
+    /// The gradients of the sum of ys with respect to xs if each of `from` had another value: the model and its gradient once
+    /// more, in the current scope, with what is known of the sizes of the other values.
+    ///
+    /// # Errors
+    /// The model does not take them, or has an operator without a gradient.
+    pub fn gradients_of_sum_again<'g>(
+        &'g self,
+        from: &[(Expr<'g>, Expr<'g>)],
+        ys: &[Expr<'g>],
+        xs: &[Expr<'g>],
+    ) -> Result<Vec<Option<Expr<'g>>>> {
+        // What depends on an x alone leads from it to ys, too.
+        let given: Vec<_> = from.iter().copied().chain(xs.iter().map(|&x| (x, x))).collect();
+        let old: Vec<Expr<'g>> = given.iter().map(|(old, _)| *old).collect();
+        let nodes = self.depending(0, &old, ys);
+        let before = self.builder.graph().scope(self.builder.scope()).nodes.len();
+        let ys = self.copy(&nodes, &given, ys);
+        self.check()?;
+        let copies = self.builder.graph().scope(self.builder.scope()).nodes.get(before..).unwrap_or_default().to_vec();
+        let seeds: Vec<_> = ys.into_iter().map(|y| (y, y.ones_like())).collect();
+        self.through(&copies, &seeds, xs)
+    }
+
+    /// The inputs of the model on which ys depend, in its order.
+    pub fn inputs_behind(&self) -> Vec<Expr<'_>> {
+        let graph = self.builder.graph();
+        let sources = graph.sources(&self.ys);
+        let inputs = graph.scope(Graph::MAIN).inputs.iter().filter(|i| sources.contains(i));
+        inputs.map(|&id| self.builder.expr(id)).collect()
     }
 
     fn copy<'g>(&'g self, nodes: &[NodeId], from: &[(Expr<'g>, Expr<'g>)], to: &[Expr<'g>]) -> Vec<Expr<'g>> {
