@@ -2,7 +2,6 @@
 
 use super::options::{CallArgs, FileArgs};
 use crate::derivatives::{Attack, Steps};
-use crate::graph;
 use anyhow::{Context, Result};
 use clap::{Subcommand, builder::RangedU64ValueParser};
 
@@ -79,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
             (common, Steps::Pgd { count: *steps, size, random_start: *random_start })
         }
     };
-    let request = |loaded: &graph::Loaded| common.call.request_about_input(loaded);
+    let request = |model: &_, loaded: &_| common.call.request_about_input(model, loaded);
     super::derivative::run_with(&common.files, request, |call, model, loaded| {
         let request = Attack::new(call, steps, common.epsilon).class_axis(common.class_axis);
         let request = if let Some((low, high)) = common.range { request.range(low, high) } else { request };

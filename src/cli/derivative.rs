@@ -3,6 +3,7 @@
 use super::options::{CallArgs, FileArgs, ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::Derived;
+use crate::onnx::ModelProto;
 use crate::{Gradients, Model, graph, rules};
 use anyhow::Result;
 use serde_json::{Value, json};

@@ -2,7 +2,6 @@
 
 use super::options::{CallArgs, FileArgs};
 use crate::derivatives::{Class, Explain, Method};
-use crate::graph;
 use anyhow::Result;
 use clap::{Subcommand, builder::RangedU64ValueParser};
 
@@ -128,7 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
             (common, Method::SmoothGrad { samples: *samples, noise: *noise, seed })
         }
     };
-    let request = |loaded: &graph::Loaded| common.call.request_about_input(loaded);
+    let request = |model: &_, loaded: &_| common.call.request_about_input(model, loaded);
     super::derivative::run_with(&common.files, request, |call, model, loaded| {
         let request = Explain::new(call, method).class(common.class).class_axis(common.class_axis);
         let request = if let Some(axis) = common.channels { request.channels(axis) } else { request };

@@ -85,9 +85,9 @@ impl CallArgs {
     ///
     /// # Errors
     /// Several inputs have as many axes.
-    pub fn request_about_input(&self, loaded: &graph::Loaded) -> Result<Gradients> {
+    pub fn request_about_input(&self, model: &ModelProto, loaded: &graph::Loaded) -> Result<Gradients> {
         if self.has_xs() {
-            return self.request(loaded);
+            return self.request(model, loaded);
         }
         let selection = Selection::new(loaded);
         let ys = match self.ys.is_empty() {
@@ -101,7 +101,7 @@ impl CallArgs {
         match &largest[..] {
             [] => bail!("the scores depend on no input of floating-point numbers; name a tensor behind it (--xs)"),
             [x] => {
-                let call = self.request(loaded)?;
+                let call = self.request(model, loaded)?;
                 Ok(call.with_respect_to(x))
             }
             several => bail!("which input is meant: {}? Name it (--xs)", several.join(", ")),
