@@ -521,3 +521,98 @@ fn samples_are_found_or_named() {
         "g (double[4,6] x, double[8] w) => (double[3,8] y) <int64[2] s = {3, 8}> { r = Reshape(x, s)  y = Mul(r, w) }";
     refused(request(0).build(&model(fixed)), "the model on a sample alone (along axis 0 of 'x'");
 }
+
+/// What other tools have written: right, with the mean's weight of a cross-entropy lost, with a product that lost its transpose.
+#[test]
+fn gradients_of_other_tools_are_checked_by_name() {
+    let theirs = |scale: &str, product: &str| {
+        format!(
+            "g (float[N,4] x, int64[N] label, float[4,4] w, float[4,4] v)
+            => (float loss, float[4,4] their_dw, float[4,4] their_dv) <float[2] hot = {{0, 1}}, int64[1] four = {{4}}> {{
+                h = MatMul(x, w)  z = MatMul(h, v)  loss = SoftmaxCrossEntropyLoss(z, label)
+                p = Softmax<axis=-1>(z)  o = OneHot(label, four, hot)  d = Sub(p, o)
+                s = Shape(label)  n = Cast<to=1>(s)  mean = Div(d, n)  dz = {scale}
+                ht = Transpose<perm=[1,0]>(h)  their_dv = MatMul(ht, dz)  vt = Transpose<perm=[1,0]>(v)
+                dh = {product}  xt = Transpose<perm=[1,0]>(x)  their_dw = MatMul(xt, dh)
+            }}"
+        )
+    };
+    let folder = tempfile::TempDir::new().unwrap();
+    let check = |name: &str, graph: &str, options: &[&str]| {
+        let path = folder.path().join(name);
+        model(graph).save(&path).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_onnx-gradients"));
+        command.arg("check").arg(&path).args(["--ys", "loss", "--xs", "w", "v"]).args(options).arg("--json");
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let named = ["--gradients", "their_dw", "their_dv"];
+    let right = ("Identity(mean)", "MatMul(dz, vt)");
+    let (code, text) = check("right.onnx", &theirs(right.0, right.1), &named);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("passed"), "{text}");
+    for (name, scale, product) in [("scale.onnx", "Identity(d)", right.1), ("transpose.onnx", right.0, "MatMul(dz, v)")]
+    {
+        let (code, text) = check(name, &theirs(scale, product), &named);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains("failed"), "{text}");
+    }
+    let (code, text) = check("right2.onnx", &theirs(right.0, right.1), &["--gradients", "their_dx", "their_dv"]);
+    assert!(code == Some(1) && text.contains("their_dx"), "{text}");
+    let (code, text) = check("right3.onnx", &theirs(right.0, right.1), &["--gradients", "their_dw"]);
+    assert!(code == Some(1) && text.contains("1 --gradients are given for 2 --xs"), "{text}");
+    let seeded = [&named[..], &["--grad-ys", "2"]].concat();
+    let (code, text) = check("right4.onnx", &theirs(right.0, right.1), &seeded);
+    assert!(code == Some(1), "{text}");
+}
+
+/// tests/references/explanations.py has these numbers from Captum and Opacus.
+#[test]
+fn explanations_agree_with_captum_and_clipped_sums_with_opacus() {
+    let references: serde_json::Value = serde_json::from_str(include_str!("references/explanations.json")).unwrap();
+    let feeds = |case: &serde_json::Value| -> BTreeMap<String, TensorProto> {
+        let inputs = case["inputs"].as_object().unwrap().iter();
+        inputs.map(|(name, value)| (name.clone(), stored(value, ElementType::Double))).collect()
+    };
+    let integers = |value: &serde_json::Value| {
+        let values: Vec<i64> = value.as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect();
+        TensorProto::from_ints(ElementType::Int64, &[values.len() as i64], &values).unwrap()
+    };
+    let compare = |found: &TensorProto, value: &serde_json::Value, what: &str| {
+        let expected = stored(value, ElementType::Double);
+        assert_eq!(found.dims, expected.dims, "{what}");
+        let pairs = found.floats().unwrap().into_iter().zip(expected.floats().unwrap()).collect::<Vec<_>>();
+        assert!(pairs.iter().all(|(a, b)| (a - b).abs() <= 1e-10), "{what}: {pairs:?}");
+    };
+
+    let case = &references["cnn"];
+    let net = model(case["graph"].as_str().unwrap());
+    for (method, output, key) in [
+        (Method::Saliency, "x", "saliency"),
+        (Method::InputXGradient, "x", "input-x-gradient"),
+        (Method::IntegratedGradients { steps: 50, baseline: None }, "x", "integrated-gradients"),
+        (Method::GradCam { layer: None }, "layer", "grad-cam"),
+    ] {
+        let built = Explain::new(call(&["scores"], &["x"]), method).class(Class::Input).build(&net).unwrap();
+        let mut feeds = feeds(case);
+        feeds.insert(format!("{key}/class"), integers(&case["class"]));
+        if key == "integrated-gradients" {
+            feeds.insert(format!("{key}/baseline/x"), stored(&case["baseline"], ElementType::Double));
+        }
+        let found = run(&built.model.proto, &feeds).unwrap();
+        compare(&found[&format!("{key}/{output}")], &case[key], key);
+    }
+
+    let case = &references["dp-sgd"];
+    let net = model(case["graph"].as_str().unwrap());
+    let weights = ["w1", "b1", "w2", "b2"];
+    for (kept, key) in [(Kept::Each, "each"), (Kept::Clipped(case["bound"].as_f64().unwrap()), "clipped")] {
+        let built = PerSample::new(call(&["loss"], &weights), 0).keep(kept).build(&net).unwrap();
+        let mut feeds = feeds(case);
+        feeds.insert("label".to_owned(), integers(&case["label"]));
+        let found = run(&built.model.proto, &feeds).unwrap();
+        for w in weights {
+            compare(&found[&format!("gradients/{w}")], &case[key][w], w);
+        }
+    }
+}

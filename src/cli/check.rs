@@ -4,11 +4,13 @@ use super::one_line;
 use super::table::Table;
 use crate::Error;
 use crate::Model;
-use crate::backward::nearest;
+use crate::backward::{Selection, nearest};
 use crate::derivatives::{Evidence, evidence};
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
 use crate::onnx::proto::{TensorShapeProto, type_proto::Value};
 use crate::onnx::{TensorProto, TypeProto, npy, text};
+use crate::record::{Gradient, Record, SeedOf};
+use crate::rules;
 use crate::validate::{Engine, Options, Status, Validation, validate};
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::RangedU64ValueParser;
@@ -23,9 +25,10 @@ use std::time::{Duration, Instant};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   onnx-gradients check mlp-grad.onnx
-  onnx-gradients check mlp-grad.onnx --dim batch=4 --input image=images.npy --seed 7 --json")]
+  onnx-gradients check mlp-grad.onnx --dim batch=4 --input image=images.npy --seed 7 --json
+  onnx-gradients check theirs.onnx --ys loss --xs w1 w2 --gradients w1_grad w2_grad")]
 pub struct Args {
-    /// A model that `grad` has written
+    /// A model with gradients: that a command of this program has written, or with --gradients any
     model: PathBuf,
     /// The value of a graph input; random where none is given
     #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = pair)]
@@ -36,6 +39,8 @@ pub struct Args {
     /// Check one call of `grad` alone, by its --name [default: all]
     #[arg(long, value_name = "NAME")]
     call: Option<String>,
+    #[command(flatten)]
+    given: GivenArgs,
     /// Random inputs and directions follow from it
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -53,6 +58,64 @@ pub struct Args {
     /// Validate in this process: what a crash of the engine takes with it
     #[arg(long, hide = true)]
     in_process: bool,
+}
+
+/// Gradients that are said by name, whoever wrote them.
+#[derive(clap::Args, Clone, Default)]
+struct GivenArgs {
+    /// The tensors that are differentiated, of a gradient graph that another tool wrote
+    #[arg(long, value_name = "NAME", num_args = 1.., requires = "gradients", conflicts_with = "call")]
+    ys: Vec<String>,
+    /// The tensors with respect to which they are
+    #[arg(long, value_name = "NAME", num_args = 1.., requires = "gradients", conflicts_with = "call")]
+    xs: Vec<String>,
+    /// The tensors that hold the gradients, one for each of --xs, in their order
+    #[arg(long, value_name = "NAME", num_args = 1.., requires = "ys", requires = "xs")]
+    gradients: Vec<String>,
+    /// What the gradients start with, one for each of --ys: a number, or tensor:NAME [default: 1]
+    #[arg(long, value_name = "SPEC", num_args = 1.., requires = "gradients", allow_negative_numbers = true)]
+    grad_ys: Vec<String>,
+}
+
+impl GivenArgs {
+    /// What is said, as a record of ours would say it.
+    fn record(&self, model: &Model) -> Result<Option<Record>> {
+        if self.gradients.is_empty() {
+            return Ok(None);
+        }
+        let (xs, gradients, ys, seeds) = (self.xs.len(), self.gradients.len(), self.ys.len(), self.grad_ys.len());
+        ensure!(xs == gradients, "{gradients} --gradients are given for {xs} --xs");
+        ensure!(seeds == 0 || seeds == ys, "{seeds} --grad-ys are given for {ys} --ys");
+        let loaded = rules::load(&model.proto)?;
+        let seeds = self.grad_ys.iter().map(|spec| match (spec.strip_prefix("tensor:"), spec.parse::<f64>()) {
+            (Some(name), _) => Ok((Some(name.to_owned()), None)),
+            (_, Ok(number)) if number.is_finite() => Ok((None, Some(number))),
+            _ => bail!("--grad-ys: '{spec}' is neither a number nor tensor:NAME"),
+        });
+        let mut seeds = seeds.collect::<Result<Vec<_>>>()?;
+        seeds.resize(ys, (None, Some(1.0)));
+        let named: Vec<String> = seeds.iter().filter_map(|(name, _)| name.clone()).collect();
+        let lists = [("--ys", &self.ys), ("--xs", &self.xs), ("--gradients", &self.gradients), ("--grad-ys", &named)];
+        let selection = Selection::new(&loaded);
+        let unknown: Vec<String> =
+            lists.iter().filter_map(|(what, names)| selection.find(what, names).err()).map(|e| e.to_string()).collect();
+        ensure!(unknown.is_empty(), "{}", unknown.join("; "));
+        let gradient = |(x, name): (&String, &String)| Gradient { x: x.clone(), name: Some(name.clone()) };
+        let seed = |(y, (seed, fill)): (&String, (Option<String>, Option<f64>))| SeedOf { y: y.clone(), seed, fill };
+        Ok(Some(Record {
+            name: "given".to_owned(),
+            gradients: self.xs.iter().zip(&self.gradients).map(gradient).collect(),
+            seeds: self.ys.iter().zip(seeds).map(seed).collect(),
+            ..Record::default()
+        }))
+    }
+
+    /// The arguments that say the same.
+    fn arguments(&self) -> Vec<String> {
+        let lists =
+            [("--ys", &self.ys), ("--xs", &self.xs), ("--gradients", &self.gradients), ("--grad-ys", &self.grad_ys)];
+        lists.iter().flat_map(|(option, values)| values.iter().map(move |v| format!("{option}={v}"))).collect()
+    }
 }
 
 /// Which engine validates.
@@ -133,8 +196,15 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let model = Model::load(&args.model)?;
-    let Evidence { model, mut records, hints } = evidence(&model)?;
-    ensure!(!records.is_empty(), "{}: no gradients of ours are in the model", args.model.display());
+    let Evidence { model, mut records, hints } = match args.given.record(&model)? {
+        Some(record) => Evidence { model, records: vec![record], hints: BTreeMap::new() },
+        None => evidence(&model)?,
+    };
+    ensure!(
+        !records.is_empty(),
+        "{}: no gradients of ours are in the model; name those of another tool (--ys, --xs, --gradients)",
+        args.model.display()
+    );
     if let Some(name) = &args.call {
         known("--call", [name], records.iter().map(|r| r.name.as_str()))?;
         records.retain(|r| r.name == *name);
@@ -248,6 +318,7 @@ pub fn after_grad(path: &Path, call: &str, engine: &EngineArgs) -> Result<Valida
         input: vec![],
         dim: vec![],
         call: Some(call.to_owned()),
+        given: GivenArgs::default(),
         seed: 0,
         directions: 1,
         budget: 20,
@@ -265,7 +336,7 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     command.args(["--directions", &args.directions.to_string(), "--budget", &args.budget.to_string()]);
     command.args(args.input.iter().map(|(name, path)| format!("--input={name}={path}")));
     command.args(args.dim.iter().map(|(symbol, size)| format!("--dim={symbol}={size}")));
-    command.args(args.engine.arguments());
+    command.args(args.engine.arguments()).args(args.given.arguments());
     if let Some(call) = &args.call {
         command.arg(format!("--call={call}"));
     }
