@@ -35,7 +35,9 @@ pub mod validate;
 pub mod weights;
 
 #[doc(hidden)]
-pub use cli::run as command_line;
+pub use cli::console::{run_within as command_line_within, set_program as set_command_line_program};
+#[doc(hidden)]
+pub use cli::{run as command_line, run_of as command_line_of};
 
 pub use backward::{Aggregation, Gradients, Output, Seed, Unconnected};
 pub use error::{Details, Error};

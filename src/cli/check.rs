@@ -1,5 +1,6 @@
 //! `check`: runs a model with gradients in an engine, and compares the gradients with finite differences.
 
+use super::console::{self, Stream};
 use super::one_line;
 use super::table::Table;
 use crate::Error;
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// Run a model and compare its gradients with finite differences
@@ -175,7 +176,7 @@ pub fn run(args: &Args) -> Result<()> {
     let wrong = checks.values().filter(|v| v.status == Status::Failed).count();
     let wrong =
         (wrong > 0).then(|| Error::validation_failed(format_args!("{wrong} of {} calls are wrong", checks.len())));
-    let mut out = std::io::stdout().lock();
+    let mut out = Stream::Report;
     if args.json || args.in_process {
         let mut report = serde_json::to_value(&checks)?;
         if let Some(error) = wrong.as_ref().filter(|_| !args.in_process) {
@@ -331,7 +332,7 @@ pub fn after_grad(path: &Path, call: &str, engine: &EngineArgs) -> Result<Valida
 
 /// Runs the same command in a process of its own, which an engine may take down: by an abort, an endless loop, all memory.
 fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = console::program()?;
     command.arg("check").args(["--in-process", "--seed", &args.seed.to_string()]);
     command.args(["--directions", &args.directions.to_string(), "--budget", &args.budget.to_string()]);
     command.args(args.input.iter().map(|(name, path)| format!("--input={name}={path}")));

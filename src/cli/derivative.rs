@@ -16,7 +16,8 @@ pub fn run(
     build: impl FnOnce(Gradients, Model, graph::Loaded) -> Result<Derived>,
 ) -> Result<()> {
     if !call.has_xs() {
-        super::usage(command, "no xs are given: name tensors with --xs, or take --params or --inputs");
+        let message = "no xs are given: name tensors with --xs, or take --params or --inputs";
+        return Err(super::usage(command, message));
     }
     run_with(files, |model, loaded| call.request(model, loaded), build)
 }

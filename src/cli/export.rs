@@ -1,5 +1,6 @@
 //! `export`: the inference model with trained weights.
 
+use super::console::Stream;
 use crate::Model;
 use crate::onnx::file::same_file;
 use crate::training::export::{Adapters, export};
@@ -63,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
         super::note(format_args!("note: {note}"));
     }
     let count = manifest.parameters.len();
-    let mut out = std::io::stdout().lock();
+    let mut out = Stream::Report;
     match args.json {
         true => {
             writeln!(out, "{}", json!({ "model": args.output, "state": path, "parameters": count, "notes": notes }))?

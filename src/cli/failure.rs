@@ -1,10 +1,11 @@
 //! What is said where something fails: a line on stderr, and with `--json` an object on stdout, from every subcommand.
 
+use super::console::{self, Stream};
 use crate::Error;
 use serde_json::{Value, json};
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Write};
+use std::io::Write;
 
 /// An error of which the report on stdout has told already.
 #[derive(Debug)]
@@ -37,16 +38,16 @@ pub fn tell(error: anyhow::Error) {
 
 /// The object for an error, where the arguments ask for JSON.
 pub fn tell_json(error: &Error) {
-    if !asked() {
+    if !console::json() {
         return;
     }
     let mut object = json!({});
     add(&mut object, error);
     // Where stdout is closed, nobody is left to be told.
-    let _ = writeln!(io::stdout(), "{object}");
+    let _ = writeln!(Stream::Report, "{object}");
 }
 
 /// Whether the arguments ask for JSON, also those that are wrong.
-fn asked() -> bool {
-    std::env::args_os().take_while(|a| a != OsStr::new("--")).any(|a| a == OsStr::new("--json"))
+pub fn asks(arguments: &[OsString]) -> bool {
+    arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json")
 }

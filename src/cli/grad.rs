@@ -67,10 +67,8 @@ impl SampleArgs {
 /// Reads, differentiates, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
     if !args.call.has_xs() && !args.lower {
-        super::usage(
-            "grad",
-            "no xs are given: name tensors with --xs, or take --params or --inputs; or --lower the model's own",
-        );
+        let message = "no xs are given: name tensors with --xs, or take --params or --inputs; or --lower the model's own";
+        return Err(super::usage("grad", message));
     }
     if let Some(axis) = args.samples.per_sample {
         return super::derivative::run("grad", &args.files, &args.call, |call, model, loaded| {
@@ -138,10 +136,10 @@ fn seed(spec: &str) -> Result<Seed> {
         }
         _ => match spec.parse() {
             Ok(number) => Seed::Fill(number),
-            Err(_) => super::usage(
-                "grad",
-                format!("'{spec}' is no seed: it is ones, a number, input, input:NAME, tensor:NAME or file:PATH"),
-            ),
+            Err(_) => {
+                let kinds = "ones, a number, input, input:NAME, tensor:NAME or file:PATH";
+                return Err(super::usage("grad", format!("'{spec}' is no seed: it is {kinds}")));
+            }
         },
     })
 }

@@ -1,5 +1,6 @@
 //! `inspect`: what a model holds, and what stands in the way of its gradients.
 
+use super::console::Stream;
 use super::table::Table;
 use super::{note, one_line};
 use crate::backward::{Selection, support};
@@ -63,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
         };
         reach.push((selection.name(y), connected, obstacle));
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = Stream::Report;
     if args.json {
         let tensors = |list: &[(String, String)]| {
             list.iter().map(|(name, kind)| json!({ "name": name, "type": kind })).collect::<Vec<_>>()

@@ -3,6 +3,7 @@
 mod attack;
 #[cfg(feature = "validate")]
 mod check;
+pub mod console;
 #[cfg(feature = "validate")]
 mod curve;
 mod derivative;
@@ -29,6 +30,8 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
+
+use console::Stream;
 
 /// tf.gradients for ONNX: appends the nodes that compute derivatives to a model.
 #[derive(Parser)]
@@ -71,19 +74,26 @@ enum Command {
 /// The exit code is 0 for success, 1 where the work failed, 2 for wrong usage (which clap sees to). A reader of stdout that
 /// leaves early, as `head` does, has got what it wanted.
 pub fn run() -> ExitCode {
-    let command = match Cli::try_parse_from(std::env::args_os().map(plain_number)) {
+    run_of(std::env::args_os().collect()).into()
+}
+
+/// The same for arguments that a program gives, the first of which is the command's name.
+pub fn run_of(arguments: Vec<OsString>) -> u8 {
+    console::set_json(&arguments);
+    let command = match Cli::try_parse_from(arguments.into_iter().map(plain_number)) {
         Ok(cli) => cli.command,
-        Err(error) => wrong_usage(&error),
+        Err(error) => return wrong_usage(&error),
     };
-    match dispatch(command).and_then(|()| Ok(io::stdout().flush()?)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe) => {
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            failure::tell(error);
-            ExitCode::FAILURE
-        }
+    match dispatch(command).and_then(|()| Ok(Stream::Report.flush()?)) {
+        Ok(()) => 0,
+        Err(error) if error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe) => 0,
+        Err(error) => match error.downcast_ref() {
+            Some(usage) => wrong_usage(usage),
+            None => {
+                failure::tell(error);
+                1
+            }
+        },
     }
 }
 
@@ -108,7 +118,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut script);
-            Ok(io::stdout().write_all(&script)?)
+            Ok(Stream::Report.write_all(&script)?)
         }
     }
 }
@@ -121,7 +131,7 @@ fn plain_number(argument: OsString) -> OsString {
 
 /// A line on stderr. Where stderr is closed, nobody is left to be told.
 fn note(text: impl Display) {
-    let _ = writeln!(io::stderr(), "{}", one_line(&text.to_string()));
+    let _ = writeln!(Stream::Notes, "{}", one_line(&text.to_string()));
 }
 
 /// Text with its control characters written out: names may hold any, line feeds too.
@@ -133,23 +143,29 @@ fn one_line(text: &str) -> String {
     line
 }
 
-/// Ends the program because of the arguments of a subcommand, as clap does.
-fn usage(subcommand: &str, message: impl Display) -> ! {
+/// What is wrong with the arguments of a subcommand, as clap says it.
+fn usage(subcommand: &str, message: impl Display) -> anyhow::Error {
     let mut command = Cli::command();
     command.build();
     let command = match command.find_subcommand(subcommand) {
         Some(found) => &mut found.clone(),
         None => &mut command,
     };
-    wrong_usage(&command.error(clap::error::ErrorKind::ValueValidation, message))
+    command.error(clap::error::ErrorKind::ValueValidation, message).into()
 }
 
-/// Ends the program with what clap says: wrong usage, or the help and the version that were asked for.
-fn wrong_usage(error: &clap::Error) -> ! {
+/// Prints what clap says, and returns its exit code: wrong usage, or the help and the version that were asked for.
+fn wrong_usage(error: &clap::Error) -> u8 {
+    let text = error.render().to_string();
     if error.use_stderr() {
-        let text = error.render().to_string();
         let message = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
         failure::tell_json(&crate::Error::usage(one_line(message)));
     }
-    error.exit()
+    // Where the streams are closed, nobody is left to be told.
+    let _ = match (console::is_within(), error.use_stderr()) {
+        (false, _) => error.print(),
+        (true, true) => Stream::Notes.write_all(text.as_bytes()),
+        (true, false) => Stream::Report.write_all(text.as_bytes()),
+    };
+    error.exit_code().try_into().unwrap_or(2)
 }

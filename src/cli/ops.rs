@@ -1,5 +1,6 @@
 //! `ops`: the table of operators.
 
+use super::console::Stream;
 use super::table::Table;
 use crate::rules::reference;
 use anyhow::Result;
@@ -20,7 +21,7 @@ pub struct Args {
 
 /// Prints the table.
 pub fn run(args: &Args) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Stream::Report;
     if args.markdown {
         return Ok(out.write_all(reference::markdown().as_bytes())?);
     }

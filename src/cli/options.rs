@@ -1,6 +1,7 @@
 //! The options that commands share which differentiate a model: what of what, where to write it, whether to run it. And
 //! what they do with them: read, write, validate, print.
 
+use super::console::{self, Stream};
 use crate::Error;
 use crate::backward::{Selection, read_functions};
 use crate::onnx::{ModelProto, file};
@@ -205,14 +206,14 @@ impl FileArgs {
         if self.model != Path::new("-") {
             return Ok(Model::load(&self.model)?);
         }
-        let bytes = file::read_stream(std::io::stdin().lock()).context("stdin")?;
+        let bytes = file::read_stream(console::input()).context("stdin")?;
         Ok(Model { proto: file::read_bytes(bytes).context("stdin")?, folder: Some(PathBuf::from(".")) })
     }
 
     /// Writes the model, and the warnings with those that come of it, which are returned.
     pub fn write(&self, model: &Model, mut warnings: Vec<String>) -> Result<Vec<String>> {
         if self.to_stdout() {
-            file::write_to(&model.proto, std::io::stdout().lock())?;
+            file::write_to(&model.proto, Stream::Model)?;
         } else {
             warnings.extend(model.write(&self.output, self.force)?);
         }
@@ -224,11 +225,10 @@ impl FileArgs {
 
     /// Prints the report. The model itself is what goes to stdout where it is asked for there.
     pub fn print(&self, text: &str) -> Result<()> {
-        match self.to_stdout() {
-            true => std::io::stderr().write_all(text.as_bytes())?,
-            false => std::io::stdout().write_all(text.as_bytes())?,
-        }
-        Ok(())
+        // Inside a program a model has a buffer of its own.
+        let beside_model = self.to_stdout() && !console::is_within();
+        let mut stream = if beside_model { Stream::Notes } else { Stream::Report };
+        Ok(stream.write_all(text.as_bytes())?)
     }
 
     fn to_stdout(&self) -> bool {

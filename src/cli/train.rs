@@ -1,5 +1,6 @@
 //! `train`: runs a training step in tract.
 
+use super::console::{self, Stream};
 use super::curve;
 use super::table::Table;
 use crate::training::data::Data;
@@ -107,7 +108,7 @@ pub fn run(args: &Args) -> Result<()> {
         ("held out", history.iter().filter_map(|e| loss(e, &manifest)).collect()),
     ];
     std::fs::write(&curve, curve::svg(&lines)).with_context(|| curve.display().to_string())?;
-    let mut out = std::io::stdout().lock();
+    let mut out = Stream::Report;
     if args.json {
         return Ok(writeln!(out, "{}", json!({ "epochs": history, "checkpoint": checkpoint, "curve": curve }))?);
     }
@@ -145,7 +146,7 @@ struct Bar {
 impl Bar {
     fn new() -> Self {
         let now = Instant::now();
-        Bar { terminal: std::io::stderr().is_terminal(), drawn: now.checked_sub(Duration::from_secs(1)).unwrap_or(now) }
+        Bar { terminal: !console::is_within() && std::io::stderr().is_terminal(), drawn: now.checked_sub(Duration::from_secs(1)).unwrap_or(now) }
     }
 
     fn show(&mut self, event: &Event<'_>) {
@@ -155,7 +156,7 @@ impl Bar {
                     self.drawn = Instant::now();
                     let full = step * 30 / (*steps).max(1);
                     let bar = format!("{}{}", "█".repeat(full), "░".repeat(30 - full.min(30)));
-                    let _ = write!(std::io::stderr(), "\r\x1b[2Kepoch {epoch} {bar} {step}/{steps} loss {loss:.5}");
+                    let _ = write!(Stream::Notes, "\r\x1b[2Kepoch {epoch} {bar} {step}/{steps} loss {loss:.5}");
                 }
             }
             Event::Epoch(e) => {
@@ -169,7 +170,7 @@ impl Bar {
 
     fn clear(&self) {
         if self.terminal {
-            let _ = write!(std::io::stderr(), "\r\x1b[2K");
+            let _ = write!(Stream::Notes, "\r\x1b[2K");
         }
     }
 }

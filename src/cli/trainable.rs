@@ -1,5 +1,6 @@
 //! `trainable`: an inference model into a trainable one.
 
+use super::console::Stream;
 use super::table::Table;
 use crate::Model;
 use crate::training::select::Choice;
@@ -135,7 +136,7 @@ pub fn run(args: &Args) -> Result<()> {
     let model = Model::load(&args.model)?;
     let artifacts = request(args)?.build(&model)?;
     artifacts.write(&args.output, args.force)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = Stream::Report;
     if args.json {
         writeln!(out, "{}", json!({ "folder": args.output, "manifest": artifacts.manifest }))?;
     } else {

@@ -1,0 +1,125 @@
+//! What commands read from and write to: the streams of the process, or buffers where a program runs a command inside itself.
+
+use super::failure;
+use std::cell::RefCell;
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// What a command leaves that a program has run inside itself.
+#[derive(Debug, Default)]
+pub struct Left {
+    /// The exit code: 0 for success, 1 where the work failed, 2 for wrong usage.
+    pub code: u8,
+    /// What it says: its stdout, a model there excepted.
+    pub report: String,
+    /// Warnings and the line of an error: its stderr.
+    pub notes: String,
+    /// The model that it writes for `-o -`.
+    pub model: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Inside {
+    input: Vec<u8>,
+    report: Vec<u8>,
+    notes: Vec<u8>,
+    model: Vec<u8>,
+}
+
+thread_local! {
+    static INSIDE: RefCell<Option<Inside>> = const { RefCell::new(None) };
+    static JSON: RefCell<bool> = const { RefCell::new(false) };
+}
+
+static PROGRAM: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Runs a command line with buffers for streams: `input` is what `-` stands for as a model.
+pub fn run_within(arguments: Vec<OsString>, input: Vec<u8>) -> Left {
+    INSIDE.set(Some(Inside { input, ..Inside::default() }));
+    let code = super::run_of(arguments);
+    let Inside { report, notes, model, .. } = INSIDE.take().unwrap_or_default();
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Left { code, report: text(report), notes: text(notes), model }
+}
+
+/// Says which program, with which first arguments, is this command line, where that is not the running program itself.
+pub fn set_program(program: Vec<OsString>) {
+    let _ = PROGRAM.set(program);
+}
+
+/// The command line in a process of its own.
+///
+/// # Errors
+/// The running program cannot be told.
+pub fn program() -> io::Result<std::process::Command> {
+    let own = || Ok(vec![std::env::current_exe()?.into_os_string()]);
+    let program = PROGRAM.get().cloned().map_or_else(own, io::Result::Ok)?;
+    let (first, rest) = program.split_first().ok_or(io::ErrorKind::NotFound)?;
+    let mut command = std::process::Command::new(PathBuf::from(first));
+    command.args(rest);
+    Ok(command)
+}
+
+/// Keeps in mind whether the arguments ask for JSON, also those that are wrong.
+pub fn set_json(arguments: &[OsString]) {
+    JSON.set(failure::asks(arguments));
+}
+
+/// Whether the arguments ask for JSON.
+pub fn json() -> bool {
+    JSON.with_borrow(|json| *json)
+}
+
+/// Whether a program runs the command inside itself.
+pub fn is_within() -> bool {
+    INSIDE.with_borrow(Option::is_some)
+}
+
+/// Where something goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Results, on stdout.
+    Report,
+    /// All else, on stderr.
+    Notes,
+    /// A model, on stdout.
+    Model,
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let buffered = INSIDE.with_borrow_mut(|inside| {
+            let inside = inside.as_mut()?;
+            let buffer = match self {
+                Stream::Report => &mut inside.report,
+                Stream::Notes => &mut inside.notes,
+                Stream::Model => &mut inside.model,
+            };
+            buffer.extend_from_slice(bytes);
+            Some(bytes.len())
+        });
+        match (buffered, self) {
+            (Some(count), _) => Ok(count),
+            (None, Stream::Notes) => io::stderr().write(bytes),
+            (None, _) => io::stdout().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match (is_within(), self) {
+            (true, _) => Ok(()),
+            (false, Stream::Notes) => io::stderr().flush(),
+            (false, _) => io::stdout().flush(),
+        }
+    }
+}
+
+/// The bytes of the model that `-` stands for.
+pub fn input() -> Box<dyn Read> {
+    match INSIDE.with_borrow_mut(|inside| inside.as_mut().map(|i| std::mem::take(&mut i.input))) {
+        Some(bytes) => Box::new(io::Cursor::new(bytes)),
+        None => Box::new(io::stdin()),
+    }
+}
