@@ -67,7 +67,8 @@ impl SampleArgs {
 /// Reads, differentiates, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
     if !args.call.has_xs() && !args.lower {
-        let message = "no xs are given: name tensors with --xs, or take --params or --inputs; or --lower the model's own";
+        let message =
+            "no xs are given: name tensors with --xs, or take --params or --inputs; or --lower the model's own";
         return Err(super::usage("grad", message));
     }
     if let Some(axis) = args.samples.per_sample {

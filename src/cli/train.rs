@@ -146,7 +146,10 @@ struct Bar {
 impl Bar {
     fn new() -> Self {
         let now = Instant::now();
-        Bar { terminal: !console::is_within() && std::io::stderr().is_terminal(), drawn: now.checked_sub(Duration::from_secs(1)).unwrap_or(now) }
+        Bar {
+            terminal: !console::is_within() && std::io::stderr().is_terminal(),
+            drawn: now.checked_sub(Duration::from_secs(1)).unwrap_or(now),
+        }
     }
 
     fn show(&mut self, event: &Event<'_>) {
