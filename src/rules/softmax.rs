@@ -30,6 +30,11 @@ pub const RULES: &[Rule] = &[
         .in_float32()
         .until(12)
         .note("the sum is over all axes from the given one on"),
+    rule("BiasSoftmax", "of x + bias: dx = (dy - Σ dy y) y, dbias = Σ dx", &[Broadcast(biased), Broadcast(biased)])
+        .attributes("axis is_inner_broadcast")
+        .domain("com.microsoft")
+        .in_float32()
+        .note("the sum is over all axes from the given one on"),
     rule("Hardmax", "none", &[Stop("piecewise constant, as in TensorFlow")]).facts(same).attributes("axis"),
 ];
 
@@ -43,6 +48,10 @@ fn flattened(c: &Call<'_>) -> Result<Vec<usize>> {
 fn softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {
     let (y, dy) = (finite(c), c.dy());
     (dy - (dy * y).sum(axes)) * y
+}
+
+fn biased<'g>(c: &Call<'g>) -> Expr<'g> {
+    c.builder().attempt(|| Ok(softmax(c, &flattened(c)?)))
 }
 
 fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {

@@ -9,6 +9,7 @@ const MICROSOFT: &str = "com.microsoft";
 
 pub const ROWS: &[Row] = &[
     row("BiasAdd", bias_add).domain(MICROSOFT),
+    row("BiasSoftmax", bias_softmax).domain(MICROSOFT),
     row("BiasSplitGelu", bias_split_gelu).domain(MICROSOFT),
     row("CDist", distances).domain(MICROSOFT),
     row("EmbedLayerNormalization", embed_layer).domain(MICROSOFT),
@@ -92,6 +93,21 @@ fn embed_layer(c: &Call) -> Result<Vec<Array>> {
 fn bias_add(c: &Call) -> Result<Vec<Array>> {
     let (x, bias, skip) = (c.x()?, c.input(1)?, c.input(2)?);
     Ok(vec![Array::from_fn(&x.dims, |i| x.at(i) + bias.broadcast_at(i) + skip.broadcast_at(i))?])
+}
+
+/// The sum of x and the bias, all axes from the given one on as one: exponentials, divided by their sum.
+fn bias_softmax(c: &Call) -> Result<Vec<Array>> {
+    let (x, bias) = (c.x()?, c.input(1)?);
+    let axis = c.int("axis", 1);
+    let axis = usize::try_from(if axis < 0 { axis + x.rank() as i64 } else { axis })?;
+    let mut y = Array::from_fn(&x.dims, |i| x.at(i) + bias.broadcast_at(i))?;
+    let size: usize = x.dims.iter().skip(axis).product();
+    for row in y.values.chunks_exact_mut(size.max(1)) {
+        let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = row.iter().map(|v| (v - largest).exp()).sum();
+        row.iter_mut().for_each(|v| *v = (*v - largest).exp() / sum);
+    }
+    Ok(vec![y])
 }
 
 /// The first half of the channels times Gelu of the second, after a bias.
