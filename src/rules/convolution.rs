@@ -45,6 +45,12 @@ pub const RULES: &[Rule] = &[
         .attributes("activation")
         .weights(&[1, 2])
         .layer(),
+    rule("NhwcConv", "those of Conv, the channels of x, w and y being their last axis", &[Through(channels_last)])
+        .facts(channels_last_facts)
+        .attributes("auto_pad dilations group kernel_shape pads strides")
+        .weights(&[1, 2])
+        .layer()
+        .domain("com.microsoft"),
     rule("Col2Im", "dx = the blocks of dy", &[Try(blocks), Stop("shapes")])
         .facts(facts::col2im)
         .attributes("dilations pads strides"),
@@ -125,6 +131,23 @@ fn causal<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     Ok(vec![Some(y), c.output(1).map(|_| state)])
 }
 
+/// The order of axes that brings the last one behind the first, and the one that takes it back.
+fn channels_to_front(rank: usize) -> (Vec<usize>, Vec<usize>) {
+    let last = rank.saturating_sub(1);
+    let front = [0, last].into_iter().chain(1..last).collect();
+    (front, std::iter::once(0).chain(2..rank).chain([1]).collect())
+}
+
+fn channels_last<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
+    let (x, w) = (c.x(), c.input(1));
+    let rank = x.rank()?;
+    ensure!(rank > 2, "an image of {rank} axes");
+    let (front, back) = channels_to_front(rank);
+    let attributes = c.attributes(&["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"]);
+    let y = x.transpose(&front).conv_of(w.transpose(&front), attributes).transpose(&back);
+    Ok(vec![Some(c.opt(2).map_or(y, |bias| y + bias))])
+}
+
 fn blocks<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy, block) = (c.x(), c.dy(), c.input(2));
     let Some(known) = block.ints() else { return computed_blocks(c, block) };
@@ -158,4 +181,20 @@ fn causal_convolution(c: &Known) -> Result<Vec<Fact>> {
     let reach = c.dims().sub(at(c, c.shape(1), 2), 1.into());
     let state = vec![at(c, c.shape(0), 0), at(c, c.shape(0), 1), reach];
     Ok(vec![c.like(0), tensor(c.element(0), Some(state))])
+}
+
+/// Those of a convolution whose channels come first.
+fn channels_last_facts(c: &Known) -> Result<Vec<Fact>> {
+    let ordered = |fact: &Fact, front: bool| {
+        let shape = fact.shape.as_deref().map(|shape| {
+            let (to_front, back) = channels_to_front(shape.len());
+            let order = if front { to_front } else { back };
+            order.into_iter().filter_map(|axis| shape.get(axis).copied()).collect()
+        });
+        Fact { value: None, ..Fact::tensor(fact.element, shape) }
+    };
+    let [x, w] = [0, 1].map(|i| c.input(i).map(|fact| ordered(fact, true)));
+    let inputs = [x.as_ref(), w.as_ref()];
+    let y = convolution(&Known { op: c.op, inputs: &inputs }, 0, 1, c.element(0).or(c.element(1)))?;
+    Ok(y.iter().map(|fact| ordered(fact, false)).collect())
 }

@@ -10,6 +10,8 @@ use crate::onnx::ElementType;
 
 const DRAWN: &[Slot] = &[Stop("what is drawn does not follow it smoothly")];
 const DTYPE: &[(&str, Option<ElementType>)] = &[("dtype", Some(ElementType::Float))];
+const RATIO: &str = "the ratio is a constant";
+const MODE: &str = "the mode is a truth value";
 const SHAPE: &[Slot] = &[Stop("only its shape matters")];
 
 /// The rows.
@@ -22,12 +24,29 @@ pub const RULES: &[Rule] = &[
     rule(
         "Dropout",
         "dx = dy / (1 - ratio) where the mask holds; dy in inference",
-        &[Formula(dropout), Stop("the ratio is a constant"), Stop("the mode is a truth value")],
+        &[Formula(|c| dropout(c, 1, 2)), Stop(RATIO), Stop(MODE)],
     )
     .facts(facts::dropout)
     .random(Random::Where(2))
     .since(12)
     .attributes("seed")
+    .note("the mask is the forward node's own"),
+    rule(
+        "BiasDropout",
+        "of x + bias: dx = dy / (1 - ratio) where the mask holds, dy in inference; dbias = Σ dx, dresidual = dy",
+        &[
+            Formula(|c| dropout(c, 3, 4)),
+            Broadcast(|c| dropout(c, 3, 4)),
+            Broadcast(|c| c.dy()),
+            Stop(RATIO),
+            Stop(MODE),
+        ],
+    )
+    .facts(facts::masked)
+    .random(Random::Where(4))
+    .weights(&[1])
+    .attributes("seed")
+    .domain("com.microsoft")
     .note("the mask is the forward node's own"),
     rule("Bernoulli", "none", DRAWN).facts(facts::like).random(Random::Always).types(&[("dtype", None)]),
     rule("Multinomial", "none", DRAWN).facts(facts::multinomial).random(Random::Always),
@@ -46,10 +65,10 @@ pub const RULES: &[Rule] = &[
 ];
 
 /// In inference the mask holds everywhere, and nothing is scaled.
-fn dropout<'g>(c: &Call<'g>) -> Expr<'g> {
+fn dropout<'g>(c: &Call<'g>, ratio: usize, training: usize) -> Expr<'g> {
     let dy = c.dy();
-    let Some(training) = c.opt(2).filter(|t| t.constant() != Some(0.0)) else { return dy };
-    let ratio = c.opt(1).map_or(dy.like(0.5), |ratio| ratio.cast_like(dy));
+    let Some(training) = c.opt(training).filter(|t| t.constant() != Some(0.0)) else { return dy };
+    let ratio = c.opt(ratio).map_or(dy.like(0.5), |ratio| ratio.cast_like(dy));
     if ratio.parameter() == Some(0.0) {
         return dy;
     }

@@ -283,6 +283,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         attention::contributed::RULES,
         attention::flex::RULES,
         attention::linear::RULES,
+        attention::position::RULES,
         attention::rotary::RULES,
         contributed::RULES,
         control::RULES,

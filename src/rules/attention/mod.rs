@@ -6,6 +6,7 @@
 pub mod contributed;
 pub mod flex;
 pub mod linear;
+pub mod position;
 pub mod rotary;
 
 mod facts;

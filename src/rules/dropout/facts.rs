@@ -26,3 +26,8 @@ pub fn dropout(c: &Known) -> Result<Vec<Fact>> {
     let mask = if c.op.version < 10 { c.element(0) } else { Some(ElementType::Bool) };
     Ok(vec![c.like(0), Fact { element: mask, ..c.like(0) }])
 }
+
+/// The mask is boolean.
+pub fn masked(c: &Known) -> Result<Vec<Fact>> {
+    Ok(vec![c.like(0), Fact { element: Some(ElementType::Bool), ..c.like(0) }])
+}

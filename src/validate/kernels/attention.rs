@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 const MICROSOFT: &str = "com.microsoft";
 
 pub const ROWS: &[Row] = &[
+    row("GatedRelativePositionBias", gated_bias).domain("com.microsoft"),
+    row("RelativePositionBias", position_bias).domain("com.microsoft"),
     row("Attention", attention),
     row("FlexAttention", flex).domain("ai.onnx.preview"),
     row("Attention", packed).domain(MICROSOFT),
@@ -434,4 +436,47 @@ fn causal_conv(c: &Call) -> Result<Vec<Array>> {
     })?;
     let state = Array::from_fn(&[x.dim(0), x.dim(1), before], |i| all.at(&[i[0], i[1], i[2] + x.dim(2)]))?;
     Ok(vec![y, state])
+}
+
+/// The bucket of a distance: one each for short ones, then as many for each factor of the same size.
+fn bucket(ahead: i64, buckets: i64, both: bool, furthest: i64) -> i64 {
+    let (buckets, first) = if both { (buckets / 2, if ahead > 0 { buckets / 2 } else { 0 }) } else { (buckets, 0) };
+    let distance = if both { ahead.abs() } else { (-ahead).max(0) };
+    let exact = buckets / 2;
+    if distance < exact {
+        return first + distance;
+    }
+    let factor = (distance as f64 / exact as f64).ln() / (furthest as f64 / exact as f64).ln();
+    first + (exact + (factor * (buckets - exact) as f64) as i64).min(buckets - 1)
+}
+
+/// For each head, query and key the table's entry for how far the key lies ahead.
+fn position_bias(c: &Call) -> Result<Vec<Array>> {
+    let table = c.x()?;
+    let size = |i: usize| Ok::<_, anyhow::Error>(c.input(i)?.values.first().copied().unwrap_or(0.0) as usize);
+    let (both, furthest) = (c.int("is_bidirectional", 0) != 0, c.int("max_distance", 0));
+    let y = Array::from_fn(&[1, table.dim(1), size(1)?, size(2)?], |i| {
+        let row = bucket(i[3] as i64 - i[2] as i64, table.dim(0) as i64, both, furthest);
+        table.at_or_zero(&[row, i[1] as i64])
+    })?;
+    Ok(vec![y])
+}
+
+/// Places that two gates of the query scale: each is the sigmoid of the sum of half of what a linear layer makes of it.
+fn gated_bias(c: &Call) -> Result<Vec<Array>> {
+    let (query, bias, places, w, b, scale) = (c.x()?, c.input(1)?, c.input(2)?, c.input(3)?, c.input(4)?, c.input(5)?);
+    let (size, gates) = (w.dim(0), w.dim(1));
+    let y = Array::from_fn(&[query.dim(0), places.dim(1), places.dim(2), places.dim(3)], |i| {
+        let (n, head, t, k) = (i[0], i[1], i[2], i[3]);
+        let gate = |columns: std::ops::Range<usize>| {
+            let column = |j: usize| {
+                let of = |d: usize| query.at(&[n, t, head * size + d]) + bias.values[head * size + d];
+                (0..size).map(|d| of(d) * w.at(&[d, j])).sum::<f64>() + b.values[j]
+            };
+            1.0 / (1.0 + (-columns.map(column).sum::<f64>()).exp())
+        };
+        let (u, r) = (gate(0..gates / 2), gate(gates / 2..gates));
+        (u * (r * scale.at(&[0, head, 0, 0]) - 1.0) + 2.0) * places.at(&[0, head, t, k])
+    })?;
+    Ok(vec![y])
 }

@@ -18,6 +18,7 @@ pub const ROWS: &[Row] = &[
     row("GroupNorm", group_norm).domain(MICROSOFT),
     row("Inverse", inverse).domain(MICROSOFT),
     row("MoE", mixture).domain(MICROSOFT),
+    row("NhwcConv", channels_last).domain(MICROSOFT),
     row("SkipGroupNorm", group_norm).domain(MICROSOFT),
 ];
 
@@ -57,6 +58,18 @@ fn fused_conv(c: &Call) -> Result<Vec<Array>> {
         activation(sum)
     })?;
     Ok(vec![y])
+}
+
+/// As above without what follows the convolution, of tensors whose channels are their last axis.
+fn channels_last(c: &Call) -> Result<Vec<Array>> {
+    let (x, w) = (c.x()?, c.input(1)?);
+    ensure!(x.rank() == w.rank() && x.rank() > 2, "an image and weights");
+    let last = x.rank() - 1;
+    let front: Vec<usize> = [0, last].into_iter().chain(1..last).collect();
+    let inputs = vec![Some(x.transposed(&front)?), Some(w.transposed(&front)?), c.opt(2).cloned()];
+    let call = Call { node: c.node, opset: c.opset, inputs, types: c.types.clone(), body: c.body };
+    let back: Vec<usize> = std::iter::once(0).chain(2..=last).chain([1]).collect();
+    fused_conv(&call)?.iter().map(|y| y.transposed(&back)).collect()
 }
 
 /// Words, positions and segments are looked up, added, and normalized along the last axis.

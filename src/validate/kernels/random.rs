@@ -7,6 +7,7 @@ use crate::validate::edit::BEFORE;
 use anyhow::{Context, Result};
 
 pub const ROWS: &[Row] = &[
+    row("BiasDropout", bias_dropout).domain("com.microsoft"),
     row("Bernoulli", |c| {
         let mut random = generator(c);
         Ok(vec![c.x()?.map_with(|p| f64::from(random.f64() < p)).of(c.element("dtype", Element::Like(0)))])
@@ -52,10 +53,23 @@ fn drawn(c: &Call, draw: fn(&Call, &mut fastrand::Rng) -> f64) -> Result<Vec<Arr
 
 /// Its mask is the second output. Before opset 12 nothing is dropped.
 fn dropout(c: &Call) -> Result<Vec<Array>> {
-    let x = c.x()?;
+    dropped(c, c.x()?, 1, 2)
+}
+
+/// The same of x + bias, and a residual is added to what is left.
+fn bias_dropout(c: &Call) -> Result<Vec<Array>> {
+    let (x, bias) = (c.x()?, c.input(1)?);
+    let mut outputs = dropped(c, &Array::from_fn(&x.dims, |i| x.at(i) + bias.broadcast_at(i))?, 3, 4)?;
+    if let (Some(residual), Some(y)) = (c.opt(2), outputs.first_mut()) {
+        *y = Array::from_fn(&x.dims, |i| y.at(i) + residual.broadcast_at(i))?;
+    }
+    Ok(outputs)
+}
+
+fn dropped(c: &Call, x: &Array, ratio: usize, training: usize) -> Result<Vec<Array>> {
     let number = |i: usize| c.opt(i).and_then(|t| t.values.first().copied());
-    let ratio = number(1).unwrap_or(0.5);
-    let mask = match number(2) {
+    let ratio = number(ratio).unwrap_or(0.5);
+    let mask = match number(training) {
         Some(training) if training != 0.0 && ratio != 0.0 => {
             let mut random = generator(c);
             x.map_with(|_| f64::from(random.f64() >= ratio))
