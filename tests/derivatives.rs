@@ -616,3 +616,38 @@ fn explanations_agree_with_captum_and_clipped_sums_with_opacus() {
         }
     }
 }
+
+/// The models and commands of docs/derivatives.md, in their order, in one folder.
+#[test]
+fn the_documentation_runs() {
+    let home = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(home.join("docs/derivatives.md")).unwrap();
+    let folder = tempfile::TempDir::new().unwrap();
+    std::fs::create_dir(folder.path().join("models")).unwrap();
+    for name in ["cnn", "mlp"] {
+        let file = format!("models/{name}.onnx");
+        std::fs::copy(home.join(&file), folder.path().join(&file)).unwrap();
+    }
+    let mut commands = 0;
+    for block in text.split("\n```").skip(1).step_by(2) {
+        let (head, body) = block.split_once('\n').unwrap();
+        if let Some(file) = head.strip_prefix("onnx ") {
+            model(body).save(folder.path().join(file)).unwrap();
+            continue;
+        }
+        assert_eq!(head, "sh");
+        for line in body.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            assert_eq!(words[0], "onnx-gradients");
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_onnx-gradients"));
+            let output = command.args(&words[1..]).current_dir(folder.path()).output().unwrap();
+            let printed = String::from_utf8_lossy(&output.stdout);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{line}: {said}");
+            let checked = printed.contains("agree with finite differences") || printed.contains("runs in");
+            assert!(checked || line.contains("--no-validate"), "{line}: {printed}");
+            commands += 1;
+        }
+    }
+    assert!(commands >= 20, "{commands}");
+}
