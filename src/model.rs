@@ -5,6 +5,7 @@ use crate::onnx::ModelProto;
 use crate::onnx::file::{self, WriteOptions};
 use crate::onnx::text;
 use anyhow::Result;
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,9 @@ pub struct Model {
     pub proto: ModelProto,
     /// The folder that locations of external data are relative to; `None` for a model that does not come from a file.
     pub folder: Option<PathBuf>,
+    /// The bytes of the file that it was read from, which its weights share. What the model has in common with them is written
+    /// as it was.
+    pub source: Option<Bytes>,
 }
 
 impl Model {
@@ -24,7 +28,8 @@ impl Model {
     /// A file that cannot be read or is no ONNX model.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        Ok(Model { proto: file::read(path)?, folder: Some(file::folder(path).to_owned()) })
+        let (proto, source) = file::read_with_source(path)?;
+        Ok(Model { proto, folder: Some(file::folder(path).to_owned()), source: Some(source) })
     }
 
     /// Writes the model to a file that does not exist yet, all of it or nothing.
@@ -46,7 +51,7 @@ impl Model {
 
     fn written(&self, path: &Path, force: bool) -> Result<Vec<String>> {
         let mut notes = Vec::new();
-        let options = WriteOptions { force, ..WriteOptions::default() };
+        let options = WriteOptions { force, source: self.source.as_ref(), ..WriteOptions::default() };
         let moves =
             |from: &&Path| !file::same_file(from, file::folder(path)) && !file::locations(&self.proto).is_empty();
         match self.folder.as_deref().filter(moves) {
@@ -71,6 +76,6 @@ impl Model {
 
 impl From<ModelProto> for Model {
     fn from(proto: ModelProto) -> Self {
-        Model { proto, folder: None }
+        Model { proto, folder: None, source: None }
     }
 }

@@ -223,7 +223,10 @@ fn large_models_put_their_initializers_beside_them() -> Result<()> {
 
     let mut read = file::read(&path)?;
     assert!(read.graph.as_ref().unwrap().initializer[4].is_external());
-    assert!(error(file::write(&read, &path, WriteOptions { force: true, limit: 100 })).contains("choose another name"));
+    assert!(
+        error(file::write(&read, &path, WriteOptions { force: true, limit: 100, ..Default::default() }))
+            .contains("choose another name")
+    );
     file::load_external(&mut read, folder.path())?;
     for tensor in &read.graph.as_ref().unwrap().initializer[4..] {
         assert_eq!(tensor.floats()?, values);
@@ -375,5 +378,90 @@ fn links_lead_no_data_in_or_out() -> Result<()> {
     fs::remove_file(to.join("sub"))?;
     assert_eq!(file::rebase_external(&mut model, &from, &to, true)?.len(), 1);
     assert_eq!(entries(&to.join("sub")), ["own.bin"]);
+    Ok(())
+}
+
+/// A field of bytes as protobuf writes it.
+fn field(tag: u32, bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut out);
+    prost::encoding::encode_varint(bytes.len() as u64, &mut out);
+    [out, bytes.to_vec()].concat()
+}
+
+/// A file of a newer version, in an order and a spelling of its own: fields that nothing is known of at every level, nodes whose
+/// fields stand from the last to the first, integers that are packed.
+fn strange() -> Vec<u8> {
+    let unknown = |what: &str| field(400, what.as_bytes());
+    let attribute = [field(1, b"perm"), field(8, &[1, 0]), vec![0xa0, 1, 7], unknown("attribute")].concat();
+    let node = |output: &str, input: &str, rest: &[u8]| {
+        [
+            unknown(output),
+            rest.to_vec(),
+            field(4, b"Transpose"),
+            field(2, output.as_bytes()),
+            field(1, input.as_bytes()),
+        ]
+        .concat()
+    };
+    let dim = [vec![8, 2], unknown("dim")].concat();
+    let tensor = |dims: &[u8]| [vec![8, 1], field(2, dims), unknown("tensor type")].concat();
+    let value = |name: &str| {
+        let shape = [field(1, &dim), field(1, &dim)].concat();
+        let r#type = [field(1, &tensor(&shape)), unknown("type")].concat();
+        [unknown("value"), field(2, &r#type), field(1, name.as_bytes())].concat()
+    };
+    let weight = [field(9, &[0; 16]), field(1, &[2, 2]), vec![16, 1], unknown("weight"), field(8, b"w")].concat();
+    let graph = [
+        field(11, &value("x")),
+        unknown("graph"),
+        field(1, &node("h", "x", &field(5, &attribute))),
+        field(5, &weight),
+        field(1, &[field(4, b"MatMul"), field(1, b"h"), field(1, b"w"), field(2, b"y"), unknown("second")].concat()),
+        field(12, &value("y")),
+        field(2, b"g"),
+    ]
+    .concat();
+    let opset = [unknown("opset"), vec![16, 17]].concat();
+    [unknown("model"), field(8, &opset), field(7, &graph), vec![8, 8]].concat()
+}
+
+#[test]
+fn what_a_file_holds_is_written_as_it_was() -> Result<()> {
+    let folder = TempDir::new()?;
+    let [from, same, to] = ["from.onnx", "same.onnx", "to.onnx"].map(|name| folder.path().join(name));
+    let bytes = strange();
+    fs::write(&from, &bytes)?;
+    let model = onnx_gradients::Model::load(&from)?;
+    model.save(&same)?;
+    assert_eq!(fs::read(&same)?, bytes);
+
+    let output = onnx_gradients::Gradients::new(["y"], ["x", "w"]).build(&model)?;
+    output.model.save(&to)?;
+    let written = fs::read(&to)?;
+    assert_eq!(file::read(&to)?, output.model.proto, "it says what the model says");
+    // A byte diff shows additions only: everything is there, in its order, but for the lengths of what has grown.
+    let graph = file::wire::first(&bytes.clone().into(), 7).unwrap();
+    let mut rest = written.as_slice();
+    for part in file::wire::fields(&graph).unwrap() {
+        let at = rest.windows(part.whole.len()).position(|w| w == part.whole).expect("a field of the graph");
+        rest = &rest[at + part.whole.len()..];
+    }
+    for part in file::wire::fields(&bytes.into()).unwrap().iter().filter(|f| f.tag != 7) {
+        assert!(written.windows(part.whole.len()).any(|w| w == part.whole), "a field of the model");
+    }
+
+    // What is changed keeps what is not known of it.
+    let mut changed = output.model.clone();
+    let graph = changed.proto.graph.as_mut().unwrap();
+    graph.node[0].attribute[0].ints = vec![0, 1];
+    graph.initializer[0].raw_data = Some(vec![1; 16].into());
+    graph.node.remove(1);
+    changed.write(&to, true)?;
+    let written = fs::read(&to)?;
+    assert_eq!(file::read(&to)?, changed.proto);
+    for (text, kept) in [("attribute", true), ("weight", true), ("dim", true), ("second", false)] {
+        assert_eq!(written.windows(text.len()).any(|w| w == text.as_bytes()), kept, "{text}");
+    }
     Ok(())
 }

@@ -61,7 +61,7 @@ fn check(case: &Case) -> Result<(), Failed> {
 }
 
 fn compare(case: &Case, output: &Output, inputs: BTreeMap<String, TensorProto>, order: &str) -> Result<(), Failed> {
-    let Model { proto, folder } = &output.model;
+    let Model { proto, folder, .. } = &output.model;
     let options = Options { dims: case.sizes.clone(), inputs, directions: 2, ..Options::default() };
     let validation = validate(proto, folder.as_deref(), &output.record, &options);
     let reason = validation.reason.unwrap_or_default();

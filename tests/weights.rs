@@ -18,7 +18,7 @@ fn parse(body: &str) -> Model {
         let values: Vec<f32> = (0..dims.iter().product()).map(|i: i64| i as f32 * 0.1 + 0.3).collect();
         graph.initializer.push(TensorProto { name: info.name, ..TensorProto::from_float32(&dims, &values) });
     }
-    Model { proto, folder: None }
+    Model::from(proto)
 }
 
 /// The weights of a model, sorted, and the others with why they are none.

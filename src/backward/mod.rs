@@ -16,6 +16,7 @@ mod select;
 pub use accumulate::Aggregation;
 pub use function::read_functions;
 pub use lower::{Lowered, LoweredNode};
+pub use reach::dependencies;
 pub use request::{Gradients, Output, Seed, Unconnected};
 pub(crate) use request::{all_or_errors, names_of};
 pub use select::{Selection, nearest};

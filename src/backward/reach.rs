@@ -1,8 +1,8 @@
 //! Which tensors a gradient can reach: forward from xs through operators that let one pass, and what is missing on the way.
 
-use super::{Pass, lower};
-use crate::expr::Expr;
-use crate::graph::{IdSet, NodeId, Origin, ValueId};
+use super::{Aggregation, Pass, lower};
+use crate::expr::{Builder, Expr};
+use crate::graph::{Graph, IdMap, IdSet, Loaded, NodeId, Origin, ValueId};
 use crate::onnx::FunctionProto;
 use crate::rules::{self, Differentiate, Integers, Rule, Slot};
 use anyhow::{Error, Result};
@@ -189,4 +189,39 @@ impl<'g> Pass<'g> {
         let error = crate::Error::no_gradient(format_args!("no gradient is known for {list}; {remedy}"));
         error.at(&first).with_remedy(Some(remedy)).into()
     }
+}
+
+/// For each y those of `xs` that it depends on by paths that let gradients pass, whether their operators have a row or not; in
+/// the order of the xs. The time is that of a walk over the model for every 64 xs, however many ys there are.
+pub fn dependencies(loaded: Loaded, ys: &[ValueId], xs: &[ValueId]) -> Vec<Vec<ValueId>> {
+    let builder = Builder::new(loaded.graph);
+    let pass = Pass::new(&builder, Aggregation::default(), IdSet::default(), &[]);
+    let nodes = builder.graph().scope(Graph::MAIN).nodes.clone();
+    let live = pass.live(&nodes, xs);
+    let mut steps: Vec<(Vec<ValueId>, Vec<ValueId>)> = Vec::new();
+    for &id in &nodes {
+        let graph = builder.graph();
+        let node = graph.node(id);
+        let sources = [pass.entered(id, &live), pass.live_captures(id, &live)].concat();
+        let outputs: Vec<ValueId> = node.outputs.iter().flatten().copied().filter(|o| live.contains(o)).collect();
+        if !node.stop && !sources.is_empty() && !outputs.is_empty() {
+            steps.push((sources, outputs));
+        }
+    }
+    let mut found = vec![Vec::new(); ys.len()];
+    for block in xs.chunks(64) {
+        let mut bits: IdMap<ValueId, u64> = IdMap::default();
+        for (i, x) in block.iter().enumerate().filter(|(_, x)| live.contains(x)) {
+            *bits.entry(*x).or_default() |= 1 << i;
+        }
+        for (sources, outputs) in &steps {
+            let all = sources.iter().filter_map(|s| bits.get(s)).fold(0, |all, b| all | b);
+            outputs.iter().for_each(|o| *bits.entry(*o).or_default() |= all);
+        }
+        for (y, found) in ys.iter().zip(&mut found) {
+            let reached = bits.get(y).copied().unwrap_or_default();
+            found.extend(block.iter().enumerate().filter(|(i, _)| reached >> i & 1 == 1).map(|(_, x)| *x));
+        }
+    }
+    found
 }

@@ -8,11 +8,13 @@ use crate::graph::write::{self, Request};
 use crate::graph::{self, Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
 use crate::model::Model;
 use crate::onnx::inline::inline_functions;
-use crate::onnx::{ElementType, FunctionProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain};
+use crate::onnx::{
+    ElementType, FunctionProto, GraphProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain,
+};
 use crate::record::{Gradient, Record, SeedOf};
 use crate::rules::{Rule, operators_with};
 use anyhow::{Context, Result, ensure};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 
 /// The gradient that a y starts with.
@@ -305,8 +307,10 @@ impl Gradients {
         let calls = self.calls_on_a_path(&model.proto, &loaded)?;
         if !calls.is_empty() {
             let wanted = |node: &NodeProto| node.output.iter().any(|o| calls.contains(o.as_str()));
+            let notes = inlined_calls(&model.proto, &calls);
             model.proto = inline_functions(&model.proto, &wanted)?;
             loaded = self.load(&model.proto)?;
+            loaded.warnings.extend(notes);
         }
         Ok((model, loaded))
     }
@@ -520,6 +524,31 @@ pub(crate) fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result
         return Err(Error::name(text).with_details_of(&first).into());
     }
     values.try_into().map_err(|_| anyhow::anyhow!("a name could not be resolved"))
+}
+
+/// Says which calls of functions are written as what they compute, by the functions.
+fn inlined_calls(model: &ModelProto, calls: &HashSet<Rc<str>>) -> Vec<String> {
+    fn collect<'a>(graph: &'a GraphProto, calls: &HashSet<Rc<str>>, found: &mut BTreeMap<String, Vec<&'a str>>) {
+        for node in &graph.node {
+            if node.output.iter().any(|o| calls.contains(o.as_str())) {
+                let names = [node.name()].into_iter().chain(node.output.iter().map(String::as_str));
+                let name = names.into_iter().find(|n| !n.is_empty()).unwrap_or_default();
+                found.entry(format!("{}.{}", node.domain(), node.op_type())).or_default().push(name);
+            }
+            node.bodies().for_each(|body| collect(body, calls, found));
+        }
+    }
+    let mut found = BTreeMap::new();
+    model.graph.iter().for_each(|graph| collect(graph, calls, &mut found));
+    let note = |(function, nodes): (String, Vec<&str>)| {
+        let first: Vec<String> = nodes.iter().take(3).map(|n| format!("'{n}'")).collect();
+        let more = if nodes.len() > 3 { format!(" and {} more", nodes.len() - 3) } else { String::new() };
+        format!(
+            "calls of the function {function} are written as its nodes, which have gradients: {}{more}",
+            first.join(", ")
+        )
+    };
+    found.into_iter().map(note).collect()
 }
 
 /// Every name of a tensor or a node, in bodies too: what new names must differ from.

@@ -3,7 +3,7 @@
 use super::console::Stream;
 use super::table::Table;
 use super::{note, one_line};
-use crate::backward::{Selection, support};
+use crate::backward::{Selection, dependencies, support};
 use crate::graph::{Fact, Graph, ValueId};
 use crate::onnx::ElementType;
 use crate::rules;
@@ -54,16 +54,17 @@ pub fn run(args: &Args) -> Result<()> {
     let float = |v: &ValueId| loaded.graph.fact(*v).element.is_some_and(ElementType::is_float);
     let xs: Vec<ValueId> = given.iter().copied().filter(float).chain(parameters).collect();
     let inputs = named(&given);
-    let mut reach = Vec::new();
-    for y in selection.outputs() {
-        let reaching = selection.reaching(&xs, &[y]);
-        let names: Vec<String> = reaching.iter().map(|&x| selection.name(x)).collect();
-        let (connected, obstacle) = match Gradients::new([selection.name(y)], names).build(&model) {
-            Ok(output) => (output.gradients.into_iter().filter(|g| g.name.is_some()).map(|g| g.x).collect(), None),
-            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
-        };
-        reach.push((selection.name(y), connected, obstacle));
-    }
+    let names = |ids: &[ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<String>>();
+    let ys = selection.outputs();
+    let mut obstacles = Obstacles { model: &model, xs: names(&xs), builds: 0, found: Vec::new() };
+    obstacles.find(&names(&ys));
+    let connected = dependencies(rules::load(&model.proto)?, &ys, &xs);
+    let reach: Vec<(String, Vec<String>, Option<String>)> = names(&ys)
+        .into_iter()
+        .zip(connected)
+        .zip(obstacles.found)
+        .map(|((y, connected), obstacle)| (y, if obstacle.is_some() { vec![] } else { names(&connected) }, obstacle))
+        .collect();
     let mut out = Stream::Report;
     if args.json {
         let tensors = |list: &[(String, String)]| {
@@ -104,7 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
         match obstacle {
             Some(obstacle) => writeln!(out, "\n{}", one_line(&format!("{y}: {obstacle}")))?,
             None => {
-                let xs = if connected.is_empty() { "nothing".to_owned() } else { connected.join(", ") };
+                let xs = if connected.is_empty() { "nothing".to_owned() } else { listed(&connected) };
                 writeln!(out, "\n{}", one_line(&format!("{y} depends on {xs}")))?;
             }
         }
@@ -117,6 +118,46 @@ pub fn run(args: &Args) -> Result<()> {
 fn typed(t: &Tensor<'_>) -> String {
     let sizes: Vec<String> = t.value.dims.iter().map(i64::to_string).collect();
     format!("{}[{}]", t.element.name(), sizes.join(", "))
+}
+
+/// What stands in the way of the gradients of ys, which is what the pass itself says.
+struct Obstacles<'a> {
+    model: &'a Model,
+    xs: Vec<String>,
+    builds: usize,
+    /// One for each y that has been asked for.
+    found: Vec<Option<String>>,
+}
+
+impl Obstacles<'_> {
+    /// A whole build tells of one y or of many: where all of a group can be differentiated, each can; else both halves are asked.
+    /// After some builds the ys of a group share what is said of it, since each build takes as long as the model is large.
+    fn find(&mut self, ys: &[String]) {
+        const MOST_BUILDS: usize = 100;
+        if ys.is_empty() {
+            return;
+        }
+        self.builds += 1;
+        let built = Gradients::new(ys.iter().cloned(), self.xs.iter().cloned()).build(self.model);
+        let Some(error) = built.err().map(|error| error.to_string()) else {
+            return self.found.extend(ys.iter().map(|_| None));
+        };
+        if ys.len() == 1 || self.builds >= MOST_BUILDS {
+            return self.found.extend(ys.iter().map(|_| Some(error.clone())));
+        }
+        let (left, right) = ys.split_at(ys.len() / 2);
+        self.find(left);
+        self.find(right);
+    }
+}
+
+/// A list for people: of many names the first.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 50;
+    match names.len().saturating_sub(MOST) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..MOST].join(", ")),
+    }
 }
 
 fn display(graph: &Graph, fact: &Fact) -> String {

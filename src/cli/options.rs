@@ -207,13 +207,14 @@ impl FileArgs {
             return Ok(Model::load(&self.model)?);
         }
         let bytes = file::read_stream(console::input()).context("stdin")?;
-        Ok(Model { proto: file::read_bytes(bytes).context("stdin")?, folder: Some(PathBuf::from(".")) })
+        let proto = file::read_bytes(bytes.clone()).context("stdin")?;
+        Ok(Model { proto, folder: Some(PathBuf::from(".")), source: Some(bytes) })
     }
 
     /// Writes the model, and the warnings with those that come of it, which are returned.
     pub fn write(&self, model: &Model, mut warnings: Vec<String>) -> Result<Vec<String>> {
         if self.to_stdout() {
-            file::write_to(&model.proto, Stream::Model)?;
+            file::write_stream(&model.proto, model.source.as_ref(), Stream::Model)?;
         } else {
             warnings.extend(model.write(&self.output, self.force)?);
         }

@@ -4,7 +4,7 @@ use super::manifest::{self, Manifest};
 use super::state::{self, State};
 use crate::model::Model;
 use crate::onnx::ModelProto;
-use crate::onnx::file::{self, unfinished};
+use crate::onnx::file::{self, WriteOptions, unfinished};
 use anyhow::{Context, Result, ensure};
 use std::fs::rename;
 use std::io;
@@ -43,7 +43,8 @@ impl Artifacts {
         for ((_, model), entry) in self.models.iter().zip(&self.manifest.models) {
             file::write(model, &place.path().join(&entry.file), Default::default())?;
         }
-        file::write(&self.inference.proto, &place.path().join(INFERENCE_FILE), Default::default())?;
+        let options = WriteOptions { source: self.inference.source.as_ref(), ..Default::default() };
+        file::write(&self.inference.proto, &place.path().join(INFERENCE_FILE), options)?;
         state::write(&place.path().join(STATE_FILE), &self.state, None, false)?;
         let text = serde_json::to_string_pretty(&self.manifest)?;
         std::fs::write(place.path().join(manifest::FILE), text + "\n")?;

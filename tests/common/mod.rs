@@ -33,9 +33,10 @@ pub struct Case {
     pub model: ModelProto,
 }
 
-/// A folder of this project.
+/// A folder of this project, also from a crate inside of it.
 pub fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+    let mut places = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|place| place.join(name));
+    places.find(|place| place.exists()).unwrap_or_else(|| name.into())
 }
 
 /// Every case, a file after the other.

@@ -2,6 +2,8 @@
 
 use super::super::proto::{StringStringEntryProto, tensor_proto::DataLocation};
 use super::super::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use super::splice::{self, Content, Item};
+use super::wire;
 use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -18,34 +20,42 @@ pub struct Encoded<'a> {
     external: External<'a>,
 }
 
-#[derive(Default)]
-struct Pieces<'a> {
-    list: Vec<Piece<'a>>,
-    len: u64,
+/// A message, or a part of one.
+#[derive(Default, PartialEq)]
+pub struct Pieces<'a> {
+    /// What is written, one after the other.
+    pub list: Vec<Piece<'a>>,
+    /// The bytes of all.
+    pub len: u64,
 }
 
-enum Piece<'a> {
+/// Some bytes of a file, and where they lie.
+pub enum Piece<'a> {
+    /// Made here.
     Own(Vec<u8>),
+    /// In a buffer that others share.
     Raw(Bytes),
+    /// Little-endian numbers.
     Floats(&'a [f32]),
+    /// A tensor without long lists of bytes or floats.
     Tensor(&'a TensorProto),
 }
 
 /// What goes out into the data file of that name, each with its offset.
 #[derive(Default)]
-struct External<'a> {
+pub struct External<'a> {
     location: Option<&'a str>,
     list: Vec<(u64, Piece<'a>)>,
     len: u64,
 }
 
 impl<'a> Encoded<'a> {
-    /// Prepares a model; with the name of a data file, without the elements of its larger initializers.
-    pub fn new(model: &'a ModelProto, data_file: Option<&'a str>) -> Self {
+    /// Prepares a model; with the name of a data file, without the elements of its larger initializers. What it has in common
+    /// with its `source`, the file that it was read from, is written as there.
+    pub fn new(model: &'a ModelProto, data_file: Option<&'a str>, source: Option<&Bytes>) -> Self {
         let mut external = External { location: data_file, ..External::default() };
-        let mut pieces = Pieces::default();
         // All fields are named, so that one that is added to the schema cannot be forgotten here.
-        pieces.message(&ModelProto {
+        let frame = ModelProto {
             ir_version: model.ir_version,
             opset_import: model.opset_import.clone(),
             producer_name: model.producer_name.clone(),
@@ -58,7 +68,15 @@ impl<'a> Encoded<'a> {
             training_info: model.training_info.clone(),
             functions: Vec::new(),
             configuration: model.configuration.clone(),
-        });
+        };
+        if let Some(source) = source
+            && let Some(pieces) = spliced(&frame, model, source, &mut external)
+        {
+            return Encoded { pieces, external };
+        }
+        let mut external = External { location: data_file, ..External::default() };
+        let mut pieces = Pieces::default();
+        pieces.message(&frame);
         if let Some(graph) = &model.graph {
             pieces.nested(7, graph_pieces(graph, &mut external));
         }
@@ -88,6 +106,30 @@ impl<'a> Encoded<'a> {
         }
         Ok(())
     }
+}
+
+/// The model as changes of its source; `None` where that is none.
+fn spliced<'a>(
+    frame: &ModelProto,
+    model: &'a ModelProto,
+    source: &Bytes,
+    external: &mut External<'a>,
+) -> Option<Pieces<'a>> {
+    let mut items = splice::items(&frame.encode_to_vec().into())?;
+    if let Some(graph) = &model.graph {
+        let mut fields = splice::items(&graph.frame().encode_to_vec().into())?;
+        for node in &graph.node {
+            fields.push(Item { tag: 1, content: Content::Pieces(node_pieces(node, external)) });
+        }
+        for tensor in &graph.initializer {
+            fields.push(Item { tag: 5, content: Content::Pieces(tensor_pieces(tensor, Some(&mut *external))) });
+        }
+        items.push(Item { tag: 7, content: Content::Items(fields) });
+    }
+    for function in &model.functions {
+        items.push(Item { tag: 25, content: Content::Pieces(function_pieces(function)) });
+    }
+    splice::message(wire::Message::named("ModelProto")?, source, items)
 }
 
 impl<'a> External<'a> {
@@ -130,18 +172,41 @@ impl<'a> Pieces<'a> {
         });
     }
 
-    fn nested(&mut self, tag: u32, pieces: Pieces<'a>) {
+    /// A field that holds a message.
+    pub fn nested(&mut self, tag: u32, pieces: Pieces<'a>) {
         self.key(tag, pieces.len);
         pieces.list.into_iter().for_each(|piece| self.push(piece));
     }
 
-    fn push(&mut self, piece: Piece<'a>) {
+    /// All bytes.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        // Writing into a vector fails only where memory ends.
+        let _ = self.list.iter().try_for_each(|piece| piece.write(&mut bytes));
+        bytes
+    }
+
+    /// The next bytes.
+    pub fn push(&mut self, piece: Piece<'a>) {
         match piece {
             Piece::Own(more) => self.own(|bytes| bytes.extend(more)),
             piece => {
                 self.len += piece.len();
                 self.list.push(piece);
             }
+        }
+    }
+}
+
+/// By their bytes: zeros of both signs differ, and what is no number equals itself.
+impl PartialEq for Piece<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Piece::Own(a), Piece::Own(b)) => a == b,
+            (Piece::Raw(a), Piece::Raw(b)) => (a.as_ptr() == b.as_ptr() && a.len() == b.len()) || a == b,
+            (Piece::Floats(a), Piece::Floats(b)) => a.iter().map(|v| v.to_bits()).eq(b.iter().map(|v| v.to_bits())),
+            (Piece::Tensor(a), Piece::Tensor(b)) => a.encode_to_vec() == b.encode_to_vec(),
+            _ => false,
         }
     }
 }
@@ -178,7 +243,8 @@ fn graph_pieces<'a>(graph: &'a GraphProto, external: &mut External<'a>) -> Piece
     pieces
 }
 
-fn function_pieces(function: &FunctionProto) -> Pieces<'_> {
+/// A function.
+pub fn function_pieces(function: &FunctionProto) -> Pieces<'_> {
     let mut pieces = Pieces::default();
     pieces.message(&FunctionProto {
         name: function.name.clone(),
@@ -200,7 +266,8 @@ fn function_pieces(function: &FunctionProto) -> Pieces<'_> {
     pieces
 }
 
-fn node_pieces<'a>(node: &'a NodeProto, external: &mut External<'a>) -> Pieces<'a> {
+/// A node.
+pub fn node_pieces<'a>(node: &'a NodeProto, external: &mut External<'a>) -> Pieces<'a> {
     let mut pieces = Pieces::default();
     if node.attribute.iter().all(|a| a.t.is_none() && a.g.is_none() && a.tensors.is_empty() && a.graphs.is_empty()) {
         pieces.message(node);
@@ -253,7 +320,8 @@ fn attribute_pieces<'a>(a: &'a AttributeProto, external: &mut External<'a>) -> P
     pieces
 }
 
-fn tensor_pieces<'a>(tensor: &'a TensorProto, external: Option<&mut External<'a>>) -> Pieces<'a> {
+/// A tensor, its elements in their own place.
+pub fn tensor_pieces<'a>(tensor: &'a TensorProto, external: Option<&mut External<'a>>) -> Pieces<'a> {
     let mut pieces = Pieces::default();
     let (tag, elements) = match &tensor.raw_data {
         Some(raw) => (9, Piece::Raw(raw.clone())),

@@ -3,8 +3,10 @@
 mod check;
 mod encode;
 mod external;
+mod splice;
 pub(crate) mod unfinished;
 mod visit;
+pub mod wire;
 
 pub use external::{load_external, locations, rebase_external};
 
@@ -29,7 +31,19 @@ const LARGEST: u64 = i32::MAX as u64;
 /// A file that cannot be read or is no ONNX model; tensors whose elements contradict their dimensions; initializers of equal
 /// names; external data outside the model's folder. The message starts with the path.
 pub fn read(path: &Path) -> Result<ModelProto> {
-    read_whole(path).and_then(read_bytes).with_context(|| path.display().to_string())
+    read_with_source(path).map(|(model, _)| model)
+}
+
+/// Reads a model file as [`read`] does, and keeps its bytes, which the model's weights share: for [`WriteOptions::source`].
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_with_source(path: &Path) -> Result<(ModelProto, Bytes)> {
+    let read = || {
+        let bytes = read_whole(path)?;
+        anyhow::Ok((read_bytes(bytes.clone())?, bytes))
+    };
+    read().with_context(|| path.display().to_string())
 }
 
 /// Reads a model from the bytes of a file, as [`read`] does. The raw data of tensors share the bytes.
@@ -112,16 +126,19 @@ pub(crate) fn plain(error: std::io::Error) -> anyhow::Error {
 
 /// How [`write()`] writes.
 #[derive(Clone, Copy, Debug)]
-pub struct WriteOptions {
+pub struct WriteOptions<'a> {
+    /// The bytes of the file that the model was read from. What the model has in common with it is written as there, byte for byte,
+    /// and fields of a newer version of the format, of which nothing is known here, stay.
+    pub source: Option<&'a Bytes>,
     /// Whether an existing file is replaced.
     pub force: bool,
     /// The size in bytes above which initializers go into an external data file. At most, and by default, protobuf's own.
     pub limit: u64,
 }
 
-impl Default for WriteOptions {
+impl Default for WriteOptions<'_> {
     fn default() -> Self {
-        WriteOptions { force: false, limit: LARGEST }
+        WriteOptions { source: None, force: false, limit: LARGEST }
     }
 }
 
@@ -133,7 +150,7 @@ impl Default for WriteOptions {
 /// # Errors
 /// An existing file without `force`; a folder that is not there; references to external data in the very files to be written;
 /// a model that is too large even without its initializers.
-pub fn write(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {
+pub fn write(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Result<()> {
     ensure_writable(path, options.force)?;
     write_files(model, path, options).with_context(|| path.display().to_string())
 }
@@ -152,9 +169,10 @@ pub fn ensure_writable(path: &Path, force: bool) -> Result<()> {
     Err(Error::io(format_args!("{}: {problem}", path.display())).into())
 }
 
-fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result<()> {
+fn write_files(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Result<()> {
+    let source = options.source;
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return write_to(model, File::options().write(true).open(path).map_err(plain)?);
+        return write_stream(model, source, File::options().write(true).open(path).map_err(plain)?);
     }
     let name = path.file_name().and_then(|n| n.to_str()).context("its name is not valid text")?;
     let data_name = format!("{name}.data");
@@ -163,11 +181,11 @@ fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result
         ensure!(!overwritten, "the model has external data in '{location}': choose another name");
     }
     let limit = options.limit.min(LARGEST);
-    let encoded = Encoded::new(model, None);
+    let encoded = Encoded::new(model, None, source);
     if encoded.len() <= limit {
         return replace(path, options.force, |file| encoded.write(file));
     }
-    let encoded = Encoded::new(model, Some(&data_name));
+    let encoded = Encoded::new(model, Some(&data_name), source);
     ensure!(
         encoded.len() <= LARGEST,
         "the model is larger than 2 GB, the limit of protobuf, even without its initializers"
@@ -183,8 +201,16 @@ fn write_files(model: &ModelProto, path: &Path, options: WriteOptions) -> Result
 ///
 /// # Errors
 /// Those of the stream; a model above protobuf's limit of 2 GB.
-pub fn write_to(model: &ModelProto, mut out: impl Write) -> Result<()> {
-    let encoded = Encoded::new(model, None);
+pub fn write_to(model: &ModelProto, out: impl Write) -> Result<()> {
+    write_stream(model, None, out)
+}
+
+/// Writes a model to a stream, what it has in common with its source as there; see [`WriteOptions::source`].
+///
+/// # Errors
+/// Those of [`write_to`].
+pub fn write_stream(model: &ModelProto, source: Option<&Bytes>, mut out: impl Write) -> Result<()> {
+    let encoded = Encoded::new(model, None, source);
     ensure!(encoded.len() <= LARGEST, "the model is larger than 2 GB, the limit of protobuf: write it to a file");
     encoded.write(&mut out)?;
     Ok(out.flush()?)

@@ -1,0 +1,237 @@
+//! Writes a model into the bytes of the file that it was read from: what is as it was keeps its own bytes, fields that no schema
+//! of today knows stay where they stand, and what is new comes behind what there was of its kind.
+//!
+//! A message is held against what the file has in its place. If both say the same it is written as in the file, in whatever
+//! order and spelling of fields that has; if not, the same is done for its fields.
+
+use super::super::proto::{
+    DeviceConfigurationProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto, TensorAnnotation,
+    TrainingInfoProto,
+};
+use super::super::{AttributeProto, FunctionProto, NodeProto, TensorProto, TypeProto, ValueInfoProto};
+use super::encode::{External, Piece, Pieces, function_pieces, node_pieces, tensor_pieces};
+use super::wire::{self, Field, Message};
+use bytes::Bytes;
+use prost::Message as _;
+use std::collections::HashMap;
+
+/// A field that is to be written.
+pub struct Item<'a> {
+    /// Its number.
+    pub tag: u32,
+    /// What it holds.
+    pub content: Content<'a>,
+}
+
+/// What a field holds.
+pub enum Content<'a> {
+    /// A message in pieces.
+    Pieces(Pieces<'a>),
+    /// A message by its fields.
+    Items(Vec<Item<'a>>),
+    /// A field that is written already, with its number.
+    Field(Field),
+}
+
+/// The fields of a message that is written already.
+pub fn items<'a>(bytes: &Bytes) -> Option<Vec<Item<'a>>> {
+    let item = |field: Field| Item { tag: field.tag, content: Content::Field(field) };
+    Some(wire::fields(bytes)?.into_iter().map(item).collect())
+}
+
+/// A message of the given fields in the place of `old`; `None` where that is no message.
+pub fn message<'a>(kind: &Message, old: &Bytes, new: Vec<Item<'a>>) -> Option<Pieces<'a>> {
+    let old = wire::fields(old)?;
+    let mut of_tag: HashMap<u32, Vec<Option<Item<'a>>>> = HashMap::new();
+    let mut order = Vec::new();
+    for item in new {
+        let list = of_tag.entry(item.tag).or_insert_with(|| {
+            order.push(item.tag);
+            Vec::new()
+        });
+        list.push(Some(item));
+    }
+    // Of each field in the file the new one in its place.
+    let mut places: HashMap<u32, Vec<usize>> = HashMap::new();
+    old.iter().enumerate().for_each(|(i, field)| places.entry(field.tag).or_default().push(i));
+    let mut matched: Vec<Option<(usize, bool)>> = vec![None; old.len()];
+    for (tag, new) in &of_tag {
+        let known = kind.field(*tag)?;
+        let places = places.get(tag).map(Vec::as_slice).unwrap_or_default();
+        for (i, place, same) in matching(known, &old, places, new) {
+            matched[place] = Some((i, same));
+        }
+    }
+    let mut out = Pieces::default();
+    let mut written: HashMap<u32, usize> = HashMap::new();
+    for (at, field) in old.iter().enumerate() {
+        let Some(known) = kind.field(field.tag) else {
+            out.push(Piece::Raw(field.whole.clone()));
+            continue;
+        };
+        let Some(new) = of_tag.get_mut(&field.tag) else { continue };
+        let next = written.entry(field.tag).or_default();
+        if let Some((index, same)) = matched[at] {
+            while *next < index {
+                new[*next].take().into_iter().for_each(|item| write(&mut out, item));
+                *next += 1;
+            }
+            let item = new[index].take();
+            *next = index + 1;
+            match item {
+                Some(_) if same => out.push(Piece::Raw(field.whole.clone())),
+                Some(item) => changed(&mut out, known, field, item),
+                None => (),
+            }
+        }
+        let last = places.get(&field.tag).and_then(|places| places.last()) == Some(&at);
+        while last && *next < new.len() {
+            new[*next].take().into_iter().for_each(|item| write(&mut out, item));
+            *next += 1;
+        }
+    }
+    for tag in order {
+        let rest = of_tag.get_mut(&tag).into_iter().flatten();
+        rest.filter_map(Option::take).for_each(|item| write(&mut out, item));
+    }
+    Some(out)
+}
+
+/// The new fields of a number that stand for ones of the file, in the order of both: which, for which, and whether both are the
+/// same.
+fn matching(
+    known: &wire::Known,
+    old: &[Field],
+    places: &[usize],
+    new: &[Option<Item<'_>>],
+) -> Vec<(usize, usize, bool)> {
+    let mut found = Vec::new();
+    let mut next = 0;
+    let mut by_key: Option<HashMap<Bytes, Vec<usize>>> = None;
+    for (i, item) in new.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_ref()?))) {
+        if let Some(&place) = places.get(next)
+            && is_same(known, &old[place], item)
+        {
+            found.push((i, place, true));
+            next += 1;
+            continue;
+        }
+        let by_key = by_key.get_or_insert_with(|| {
+            let mut map: HashMap<Bytes, Vec<usize>> = HashMap::new();
+            for (n, &place) in places.iter().enumerate() {
+                let message = known.message().and_then(Message::key);
+                let key = match (known.message(), message) {
+                    (Some(_), Some(key)) => wire::first(&old[place].payload, key).unwrap_or_default(),
+                    _ => old[place].payload.clone(),
+                };
+                map.entry(key).or_default().push(n);
+            }
+            map
+        });
+        let place = match known.repeated {
+            false => places.get(next).map(|_| next),
+            true => key(known, item).and_then(|key| by_key.get(&key)?.iter().copied().find(|&n| n >= next)),
+        };
+        if let Some(n) = place {
+            found.push((i, places[n], is_same(known, &old[places[n]], item)));
+            next = n + 1;
+        }
+    }
+    found
+}
+
+/// What tells a field apart from others of its number.
+fn key(known: &wire::Known, item: &Item<'_>) -> Option<Bytes> {
+    let key = known.message().map(|m| m.key());
+    match (&item.content, key) {
+        (Content::Field(field), None) => Some(field.payload.clone()),
+        (Content::Field(field), Some(key)) => Some(wire::first(&field.payload, key?).unwrap_or_default()),
+        (Content::Pieces(pieces), Some(key)) => match pieces.list.first() {
+            Some(Piece::Own(bytes)) => Some(wire::first(&Bytes::copy_from_slice(bytes), key?).unwrap_or_default()),
+            Some(Piece::Raw(bytes)) => Some(wire::first(bytes, key?).unwrap_or_default()),
+            Some(Piece::Tensor(tensor)) => Some(Bytes::copy_from_slice(tensor.name().as_bytes())),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether a field of the file says what the new one says.
+fn is_same(known: &wire::Known, old: &Field, item: &Item<'_>) -> bool {
+    match &item.content {
+        Content::Items(_) => false,
+        Content::Field(field) if field.whole == old.whole => true,
+        Content::Field(field) => match known.message() {
+            Some(kind) => respelled(kind.name, &old.payload).is_some_and(|bytes| bytes == field.payload),
+            None => false,
+        },
+        Content::Pieces(pieces) => {
+            let payload = || old.payload.clone();
+            known.message().is_some_and(|kind| match kind.name {
+                "NodeProto" => {
+                    NodeProto::decode(payload()).is_ok_and(|m| *pieces == node_pieces(&m, &mut External::default()))
+                }
+                "TensorProto" => TensorProto::decode(payload()).is_ok_and(|m| *pieces == tensor_pieces(&m, None)),
+                "FunctionProto" => FunctionProto::decode(payload()).is_ok_and(|m| *pieces == function_pieces(&m)),
+                _ => false,
+            })
+        }
+    }
+}
+
+/// A small message as this library writes it, without what it does not know.
+fn respelled(kind: &str, bytes: &Bytes) -> Option<Vec<u8>> {
+    let bytes = bytes.clone();
+    Some(match kind {
+        "AttributeProto" => AttributeProto::decode(bytes).ok()?.encode_to_vec(),
+        "DeviceConfigurationProto" => DeviceConfigurationProto::decode(bytes).ok()?.encode_to_vec(),
+        "FunctionProto" => FunctionProto::decode(bytes).ok()?.encode_to_vec(),
+        "NodeProto" => NodeProto::decode(bytes).ok()?.encode_to_vec(),
+        "OperatorSetIdProto" => OperatorSetIdProto::decode(bytes).ok()?.encode_to_vec(),
+        "SparseTensorProto" => SparseTensorProto::decode(bytes).ok()?.encode_to_vec(),
+        "StringStringEntryProto" => StringStringEntryProto::decode(bytes).ok()?.encode_to_vec(),
+        "TensorAnnotation" => TensorAnnotation::decode(bytes).ok()?.encode_to_vec(),
+        "TensorProto" => TensorProto::decode(bytes).ok()?.encode_to_vec(),
+        "TrainingInfoProto" => TrainingInfoProto::decode(bytes).ok()?.encode_to_vec(),
+        "TypeProto" => TypeProto::decode(bytes).ok()?.encode_to_vec(),
+        "ValueInfoProto" => ValueInfoProto::decode(bytes).ok()?.encode_to_vec(),
+        _ => return None,
+    })
+}
+
+/// Writes a new field in the place of one that says something else.
+fn changed<'a>(out: &mut Pieces<'a>, known: &wire::Known, old: &Field, item: Item<'a>) {
+    let Some(kind) = known.message() else { return write(out, item) };
+    let (whole, fields) = match item.content {
+        Content::Items(items) => {
+            return match wire::fields(&old.payload).is_some() {
+                true => message(kind, &old.payload, items).into_iter().for_each(|m| out.nested(item.tag, m)),
+                false => write(out, Item { tag: item.tag, content: Content::Items(items) }),
+            };
+        }
+        Content::Field(field) => (field.whole.clone(), items(&field.payload)),
+        Content::Pieces(pieces) => {
+            let payload: Bytes = pieces.to_vec().into();
+            let mut whole = Pieces::default();
+            whole.nested(item.tag, Pieces { len: payload.len() as u64, list: vec![Piece::Raw(payload.clone())] });
+            (whole.to_vec().into(), items(&payload))
+        }
+    };
+    match fields.and_then(|fields| message(kind, &old.payload, fields)) {
+        Some(merged) => out.nested(item.tag, merged),
+        None => out.push(Piece::Raw(whole)),
+    }
+}
+
+/// Writes a new field.
+fn write<'a>(out: &mut Pieces<'a>, item: Item<'a>) {
+    match item.content {
+        Content::Field(field) => out.push(Piece::Raw(field.whole)),
+        Content::Pieces(pieces) => out.nested(item.tag, pieces),
+        Content::Items(items) => {
+            let mut pieces = Pieces::default();
+            items.into_iter().for_each(|item| write(&mut pieces, item));
+            out.nested(item.tag, pieces);
+        }
+    }
+}
