@@ -125,9 +125,18 @@ impl<'g> Expr<'g> {
     }
 
     /// A slice that takes all is nothing.
-    pub(in crate::expr) fn simplify_slice(self, starts: Expr<'g>, ends: Expr<'g>, steps: Expr<'g>) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn simplify_slice(
+        self,
+        axes: Expr<'g>,
+        starts: Expr<'g>,
+        ends: Expr<'g>,
+        steps: Expr<'g>,
+    ) -> Option<Expr<'g>> {
+        let (axes, ends) = (axes.ints()?, ends.ints()?);
+        let size = |axis: i64| self.known_dim(self.axis(axis).ok()?);
+        let whole = |(&axis, &end): (&i64, &i64)| end == i64::MAX || size(axis).is_some_and(|n| end >= n);
         let all = |list: Expr<'g>, n: i64| list.ints().is_some_and(|list| list.iter().all(|&i| i == n));
-        (all(starts, 0) && all(ends, i64::MAX) && all(steps, 1)).then_some(self)
+        (all(starts, 0) && all(steps, 1) && axes.iter().zip(&ends).all(whole)).then_some(self)
     }
 
     /// Nothing where the shape stays the same, one reshape in place of two.

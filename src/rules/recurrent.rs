@@ -1,10 +1,10 @@
-//! RNN, GRU and LSTM: the products with the input weights in one piece for the whole sequence, and a Scan over the rest.
+//! RNN, GRU and LSTM: what all steps compute in one piece for the whole sequence, and a Scan over what goes from step to step.
 
 use super::Slot::*;
 use super::properties::Counts::Length;
 use super::properties::{Axis, Index, read};
 use super::quantization::{INTEGERS, MICROSOFT, Steps};
-use super::{Call, Rule, rule};
+use super::{Call, Cotangents, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::facts::{Known, at, tensor};
 use crate::graph::{Dim, Fact};
@@ -19,7 +19,11 @@ const STEPS: &[Index] = &[read(4, Length(0, Axis::Named("layout", 0)))];
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("RNN", "through Hₜ = f(Xₜ Wᵀ + Hₜ₋₁ Rᵀ + b)", &[Through(|c| recurrent(c, RNN))])
+    rule(
+        "RNN",
+        "of Hₜ = f(A), A = Xₜ Wᵀ + Hₜ₋₁ Rᵀ + b: dA = dHₜ f', dHₜ₋₁ = dA R, dX = dA W, dW = dAᵀ X, dR = dAᵀ Hₜ₋₁, db = Σ dA",
+        &[Together(|c| recurrent(c, RNN))],
+    )
         .facts(facts)
         .attributes(ATTRIBUTES)
         .weights(&[1, 2, 3])
@@ -27,8 +31,8 @@ pub const RULES: &[Rule] = &[
         .layer(),
     rule(
         "GRU",
-        "through Hₜ = (1 - z) h + z Hₜ₋₁ with gates z, r and h of Xₜ and Hₜ₋₁",
-        &[Through(|c| recurrent(c, GRU))],
+        "as RNN, of Hₜ = (1 - z) h + z Hₜ₋₁ with gates z, r and h of Xₜ and Hₜ₋₁",
+        &[Together(|c| recurrent(c, GRU))],
     )
     .facts(facts)
     .attributes(ATTRIBUTES)
@@ -37,8 +41,8 @@ pub const RULES: &[Rule] = &[
     .layer(),
     rule(
         "LSTM",
-        "through Cₜ = f Cₜ₋₁ + i c, Hₜ = o h(Cₜ) with gates i, o, f and c of Xₜ and Hₜ₋₁",
-        &[Through(|c| recurrent(c, LSTM))],
+        "as RNN, of Cₜ = f Cₜ₋₁ + i c, Hₜ = o h(Cₜ) with gates i, o, f and c of Xₜ and Hₜ₋₁",
+        &[Together(|c| recurrent(c, LSTM))],
     )
     .facts(facts)
     .attributes(ATTRIBUTES)
@@ -49,17 +53,17 @@ pub const RULES: &[Rule] = &[
         "DynamicQuantizeLSTM",
         "those of an LSTM with the weights that the integers stand for",
         &[
-            Through(quantized_lstm),
-            Through(quantized_lstm),
-            Through(quantized_lstm),
-            Through(quantized_lstm),
+            Together(quantized_lstm),
+            Together(quantized_lstm),
+            Together(quantized_lstm),
+            Together(quantized_lstm),
             Stop("lengths"),
-            Through(quantized_lstm),
-            Through(quantized_lstm),
-            Through(quantized_lstm),
-            Through(quantized_lstm),
+            Together(quantized_lstm),
+            Together(quantized_lstm),
+            Together(quantized_lstm),
+            Together(quantized_lstm),
             INTEGERS,
-            Through(quantized_lstm),
+            Together(quantized_lstm),
             INTEGERS,
         ],
     )
@@ -75,83 +79,241 @@ pub const RULES: &[Rule] = &[
 
 /// What tells the three operators apart.
 struct Kind {
-    gates: usize,
+    gates: i64,
     activations: &'static [&'static str],
     cell: bool,
-    /// The nonlinear part of a step: the new states from the gates' inputs and the states before.
-    step: for<'g> fn(&Unit<'g>, Expr<'g>, &[Expr<'g>]) -> Result<Vec<Expr<'g>>>,
+    adjoint: for<'g> fn(&Unit<'_, 'g>) -> Result<Adjoint<'g>>,
 }
 
-const RNN: Kind = Kind { gates: 1, activations: &["Tanh"], cell: false, step: rnn_step };
-const GRU: Kind = Kind { gates: 3, activations: &["Sigmoid", "Tanh"], cell: false, step: gru_step };
-const LSTM: Kind = Kind { gates: 4, activations: &["Sigmoid", "Tanh", "Tanh"], cell: true, step: lstm_step };
+const RNN: Kind = Kind { gates: 1, activations: &["Tanh"], cell: false, adjoint: rnn };
+const GRU: Kind = Kind { gates: 3, activations: &["Sigmoid", "Tanh"], cell: false, adjoint: gru };
+const LSTM: Kind = Kind { gates: 4, activations: &["Sigmoid", "Tanh", "Tanh"], cell: true, adjoint: lstm };
 
-/// The weights and functions of one direction.
-struct Unit<'g> {
+/// One direction: its weights and functions, and all of its steps, `[steps, batch, ...]`.
+struct Unit<'c, 'g> {
+    c: &'c Call<'g>,
     hidden: i64,
-    /// `[hidden, gates hidden]`
+    /// X Wᵀ with all biases that are added to it: `[steps, batch, gates hidden]`.
+    gates: Expr<'g>,
+    /// Hₜ₋₁ of every step.
+    before: Expr<'g>,
+    /// `[gates hidden, hidden]`
     recurrent: Expr<'g>,
     /// Of the recurrent product of a GRU's candidate, where it is reset after the product: `[hidden]`.
     recurrent_bias: Option<Expr<'g>>,
     /// Of the input, output and forget gate: `[hidden]`.
     peepholes: Option<[Expr<'g>; 3]>,
+    /// C₀
+    cell: Option<Expr<'g>>,
+    /// What arrives at every step's H from outside.
+    dy: Option<Expr<'g>>,
+    /// What arrives at the last states.
+    last: Vec<Expr<'g>>,
+    /// Ones in the steps of a sequence, zeros behind its end: `[steps, batch, 1]`.
+    valid: Option<Expr<'g>>,
+    reverse: bool,
     activations: Vec<Activation>,
     clip: Option<f64>,
     reset_after: bool,
     coupled: bool,
 }
 
-impl<'g> Unit<'g> {
+/// What a direction's parts get.
+struct Adjoint<'g> {
+    /// The gates, as far as X W has a part in them.
+    gates: Expr<'g>,
+    /// The rows of R, each with the factors that its product has: the gradient of the product, and what R is multiplied with.
+    recurrent: Vec<[Expr<'g>; 2]>,
+    recurrent_bias: Option<Expr<'g>>,
+    peepholes: Option<[Expr<'g>; 3]>,
+    /// The initial states.
+    states: Vec<Expr<'g>>,
+}
+
+impl<'g> Unit<'_, 'g> {
     fn activate(&self, i: usize, x: Expr<'g>) -> Result<Expr<'g>> {
         let x = self.clip.map_or(x, |limit| x.clamp(-limit, limit));
-        self.activations.get(i).context("an activation is missing")?.apply(x)
+        self.activation(i)?.apply(x)
     }
 
-    fn split(&self, x: Expr<'g>, gates: usize) -> Vec<Expr<'g>> {
-        x.split(1, &vec![self.hidden; gates])
+    fn activation(&self, i: usize) -> Result<&Activation> {
+        self.activations.get(i).context("an activation is missing")
+    }
+
+    /// The activation and its slope.
+    fn local(&self, i: usize, x: Expr<'g>) -> Result<[Expr<'g>; 2]> {
+        let y = self.activate(i, x)?;
+        self.slope(y, x)
+    }
+
+    /// A function of single elements, and its slope.
+    fn slope(&self, y: Expr<'g>, x: Expr<'g>) -> Result<[Expr<'g>; 2]> {
+        let slopes = self.c.differentiate(&[(y, y.ones_like())], &[x])?;
+        Ok([y, slopes.get(&x.id()).copied().unwrap_or_else(|| x.zeros_like())])
+    }
+
+    fn split(&self, x: Expr<'g>, parts: usize) -> Vec<Expr<'g>> {
+        x.split(2, &vec![self.hidden; parts])
+    }
+
+    /// A factor of what a step gives, which is none behind the end of a sequence.
+    fn factor(&self, x: Expr<'g>) -> Expr<'g> {
+        self.valid.map_or(x, |valid| x * valid)
+    }
+
+    /// From the last step to the first: `step` takes what arrives at the states after a step and the slices of `along`, and
+    /// returns what arrives at the states before it, and what is stacked. Behind the end of a sequence the states stay.
+    fn back(
+        &self,
+        along: &[Expr<'g>],
+        step: impl Fn(&[Expr<'g>], &[Expr<'g>]) -> (Vec<Expr<'g>>, Vec<Expr<'g>>),
+    ) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)> {
+        let dy = self.dy.map(|dy| self.factor(dy));
+        let held = self.valid.map(|valid| 1.0 - valid);
+        let all: Vec<Expr<'g>> = [dy, held].into_iter().flatten().chain(along.iter().copied()).collect();
+        self.c.builder().run_along(&self.last, &all, !self.reverse, |after, now| {
+            let mut now = now.iter().copied();
+            let mut after = after.to_vec();
+            if let Some(dy) = dy.and_then(|_| now.next()) {
+                after[0] = after[0] + dy;
+            }
+            let held = held.and_then(|_| now.next());
+            let (before, stacked) = step(&after, &now.collect::<Vec<_>>());
+            let hold = |(before, after): (Expr<'g>, &Expr<'g>)| held.map_or(before, |held| before + *after * held);
+            Ok((before.into_iter().zip(&after).map(hold).collect(), stacked))
+        })
     }
 }
 
-fn rnn_step<'g>(u: &Unit<'g>, x: Expr<'g>, states: &[Expr<'g>]) -> Result<Vec<Expr<'g>>> {
-    Ok(vec![u.activate(0, x + states[0].matmul(u.recurrent))?])
+/// `H = f(A)` with `A = X Wᵀ + H₋ Rᵀ + b`, where H₋ is H of the step before: dA = dH f', dH₋ = dA R.
+fn rnn<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
+    let [_, slope] = u.local(0, u.gates + u.before.matmul(u.recurrent.transposed()))?;
+    let (states, stacked) = u.back(&[u.factor(slope)], |d, now| {
+        let gates = d[0] * now[0];
+        (vec![gates.matmul(u.recurrent)], vec![gates])
+    })?;
+    let gates = only(stacked)?;
+    Ok(Adjoint { gates, recurrent: vec![[gates, u.before]], recurrent_bias: None, peepholes: None, states })
 }
 
-fn gru_step<'g>(u: &Unit<'g>, x: Expr<'g>, states: &[Expr<'g>]) -> Result<Vec<Expr<'g>>> {
-    let [h] = states else { bail!("a GRU has one state") };
-    let x = u.split(x, 3);
-    let (z, candidate) = match u.reset_after {
-        true => {
-            let product = u.split(h.matmul(u.recurrent), 3);
-            let (z, r) = (u.activate(0, x[0] + product[0])?, u.activate(0, x[1] + product[1])?);
-            let product = u.recurrent_bias.map_or(product[2], |b| product[2] + b);
-            (z, x[2] + r * product)
-        }
-        false => {
-            let (of_gates, of_candidate) = halves(u.recurrent.split(1, &[2 * u.hidden, u.hidden]))?;
-            let product = u.split(h.matmul(of_gates), 2);
-            let (z, r) = (u.activate(0, x[0] + product[0])?, u.activate(0, x[1] + product[1])?);
-            (z, x[2] + (r * *h).matmul(of_candidate))
-        }
-    };
-    let candidate = u.activate(1, candidate)?;
-    Ok(vec![(1.0 - z) * candidate + z * *h])
+/// `H = (1 - z) n + z H₋`: dn = dH (1 - z), dz = dH (H₋ - n), dH₋ = dH z, and what the gates hand on.
+fn gru<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
+    let x = u.split(u.gates, 3);
+    let (of_gates, of_candidate) = halves(u.recurrent.split(0, &[2 * u.hidden, u.hidden]))?;
+    if u.reset_after {
+        // n = f(x + r q) with q = H₋ Rᵀ + b: all products of a step are one.
+        let products = u.split(u.before.matmul(u.recurrent.transposed()), 3);
+        let q = u.recurrent_bias.map_or(products[2], |b| products[2] + b);
+        let ([z, z_slope], [r, r_slope]) = (u.local(0, x[0] + products[0])?, u.local(0, x[1] + products[1])?);
+        let [n, n_slope] = u.local(1, x[2] + r * q)?;
+        let to_n = u.factor((1.0 - z) * n_slope);
+        let to_zr = [u.factor((u.before - n) * z_slope), to_n * (q * r_slope)];
+        let to_products = Expr::concat(&[to_zr[0], to_zr[1], to_n * r], 2);
+        let (states, stacked) = u.back(&[to_products, u.factor(z)], |d, now| {
+            let products = Expr::concat(&[d[0], d[0], d[0]], 1) * now[0];
+            (vec![products.matmul(u.recurrent) + d[0] * now[1]], vec![d[0], products])
+        })?;
+        let (dh, products) = halves(stacked)?;
+        let gates = Expr::concat(&[products.narrow(2, 0, 2 * u.hidden), dh * to_n], 2);
+        let recurrent_bias = u.recurrent_bias.map(|_| products.narrow(2, 2 * u.hidden, i64::MAX).sum_out(&[0, 1]));
+        return Ok(Adjoint { gates, recurrent: vec![[products, u.before]], recurrent_bias, peepholes: None, states });
+    }
+    // n = f(x + (r H₋) Rᵀ): the gradient of r needs that product's first.
+    let products = u.split(u.before.matmul(of_gates.transposed()), 2);
+    let ([z, z_slope], [r, r_slope]) = (u.local(0, x[0] + products[0])?, u.local(0, x[1] + products[1])?);
+    let reset = r * u.before;
+    let [n, n_slope] = u.local(1, x[2] + reset.matmul(of_candidate.transposed()))?;
+    let (to_n, to_z) = (u.factor((1.0 - z) * n_slope), u.factor((u.before - n) * z_slope));
+    let along = [to_n, to_z, u.factor(u.before * r_slope), u.factor(r), u.factor(z)];
+    let (states, stacked) = u.back(&along, |d, now| {
+        let n = d[0] * now[0];
+        let reset = n.matmul(of_candidate);
+        let gates = Expr::concat(&[d[0] * now[1], reset * now[2]], 1);
+        (vec![gates.matmul(of_gates) + reset * now[3] + d[0] * now[4]], vec![gates, n])
+    })?;
+    let (gates, n) = halves(stacked)?;
+    let recurrent = vec![[gates, u.before], [n, reset]];
+    Ok(Adjoint { gates: Expr::concat(&[gates, n], 2), recurrent, recurrent_bias: None, peepholes: None, states })
 }
 
-fn lstm_step<'g>(u: &Unit<'g>, x: Expr<'g>, states: &[Expr<'g>]) -> Result<Vec<Expr<'g>>> {
-    let [h, cell] = states else { bail!("an LSTM has two states") };
-    let gates = u.split(x + h.matmul(u.recurrent), 4);
-    let peep =
-        |gate: usize, which: usize, cell: Expr<'g>| u.peepholes.map_or(gates[gate], |p| gates[gate] + p[which] * cell);
-    let input = u.activate(0, peep(0, 0, *cell))?;
-    let forget = match u.coupled {
-        true => 1.0 - input,
-        false => u.activate(0, peep(2, 2, *cell))?,
+/// `C = f C₋ + i g`, `H = o φ(C)`: dC gains dH o φ', di = dC g, df = dC C₋, dg = dC i, do = dH φ, dC₋ = dC f. With peepholes
+/// the gates take p C₋, and that of the output p C.
+fn lstm<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
+    let first = u.cell.context("an LSTM has a cell")?;
+    let x = u.split(u.gates + u.before.matmul(u.recurrent.transposed()), 4);
+    let peep = |x: Expr<'g>, which: usize, cell: Expr<'g>| u.peepholes.map_or(x, |p| x + p[which] * cell);
+    let forget = |x: Expr<'g>, input: Expr<'g>| if u.coupled { Ok(1.0 - input) } else { u.activate(0, x) };
+    let [g, g_slope] = u.local(1, x[3])?;
+    // The cells are no output: they are computed again, of gates that are known where no cell has a part in them.
+    let known = match u.peepholes {
+        Some(_) => None,
+        None => {
+            let input = u.activate(0, x[0])?;
+            Some([input, forget(x[2], input)?])
+        }
     };
-    let new = forget * *cell + input * u.activate(1, gates[3])?;
-    let output = u.activate(0, peep(1, 1, new))?;
+    let held = u.valid.map(|valid| 1.0 - valid);
+    let along = match known {
+        Some([input, forget]) => vec![u.factor(input * g), held.map_or(forget, |held| u.factor(forget) + held)],
+        None => [Some(x[0]), Some(x[2]), Some(g), u.valid, held].into_iter().flatten().collect(),
+    };
+    let (_, cells) = u.c.builder().run_along(&[first], &along, u.reverse, |states, now| {
+        let cell = states[0];
+        let next = match known {
+            Some(_) => now[1] * cell + now[0],
+            None => {
+                let input = u.activate(0, peep(now[0], 0, cell))?;
+                let next = forget(peep(now[1], 2, cell), input)? * cell + input * now[2];
+                if held.is_some() { next * now[3] + cell * now[4] } else { next }
+            }
+        };
+        Ok((vec![next], vec![next]))
+    })?;
+    let cell = only(cells)?;
+    let before = shifted(cell, first, u.reverse);
+
+    let [i, i_slope] = u.local(0, peep(x[0], 0, before))?;
+    let [o, o_slope] = u.local(0, peep(x[1], 1, cell))?;
     // The limit is for what the gates get, as runtimes have it.
-    let activation = u.activations.get(2).context("an activation is missing")?;
-    Ok(vec![output * activation.apply(new)?, new])
+    let [phi, phi_slope] = u.slope(u.activation(2)?.apply(cell)?, cell)?;
+    let to_o = u.factor(phi * o_slope);
+    let to_g = u.factor(i * g_slope);
+    let (f, to_i, to_f) = match u.coupled {
+        true => (1.0 - i, u.factor((g - before) * i_slope), before.zeros_like()),
+        false => {
+            let [f, f_slope] = u.local(0, peep(x[2], 2, before))?;
+            (f, u.factor(g * i_slope), u.factor(before * f_slope))
+        }
+    };
+    let (mut to_cell, mut on) = (u.factor(o * phi_slope), u.factor(f));
+    if let Some([p_i, p_o, p_f]) = u.peepholes {
+        (to_cell, on) = (to_cell + p_o * to_o, on + p_i * to_i + p_f * to_f);
+    }
+    let to_gates = Expr::concat(&[to_i, to_o, to_f, to_g], 2);
+    let (states, stacked) = u.back(&[to_gates, to_cell, on], |d, now| {
+        let (dh, dc) = (d[0], d[1] + d[0] * now[1]);
+        let gates = Expr::concat(&[dc, dh, dc, dc], 1) * now[0];
+        (vec![gates.matmul(u.recurrent), dc * now[2]], vec![gates])
+    })?;
+    let gates = only(stacked)?;
+    let peepholes = u.peepholes.map(|_| {
+        let parts = u.split(gates, 4);
+        [(0, before), (1, cell), (2, before)].map(|(gate, cell)| (parts[gate] * cell).sum_out(&[0, 1]))
+    });
+    Ok(Adjoint { gates, recurrent: vec![[gates, u.before]], recurrent_bias: None, peepholes, states })
+}
+
+/// The states before every step, of those after every step and the first.
+fn shifted<'g>(all: Expr<'g>, first: Expr<'g>, reverse: bool) -> Expr<'g> {
+    let first = first.unsqueeze(&[0]);
+    match reverse {
+        false => Expr::concat(&[first, all.narrow(0, 0, -1)], 0),
+        true => Expr::concat(&[all.narrow(0, 1, i64::MAX), first], 0),
+    }
+}
+
+fn only(parts: Vec<Expr<'_>>) -> Result<Expr<'_>> {
+    parts.into_iter().next().context("nothing is stacked")
 }
 
 fn halves<'g>(parts: Vec<Expr<'g>>) -> Result<(Expr<'g>, Expr<'g>)> {
@@ -161,13 +323,13 @@ fn halves<'g>(parts: Vec<Expr<'g>>) -> Result<(Expr<'g>, Expr<'g>)> {
     }
 }
 
-fn recurrent<'g>(c: &Call<'g>, kind: Kind) -> Result<Vec<Option<Expr<'g>>>> {
+fn recurrent<'g>(c: &Call<'g>, kind: Kind) -> Result<Cotangents<'g>> {
     with_weights(c, kind, c.input(1), c.input(2))
 }
 
 /// An LSTM whose weights are integers, `[directions, size, 4 hidden]`, with a scale and a zero point for each direction, or for
 /// each row of the weights of an LSTM.
-fn quantized_lstm<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
+fn quantized_lstm<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let weights = |input: usize, scale: usize| {
         let lay = |p: Expr<'g>| Ok(if p.rank()? == 1 { p.reshape_to(&[-1, 1, 1]) } else { p.unsqueeze(&[1]) });
         Ok::<_, anyhow::Error>(Steps::new(c, scale, lay)?.dequantize(c.input(input)).transpose(&[0, 2, 1]))
@@ -175,11 +337,13 @@ fn quantized_lstm<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     with_weights(c, LSTM, weights(1, 8)?, weights(2, 10)?)
 }
 
-/// `Y`, `Y_h` and `Y_c`, those of them that have a gradient.
-fn with_weights<'g>(c: &Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Result<Vec<Option<Expr<'g>>>> {
+/// All H are known from the forward output: the gates of all steps are one product outside of any loop, and so are the slopes
+/// of all that a step computes. What arrives at the states goes from step to step by products with these slopes and with R.
+fn with_weights<'g>(c: &Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Result<Cotangents<'g>> {
+    let b = c.builder();
     let batch_first = c.flag("layout", false);
-    let time_major = |e: Expr<'g>| if batch_first { e.transpose(&[1, 0, 2]) } else { e };
-    let x = time_major(c.x());
+    let steps_first = |e: Expr<'g>| if batch_first { e.transpose(&[1, 0, 2]) } else { e };
+    let x = steps_first(c.x());
     ensure!(x.rank()? == 3, "the input has rank {}, where [steps, batch, size] is expected", x.rank()?);
     let hidden = c.opt_int("hidden_size").or_else(|| r.known_dim(2));
     let hidden = hidden.context("hidden_size is neither an attribute nor known from the recurrent weights")?;
@@ -190,24 +354,37 @@ fn with_weights<'g>(c: &Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Resul
         "bidirectional" => vec![false, true],
         other => bail!("direction is '{other}'"),
     };
-    let gates = kind.gates as i64;
+    let gates = kind.gates;
     let (reset_after, coupled) = (c.flag("linear_before_reset", false), c.flag("input_forget", false));
     let activations = activations(c, kind.activations, directions.len())?;
-    let valid = c.opt(4).map(|lengths| {
-        let steps = c.builder().range(x.dim(0)).cast(ElementType::Int64).unsqueeze(&[1, 2]);
-        steps.less(lengths.cast(ElementType::Int64).unsqueeze(&[0, 2]))
-    });
-    let zeros = c.builder().full(Expr::concat(&[x.dims([1]), c.builder().ints(&[hidden])], 0), 0.0, x.element()?);
+    let steps = b.range(x.dim(0)).cast(ElementType::Int64).unsqueeze(&[1, 2]);
+    let lengths = c.opt(4).map(|lengths| lengths.cast(ElementType::Int64).unsqueeze(&[0, 2]));
+    let zeros = b.full(Expr::concat(&[x.dims([1]), b.ints(&[hidden])], 0), 0.0, x.element()?);
+    // Y and its gradient are [steps, directions, batch, hidden], or [batch, steps, directions, hidden].
+    let of_direction = |e: Expr<'g>, d: i64| match batch_first {
+        false => e.narrow(1, d, d + 1).squeeze(&[1]),
+        true => e.narrow(2, d, d + 1).squeeze(&[2]).transpose(&[1, 0, 2]),
+    };
+    let y = match c.output(0) {
+        Some(y) => y,
+        None => c.demand_output(0, x.element()?),
+    };
 
-    let mut stacked: Vec<Vec<Expr<'g>>> = vec![Vec::new(); 3];
+    // What the inputs' parts that the directions take get; how the parts lie in the inputs, the pass knows.
+    let mut seeds: Vec<(Expr<'g>, Expr<'g>)> = Vec::new();
     for (d, (&reverse, activations)) in directions.iter().zip(activations).enumerate() {
-        let of = |e: Expr<'g>| e.narrow(0, d as i64, d as i64 + 1).squeeze(&[0]);
+        let d = d as i64;
+        let of = |e: Expr<'g>| e.narrow(0, d, d + 1).squeeze(&[0]);
+        let state = |e: Expr<'g>| of(if batch_first { e.transpose(&[1, 0, 2]) } else { e });
+        let (w, r) = (of(w), of(r));
         let biases = c.opt(3).map(|b| halves(of(b).split(0, &[gates * hidden, gates * hidden]))).transpose()?;
+        // What the reset gate of a GRU multiplies is added to its own product.
+        let apart = reset_after && gates == 3;
+        let candidate = |e: Expr<'g>| halves(e.split(0, &[2 * hidden, hidden]));
         let (bias, recurrent_bias) = match biases {
-            // What the reset gate of a GRU multiplies stays inside.
-            Some((input, recurrent)) if reset_after && gates == 3 => {
-                let (gates, candidate) = halves(recurrent.split(0, &[2 * hidden, hidden]))?;
-                (Some(input + Expr::concat(&[gates, candidate.zeros_like()], 0)), Some(candidate))
+            Some((input, recurrent)) if apart => {
+                let (of_gates, of_candidate) = candidate(recurrent)?;
+                (Some(input + Expr::concat(&[of_gates, of_candidate.zeros_like()], 0)), Some(of_candidate))
             }
             Some((input, recurrent)) => (Some(input + recurrent), None),
             None => (None, None),
@@ -219,50 +396,62 @@ fn with_weights<'g>(c: &Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Resul
             },
             None => None,
         };
+        let initial = |i: usize| c.opt(i).map(state);
+        let first = initial(5).unwrap_or(zeros);
+        let own = of_direction(y, d);
+        // Behind the end of a sequence H is zero, and a reversed one begins at its end.
+        let before = match lengths {
+            Some(lengths) if reverse => (steps + 1).less(lengths).select(shifted(own, first, true), first),
+            _ => shifted(own, first, reverse),
+        };
+        let product = x.matmul(w.transposed());
+        let last = |i: usize| c.opt_dy(i).map_or(zeros, state);
         let unit = Unit {
+            c,
             hidden,
-            recurrent: of(r).transposed(),
+            gates: bias.map_or(product, |bias| product + bias),
+            before,
+            recurrent: r,
             recurrent_bias,
             peepholes,
+            cell: kind.cell.then(|| initial(6).unwrap_or(zeros)),
+            dy: c.opt_dy(0).map(|dy| of_direction(dy, d)),
+            last: if kind.cell { vec![last(1), last(2)] } else { vec![last(1)] },
+            valid: lengths.map(|lengths| steps.less(lengths).cast_like(x)),
+            reverse,
             activations,
             clip: c.opt_float("clip").filter(|&limit| limit > 0.0),
             reset_after,
             coupled,
         };
-        let product = x.matmul(of(w).transposed());
-        let product = bias.map_or(product, |bias| product + bias);
-        let initial = |i: usize| c.opt(i).map_or(zeros, |e| of(if batch_first { e.transpose(&[1, 0, 2]) } else { e }));
-        let mut states = vec![initial(5)];
-        if kind.cell {
-            states.push(initial(6));
+        let adjoint = (kind.adjoint)(&unit)?;
+        let matrix = |e: Expr<'g>| e.stacked_before(1);
+        let product = |d: Expr<'g>, e: Expr<'g>| matrix(d).gemm(true, matrix(e), false, 1.0);
+        if c.wants_input(0) {
+            seeds.push((x, adjoint.gates.matmul(w)));
         }
-        let along: Vec<_> = [Some(product), valid].into_iter().flatten().collect();
-        let (last, all) = c.builder().run_along(&states, &along, reverse, |before, now| {
-            let after = (kind.step)(&unit, now[0], before)?;
-            let Some(&valid) = now.get(1) else { return Ok((after.clone(), after[..1].to_vec())) };
-            let held = after.iter().zip(before).map(|(after, before)| valid.select(*after, *before)).collect();
-            Ok((held, vec![after[0].where_(valid)]))
-        })?;
-        stacked[0].extend(all);
-        for (i, state) in last.into_iter().enumerate() {
-            stacked[1 + i].push(state);
+        seeds.push((w, product(adjoint.gates, matrix(x))));
+        let rows: Vec<_> = adjoint.recurrent.iter().map(|&[d, e]| product(d, e)).collect();
+        seeds.push((r, Expr::concat(&rows, 0)));
+        if let Some((input, recurrent)) = biases {
+            let sum = adjoint.gates.sum_out(&[0, 1]);
+            seeds.push((input, sum));
+            let own = match adjoint.recurrent_bias {
+                Some(own) => Expr::concat(&[candidate(sum)?.0, own], 0),
+                None => sum,
+            };
+            seeds.push((recurrent, own));
         }
+        for (p, dp) in peepholes.into_iter().flatten().zip(adjoint.peepholes.into_iter().flatten()) {
+            seeds.push((p, dp));
+        }
+        let states = [initial(5), initial(6)].into_iter().zip(adjoint.states);
+        seeds.extend(states.filter_map(|(state, d)| Some((state?, d))));
     }
-    let join = |(i, parts): (usize, &Vec<Expr<'g>>)| {
-        if parts.is_empty() || !c.has_dy(i) {
-            return None;
-        }
-        // Y is [steps, directions, batch, hidden], or [batch, steps, directions, hidden].
-        let axis = if i == 0 { 1 } else { 0 };
-        let parts: Vec<_> = parts.iter().map(|p| p.unsqueeze(&[axis])).collect();
-        let y = Expr::concat(&parts, axis);
-        Some(match (batch_first, i) {
-            (false, _) => y,
-            (true, 0) => y.transpose(&[2, 0, 1, 3]),
-            (true, _) => y.transpose(&[1, 0, 2]),
-        })
-    };
-    Ok(stacked.iter().enumerate().map(join).collect())
+    let wanted: Vec<Expr<'g>> = (0..c.input_count()).filter(|&i| c.wants_input(i)).map(|i| c.input(i)).collect();
+    let mut gradients: Vec<_> = c.differentiate(&seeds, &wanted)?.into_iter().collect();
+    gradients.sort_unstable_by_key(|(x, _)| *x);
+    Ok(c.cotangents().values(gradients))
 }
 
 /// An activation function with its parameters.

@@ -39,6 +39,9 @@ impl<'g> Expr<'g> {
         if b.opset() >= 10 {
             return self.slice_at(b.ints(&axes), b.ints(starts), b.ints(ends), b.ints(steps));
         }
+        if let Some(simple) = self.simplify_slice(b.ints(&axes), b.ints(starts), b.ints(ends), b.ints(steps)) {
+            return simple;
+        }
         if steps.iter().any(|&s| s != 1) {
             return self.gathered(&axes, b.ints(starts), b.ints(ends), steps);
         }
@@ -53,7 +56,7 @@ impl<'g> Expr<'g> {
     /// The part that lists of integers, computed or not, describe.
     pub fn slice_at(self, axes: Expr<'g>, starts: Expr<'g>, ends: Expr<'g>, steps: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
-        if let Some(simple) = self.simplify_slice(starts, ends, steps) {
+        if let Some(simple) = self.simplify_slice(axes, starts, ends, steps) {
             return simple;
         }
         if b.opset() >= 10 {
