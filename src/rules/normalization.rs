@@ -368,6 +368,8 @@ struct Batch<'g> {
     x: Expr<'g>,
     /// r, without the axes that are summed over: `[C]`.
     inv_std: Expr<'g>,
+    /// x less the mean.
+    centered: Expr<'g>,
     x_hat: Expr<'g>,
     axes: Vec<usize>,
     /// The places of the summed axes among those of x, but for the first.
@@ -393,8 +395,9 @@ impl<'g> Batch<'g> {
             false => (c.input(3), c.input(4)),
         };
         let inv_std = (var + c.float("epsilon", 1e-5)).sqrt().reciprocal();
-        let x_hat = (x - mean.unsqueeze(&spread)) * inv_std.unsqueeze(&spread);
-        Ok(Batch { x, inv_std, x_hat, axes, spread, training })
+        let centered = x - mean.unsqueeze(&spread);
+        let x_hat = centered * inv_std.unsqueeze(&spread);
+        Ok(Batch { x, inv_std, centered, x_hat, axes, spread, training })
     }
 
     /// The sum over all that shares a statistic.
@@ -411,13 +414,15 @@ impl<'g> Batch<'g> {
 fn batch<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let (b, dy, scale) = (Batch::new(c)?, c.dy(), c.input(1));
     let found = c.cotangents();
+    // Σ dy x̂, of which r is a factor of the sum.
+    let deviation = || b.total(dy * b.centered) * b.inv_std;
     Ok(match b.training {
         false => found
             .input(0, || dy * b.spread(scale * b.inv_std))
-            .input(1, || b.total(dy * b.x_hat))
+            .input(1, deviation)
             .input(2, || b.total(dy))
             .input(3, || -(b.total(dy) * scale * b.inv_std))
-            .input(4, || b.total(dy * b.x_hat) * scale * b.inv_std.square() * -0.5),
+            .input(4, || deviation() * scale * b.inv_std.square() * -0.5),
         true => {
             let momentum = c.float("momentum", 0.9);
             found
