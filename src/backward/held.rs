@@ -38,7 +38,10 @@ impl<'g> Pass<'g> {
             "its rule gives a gradient of type {:?} for {element:?}; please report this",
             of_dx.element
         );
-        let Some(shape) = &of_x.shape else { return Ok(()) };
+        let Some(shape) = &of_x.shape else {
+            graph.note_like(dx, x);
+            return Ok(());
+        };
         let known = match &of_dx.shape {
             None => shape.clone(),
             Some(own) if own == shape => return Ok(()),

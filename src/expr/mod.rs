@@ -71,7 +71,7 @@ impl<'g> Expr<'g> {
     /// # Errors
     /// It is not known.
     pub fn rank(self) -> Result<usize> {
-        self.fact().rank().with_context(|| format!("the rank of {self} is not known; add value_info to the model"))
+        self.fact().rank().with_context(|| self.builder.graph().why_no_rank(self.id))
     }
 
     /// The sizes of the dimensions, known or symbolic.
@@ -80,7 +80,7 @@ impl<'g> Expr<'g> {
     /// Not even their number is known.
     pub fn sizes(self) -> Result<Vec<Dim>> {
         let shape = self.fact().shape.map(|s| s.to_vec());
-        shape.with_context(|| format!("the rank of {self} is not known; add value_info to the model"))
+        shape.with_context(|| self.builder.graph().why_no_rank(self.id))
     }
 
     /// The size of one dimension, where it is a known number.
@@ -122,10 +122,7 @@ impl<'g> Expr<'g> {
 
     /// Whether the two have the same shape in every run.
     pub fn same_shape(self, other: Expr<'g>) -> bool {
-        match (self.fact().shape, other.fact().shape) {
-            (Some(a), Some(b)) => a == b,
-            _ => false,
-        }
+        self.builder.graph().same_shape(self.id, other.id)
     }
 }
 

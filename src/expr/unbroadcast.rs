@@ -18,6 +18,38 @@ impl<'g> Expr<'g> {
         self.builder().attempt(|| self.summed_to(x))
     }
 
+    /// As [`Expr::unbroadcast`], of a copy that broadcasts x with `others`: where the rank of x is not known, theirs tell how
+    /// many axes may have been repeated.
+    pub fn unbroadcast_beside(self, x: Expr<'g>, others: &[Expr<'g>]) -> Expr<'g> {
+        if x.fact().rank().is_some() {
+            return self.unbroadcast(x);
+        }
+        let axes = others.iter().filter(|o| !o.same_shape(x)).map(|o| o.fact().rank());
+        match axes.collect::<Option<Vec<_>>>().map(|ranks| ranks.into_iter().max().unwrap_or(0)) {
+            Some(0) => self,
+            Some(axes) => self.summed_in_last(axes, x),
+            None => self.unbroadcast(x),
+        }
+    }
+
+    /// Summed to the shape of x, which may differ in the last axes, as many as given.
+    fn summed_in_last(self, axes: usize, x: Expr<'g>) -> Expr<'g> {
+        let b = self.builder();
+        // Ones stand for the axes that x does not have.
+        let target = self.last_sizes(Expr::concat(&[b.ints(&vec![1; axes]), x.shape()], 0), axes);
+        let times = self.last_sizes(self.shape(), axes) / target.max(b.ints(&[1]));
+        let split = (0..axes).flat_map(|i| [target.item(i), times.item(i)]);
+        let split: Vec<_> = [b.ints(&[-1])].into_iter().chain(split).collect();
+        let repeated: Vec<usize> = (0..axes).map(|i| 2 * i + 2).collect();
+        self.reshape(b.joined(&split)).sum_out(&repeated).reshape_like(x)
+    }
+
+    /// The last of a list of sizes.
+    fn last_sizes(self, sizes: Expr<'g>, count: usize) -> Expr<'g> {
+        let b = self.builder();
+        sizes.slice_at(b.ints(&[0]), b.ints(&[-(count as i64)]), b.ints(&[i64::MAX]), b.ints(&[1]))
+    }
+
     fn summed_to(self, x: Expr<'g>) -> Result<Expr<'g>> {
         if self.same_shape(x) {
             return Ok(self);
@@ -27,6 +59,12 @@ impl<'g> Expr<'g> {
         }
         if (self.fact().rank().is_none() || x.fact().rank().is_none()) && self.builder().sums_over_computed_axes() {
             return Ok(self.unbroadcast_of_any_rank(x));
+        }
+        if let (None, Some(axes)) = (self.fact().rank(), x.fact().rank()) {
+            let b = self.builder();
+            let own = self.last_sizes(self.shape(), axes);
+            let sizes: Vec<_> = [b.ints(&[-1])].into_iter().chain((0..axes).map(|i| own.item(i))).collect();
+            return Ok(self.reshape(b.joined(&sizes)).sum_out(&[0]).unbroadcast(x));
         }
         let (own, target) = (self.sizes()?, x.sizes()?);
         ensure!(

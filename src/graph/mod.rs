@@ -175,6 +175,8 @@ pub struct Graph {
     operators: Operators,
     /// What a Where takes, or leaves.
     alternatives: IdSet<ValueId>,
+    /// For tensors of which not even the rank is known another one that has the same shape, always the same one.
+    like: IdMap<ValueId, ValueId>,
     /// Branches in which a node cannot take what it gets: no run that comes to an end takes them.
     broken: IdSet<ScopeId>,
 }
@@ -193,6 +195,7 @@ impl Graph {
             opsets: opsets.into_iter().map(|(domain, version)| (canonical_domain(&domain).into(), version)).collect(),
             operators,
             alternatives: IdSet::default(),
+            like: IdMap::default(),
             broken: IdSet::default(),
         }
     }
@@ -340,6 +343,42 @@ impl Graph {
         own.unwrap_or_else(|| (self.operators.facts)(&op, inputs))
     }
 
+    /// Why the rank of a tensor is not known, and what helps.
+    pub fn why_no_rank(&self, id: ValueId) -> String {
+        let (first, node) = ranks::cause(self, id);
+        let name = |id: ValueId| self.value(id).name.as_deref().map(|n| format!("'{n}'"));
+        let (own, source) = (name(id), name(first));
+        let cause = match (node, &source) {
+            (Some(node), _) => format!("{} leaves it to the run", self.describe(node)),
+            (None, Some(source)) => format!("the model does not say that of {source}"),
+            (None, None) => "the model does not say it".to_owned(),
+        };
+        let own = own.unwrap_or_else(|| "an intermediate tensor".to_owned());
+        let source = source.unwrap_or_else(|| own.clone());
+        format!("the rank of {own} is not known: {cause}; declare the shape of {source} in the model (value_info)")
+    }
+
+    /// Whether two tensors have the same shape in every run, also such of which not even the rank is known.
+    pub fn same_shape(&self, a: ValueId, b: ValueId) -> bool {
+        match (&self.fact(a).shape, &self.fact(b).shape) {
+            (Some(a), Some(b)) => a == b,
+            (None, None) => self.root(a) == self.root(b),
+            _ => false,
+        }
+    }
+
+    /// Notes that a tensor of which not even the rank is known has the shape of another.
+    pub fn note_like(&mut self, id: ValueId, other: ValueId) {
+        let root = self.root(other);
+        if root != id && self.fact(id).shape.is_none() {
+            self.like.entry(id).or_insert(root);
+        }
+    }
+
+    fn root(&self, id: ValueId) -> ValueId {
+        self.like.get(&id).copied().unwrap_or(id)
+    }
+
     /// Whether a Where takes the value, or leaves it for another: that it is not finite in some places may not matter.
     pub fn is_alternative(&self, id: ValueId) -> bool {
         self.alternatives.contains(&id)
@@ -378,12 +417,18 @@ impl Graph {
         if &*new.op_type == "Where" && new.domain.is_empty() {
             new.inputs.iter().skip(1).flatten().for_each(|&input| self.note_alternative(input));
         }
+        let like = if facts.iter().any(|f| f.shape.is_none()) { ranks::like(self, &new) } else { vec![] };
         let mut facts = facts.into_iter();
         let outputs = new.outputs.into_iter().enumerate().map(|(i, output)| {
             let fact = facts.next().unwrap_or_default();
             output.map(|name| self.push_value(ValueInfo { name, scope, producer: Producer::Node(id, i), fact }))
         });
-        let outputs = outputs.collect();
+        let outputs: SmallVec<[Option<ValueId>; 1]> = outputs.collect();
+        for (output, like) in outputs.iter().zip(like) {
+            if let (&Some(output), Some(like)) = (output, like) {
+                self.note_like(output, like);
+            }
+        }
         self.nodes.push(Node {
             op_type: new.op_type,
             domain: new.domain,

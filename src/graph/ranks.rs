@@ -105,6 +105,48 @@ fn only_rank(graph: &Graph, node: &Node, input: usize, required: &IdMap<ValueId,
     }
 }
 
+/// Which tensor leaves the rank of another to the run, and the node that computes it: the first on the way there.
+pub fn cause(graph: &Graph, mut id: ValueId) -> (ValueId, Option<NodeId>) {
+    // A list of sizes of unknown length leaves a rank open, too.
+    let unknown = |v: &ValueId| {
+        let fact = graph.fact(*v);
+        fact.container == Container::Tensor
+            && (fact.shape.is_none()
+                || (!fact.may_carry_gradient() && matches!(fact.shape.as_deref(), Some([Dim::Symbol(_)]))))
+    };
+    loop {
+        let Some((node, _)) = graph.producer(id) else { return (id, None) };
+        match graph.node(node).inputs.iter().flatten().copied().find(unknown) {
+            Some(before) => id = before,
+            None => return (id, Some(node)),
+        }
+    }
+}
+
+/// For each output of a node that is to be appended the input whose shape it has, of those of which not even the rank is known:
+/// an operator that makes three sizes of their own of three such sizes makes of any shape the same.
+pub fn like(graph: &Graph, new: &NewNode) -> Vec<Option<ValueId>> {
+    let tensors = |v: &&ValueId| graph.fact(**v).shape.is_none() && graph.fact(**v).container == Container::Tensor;
+    let Some(&first) = new.inputs.iter().flatten().find(tensors) else { return vec![] };
+    if !new.bodies.is_empty() {
+        return vec![];
+    }
+    let mark = any_shape(graph, 3);
+    let facts = new.inputs.iter().map(|input| {
+        input.map(|v| match graph.same_shape(v, first) {
+            true => Fact { shape: Some(mark.clone()), value: None, ..graph.fact(v).clone() },
+            false => graph.fact(v).clone(),
+        })
+    });
+    let facts: Vec<Option<Fact>> = facts.collect();
+    let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+    // A list or a number has no part in the shape, a matrix might be broadcast.
+    let small = |f: &&Fact| f.shape.as_deref() == Some(&*mark) || f.rank().is_some_and(|rank| rank == 0);
+    let clear = facts.iter().flatten().all(|f| small(f)) || new.inputs.len() == 1;
+    let found = graph.infer_from(new, &facts).unwrap_or_default();
+    found.into_iter().map(|f| (clear && f.shape.as_deref() == Some(&*mark)).then_some(first)).collect()
+}
+
 fn any_shape(graph: &Graph, rank: usize) -> Shape {
     (0..rank).map(|_| graph.dims.fresh()).collect()
 }

@@ -70,6 +70,8 @@ pub struct Call<'g> {
 pub struct Cotangents<'g> {
     /// The inputs that lead to an x, by number.
     wanted: Vec<Option<ValueId>>,
+    /// All inputs.
+    inputs: Vec<Expr<'g>>,
     found: Vec<(ValueId, Expr<'g>)>,
 }
 
@@ -87,7 +89,8 @@ impl<'g> Cotangents<'g> {
         match self.wanted.get(i) {
             Some(&Some(x)) => {
                 let dx = dx();
-                self.values([(x, dx.unbroadcast(dx.builder().expr(x)))])
+                let dx = dx.unbroadcast_beside(dx.builder().expr(x), &self.inputs);
+                self.values([(x, dx)])
             }
             _ => self,
         }
@@ -141,7 +144,12 @@ impl<'g> Call<'g> {
     /// For what is found for all inputs together; nothing yet.
     pub fn cotangents(&self) -> Cotangents<'g> {
         let wanted = self.node.inputs.iter().map(|i| i.filter(|&i| self.wants(i))).collect();
-        Cotangents { wanted, found: Vec::new() }
+        Cotangents { wanted, inputs: self.inputs(), found: Vec::new() }
+    }
+
+    /// The inputs that there are, as the model has them.
+    pub fn inputs(&self) -> Vec<Expr<'g>> {
+        self.node.inputs.iter().flatten().map(|&i| self.builder().expr(i)).collect()
     }
 
     /// How many inputs the node has, those that are left out at the end not counted.

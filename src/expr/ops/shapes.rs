@@ -82,11 +82,17 @@ impl<'g> Expr<'g> {
         self.reshape_by(self.builder.ints(shape), false)
     }
 
+    /// This tensor, of which it is known that it has the shape of another, if nothing else is.
+    fn noted_like(self, other: Expr<'g>) -> Expr<'g> {
+        self.builder.graph_mut().note_like(self.id, other.id);
+        self
+    }
+
     /// The elements in the shape of another tensor.
     pub fn reshape_like(self, other: Expr<'g>) -> Expr<'g> {
         match self.same_shape(other) {
             true => self,
-            false => self.reshape(other.shape()),
+            false => self.reshape(other.shape()).noted_like(other),
         }
     }
 
@@ -113,7 +119,7 @@ impl<'g> Expr<'g> {
     pub fn expand_like(self, other: Expr<'g>) -> Expr<'g> {
         match self.same_shape(other) {
             true => self,
-            false => self.expand(other.shape()),
+            false => self.expand(other.shape()).noted_like(other),
         }
     }
 
@@ -122,7 +128,7 @@ impl<'g> Expr<'g> {
         if self.is_sequence() {
             return self.full_sequence(value);
         }
-        self.builder.attempt(|| Ok(self.builder.full(self.shape(), value, self.element()?)))
+        self.builder.attempt(|| Ok(self.builder.full(self.shape(), value, self.element()?).noted_like(self)))
     }
 
     /// Zeros of this tensor's element type and shape.
