@@ -206,9 +206,7 @@ impl<'g> Pass<'g> {
             Slot::Zero => return Ok(Some(Flow::Zero)),
             Slot::Rounding(_) => c.dy(),
             Slot::Unary(f) => f(c.x(), c.y(), c.dy()),
-            Slot::Binary(f) => {
-                f(c.input(0), c.input(1), c.y(), c.dy()).unbroadcast_beside(x, &c.inputs())
-            }
+            Slot::Binary(f) => f(c.input(0), c.input(1), c.y(), c.dy()).unbroadcast_beside(x, &c.inputs()),
             Slot::Formula(f) => f(c),
             Slot::Try(f) => f(c)?,
             Slot::Broadcast(f) => f(c).unbroadcast_beside(x, &c.inputs()),
