@@ -8,9 +8,13 @@ impl Builder {
     /// [`Builder::within`] is appended to it, until it is [`Builder::close`]d.
     pub fn open(&self, inputs: Vec<Fact>) -> (ScopeId, Vec<Expr<'_>>) {
         let scope = self.graph_mut().open_scope(self.scope());
-        let unvalued = inputs.into_iter().map(|fact| Fact { value: None, ..fact });
-        let inputs: Vec<ValueId> = unvalued.map(|fact| self.graph_mut().push_input(scope, None, fact)).collect();
-        (scope, inputs.into_iter().map(|id| self.expr(id)).collect())
+        (scope, inputs.into_iter().map(|fact| self.add_input(scope, fact)).collect())
+    }
+
+    /// One more input of a scope that is open, of which the facts but no elements are known.
+    pub fn add_input(&self, scope: ScopeId, fact: Fact) -> Expr<'_> {
+        let input = self.graph_mut().push_input(scope, None, Fact { value: None, ..fact });
+        self.expr(input)
     }
 
     /// Appends what `write` builds to a scope that is open.

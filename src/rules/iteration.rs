@@ -5,13 +5,12 @@
 //! run computes. Everything inside an iteration is computed again from the states at its beginning.
 
 use super::Slot::*;
-use super::control::close;
-use super::{Call, Cotangents, Rule, rule};
-use crate::expr::{Along, Expr};
+use super::ports::{Port, Ports, as_declared};
+use super::{Call, Cotangents, Replay, Rule, rule};
+use crate::expr::{Builder, Expr};
 use crate::graph::{Container, Dim, Fact, Graph, IdSet, NodeId, ScopeId, ValueId};
 use crate::onnx::ElementType;
-use anyhow::{Context, Result, bail, ensure};
-use std::collections::HashMap;
+use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -45,6 +44,8 @@ struct Body<'g> {
     /// The place of the first state among the inputs and among the outputs.
     first: (usize, usize),
     states: usize,
+    /// The inputs behind the states of which each iteration gets a part: the axis, and whether the last comes first.
+    slices: Vec<(i64, bool)>,
     /// The captured values that get a gradient.
     captures: Vec<Expr<'g>>,
     /// The states through which a gradient flows back.
@@ -52,7 +53,7 @@ struct Body<'g> {
 }
 
 impl<'g> Body<'g> {
-    fn new(c: &Call<'g>, states: usize, first: (usize, usize), stacked: usize) -> Result<Self> {
+    fn new(c: &Call<'g>, states: usize, first: (usize, usize), slices: Vec<(i64, bool)>) -> Result<Self> {
         let scope = c.body("body")?;
         let graph = c.builder().graph();
         let body = graph.scope(scope);
@@ -66,8 +67,8 @@ impl<'g> Body<'g> {
         let inputs = body.inputs.iter().map(|&i| c.builder().expr(i)).collect();
         let (outputs, nodes) = (body.outputs.clone(), body.nodes.clone());
         drop(graph);
-        let mut this = Body { scope, inputs, outputs, nodes, first, states, captures: vec![], active: vec![] };
-        this.find_active(c, stacked);
+        let mut this = Body { scope, inputs, outputs, nodes, first, states, slices, captures: vec![], active: vec![] };
+        this.find_active(c);
         Ok(this)
     }
 
@@ -79,19 +80,25 @@ impl<'g> Body<'g> {
         self.outputs[self.first.1 + i]
     }
 
-    fn facts(&self, inputs: impl IntoIterator<Item = usize>) -> Vec<Fact> {
-        inputs.into_iter().map(|i| self.inputs[i].fact()).collect()
+    /// Reads the parts of the inputs, in the order of the node or from its end.
+    fn read(&self, c: &Call<'g>, ports: &mut Ports<'g>, backward: bool) -> Vec<Port> {
+        let mut read = Vec::new();
+        for (j, &(axis, last_first)) in self.slices.iter().enumerate() {
+            let i = self.first.0 + self.states + j;
+            read.push(ports.read(self.inputs[i].fact(), Some(c.input(i)), (axis, last_first != backward)));
+        }
+        read
     }
 
     /// A state is active if it depends on something that is asked for, in this or an earlier iteration, and something that
-    /// has a gradient depends on it. `stacked` inputs follow the states, one a scan input of the node.
-    fn find_active(&mut self, c: &Call<'g>, stacked: usize) {
+    /// has a gradient depends on it.
+    fn find_active(&mut self, c: &Call<'g>) {
         let b = c.builder();
         let captures = c.wanted_captures();
         let wanted = |i: usize| c.opt(i).is_some_and(|x| c.wants(x.id()));
         // Of Loop and Scan alike, inputs of the node and of the body are in the same places.
         let mut sources: IdSet<ValueId> = captures.iter().map(|e| e.id()).collect();
-        let places = self.first.0..self.first.0 + self.states + stacked;
+        let places = self.first.0..self.first.0 + self.states + self.slices.len();
         sources.extend(places.filter(|&i| wanted(i)).filter_map(|i| self.inputs.get(i)).map(|e| e.id()));
         loop {
             let list: Vec<ValueId> = sources.iter().copied().collect();
@@ -152,161 +159,256 @@ impl<'g> Body<'g> {
     }
 }
 
-/// Adds what an iteration contributes, half precision in float32: there may be many.
-fn plus<'g>(sum: Expr<'g>, term: Option<Expr<'g>>) -> Expr<'g> {
-    term.map_or(sum, |term| sum + term.widened())
-}
-
-/// What is known of the sum of what the iterations contribute to a captured value.
+/// What is known of the sum of what the iterations contribute to a captured value: half precision is added up in float32,
+/// since there may be many.
 fn sum_fact(x: Expr<'_>) -> Fact {
-    Fact { value: None, ..x.widened().fact() }
+    x.widened().fact()
 }
 
-/// A sum in the type of what it is the gradient of.
-fn rounded<'g>(sum: Expr<'g>, x: Expr<'g>) -> Expr<'g> {
-    if x.widened() == x { sum } else { sum.cast_like(x) }
+// ---------------------------------------------------------------- the derivative of an iteration
+
+/// The iteration from after to before, as it is written: what its ports are.
+struct Reverse<'g> {
+    ports: Ports<'g>,
+    /// The gradients of the active states.
+    dstates: Vec<Port>,
+    /// The sums of what the iterations contribute to the captured values.
+    sums: Vec<Port>,
+    /// All states at the beginning of the iteration.
+    before: Vec<Port>,
+    /// What else has a gradient when the iterations are through, with its port.
+    found: Vec<(Expr<'g>, Port)>,
 }
 
-/// A number without dimensions in the rank that a body declares of it: runtimes take one element of rank 1 for it, too.
-fn as_declared<'g>(number: Expr<'g>, input: Expr<'g>) -> Expr<'g> {
-    if input.fact().rank() == Some(1) { number.reshape_to(&[1]) } else { number }
-}
+impl<'g> Reverse<'g> {
+    fn open(b: &'g Builder) -> Self {
+        let ports = Ports::open(b);
+        Reverse { ports, dstates: vec![], sums: vec![], before: vec![], found: vec![] }
+    }
 
-/// The places of those that are used.
-fn places(used: &IdSet<ValueId>, inputs: &[Expr<'_>]) -> Vec<usize> {
-    (0..inputs.len()).filter(|&i| used.contains(&inputs[i].id())).collect()
+    /// Opens the ports of what goes from iteration to iteration.
+    fn carry(&mut self, c: &Call<'g>, body: &Body<'g>) {
+        let state = |&s: &usize| self.ports.carried(body.state_input(s).fact(), c.dy_of(s));
+        self.dstates = body.active.iter().map(state).collect();
+        let sum = |x: &Expr<'g>| self.ports.carried(sum_fact(*x), x.zero().widened());
+        self.sums = body.captures.iter().map(sum).collect();
+    }
+
+    /// Opens the ports of the states, whose values are recorded later.
+    fn read_states(&mut self, body: &Body<'g>, along: (i64, bool)) {
+        let read = |s: usize| self.ports.read(body.state_input(s).fact(), None, along);
+        self.before = (0..body.states).map(read).collect();
+    }
+
+    /// The gradients of the active states before, of the captured values, and of `others`, from those of the states after and
+    /// from `seeds`; `None` where nothing has any.
+    fn differentiate(
+        &self,
+        body: &Body<'g>,
+        replay: &Replay<'g>,
+        mut seeds: Vec<(Expr<'g>, Expr<'g>)>,
+        others: &[Port],
+    ) -> Result<Option<[Vec<Option<Expr<'g>>>; 3]>> {
+        let after = body.active.iter().map(|&s| replay.outputs[body.first.1 + s]);
+        seeds.splice(0..0, after.zip(self.ports.all_inside(&self.dstates)));
+        if seeds.is_empty() {
+            return Ok(None);
+        }
+        let before = body.active.iter().map(|&s| self.ports.inside(self.before[s]));
+        let others = self.ports.all_inside(others);
+        let xs: Vec<_> = before.chain(body.captures.iter().copied()).chain(others).collect();
+        let mut dbefore = replay.gradients(&seeds, &xs)?;
+        let mut dcaptures = dbefore.split_off(body.active.len());
+        let dothers = dcaptures.split_off(body.captures.len());
+        Ok(Some([dbefore, dcaptures, dothers]))
+    }
+
+    /// Takes out of the gradients of captured values those that are products of two tensors of the iteration. Such a gradient
+    /// is a sum of products over the iterations: of what stands `in_order` it is one product over all of them.
+    fn products(&mut self, dcaptures: &mut [Option<Expr<'g>>], in_order: (i64, bool)) -> Vec<(usize, [Port; 2])> {
+        let mut found = Vec::new();
+        for (k, dcapture) in dcaptures.iter_mut().enumerate() {
+            let factors = dcapture.and_then(Expr::factors);
+            if let Some((left, right)) = factors.filter(|&(a, b)| self.ports.holds(a) && self.ports.holds(b)) {
+                found.push((k, [left, right].map(|e| self.ports.holding(e, in_order))));
+                *dcapture = None;
+            }
+        }
+        found
+    }
+
+    /// Hands the gradients of the states on, and the sums, with what this iteration contributes.
+    fn hand_on(&mut self, dbefore: &[Option<Expr<'g>>], dcaptures: &[Option<Expr<'g>>]) {
+        for (&port, d) in self.dstates.iter().zip(dbefore) {
+            let zeros = || self.ports.inside(port).zeros_like();
+            let before = self.ports.within(|| d.unwrap_or_else(zeros));
+            self.ports.hand_on(port, before);
+        }
+        for (&port, d) in self.sums.iter().zip(dcaptures) {
+            let Some(d) = *d else { continue };
+            let sum = self.ports.within(|| self.ports.inside(port) + d.widened());
+            self.ports.hand_on(port, sum);
+        }
+    }
+
+    /// The states that the derivative reads.
+    fn needed(&self) -> Vec<usize> {
+        (0..self.before.len()).filter(|&s| self.ports.stays(self.before[s])).collect()
+    }
+
+    /// What has come out, each in the type of what it is the gradient of.
+    fn cotangents(self, c: &Call<'g>, body: &Body<'g>) -> Cotangents<'g> {
+        let states = body.active.iter().map(|&s| c.input(body.first.0 + s)).zip(self.dstates);
+        let captures = body.captures.iter().copied().zip(self.sums);
+        let targets = states.chain(captures).chain(self.found);
+        let rounded = |(x, port): (Expr<'g>, Port)| {
+            let dx = self.ports.result(port)?;
+            Some((x.id(), if x.widened() == x { dx } else { dx.cast_like(x) }))
+        };
+        c.cotangents().values(targets.filter_map(rounded).filter(|(x, _)| c.wants(*x)))
+    }
 }
 
 fn loop_<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let b = c.builder();
-    let states = c.input_count().saturating_sub(2);
-    let body = Body::new(c, states, (2, 1), 0)?;
-    let step = loop_step(c, &body)?;
-    let Some(step) = step else { return Ok(c.cotangents()) };
-
-    let (trips, recorded) = loop_record(c, &body, &step.needed)?;
-    let last = trips - 1;
-    let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect();
-    initial.extend(step.captures.iter().map(|x| x.zeros_like().widened()));
-
-    let mut facts = vec![Fact::tensor(Some(ElementType::Int64), Some([].into()))];
-    facts.push(Fact::tensor(Some(ElementType::Bool), Some([].into())));
-    facts.extend(body.facts(body.active.iter().map(|s| 2 + s)));
-    facts.extend(step.captures.iter().map(|x| sum_fact(*x)));
-    let (scope, inputs) = b.open(facts);
-    let outputs = b.within(scope, || {
-        let i = last - inputs[0];
-        let mut replaced = vec![as_declared(i, body.inputs[0])];
-        replaced.extend(recorded.iter().map(|r| r.gather(i, 0)));
-        replaced.extend(&inputs[2..]);
-        let (outputs, _) = b.splice(step.scope, &replaced);
-        [vec![inputs[1]], outputs].concat()
-    });
-    close(c, scope, &outputs, inputs.len())?;
-    let gradients = b.loop_(Some(trips), None, &initial, scope);
-    let active = body.active.iter().map(|&s| c.input(2 + s));
-    let targets = active.chain(step.captures.iter().copied());
-    let pairs = targets.zip(gradients).map(|(x, dx)| (x.id(), rounded(dx, x)));
-    Ok(c.cotangents().values(pairs.filter(|(x, _)| c.wants(*x))))
-}
-
-/// The derivative of one iteration: a scope that takes the trip number, the states that it `needed`, the gradients of the
-/// active states and the sums for the captures, and gives the latter two.
-struct Step<'g> {
-    scope: ScopeId,
-    needed: Vec<usize>,
-    captures: Vec<Expr<'g>>,
-}
-
-fn loop_step<'g>(c: &Call<'g>, body: &Body<'g>) -> Result<Option<Step<'g>>> {
-    let b = c.builder();
-    let states = body.states;
-    let mut facts = body.facts((0..1).chain(2..2 + states));
-    facts.extend(body.facts(body.active.iter().map(|s| 2 + s)));
-    facts.extend(body.captures.iter().map(|x| sum_fact(*x)));
-    let (scope, inputs) = b.open(facts);
-    let (i, before) = (inputs[0], &inputs[1..1 + states]);
-    let (dstates, sums) = inputs[1 + states..].split_at(body.active.len());
-    let (outputs, captures) = b.within(scope, || {
+    let body = Body::new(c, c.input_count().saturating_sub(2), (2, 1), vec![])?;
+    let mut reverse = Reverse::open(b);
+    let trip = reverse.ports.given(body.inputs[0].fact());
+    reverse.read_states(&body, (0, false));
+    reverse.carry(c, &body);
+    let i = reverse.ports.inside(trip);
+    let dxs = reverse.ports.within(|| {
         let entered = as_declared(b.scalar(1.0, ElementType::Bool), body.inputs[1]);
-        let replay = c.replay(body.scope, &[&[i, entered], before].concat())?;
-        let after = &replay.outputs[1..];
-        let mut seeds: Vec<_> = body.active.iter().map(|&s| after[s]).zip(dstates.iter().copied()).collect();
-        for (k, y) in after.iter().enumerate().skip(states) {
-            seeds.extend(c.opt_dy(k).map(|dy| (*y, dy.gather(i.reshape_to(&[]), 0))));
-        }
-        let xs: Vec<_> = body.active.iter().map(|&s| before[s]).chain(body.captures.iter().copied()).collect();
-        let dxs = replay.gradients(&seeds, &xs)?;
-        let (dbefore, dcaptures) = dxs.split_at(body.active.len());
-        let mut outputs: Vec<_> =
-            dbefore.iter().zip(dstates).map(|(d, after)| d.unwrap_or_else(|| after.zeros_like())).collect();
-        let connected: Vec<usize> = (0..sums.len()).filter(|&k| dcaptures[k].is_some()).collect();
-        outputs.extend(connected.iter().map(|&k| plus(sums[k], dcaptures[k])));
-        anyhow::Ok((outputs, connected))
+        let replay = c.replay(body.scope, &[&[i, entered], &*reverse.ports.all_inside(&reverse.before)].concat())?;
+        let stacked = replay.outputs.iter().skip(1).enumerate().skip(body.states);
+        let seeds = stacked.filter_map(|(k, y)| Some((*y, c.opt_dy(k)?.gather(i.reshape_to(&[]), 0)))).collect();
+        reverse.differentiate(&body, &replay, seeds, &[])
     })?;
-    if outputs.is_empty() {
-        return Ok(None);
+    let Some([dbefore, dcaptures, _]) = dxs else { return Ok(c.cotangents()) };
+    reverse.hand_on(&dbefore, &dcaptures);
+    if reverse.ports.is_empty() {
+        return Ok(c.cotangents());
     }
-    close(c, scope, &outputs, 1)?;
-    let used: IdSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
-    let needed = places(&used, before);
-    let mut kept = vec![i.id()];
-    kept.extend(needed.iter().map(|&s| before[s].id()));
-    kept.extend(dstates.iter().map(|d| d.id()));
-    kept.extend(captures.iter().map(|&k| sums[k].id()));
-    b.graph_mut().set_inputs(scope, kept);
-    Ok(Some(Step { scope, needed, captures: captures.into_iter().map(|k| body.captures[k]).collect() }))
+    reverse.ports.close(c, None)?;
+    let needed = reverse.needed();
+    let (trips, recorded) = loop_record(c, &body, &needed)?;
+    needed.iter().zip(recorded).for_each(|(&s, states)| reverse.ports.from(reverse.before[s], states));
+    reverse.ports.repeat_backward(c, trips)?;
+    Ok(reverse.cotangents(c, &body))
+}
+
+fn scan<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
+    let (body, outputs) = scan_body(c)?;
+    // What is stacked stands in the order of the first scan input, so that it can stand beside the node's own tensors.
+    let flip = body.slices[0].1;
+    let (states, in_order) = (body.states, (0, !flip));
+    let mut reverse = Reverse::open(c.builder());
+    reverse.carry(c, &body);
+    reverse.read_states(&body, in_order);
+    let slices = body.read(c, &mut reverse.ports, true);
+    let mut dys = Vec::new();
+    for (k, &(axis, last_first)) in outputs.iter().enumerate() {
+        let Some(dy) = c.opt_dy(states + k) else { continue };
+        let fact = c.builder().expr(body.outputs[states + k]).fact();
+        dys.push((states + k, reverse.ports.read(fact, Some(dy), (axis, !last_first))));
+    }
+    let wanted: Vec<usize> = (0..slices.len()).filter(|&j| c.wants_input(states + j)).collect();
+    let dxs = reverse.ports.within(|| {
+        let arguments = reverse.ports.all_inside(&[&*reverse.before, &slices].concat());
+        let replay = c.replay(body.scope, &arguments)?;
+        let seeds = dys.iter().map(|&(i, port)| (replay.outputs[i], reverse.ports.inside(port))).collect();
+        reverse.differentiate(&body, &replay, seeds, &wanted.iter().map(|&j| slices[j]).collect::<Vec<_>>())
+    })?;
+    let Some([dbefore, mut dcaptures, dslices]) = dxs else { return Ok(c.cotangents()) };
+    for (&j, dslice) in wanted.iter().zip(dslices) {
+        let (axis, last_first) = body.slices[j];
+        let stack = |d| (c.input(states + j), reverse.ports.stacked(d, (axis, !last_first)));
+        reverse.found.extend(dslice.map(stack));
+    }
+    let products = reverse.products(&mut dcaptures, in_order);
+    reverse.hand_on(&dbefore, &dcaptures);
+    if reverse.ports.is_empty() {
+        return Ok(c.cotangents());
+    }
+    reverse.ports.close(c, slices.first().copied())?;
+    let in_product = |s: &usize| products.iter().any(|(_, pair)| pair.contains(&reverse.before[*s]));
+    let recorded: Vec<usize> =
+        (0..states).filter(|s| reverse.ports.stays(reverse.before[*s]) || in_product(s)).collect();
+    let tensors = scan_record(c, &body, &recorded, flip)?;
+    recorded.iter().zip(tensors).for_each(|(&s, states)| reverse.ports.from(reverse.before[s], states));
+    reverse.ports.scan();
+    let all = |port: Port| reverse.ports.all(port).stacked_before(1);
+    let product = |&(k, [left, right]): &(usize, [Port; 2])| {
+        (body.captures[k].id(), all(left).gemm(true, all(right), false, 1.0))
+    };
+    let products: Vec<_> = products.iter().map(product).collect();
+    Ok(reverse.cotangents(c, &body).values(products))
+}
+
+// ---------------------------------------------------------------- the second forward run
+
+/// A second forward run as it is written: the ports of the states, and of what is stacked of them.
+struct Again<'g> {
+    ports: Ports<'g>,
+    given: Vec<Port>,
+    slices: Vec<Port>,
+    stacked: Vec<Port>,
+}
+
+/// Runs the body again and stacks the `needed` states at the beginning of each iteration. Only the states that these depend
+/// on are carried, or that the `condition` does, if it is to be computed again.
+fn again<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], condition: bool, last_first: bool) -> Result<Again<'g>> {
+    let mut ports = Ports::open(c.builder());
+    let given: Vec<Port> = body.inputs[..body.first.0].iter().map(|x| ports.given(x.fact())).collect();
+    let state = |s: usize| ports.carried(body.state_input(s).fact(), c.input(body.first.0 + s));
+    let states: Vec<Port> = (0..body.states).map(state).collect();
+    let slices = body.read(c, &mut ports, false);
+    let carried = {
+        let states = needed.iter().map(|&s| body.state_input(s).id());
+        body.states_behind(&c.builder().graph(), states.chain(condition.then(|| body.outputs[0])))
+    };
+    let arguments = ports.all_inside(&[&*given, &states, &slices].concat());
+    let outputs = ports.within(|| c.replay(body.scope, &arguments))?.outputs;
+    if let Some(&port) = given.get(1) {
+        ports.hand_on(port, if condition { outputs[0] } else { ports.inside(port) });
+    }
+    carried.iter().for_each(|&s| ports.hand_on(states[s], outputs[body.first.1 + s]));
+    let stacked = needed.iter().map(|&s| ports.stacked(ports.inside(states[s]), (0, last_first))).collect();
+    Ok(Again { ports, given, slices, stacked })
 }
 
 /// How many trips the Loop has made, and the needed states at the beginning of each.
 fn loop_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize]) -> Result<(Expr<'g>, Vec<Expr<'g>>)> {
-    let b = c.builder();
     let stacked = (body.states..c.output_count()).find_map(|k| c.output(k));
+    // Where the number of trips is known, the condition need not be computed again.
     let trips = stacked.map(|y| y.dim(0)).or_else(|| counted(c, body));
     if let (Some(trips), []) = (trips, needed) {
         return Ok((trips, vec![]));
     }
-    for &s in needed {
-        keeps_shape(c, body, s)?;
+    needed.iter().try_for_each(|&s| keeps_shape(c, body, s))?;
+    let mut again = again(c, body, needed, trips.is_none(), false)?;
+    if needed.is_empty() {
+        again.stacked.push(again.ports.stacked(again.ports.inside(again.given[0]), (0, false)));
     }
-    // Where the number of trips is known, the condition need not be computed again.
-    let carried = {
-        let graph = b.graph();
-        let condition = trips.is_none().then(|| body.outputs[0]);
-        let states = needed.iter().map(|&s| body.state_input(s).id());
-        body.states_behind(&graph, states.chain(condition))
-    };
-    let (scope, inputs) = b.open(body.inputs.iter().map(|x| x.fact()).collect());
-    let outputs = b.within(scope, || {
-        let replay = c.replay(body.scope, &inputs)?;
-        let mut outputs = vec![if trips.is_some() { inputs[1] } else { replay.outputs[0] }];
-        outputs.extend(carried.iter().map(|&s| replay.outputs[1 + s]));
-        outputs.extend(needed.iter().map(|&s| inputs[2 + s]));
-        if needed.is_empty() {
-            outputs.push(inputs[0]);
-        }
-        anyhow::Ok(outputs)
-    })?;
-    close(c, scope, &outputs, 2)?;
-    // States that only others would need have gone from the inputs; those that are carried stay, whether they are read or not.
-    {
-        let mut kept = vec![inputs[0].id(), inputs[1].id()];
-        kept.extend(carried.iter().map(|&s| inputs[2 + s].id()));
-        b.graph_mut().set_inputs(scope, kept);
+    again.ports.close(c, None)?;
+    match trips {
+        Some(trips) => again.ports.repeat(Some(trips), None),
+        None => again.ports.repeat(c.opt(0), c.opt(1)),
     }
-    let initial = carried.iter().map(|&s| c.input(2 + s)).collect::<Vec<_>>();
-    let (limit, condition) = match trips {
-        Some(trips) => (Some(trips), None),
-        None => (c.opt(0), c.opt(1)),
-    };
-    let outputs = b.loop_(limit, condition, &initial, scope);
-    let recorded = outputs.get(carried.len()..).unwrap_or_default().to_vec();
-    let trips = match (trips, recorded.first()) {
-        (Some(trips), _) => trips,
-        (None, Some(first)) => first.dim(0),
-        (None, None) => bail!("the number of trips is not known"),
-    };
+    let recorded: Vec<_> = again.stacked.iter().map(|&p| again.ports.all(p)).collect();
+    let trips = trips.or_else(|| Some(recorded.first()?.dim(0))).context("the number of trips is not known")?;
     Ok((trips, if needed.is_empty() { vec![] } else { recorded }))
+}
+
+/// The needed states at the beginning of each step, stacked along the first axis, those of the last step first if `flip`.
+fn scan_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], flip: bool) -> Result<Vec<Expr<'g>>> {
+    if needed.is_empty() {
+        return Ok(vec![]);
+    }
+    let mut again = again(c, body, needed, false, flip)?;
+    again.ports.close(c, again.slices.first().copied())?;
+    again.ports.scan();
+    Ok(again.stacked.iter().map(|&p| again.ports.all(p)).collect())
 }
 
 /// The number of trips of a Loop that never ends early.
@@ -330,6 +432,27 @@ fn counted<'g>(c: &Call<'g>, body: &Body<'g>) -> Option<Expr<'g>> {
     };
     let handed_on = body.inputs.get(1) == Some(&condition);
     (handed_on || sure(condition)).then(|| limit.reshape_to(&[]).max(b.int(0)))
+}
+
+// ---------------------------------------------------------------- Scan
+
+/// Axes and directions of a Scan's inputs or outputs: whether the last part comes first.
+fn laid(c: &Call<'_>, axes: &str, directions: &str, count: usize) -> Result<Vec<(i64, bool)>> {
+    let (axes, directions) = (list(c, axes, count)?, list(c, directions, count)?);
+    Ok(axes.into_iter().zip(directions.into_iter().map(|d| d != 0)).collect())
+}
+
+/// The body of a Scan, and how what it stacks is laid.
+fn scan_body<'g>(c: &Call<'g>) -> Result<(Body<'g>, Vec<(i64, bool)>)> {
+    let scanned = usize::try_from(c.int("num_scan_inputs", 0)).unwrap_or(0);
+    ensure!((1..=c.input_count()).contains(&scanned), "num_scan_inputs is {scanned}, of {} inputs", c.input_count());
+    let states = c.input_count() - scanned;
+    let slices = laid(c, "scan_input_axes", "scan_input_directions", scanned)?;
+    let body = Body::new(c, states, (0, 0), slices)?;
+    let inputs = body.inputs.len();
+    ensure!(inputs == states + scanned, "its body has {inputs} inputs for {}", states + scanned);
+    let outputs = laid(c, "scan_output_axes", "scan_output_directions", body.outputs.len() - states)?;
+    Ok((body, outputs))
 }
 
 /// What is recorded is stacked: a state must be a tensor that keeps its shape.
@@ -410,196 +533,9 @@ fn batched_scan<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     Ok(c.cotangents().values(gradients))
 }
 
-/// Axes and directions of a Scan, one for each scan input or output.
+/// Axes or directions of a Scan, one for each scan input or output.
 fn list(c: &Call<'_>, name: &str, count: usize) -> Result<Vec<i64>> {
     let given = c.ints(name).unwrap_or_else(|| vec![0; count]);
     ensure!(given.len() == count, "{name} has {} entries for {count} tensors", given.len());
     Ok(given)
-}
-
-fn scan<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
-    let b = c.builder();
-    let scanned = usize::try_from(c.int("num_scan_inputs", 0)).unwrap_or(0);
-    ensure!((1..=c.input_count()).contains(&scanned), "num_scan_inputs is {scanned}, of {} inputs", c.input_count());
-    let states = c.input_count() - scanned;
-    let body = Body::new(c, states, (0, 0), scanned)?;
-    ensure!(
-        body.inputs.len() == states + scanned,
-        "its body has {} inputs for {}",
-        body.inputs.len(),
-        states + scanned
-    );
-    let stacked = body.outputs.len() - states;
-    let (input_axes, output_axes) = (list(c, "scan_input_axes", scanned)?, list(c, "scan_output_axes", stacked)?);
-    let input_directions = list(c, "scan_input_directions", scanned)?;
-    let output_directions = list(c, "scan_output_directions", stacked)?;
-
-    // States: gradients of states, sums for captures. Scan inputs: recorded states, the node's own, gradients of its stacked outputs.
-    let dys: Vec<usize> = (0..stacked).filter(|k| c.has_dy(states + k)).collect();
-    let mut facts = body.facts(body.active.iter().copied());
-    facts.extend(body.captures.iter().map(|x| sum_fact(*x)));
-    facts.extend(body.facts(0..states + scanned));
-    facts.extend(dys.iter().map(|k| b.graph().fact(body.outputs[states + k]).clone()));
-    let (scope, inputs) = b.open(facts);
-    let (dstates, rest) = inputs.split_at(body.active.len());
-    let (sums, rest) = rest.split_at(body.captures.len());
-    let (before, dslices) = rest.split_at(states + scanned);
-    let slices: Vec<usize> = (0..scanned).filter(|j| c.opt(states + j).is_some_and(|x| c.wants(x.id()))).collect();
-    let (dxs, seeded) = b.within(scope, || {
-        let replay = c.replay(body.scope, before)?;
-        let mut seeds: Vec<_> = body.active.iter().map(|&s| replay.outputs[s]).zip(dstates.iter().copied()).collect();
-        seeds.extend(dys.iter().map(|k| replay.outputs[states + k]).zip(dslices.iter().copied()));
-        let mut xs: Vec<_> = body.active.iter().map(|&s| before[s]).collect();
-        xs.extend(&body.captures);
-        xs.extend(slices.iter().map(|j| before[states + j]));
-        anyhow::Ok((replay.gradients(&seeds, &xs)?, !seeds.is_empty()))
-    })?;
-    if !seeded {
-        return Ok(c.cotangents());
-    }
-    let (dbefore, rest) = dxs.split_at(body.active.len());
-    let (dcaptures, dinputs) = rest.split_at(body.captures.len());
-    let sliced: Vec<usize> = (0..slices.len()).filter(|&j| dinputs[j].is_some()).collect();
-    // What is stacked stands in the order of the first scan input, so that it can stand beside the node's own tensors.
-    let flip = input_directions[0] != 0;
-    let in_order = |j: usize| input_axes[j] == 0 && (input_directions[j] != 0) == flip;
-    // The gradient of a matrix is a sum of products over the steps: of what is stacked it is one product over all steps.
-    let inside = |e: Expr<'g>| b.graph().value(e.id()).scope == scope;
-    let product = |k: usize| dcaptures[k]?.factors().filter(|(left, right)| inside(*left) && inside(*right));
-    let products: Vec<(usize, (Expr<'g>, Expr<'g>))> = (0..sums.len()).filter_map(|k| Some((k, product(k)?))).collect();
-    let is_product = |k: &usize| products.iter().any(|(p, _)| p == k);
-    let captured: Vec<usize> = (0..sums.len()).filter(|k| dcaptures[*k].is_some() && !is_product(k)).collect();
-    let mut extra: Vec<Expr<'g>> = Vec::new();
-    let mut stack = |e: Expr<'g>| {
-        let of_input = || (0..scanned).find(|&j| before[states + j] == e && in_order(j)).map(Stacked::Input);
-        let of_state = || (0..states).find(|&s| before[s] == e).map(Stacked::State);
-        let of_output =
-            || sliced.iter().position(|&j| dinputs[j] == Some(e) && in_order(slices[j])).map(Stacked::Output);
-        of_input().or_else(of_state).or_else(of_output).unwrap_or_else(|| {
-            let place = extra.iter().position(|known| *known == e).unwrap_or_else(|| {
-                extra.push(e);
-                extra.len() - 1
-            });
-            Stacked::Output(sliced.len() + place)
-        })
-    };
-    let products: Vec<_> = products.into_iter().map(|(k, (left, right))| (k, stack(left), stack(right))).collect();
-    let outputs: Vec<_> = b.within(scope, || {
-        let states = dbefore.iter().zip(dstates).map(|(d, after)| d.unwrap_or_else(|| after.zeros_like()));
-        let sums = captured.iter().map(|&k| plus(sums[k], dcaptures[k]));
-        let sliced = sliced.iter().filter_map(|&j| dinputs[j]);
-        states.chain(sums).chain(sliced).chain(extra.iter().copied()).collect()
-    });
-    if outputs.is_empty() {
-        return Ok(c.cotangents());
-    }
-    close(c, scope, &outputs, 0)?;
-    let used: IdSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
-    let needed = places(&used, &before[..states]);
-    let stacked_states = products.iter().flat_map(|(_, left, right)| [*left, *right]).filter_map(|of| match of {
-        Stacked::State(s) => Some(s),
-        _ => None,
-    });
-    let mut record: Vec<usize> = needed.iter().copied().chain(stacked_states).collect();
-    record.sort_unstable();
-    record.dedup();
-    let mut read = places(&used, &before[states..]);
-    let used_dys = places(&used, dslices);
-    if needed.is_empty() && read.is_empty() && used_dys.is_empty() {
-        // Something has to say how many steps there are.
-        read.push(0);
-    }
-    let recorded: HashMap<usize, Expr<'g>> =
-        record.iter().copied().zip(scan_record(c, &body, &record, scanned, flip)?).collect();
-
-    let mut kept: Vec<ValueId> = dstates.iter().map(|x| x.id()).collect();
-    kept.extend(captured.iter().map(|&k| sums[k].id()));
-    kept.extend(needed.iter().map(|&s| before[s].id()));
-    kept.extend(read.iter().map(|&j| before[states + j].id()));
-    kept.extend(used_dys.iter().map(|&k| dslices[k].id()));
-    b.graph_mut().set_inputs(scope, kept);
-
-    let mut initial: Vec<Expr<'g>> = body.active.iter().map(|&s| c.dy_of(s)).collect();
-    initial.extend(captured.iter().map(|&k| body.captures[k].zeros_like().widened()));
-    let mut along = Vec::new();
-    let states_recorded = needed.iter().filter_map(|s| recorded.get(s).copied());
-    along.extend(states_recorded.map(|tensor| Along { tensor, axis: 0, reverse: !flip }));
-    for &j in &read {
-        along.push(Along { tensor: c.input(states + j), axis: input_axes[j], reverse: input_directions[j] == 0 });
-    }
-    for &k in &used_dys {
-        let dy = c.opt_dy(states + dys[k]).context("a gradient is missing")?;
-        along.push(Along { tensor: dy, axis: output_axes[dys[k]], reverse: output_directions[dys[k]] == 0 });
-    }
-    let placed = sliced.iter().map(|&j| slices[j]).map(|j| (input_axes[j], input_directions[j] == 0));
-    let placed: Vec<(i64, bool)> = placed.chain(extra.iter().map(|_| (0, !flip))).collect();
-    let gradients = b.scan(&initial, &along, &placed, scope);
-    let all_steps = |of: Stacked| -> Result<Expr<'g>> {
-        let tensor = match of {
-            Stacked::Input(j) => c.input(states + j),
-            Stacked::State(s) => *recorded.get(&s).context("a state is not recorded")?,
-            Stacked::Output(i) => *gradients.get(initial.len() + i).context("a stacked output is missing")?,
-        };
-        Ok(tensor.stacked_before(1))
-    };
-    let of_products = products.iter().map(|&(k, left, right)| {
-        Ok((body.captures[k].id(), all_steps(left)?.gemm(true, all_steps(right)?, false, 1.0)))
-    });
-    let of_products = of_products.collect::<Result<Vec<_>>>()?;
-    let mut targets: Vec<Expr<'g>> = body.active.iter().map(|&s| c.input(s)).collect();
-    targets.extend(captured.iter().map(|&k| body.captures[k]));
-    targets.extend(sliced.iter().map(|&j| c.input(states + slices[j])));
-    let pairs = targets.into_iter().zip(gradients).map(|(x, dx)| (x.id(), rounded(dx, x)));
-    Ok(c.cotangents().values(pairs.filter(|(x, _)| c.wants(*x)).chain(of_products)))
-}
-
-/// Where a tensor of each step stands beside those of the other steps.
-#[derive(Clone, Copy)]
-enum Stacked {
-    /// It is a scan input of the node.
-    Input(usize),
-    /// It is a recorded state.
-    State(usize),
-    /// It is a stacked output of the backward Scan.
-    Output(usize),
-}
-
-/// The needed states at the beginning of each step, stacked along the first axis, those of the last step first if `flip`.
-fn scan_record<'g>(
-    c: &Call<'g>,
-    body: &Body<'g>,
-    needed: &[usize],
-    scanned: usize,
-    flip: bool,
-) -> Result<Vec<Expr<'g>>> {
-    let b = c.builder();
-    if needed.is_empty() {
-        return Ok(vec![]);
-    }
-    let carried = {
-        let graph = b.graph();
-        body.states_behind(&graph, needed.iter().map(|&s| body.state_input(s).id()))
-    };
-    let (scope, inputs) = b.open(body.inputs.iter().map(|x| x.fact()).collect());
-    let outputs = b.within(scope, || {
-        let replay = c.replay(body.scope, &inputs)?;
-        let mut outputs: Vec<_> = carried.iter().map(|&s| replay.outputs[s]).collect();
-        outputs.extend(needed.iter().map(|&s| inputs[s]));
-        anyhow::Ok(outputs)
-    })?;
-    close(c, scope, &outputs, 0)?;
-    let used: IdSet<ValueId> = b.graph().scope(scope).inputs.iter().copied().collect();
-    let mut read = places(&used, &inputs[body.states..]);
-    if read.is_empty() {
-        read.push(0);
-    }
-    let mut kept: Vec<ValueId> = carried.iter().map(|&s| inputs[s].id()).collect();
-    kept.extend(read.iter().map(|&j| inputs[body.states + j].id()));
-    b.graph_mut().set_inputs(scope, kept);
-    let initial: Vec<Expr<'g>> = carried.iter().map(|&s| c.input(s)).collect();
-    let (axes, directions) = (list(c, "scan_input_axes", scanned)?, list(c, "scan_input_directions", scanned)?);
-    let along = |&j: &usize| Along { tensor: c.input(body.states + j), axis: axes[j], reverse: directions[j] != 0 };
-    let along: Vec<_> = read.iter().map(along).collect();
-    let outputs = b.scan(&initial, &along, &vec![(0, flip); needed.len()], scope);
-    Ok(outputs.get(carried.len()..).unwrap_or_default().to_vec())
 }

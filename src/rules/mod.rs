@@ -21,6 +21,7 @@ mod normalization;
 mod opaque;
 mod optimizers;
 mod pooling;
+mod ports;
 pub mod properties;
 mod quantization;
 mod quantized;

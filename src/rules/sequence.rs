@@ -5,7 +5,7 @@
 mod facts;
 
 use super::Slot::*;
-use super::control::close;
+use super::ports::{Port, Ports};
 use super::properties::Counts::Item;
 use super::properties::read;
 use super::{Call, Cotangents, Rule, rule};
@@ -127,42 +127,38 @@ fn split<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn map<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
-    let b = c.builder();
-    let body = c.body("body")?;
-    let inputs = c.inputs_from(0);
-    let dys: Vec<(usize, Expr<'g>)> = c.dys().iter().enumerate().filter_map(|(i, dy)| Some((i, (*dy)?))).collect();
-    let captures = c.wanted_captures();
-    let wanted: Vec<usize> = (0..inputs.len()).filter(|&i| c.wants(inputs[i].id())).collect();
-    let element = |e: Expr<'g>| Fact { container: Container::Tensor, ..e.fact() };
-    let (scope, arguments) = b.open(dys.iter().map(|(_, dy)| *dy).chain(inputs.iter().copied()).map(element).collect());
-    let (dslices, slices) = arguments.split_at(dys.len());
-    let (connected, outputs) = b.within(scope, || {
-        let replay = c.replay(body, slices)?;
-        let seeds = dys.iter().zip(dslices).filter_map(|((i, _), dy)| Some((*replay.outputs.get(*i)?, *dy)));
-        let seeds: Vec<_> = seeds.collect();
-        let xs: Vec<_> = wanted.iter().map(|&i| slices[i]).chain(captures.iter().copied()).collect();
-        let dxs = replay.gradients(&seeds, &xs)?;
-        let targets = wanted.iter().map(|&i| inputs[i]).chain(captures.iter().copied());
-        // A sequence has its gradient element by element; what an element does not matter for is zeros there.
-        let found = targets.zip(dxs).filter_map(|(x, dx)| Some((x, dx?)));
-        anyhow::Ok(found.unzip::<_, _, Vec<_>, Vec<_>>())
+    let (b, body, inputs) = (c.builder(), c.body("body")?, c.inputs_from(0));
+    let mut ports = Ports::open(b);
+    let mut read = |e: Expr<'g>| ports.read(Fact { container: Container::Tensor, ..e.fact() }, Some(e), (0, false));
+    let dys: Vec<(usize, Port)> = (0..c.output_count()).filter_map(|i| Some((i, read(c.opt_dy(i)?)))).collect();
+    let slices: Vec<Port> = inputs.iter().map(|x| read(*x)).collect();
+    ensure!(!dys.is_empty(), "no output has a gradient");
+    dys.iter().for_each(|&(_, port)| ports.keep(port));
+    let wanted = (0..inputs.len()).filter(|&i| c.wants_input(i)).map(|i| (inputs[i], ports.inside(slices[i])));
+    let captures = c.wanted_captures().into_iter().map(|x| (x, x));
+    let (targets, xs): (Vec<_>, Vec<_>) = wanted.chain(captures).unzip();
+    let dxs = ports.within(|| {
+        let replay = c.replay(body, &ports.all_inside(&slices))?;
+        let seed = |&(i, port): &(usize, Port)| Some((*replay.outputs.get(i)?, ports.inside(port)));
+        replay.gradients(&dys.iter().filter_map(seed).collect::<Vec<_>>(), &xs)
     })?;
-    if connected.is_empty() {
+    // A sequence has its gradient element by element; what an element does not matter for is zeros there.
+    let stack = |(x, dx): (Expr<'g>, Option<Expr<'g>>)| Some((x, ports.stacked(dx?, (0, false))));
+    let found: Vec<(Expr<'g>, Port)> = targets.into_iter().zip(dxs).filter_map(stack).collect();
+    if found.is_empty() {
         return Ok(c.cotangents());
     }
-    close(c, scope, &outputs, dys.len())?;
-    let kept = b.graph().scope(scope).inputs.clone();
-    let all = dys.iter().map(|(_, dy)| *dy).chain(inputs.iter().copied());
-    let used: Vec<_> = arguments.iter().zip(all).filter(|(a, _)| kept.contains(&a.id())).map(|(_, e)| e).collect();
-    ensure!(!used.is_empty(), "no output has a gradient");
-    let gradients = b.sequence_map(&used, scope);
-    let sum = |(x, dx): (Expr<'g>, Expr<'g>)| {
+    ports.close(c, None)?;
+    ports.map();
+    let sum = |(x, port): (Expr<'g>, Port)| {
         let dx = match x.is_sequence() {
-            true => dx,
+            true => ports.all(port),
             // With zeros in front the sum is right for an empty sequence too.
-            false => dx.sequence_insert(x.zeros_like(), Some(b.int(0))).concat_sequence(0, true).sum_out(&[0]),
+            false => {
+                ports.all(port).sequence_insert(x.zeros_like(), Some(b.int(0))).concat_sequence(0, true).sum_out(&[0])
+            }
         };
         (x.id(), dx)
     };
-    Ok(c.cotangents().values(connected.into_iter().zip(gradients).map(sum)))
+    Ok(c.cotangents().values(found.into_iter().map(sum)))
 }

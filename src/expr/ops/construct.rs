@@ -1,7 +1,7 @@
 //! Tensors out of nothing, and control flow.
 
 use super::{Builder, Expr};
-use crate::graph::{Dim, Fact, NewNode, Origin, ScopeId};
+use crate::graph::{Dim, Fact, NewNode, Origin, ScopeId, Shape};
 use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
 use anyhow::{Result, bail};
 
@@ -120,26 +120,42 @@ impl Builder {
     pub fn run_along<'g>(
         &'g self,
         states: &[Expr<'g>],
-        along: &[Expr<'g>],
+        tensors: &[Expr<'g>],
         reverse: bool,
         step: impl Fn(&[Expr<'g>], &[Expr<'g>]) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)>,
     ) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)> {
+        let along = |&tensor| Along { tensor, axis: 0, reverse };
+        self.run(states, &tensors.iter().map(along).collect::<Vec<_>>(), step)
+    }
+
+    /// The same along any axis of each tensor, in either direction. What is stacked lies as the first tensor does.
+    ///
+    /// # Errors
+    /// As for [`Builder::run_along`].
+    pub fn run<'g>(
+        &'g self,
+        states: &[Expr<'g>],
+        along: &[Along<'g>],
+        step: impl Fn(&[Expr<'g>], &[Expr<'g>]) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)>,
+    ) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)> {
         if self.opset() < 9 {
-            return self.unrolled(states, along, reverse, step);
+            return self.unrolled(states, along, step);
         }
-        let slice = |e: &Expr<'g>| {
-            let fact = e.fact();
-            Fact { shape: fact.shape.as_ref().and_then(|s| s.get(1..)).map(Into::into), ..fact }
+        let slice = |a: &Along<'g>| {
+            let fact = a.tensor.fact();
+            let others =
+                |s: &Shape| s.iter().enumerate().filter(|(i, _)| *i as i64 != a.axis).map(|(_, &d)| d).collect();
+            Fact { shape: fact.shape.as_ref().map(others), ..fact }
         };
         let facts = states.iter().map(|e| e.fact()).chain(along.iter().map(slice)).collect();
         let (body, inputs) = self.open(facts);
         let (before, now) = inputs.split_at(states.len());
         let (after, mut outputs) = self.within(body, || step(before, now))?;
-        let (carried, stacked) = (after.len(), outputs.len());
+        let (carried, laid) = (after.len(), along.first().map_or((0, false), |a| (a.axis, a.reverse)));
+        let stacked = vec![laid; outputs.len()];
         outputs.splice(0..0, after);
         self.close(body, &outputs, inputs.len());
-        let along: Vec<_> = along.iter().map(|&tensor| Along { tensor, axis: 0, reverse }).collect();
-        let mut last = self.scan(states, &along, &vec![(0, reverse); stacked], body);
+        let mut last = self.scan(states, along, &stacked, body);
         let all = last.split_off(carried.min(last.len()));
         Ok((last, all))
     }
@@ -147,11 +163,11 @@ impl Builder {
     fn unrolled<'g>(
         &'g self,
         states: &[Expr<'g>],
-        along: &[Expr<'g>],
-        reverse: bool,
+        along: &[Along<'g>],
         step: impl Fn(&[Expr<'g>], &[Expr<'g>]) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)>,
     ) -> Result<(Vec<Expr<'g>>, Vec<Expr<'g>>)> {
-        let steps = along.iter().find_map(|e| e.known_dim(0)).filter(|n| (1..=MAX_UNROLLED).contains(n));
+        let known = |a: &Along<'g>| a.tensor.known_dim(a.axis as usize);
+        let steps = along.iter().find_map(known).filter(|n| (1..=MAX_UNROLLED).contains(n));
         let Some(steps) = steps else {
             bail!(
                 "a recurrence over a number of steps that is not known, or above {MAX_UNROLLED}, needs opset 9; the model \
@@ -159,20 +175,23 @@ impl Builder {
                 self.opset()
             )
         };
+        let (axis, reverse) = along.first().map_or((0, false), |a| (a.axis as usize, a.reverse));
         let mut states = states.to_vec();
         let mut all: Vec<Vec<Expr<'g>>> = Vec::new();
         for i in 0..steps {
-            let i = if reverse { steps - 1 - i } else { i };
-            let now: Vec<_> = along.iter().map(|e| e.narrow(0, i, i + 1).squeeze(&[0])).collect();
-            let (after, stacked) = step(&states, &now)?;
-            all.push(stacked.iter().map(|e| e.unsqueeze(&[0])).collect());
+            let slice = |a: &Along<'g>| {
+                let (axis, i) = (a.axis as usize, if a.reverse { steps - 1 - i } else { i });
+                a.tensor.narrow(axis, i, i + 1).squeeze(&[axis])
+            };
+            let (after, stacked) = step(&states, &along.iter().map(slice).collect::<Vec<_>>())?;
+            all.push(stacked.iter().map(|e| e.unsqueeze(&[axis])).collect());
             states = after;
         }
         if reverse {
             all.reverse();
         }
         let count = all.first().map_or(0, Vec::len);
-        let stack = |k: usize| Expr::concat(&all.iter().map(|parts| parts[k]).collect::<Vec<_>>(), 0);
+        let stack = |k: usize| Expr::concat(&all.iter().map(|parts| parts[k]).collect::<Vec<_>>(), axis);
         Ok((states, (0..count).map(stack).collect()))
     }
 }

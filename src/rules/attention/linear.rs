@@ -2,7 +2,6 @@
 
 use super::facts;
 use crate::expr::{Along, Expr};
-use crate::graph::Fact;
 use crate::rules::Slot::*;
 use crate::rules::{Call, Rule, rule};
 use anyhow::{Result, bail, ensure};
@@ -55,28 +54,18 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
             b.full(shape, 0.0, q.element()?)
         }
     };
-    let fact = |e: Expr<'g>| {
-        let fact = e.fact();
-        let shape = fact.shape.map(|s| s.iter().enumerate().filter(|&(a, _)| a != 1).map(|(_, &d)| d).collect());
-        Fact::tensor(fact.element, shape)
-    };
-    let mut inputs = vec![Fact::tensor(past.fact().element, past.fact().shape)];
-    inputs.extend(along.iter().map(|&e| fact(e)));
-    let (body, inputs) = b.open(inputs);
-    let step = || {
-        let [state, q, k, v, ref gates @ ..] = inputs[..] else { bail!("the recurrence has too few inputs") };
+    let along: Vec<Along<'g>> = along.into_iter().map(|tensor| Along { tensor, axis: 1, reverse: false }).collect();
+    let (state, y) = b.run(&[past], &along, |state, now| {
+        let (&[state], [q, k, v, gates @ ..]) = (state, now) else { bail!("the recurrence has too few inputs") };
         let mut gates = gates.iter().copied();
         let faded = if gated { gates.next().map_or(state, |g| state * g) } else { state };
         let value = match gates.next() {
-            Some(beta) => beta * (v - k.matmul(faded)),
-            None => v,
+            Some(beta) => beta * (*v - k.matmul(faded)),
+            None => *v,
         };
         let state = faded + k.transposed() * value;
-        Ok([state, q.matmul(state)])
-    };
-    let outputs = b.within(body, step)?;
-    b.close(body, &outputs, inputs.len());
-    let along: Vec<Along<'g>> = along.into_iter().map(|tensor| Along { tensor, axis: 1, reverse: false }).collect();
-    let [state, y] = b.scan(&[past], &along, &[(1, false)], body)[..] else { bail!("the recurrence has no result") };
+        Ok((vec![state], vec![q.matmul(state)]))
+    })?;
+    let (&[state], &[y]) = (&*state, &*y) else { bail!("the recurrence has no result") };
     Ok(vec![Some(y.reshape_to(&[0, 0, -1])), Some(state)])
 }
