@@ -36,6 +36,8 @@ pub enum Error {
     EngineCrashed(Box<Details>),
     /// A request that contradicts itself.
     Usage(Box<Details>),
+    /// A model that is not what another one was.
+    Different(Box<Details>),
     /// A fault of this library.
     Internal(Box<Details>),
 }
@@ -104,6 +106,7 @@ kinds! {
     OutOfMemory, out_of_memory, "out-of-memory", "Something took more memory than it was given, or than there is";
     EngineCrashed, engine_crashed, "engine-crashed", "The engine of the validation ended without an answer";
     Usage, usage, "usage", "The request or the command line contradicts itself";
+    Different, different, "different", "A model has lost or changed something that another has";
     Internal, internal, "internal", "A fault of this tool, which its authors want to know of";
 }
 

@@ -439,3 +439,18 @@ fn the_codes_are_documented() {
     }
     assert_eq!(std::fs::read_to_string(&path).unwrap_or_default(), text, "UPDATE=1 writes docs/errors.md");
 }
+
+#[test]
+fn what_grad_writes_only_adds() {
+    let (folder, model) = folder(SQUARE);
+    let out = out(&folder);
+    assert!(tool(&["grad", &model, "-o", &out, "--xs", "x", "--no-validate"]).status.success());
+    let output = tool(&["diff", &model, &out]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(stdout(&output).contains("added    graph.output: 1\n"), "{output:?}");
+    let back = tool(&["diff", &out, &model, "--json"]);
+    assert_eq!(back.status.code(), Some(1));
+    let object: Value = serde_json::from_str(&stdout(&back)).unwrap();
+    assert_eq!((&object["code"], &object["only_adds"]), (&"different".into(), &false.into()), "{object}");
+    assert!(object["lost"].as_array().unwrap().contains(&"graph.output['gradients/x']".into()), "{object}");
+}

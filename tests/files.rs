@@ -465,3 +465,79 @@ fn what_a_file_holds_is_written_as_it_was() -> Result<()> {
     }
     Ok(())
 }
+
+/// What the comparison of a model with a changed one says.
+fn compared(model: &ModelProto, change: impl FnOnce(&mut ModelProto)) -> file::Difference {
+    let mut changed = model.clone();
+    change(&mut changed);
+    file::diff(&model.encode_to_vec().into(), &changed.encode_to_vec().into()).unwrap()
+}
+
+#[test]
+fn every_change_of_a_model_is_found() {
+    type Change = fn(&mut ModelProto);
+    fn graph(m: &mut ModelProto) -> &mut onnx_gradients::onnx::GraphProto {
+        m.graph.as_mut().unwrap()
+    }
+    let changes: [(&str, Change); 24] = [
+        ("ir_version", |m| m.ir_version = Some(9)),
+        ("opset_import", |m| m.opset_import[0].version = Some(18)),
+        ("metadata_props['k'].value", |m| m.metadata_props[0].value = Some("w".into())),
+        ("metadata_props['k']", |m| m.metadata_props.clear()),
+        ("functions['F'].node['b'].op_type", |m| m.functions[0].node[1].op_type = Some("Add".into())),
+        ("functions['F']", |m| m.functions.clear()),
+        ("functions['F'].node", |m| m.functions[0].node.swap(0, 1)),
+        ("graph.name", |m| graph(m).name = Some("h".into())),
+        ("graph.node['y']", |m| drop(graph(m).node.pop())),
+        ("graph.node['c'].attribute['value'].t.raw_data", |m| {
+            graph(m).node[0].attribute[0].t.as_mut().unwrap().raw_data = Some(vec![0; 8].into());
+        }),
+        ("graph.node['c'].attribute['value']", |m| graph(m).node[0].attribute.clear()),
+        ("graph.node['c'].attribute['extra']", |m| graph(m).node[0].attribute.push(attribute::int("extra", 1))),
+        ("graph.node['z'].name", |m| graph(m).node[1].name = None),
+        ("graph.node['z'].input[0]", |m| graph(m).node[1].input[0] = "other".into()),
+        ("graph.node['z'].attribute['then_branch'].g.initializer['v'].raw_data", |m| {
+            let body = graph(m).node[1].attribute[0].g.as_mut().unwrap();
+            body.initializer[0].raw_data = Some(vec![1; 8].into());
+        }),
+        ("graph.node['z'].attribute['else_branch'].g.node['twin']", |m| {
+            let body = graph(m).node[1].attribute[1].g.as_mut().unwrap();
+            let twin = onnx_gradients::onnx::NodeProto { output: vec!["twin".into()], ..body.node[0].clone() };
+            body.node.push(twin);
+        }),
+        ("graph.node['y'].domain", |m| graph(m).node[2].domain = Some("com.y".into())),
+        ("graph.initializer['w'].dims", |m| graph(m).initializer[0].dims = vec![2, 1]),
+        ("graph.initializer['w'].data_type", |m| graph(m).initializer[0].data_type = Some(6)),
+        ("graph.initializer['typed'].float_data", |m| graph(m).initializer[2].float_data[0] = 1.5),
+        ("graph.initializer['halves']", |m| drop(graph(m).initializer.pop())),
+        ("graph.input['b']", |m| drop(graph(m).input.pop())),
+        ("graph.output['y'].type", |m| graph(m).output[0].r#type = None),
+        ("graph.node['z']", |m| graph(m).node.swap(0, 1)),
+    ];
+    let model = model();
+    assert_eq!(compared(&model, |_| ()), file::Difference::default());
+    for (path, change) in changes {
+        let difference = compared(&model, change);
+        let found = difference.lost.iter().chain(difference.changed.iter().map(|c| &c.path));
+        assert!(found.clone().any(|found| found.starts_with(path)), "{path}: {difference:?}");
+        assert!(!difference.only_adds(), "{path}");
+    }
+    let added = compared(&model, |m| {
+        let node = onnx_gradients::onnx::NodeProto { output: vec!["new".into()], ..graph(m).node[0].clone() };
+        graph(m).node.insert(1, node);
+        graph(m).node[2].output.push("mask".into());
+    });
+    assert!(added.only_adds(), "{added:?}");
+    assert_eq!(added.added["graph.node"], ["'new'"]);
+}
+
+#[test]
+fn unknown_fields_are_compared() {
+    let bytes = strange();
+    let at = bytes.windows(4).position(|w| w == b"dim\x0a" || &w[..3] == b"dim").unwrap();
+    let mut changed = bytes.clone();
+    changed[at] = b'D';
+    let difference = file::diff(&bytes.into(), &changed.into()).unwrap();
+    assert_eq!(difference.changed.len(), 1, "{difference:?}");
+    assert!(difference.changed[0].path.ends_with("dim[0].#400"), "{difference:?}");
+}

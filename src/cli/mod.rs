@@ -7,6 +7,7 @@ pub mod console;
 #[cfg(feature = "validate")]
 mod curve;
 mod derivative;
+mod diff;
 mod explain;
 mod export;
 mod failure;
@@ -55,6 +56,7 @@ enum Command {
     Check(check::Args),
     Inspect(inspect::Args),
     Ops(ops::Args),
+    Diff(diff::Args),
     Trainable(Box<trainable::Args>),
     #[cfg(feature = "validate")]
     Train(train::Args),
@@ -111,6 +113,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Ops(args) => ops::run(&args),
+        Command::Diff(args) => diff::run(&args),
         Command::Trainable(args) => trainable::run(&args),
         #[cfg(feature = "validate")]
         Command::Train(args) => train::run(&args),

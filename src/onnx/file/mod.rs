@@ -1,6 +1,7 @@
 //! Model files: read once into one buffer that the weights share, and written in pieces, so that a model is in memory once.
 
 mod check;
+mod diff;
 mod encode;
 mod external;
 mod splice;
@@ -8,6 +9,7 @@ pub(crate) mod unfinished;
 mod visit;
 pub mod wire;
 
+pub use diff::{Change, Difference, diff};
 pub use external::{load_external, locations, rebase_external};
 
 use super::ModelProto;
