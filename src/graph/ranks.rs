@@ -126,6 +126,17 @@ pub fn cause(graph: &Graph, mut id: ValueId) -> (ValueId, Option<NodeId>) {
 /// For each output of a node that is to be appended the input whose shape it has, of those of which not even the rank is known:
 /// an operator that makes three sizes of their own of three such sizes makes of any shape the same.
 pub fn like(graph: &Graph, new: &NewNode) -> Vec<Option<ValueId>> {
+    // What is made to the measure of a tensor has its shape.
+    let sizes = match (&*new.domain, &*new.op_type) {
+        ("", "Reshape") => new.inputs.get(1).copied().flatten(),
+        ("", "ConstantOfShape") => new.inputs.first().copied().flatten(),
+        _ => None,
+    };
+    if let Some((shape, _)) = sizes.and_then(|sizes| graph.producer(sizes)) {
+        let shape = graph.node(shape);
+        let whole = &*shape.op_type == "Shape" && shape.domain.is_empty() && shape.attributes.is_empty();
+        return vec![shape.inputs.first().copied().flatten().filter(|_| whole)];
+    }
     let tensors = |v: &&ValueId| graph.fact(**v).shape.is_none() && graph.fact(**v).container == Container::Tensor;
     let Some(&first) = new.inputs.iter().flatten().find(tensors) else { return vec![] };
     if !new.bodies.is_empty() {
