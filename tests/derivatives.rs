@@ -651,3 +651,41 @@ fn the_documentation_runs() {
     }
     assert!(commands >= 20, "{commands}");
 }
+
+/// A gradient of Tanh that is wrong, as users may give one.
+const WRONG: &str = r#"
+<ir_version: 9, opset_import: ["": 17]>
+unused (float a) => (float b) { b = Identity (a) }
+<domain: "", opset_import: ["": 17]>
+Tanh (x, y, dy) => (dx) { dx = Mul (y, dy) }
+"#;
+
+#[test]
+fn a_wrong_gradient_is_cut_to_its_node() {
+    let graph = "g (float[N,4] x, int64[N] rows, float[4,4] w, float[4] b) => (float[N,4] out) {
+        [first] a = MatMul(x, w)  [second] c = Add(a, b)  e = Exp(c)  l = Log(e)  [picked] p = Gather(l, rows)
+        [wrong] t = Tanh(p)  [after] s = Sigmoid(t)  m = Mul(s, a)  out = Softmax<axis=-1>(m)
+    }";
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    model(graph).save(file("model.onnx")).unwrap();
+    Model::from(text::parse(WRONG).unwrap()).save(file("wrong.onnx")).unwrap();
+    let tool = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_onnx-gradients")).args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (model, wrong, piece) = (file("model.onnx"), file("wrong.onnx"), file("piece.onnx"));
+    let common = ["reduce", &model, "-o", &piece, "--ys", "out", "--xs", "w", "b", "--json"];
+    let (code, out, said) = tool(&[&common[..], &["--gradient-functions", &wrong]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["nodes"], serde_json::json!(["'wrong' (Tanh)"]), "{report}");
+    assert_eq!((&report["xs"], &report["ys"]), (&serde_json::json!(["p"]), &serde_json::json!(["t"])));
+    let replay = report["replay"].as_str().unwrap();
+    let words: Vec<&str> = replay.split(' ').skip(1).collect();
+    let (code, _, said) = tool(&words);
+    assert!(code == Some(1) && said.contains("validation failed"), "{replay}: {said}");
+    let (code, _, said) = tool(&[&common[..], &["--force"]].concat());
+    assert!(code == Some(1) && said.contains("passes its check"), "{said}");
+}

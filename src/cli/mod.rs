@@ -19,6 +19,8 @@ mod jacobian;
 mod jvp;
 mod ops;
 mod options;
+#[cfg(feature = "validate")]
+mod reduce;
 mod table;
 #[cfg(feature = "validate")]
 mod train;
@@ -52,6 +54,8 @@ enum Command {
     Hessian(hessian::Args),
     Explain(Box<explain::Args>),
     Attack(Box<attack::Args>),
+    #[cfg(feature = "validate")]
+    Reduce(reduce::Args),
     #[cfg(feature = "validate")]
     Check(check::Args),
     Inspect(inspect::Args),
@@ -109,6 +113,8 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Hessian(args) => hessian::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Attack(args) => attack::run(&args),
+        #[cfg(feature = "validate")]
+        Command::Reduce(args) => reduce::run(&args),
         #[cfg(feature = "validate")]
         Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -109,6 +109,12 @@ impl CallArgs {
         }
     }
 
+    /// The files with gradients of operators.
+    #[cfg(feature = "validate")]
+    pub fn functions(&self) -> &[PathBuf] {
+        &self.gradient_functions
+    }
+
     /// The request of the options.
     ///
     /// # Errors

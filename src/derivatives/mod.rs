@@ -25,6 +25,8 @@ mod explain;
 mod matrices;
 mod per_sample;
 mod products;
+#[cfg(feature = "validate")]
+mod reduce;
 mod workspace;
 
 pub use attack::{Attack, Steps};
@@ -33,6 +35,8 @@ pub use explain::{Class, Explain, Method};
 pub use matrices::{Hessian, Jacobian, Mode};
 pub use per_sample::{Kept, PerSample};
 pub use products::{Hvp, Jvp, Vjp};
+#[cfg(feature = "validate")]
+pub use reduce::{Reduced, reduce};
 
 use crate::model::Model;
 use serde::{Deserialize, Serialize};

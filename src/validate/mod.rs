@@ -26,7 +26,7 @@ mod tract;
 
 pub use engine::Choice as Engine;
 pub use report::{GradientCheck, OutputCheck, Status, Validation};
-pub use run::run;
+pub use run::{random_inputs, run};
 
 use crate::onnx::file::load_external;
 use crate::onnx::inline::inline_functions;

@@ -2,8 +2,10 @@
 
 use super::engine::{Choice, Precision};
 use super::tensors::{Tensors, tensor};
+use super::{Options, inputs};
 use crate::onnx::{ModelProto, TensorProto};
-use anyhow::{Result, anyhow};
+use crate::record::Record;
+use anyhow::{Result, anyhow, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -17,4 +19,25 @@ pub fn run(model: &ModelProto, inputs: &BTreeMap<String, TensorProto>) -> Result
     let plan = Choice::default().open().and_then(|engine| engine.prepare(model, &feeds, Precision::Own));
     let outputs = plan.and_then(|plan| plan.run(&feeds)).map_err(|e| anyhow!("{e}"))?;
     Ok(outputs.into_iter().map(|(name, value)| (name, value.to_proto())).collect())
+}
+
+/// Inputs that a model runs with, as a check makes them up: given ones, and random ones of the declared shapes.
+///
+/// # Errors
+/// It runs with none of those that are tried.
+pub fn random_inputs(model: &ModelProto, options: &Options) -> Result<BTreeMap<String, TensorProto>> {
+    let mut trouble = None;
+    for &attempt in inputs::ATTEMPTS {
+        let sizes = inputs::bind(model, &Record::default(), options, attempt);
+        let feeds = inputs::make(model, options, &sizes, attempt.positive)?;
+        let feeds = feeds.into_iter().map(|(name, value)| (name, value.to_proto())).collect();
+        match run(model, &feeds) {
+            Ok(_) => return Ok(feeds),
+            Err(error) => drop(trouble.get_or_insert(error)),
+        }
+    }
+    match trouble {
+        Some(error) => Err(error.context("the model does not run")),
+        None => bail!("no inputs are tried"),
+    }
 }
