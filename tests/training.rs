@@ -15,6 +15,7 @@ use onnx_gradients::validate::engine::{Precision, Run};
 use onnx_gradients::validate::tensors::{self, Tensors};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -681,7 +682,7 @@ fn trainable(name: &str, request: Trainable, place: &Path) -> PathBuf {
 }
 
 fn silent(folder: &Path, data: &Data, options: &Options, resume: bool) -> anyhow::Result<Vec<Epoch>> {
-    train(folder, data, None, options, resume, &mut |_| ())
+    Ok(train(folder, data, None, options, resume, &mut |_| ControlFlow::Continue(()))?.epochs)
 }
 
 /// The samples of which the label is one of `labels`, every `step`th of them.
@@ -709,9 +710,17 @@ fn a_training_that_is_resumed_gives_the_same_numbers() {
         train(&parts, &data, None, &options, false, &mut |_| {
             steps += 1;
             assert!(steps < 19, "stop here");
+            ControlFlow::Continue(())
         })
     }));
     assert!(stopped.is_err());
+    // And by somebody who asks for it, at a step at which no checkpoint is due.
+    let mut steps = 0;
+    let stopped = train(&parts, &data, None, &options, true, &mut |_| {
+        steps += 1;
+        if steps < 6 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    assert!(stopped.unwrap().stopped.is_some());
     let found = silent(&parts, &data, &options, true).unwrap();
     assert_eq!(found, expected);
     let read = |folder: &Path| std::fs::read(folder.join(CHECKPOINT)).unwrap();

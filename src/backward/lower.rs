@@ -23,11 +23,12 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
-const DOMAIN: &str = "ai.onnx.preview.training";
+/// The domain of the node, and the name that old exporters gave it.
+const DOMAINS: [&str; 2] = ["ai.onnx.preview.training", "ai.onnx.preview"];
 
 /// What to do first where one of these operators, named with their domains, has no gradient because it is one.
 pub(super) fn remedy<'a>(mut operators: impl Iterator<Item = &'a str>) -> &'static str {
-    match operators.any(|op| op == "ai.onnx.preview.training.Gradient") {
+    match operators.any(|op| op == "ai.onnx.preview.training.Gradient" || op == "ai.onnx.preview.Gradient") {
         true => "write Gradient nodes out first (grad --lower), ",
         false => "",
     }
@@ -91,7 +92,7 @@ impl Model {
         let demand = |(node, output)| format!("{node} has got the output '{output}', which its gradient needs");
         warnings.extend(demanded.into_iter().map(demand));
         if !nodes.is_empty() && !uses_domain(&model.proto) {
-            model.proto.opset_import.retain(|o| o.domain() != DOMAIN);
+            model.proto.opset_import.retain(|o| !DOMAINS.contains(&o.domain()));
         }
         Ok(Lowered { model, nodes, nodes_added, warnings })
     }
@@ -242,7 +243,7 @@ fn split_changed(graph: &Graph, nodes: Vec<NodeId>, mut changed: IdSet<ValueId>)
 }
 
 fn is_gradient(node: &NodeProto) -> bool {
-    node.domain() == DOMAIN && node.op_type() == "Gradient"
+    DOMAINS.contains(&node.domain()) && node.op_type() == "Gradient"
 }
 
 /// Whether a node, or one in its bodies, is wanted. Nesting is as deep as protobuf allows.
@@ -273,7 +274,7 @@ fn check_places(model: &ModelProto) -> Result<()> {
 fn uses_domain(model: &ModelProto) -> bool {
     let nodes = model.graph.iter().flat_map(|g| &g.node);
     let functions = model.functions.iter().flat_map(|f| &f.node);
-    nodes.chain(functions).any(|node| any_node(node, &|n| n.domain() == DOMAIN))
+    nodes.chain(functions).any(|node| any_node(node, &|n| DOMAINS.contains(&n.domain())))
 }
 
 /// What a node needs before it: its inputs, what its bodies use, and the tensors that a `Gradient` node names.

@@ -6,10 +6,14 @@ use super::table::Table;
 use crate::training::data::Data;
 use crate::training::trainer::{CHECKPOINT, Epoch, Event, Options, Schedule, train};
 use crate::training::{Manifest, manifest};
-use anyhow::{Context, Result, ensure};
+use crate::weights::listed;
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Train in tract, to prove a trainable model and to prototype
@@ -98,10 +102,28 @@ pub fn run(args: &Args) -> Result<()> {
         held_out: args.held_out,
         checkpoint_every: args.checkpoint_every,
     };
+    for (file, given) in [(Some(&args.data), Some(&data)), (args.eval_data.as_ref(), evaluation.as_ref())] {
+        if let (Some(file), Some(given)) = (file, given.filter(|g| !g.skipped.is_empty())) {
+            super::note(format_args!("{}: {} are not taken by the model", file.display(), listed(&given.skipped)));
+        }
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // Who asks a second time does not want to wait for the step. Without a handler a signal ends the process as ever.
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
+        let _ = signal_hook::flag::register(signal, stop.clone());
+    }
     let mut bar = Bar::new();
-    let history =
-        train(&args.folder, &data, evaluation.as_ref(), &options, args.resume, &mut |event| bar.show(&event))?;
+    let trained = train(&args.folder, &data, evaluation.as_ref(), &options, args.resume, &mut |event| {
+        bar.show(&event);
+        if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
     bar.clear();
+    if let Some(steps) = trained.stopped {
+        let checkpoint = checkpoint.display();
+        bail!("stopped after {steps} steps, which {checkpoint} holds; the same call with --resume goes on from there");
+    }
+    let history = trained.epochs;
     let curve = args.folder.join("loss.svg");
     let lines = [
         ("training", history.iter().map(|e| e.loss).collect::<Vec<_>>()),

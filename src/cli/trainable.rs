@@ -84,6 +84,15 @@ pub struct Args {
     /// The mode of BatchNormalization
     #[arg(long, value_enum, default_value = "inference")]
     batch_norm: Mode,
+    /// Tensors that count as constants: no gradient passes them
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    stop_gradients: Vec<String>,
+    /// Files with gradients of operators as ONNX functions, as `grad` takes them
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    gradient_functions: Vec<PathBuf>,
+    /// The same as --rounding straight-through, which holds without it
+    #[arg(long, conflicts_with = "rounding")]
+    straight_through: bool,
     /// What gradients make of rounding in quantization between the weights and the loss
     #[arg(long, value_enum, default_value = "straight-through")]
     rounding: Rounding,
@@ -163,6 +172,11 @@ fn request(args: &Args) -> Result<Trainable> {
         ensure!(bound.is_none_or(|b| b > 0.0 && b.is_finite()), "{option} is above 0");
     }
     ensure!(args.accumulate > 0, "--accumulate is at least 1");
+    let mut functions = Vec::new();
+    for path in &args.gradient_functions {
+        let file = || crate::backward::read_functions(crate::onnx::file::read_whole(path)?);
+        functions.extend(file().with_context(|| path.display().to_string())?);
+    }
     let choice = Choice { train: args.train.clone(), freeze: args.freeze.clone(), last: args.last_layers };
     let mut request = Trainable::new(losses)
         .choose(choice)
@@ -174,7 +188,9 @@ fn request(args: &Args) -> Result<Trainable> {
         .accumulate(args.accumulate)
         .train_batch_norm(args.batch_norm == Mode::Train)
         .dropout(sites, !own.is_empty())
-        .straight_through(args.rounding == Rounding::StraightThrough)
+        .straight_through(args.straight_through || args.rounding == Rounding::StraightThrough)
+        .stop(args.stop_gradients.clone())
+        .functions(functions)
         .seed(args.seed);
     if args.no_metrics || !args.metric.is_empty() {
         request = request.metrics(args.metric.clone());

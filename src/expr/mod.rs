@@ -15,7 +15,7 @@ mod unbroadcast;
 mod zero;
 
 pub use builder::Builder;
-pub use ops::{Along, ConvLike, PREVIEW, Pads, Pool, Resized};
+pub use ops::{Along, ConvLike, PREVIEW, Pads, Pool, Resized, Rounding};
 
 use crate::graph::{Dim, Fact, Scalar, ValueId};
 use crate::onnx::ElementType;

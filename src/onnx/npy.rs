@@ -4,6 +4,7 @@ use super::file::{check_tensor, read_whole, replace};
 use super::{ElementType, TensorProto};
 use crate::error::{Error, OrKind};
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use bytes::Bytes;
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
 use prost::Message;
 use std::io::Write;
@@ -17,7 +18,7 @@ pub fn read_tensor(path: &Path) -> Result<TensorProto> {
     let read = || {
         let bytes = read_whole(path)?;
         if bytes.starts_with(b"\x93NUMPY") {
-            return from_npy(&bytes);
+            return from_npy(bytes);
         }
         let tensor = TensorProto::decode(bytes).ok().filter(|t| t.element_type() != ElementType::Undefined);
         let tensor = tensor.context("neither a .npy file nor a TensorProto (.pb)")?;
@@ -80,9 +81,10 @@ fn check_header(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn from_npy(bytes: &[u8]) -> Result<TensorProto> {
-    check_header(bytes).context("not a valid .npy file")?;
-    let mut rest = bytes;
+/// The tensor of a `.npy` file, whose elements stay where they are if they lie as ONNX has them.
+pub(crate) fn from_npy(bytes: Bytes) -> Result<TensorProto> {
+    check_header(&bytes).context("not a valid .npy file")?;
+    let mut rest = bytes.as_ref();
     let header = NpyHeader::from_reader(&mut rest).map_err(|e| anyhow!("not a valid .npy file: {e}"))?;
     let DType::Plain(dtype) = header.dtype() else { bail!("records are not tensors") };
     let known = TYPES.iter().find(|t| t.1 == dtype.type_char() && t.2 == dtype.size_field());
@@ -92,12 +94,17 @@ pub(crate) fn from_npy(bytes: &[u8]) -> Result<TensorProto> {
     let (shape, count) = shape.zip(count).context("its shape is too large")?;
     let size = usize::try_from(size)?;
     ensure!(Some(rest.len()) == count.checked_mul(size), "{} bytes for shape {shape:?}", rest.len());
-    let mut raw = if header.order() == Order::Fortran { transposed(rest, &shape, size) } else { rest.to_vec() };
-    if dtype.endianness() == Endianness::Big {
+    let dims: Vec<i64> = shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
+    let (fortran, big) = (header.order() == Order::Fortran, dtype.endianness() == Endianness::Big);
+    if !fortran && !big {
+        let raw_data = Some(bytes.slice(bytes.len() - rest.len()..));
+        return Ok(TensorProto { raw_data, ..TensorProto::from_raw(element, &dims, Vec::new()) });
+    }
+    let mut raw = if fortran { transposed(rest, &shape, size) } else { rest.to_vec() };
+    if big {
         let word = if char == TypeChar::Complex { size / 2 } else { size };
         raw.chunks_exact_mut(word).for_each(<[u8]>::reverse);
     }
-    let dims: Vec<i64> = shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
     Ok(TensorProto::from_raw(element, &dims, raw))
 }
 

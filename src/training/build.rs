@@ -9,7 +9,7 @@ use super::parameters::{self, SCOPE, Trained};
 use super::plan::{Plan, Scaling};
 use super::request::Trainable;
 use super::select::{self, Chosen, Entry, Weight};
-use super::{loss_model, metrics, step};
+use super::{lora, loss_model, metrics, step};
 use crate::backward::Selection;
 use crate::expr::rewrite::Rewrite;
 use crate::graph::{Loaded, Node, ValueId};
@@ -85,6 +85,13 @@ impl Trainable {
         }
         let loaded = load(&base)?;
         let outputs: Vec<String> = base.graph.iter().flat_map(|g| &g.output).map(|o| o.name().to_owned()).collect();
+        // Of several outputs a loss is of the one that holds floating-point numbers, if there is one.
+        let element = |name: &str| loaded.graph.fact(*loaded.names.get(name)?).element;
+        let mut floats = outputs.iter().filter(|o| element(o).is_none_or(ElementType::is_float));
+        if let (Some(only), None, true) = (floats.next(), floats.next(), outputs.len() > 1) {
+            let of_table = losses.iter_mut().filter(|s| s.output.is_none() && losses::find(&s.kind).is_some());
+            of_table.for_each(|spec| spec.output = Some(only.clone()));
+        }
         let ys = self.outputs(&losses, &loaded, &outputs)?;
         Ok(Subject { inference, base, loaded, losses, outputs, ys, connected })
     }
@@ -115,7 +122,8 @@ impl Trainable {
         let said: Vec<String> = (said.iter().filter(|(names, _)| !names.is_empty()))
             .map(|(names, what)| format!("{}: {what}", listed(names)))
             .collect();
-        let chosen = self.choice.select(base, tensors)?;
+        let find = |name: &str| self.lora.and_then(|_| lora::beside(base.graph.as_ref()?, loaded, name));
+        let chosen = self.choice.select(base, tensors, &find)?;
         decisions.extend(said);
         decisions.extend(connected.clone());
         decisions.extend(self.rounding(loaded, &chosen.weights, ys));
@@ -194,6 +202,8 @@ impl Trainable {
             metrics: metrics::named(measured, &mut |kind| names.fresh(kind.to_owned())),
             insists: self.metrics.is_some(),
             straight_through: self.straight_through,
+            stops: self.stops(&subject.loaded)?,
+            functions: self.functions.clone(),
             rate: (
                 names.fresh("learning_rate".to_owned()),
                 if double { ElementType::Double } else { ElementType::Float },
@@ -238,6 +248,14 @@ impl Trainable {
         applied(model, rewrite)
     }
 
+    /// The tensors that no gradient passes, their wildcards expanded.
+    fn stops(&self, loaded: &Loaded) -> Result<Vec<String>> {
+        let selection = Selection::new(loaded);
+        let names = selection.expand(&self.stops);
+        selection.find("--stop-gradients", &names)?;
+        Ok(names)
+    }
+
     /// The tensors that the losses are of.
     fn outputs(&self, losses: &[LossSpec], loaded: &Loaded, outputs: &[String]) -> Result<Vec<ValueId>> {
         ensure!(!losses.is_empty(), "no loss is given");
@@ -253,7 +271,11 @@ impl Trainable {
             let selection = Selection::new(loaded);
             let mut found = vec![name.to_owned()];
             found.extend(spec.other.clone());
-            ys.extend(selection.find("loss", &found)?);
+            let found = selection.find("loss", &found)?;
+            if let Some(element) = found.first().and_then(|&y| loaded.graph.fact(y).element).filter(|e| !e.is_float()) {
+                bail!("'{name}' is of type {}: a loss is of floating-point numbers", element.name());
+            }
+            ys.extend(found);
         }
         Ok(ys)
     }

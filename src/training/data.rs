@@ -2,6 +2,7 @@
 
 use super::manifest::{Input, Manifest};
 use super::state::{self, State};
+use crate::error::Error;
 use crate::onnx::{ElementType, TensorProto, file, npy};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -16,6 +17,8 @@ const LARGEST: u64 = 1 << 33;
 pub struct Data {
     tensors: BTreeMap<String, TensorProto>,
     count: usize,
+    /// The names of what the file holds beside, of which nothing has been read.
+    pub skipped: Vec<String>,
 }
 
 impl Data {
@@ -29,8 +32,10 @@ impl Data {
             let mut start = Vec::new();
             let file = std::fs::File::open(path).map_err(file::plain)?;
             (&file).take(2).read_to_end(&mut start)?;
-            let tensors = if start == b"PK" { npz(path)? } else { state::read(path).map(|(t, _)| t).map_err(inner)? };
-            Data::new(tensors, manifest)
+            let takes = |name: &str| manifest.data.iter().chain(&manifest.labels).any(|i| i.name == name);
+            let (tensors, skipped) =
+                if start == b"PK" { npz(path, &takes)? } else { state::read_some(path, &takes).map_err(inner)? };
+            Data::beside(tensors, skipped, manifest)
         };
         read().with_context(|| path.display().to_string())
     }
@@ -40,10 +45,15 @@ impl Data {
     /// # Errors
     /// Those of [`Data::read`].
     pub fn new(tensors: State, manifest: &Manifest) -> Result<Self> {
+        Data::beside(tensors, Vec::new(), manifest)
+    }
+
+    fn beside(tensors: State, skipped: Vec<String>, manifest: &Manifest) -> Result<Self> {
         let mut given: BTreeMap<String, TensorProto> = tensors.into_iter().collect();
-        let mut data = Data::default();
+        let found: Vec<String> = given.keys().chain(&skipped).map(|n| format!("'{n}'")).collect();
+        let found = if found.is_empty() { "nothing".to_owned() } else { found.join(", ") };
+        let mut data = Data { skipped, ..Data::default() };
         for (i, input) in manifest.data.iter().chain(&manifest.labels).enumerate() {
-            let found = given.keys().map(|n| format!("'{n}'")).collect::<Vec<_>>().join(", ");
             let tensor = given
                 .remove(&input.name)
                 .with_context(|| format!("it holds no '{}', which the model takes; it holds {found}", input.name))?;
@@ -84,13 +94,10 @@ impl Data {
 
     /// A number that other data most likely do not have (FNV-1a).
     pub fn fingerprint(&self) -> String {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        for (name, tensor) in &self.tensors {
-            for byte in name.bytes().chain(tensor.raw_data.iter().flatten().copied()) {
-                hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-            }
-        }
-        format!("{hash:016x}")
+        let elements =
+            |(name, t): (&'_ String, &'_ TensorProto)| (name.clone(), t.raw_data.clone().unwrap_or_default());
+        let elements: Vec<_> = self.tensors.iter().map(elements).collect();
+        state::fingerprint(elements.iter().map(|(name, bytes)| (name.as_str(), bytes.as_ref())))
     }
 }
 
@@ -102,19 +109,29 @@ fn inner(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-fn npz(path: &Path) -> Result<State> {
+/// Those arrays of an archive that are wanted, and the names of the others, which are not unpacked.
+fn npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(State, Vec<String>)> {
     let file = std::fs::File::open(path).map_err(file::plain)?;
     let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).context("not an .npz archive")?;
-    let mut tensors = State::new();
+    let (mut tensors, mut others) = (State::new(), Vec::new());
     for i in 0..archive.len() {
         let entry = archive.by_index(i).context("a damaged archive")?;
         let name = entry.name().context("a name that is no text")?.into_owned();
         let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else { continue };
+        if !wanted(&name) {
+            others.push(name);
+            continue;
+        }
         let mut bytes = Vec::new();
+        // What it claims to come to is asked for at once, so that nothing is moved as it grows.
+        let claimed = usize::try_from(entry.size().min(LARGEST)).unwrap_or(0);
+        let room = bytes.try_reserve_exact(claimed);
+        room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for the {claimed} bytes of '{name}'")))?;
         entry.take(LARGEST).read_to_end(&mut bytes).with_context(|| format!("'{name}' is damaged"))?;
-        tensors.push((name.clone(), npy::from_npy(&bytes).with_context(|| format!("'{name}'"))?));
+        tensors.push((name.clone(), npy::from_npy(bytes.into()).with_context(|| format!("'{name}'"))?));
     }
-    Ok(tensors)
+    others.sort();
+    Ok((tensors, others))
 }
 
 /// The tensor as the input takes it.
@@ -125,13 +142,23 @@ fn checked(tensor: TensorProto, input: &Input) -> Result<TensorProto> {
     };
     let fits = tensor.dims.len() == input.shape.len()
         && tensor.dims.iter().zip(&input.shape).skip(1).all(|(d, s)| s.is_none_or(|s| s == *d));
+    let one_hot = input.classes.is_some_and(|n| tensor.dims.len() == input.shape.len() + 1 && tensor.dims.contains(&n));
+    ensure!(
+        !one_hot,
+        "shape {:?} is that of a number for each class (one-hot): the model takes class numbers of shape [{}]; make it \
+         trainable with the loss's option soft to give probabilities of classes",
+        tensor.dims,
+        shape(&input.shape)
+    );
     ensure!(fits, "shape {:?} does not fit the model's [{}]", tensor.dims, shape(&input.shape));
     ensure!(!input.shape.is_empty(), "a tensor without dimensions has no samples");
     let given = tensor.element_type();
     let tensor = if given == wanted {
-        let mut whole = TensorProto::from_raw(given, &tensor.dims, npy::raw(&tensor)?);
-        whole.name = None;
-        whole
+        let raw_data = match &tensor.raw_data {
+            Some(raw) => raw.clone(),
+            None => npy::raw(&tensor)?.into(),
+        };
+        TensorProto { raw_data: Some(raw_data), ..TensorProto::from_raw(given, &tensor.dims, Vec::new()) }
     } else if given.is_integer() && wanted == ElementType::Int64 && given != ElementType::Uint64 {
         TensorProto::from_ints(wanted, &tensor.dims, &tensor.integers()?)?
     } else {
@@ -139,16 +166,30 @@ fn checked(tensor: TensorProto, input: &Input) -> Result<TensorProto> {
     };
     let per_sample = tensor.element_count().unwrap_or(0) / tensor.dims.first().map_or(1, |&n| n.max(1) as usize);
     let sample = |i: usize| i / per_sample.max(1);
+    let raw = tensor.raw_data.as_deref().unwrap_or_default();
     if wanted.is_float() {
-        if let Some(i) = tensor.floats()?.iter().position(|v| !v.is_finite()) {
+        if let Some(i) = non_finite(wanted, raw) {
             bail!("sample {} holds a value that is no finite number", sample(i));
         }
-    } else if let Some(classes) = input.classes {
-        let wrong = |v: &i64| !(0..classes).contains(v) && Some(*v) != input.ignore;
-        let values = tensor.integers()?;
-        if let Some((i, v)) = values.iter().enumerate().find(|(_, v)| wrong(v)) {
+    } else if let Some(classes) = input.classes.filter(|_| wanted == ElementType::Int64) {
+        let labels = raw.as_chunks::<8>().0.iter().map(|&b| i64::from_le_bytes(b));
+        let wrong = |v: i64| !(0..classes).contains(&v) && Some(v) != input.ignore;
+        if let Some((i, v)) = labels.enumerate().find(|&(_, v)| wrong(v)) {
             bail!("sample {} has the label {v}; the model has classes 0 to {}", sample(i), classes - 1);
         }
     }
     Ok(tensor)
+}
+
+/// The first element that is infinite or no number. Nothing is copied: data may fill most of the memory.
+fn non_finite(element: ElementType, raw: &[u8]) -> Option<usize> {
+    let words = |ones: u16| raw.as_chunks::<2>().0.iter().position(|&b| u16::from_le_bytes(b) & ones == ones);
+    match element {
+        ElementType::Float => raw.as_chunks::<4>().0.iter().position(|&b| !f32::from_le_bytes(b).is_finite()),
+        ElementType::Double => raw.as_chunks::<8>().0.iter().position(|&b| !f64::from_le_bytes(b).is_finite()),
+        // All bits of the exponent are ones.
+        ElementType::Float16 => words(0x7c00),
+        ElementType::Bfloat16 => words(0x7f80),
+        _ => None,
+    }
 }

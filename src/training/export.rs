@@ -34,14 +34,20 @@ pub fn export(
 ) -> Result<(ModelProto, Vec<String>)> {
     let mut notes = Vec::new();
     let state: HashMap<&str, &TensorProto> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let known: Constants<'_> = inference.graph.iter().flat_map(GraphProto::constants).collect();
     let values = |name: &str, shape: &[i64]| -> Result<Vec<f64>> {
         let tensor = state.get(name).with_context(|| format!("the state holds no '{name}'"))?;
         ensure!(tensor.dims == shape, "'{name}' has shape {:?} in the state, {shape:?} in the model", tensor.dims);
         let values = tensor.floats()?;
-        ensure!(values.iter().all(|v| v.is_finite()), "'{name}' holds values that are no finite numbers");
+        if values.iter().any(|v| !v.is_finite()) {
+            // What was infinite before, as the distances of a mask, may stay so.
+            let before = known.get(name).and_then(|t| t.floats().ok()).filter(|b| b.len() == values.len());
+            let same = |(now, then): (&f64, &f64)| now.is_finite() || now.to_bits() == then.to_bits();
+            let fine = before.is_some_and(|before| values.iter().zip(&before).all(same));
+            ensure!(fine, "'{name}' holds values that are no finite numbers");
+        }
         Ok(values)
     };
-    let known: Constants<'_> = inference.graph.iter().flat_map(GraphProto::constants).collect();
     let nodes = inference.graph.iter().flat_map(|g| &g.node);
     let producers: HashMap<&str, &NodeProto> = nodes.filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
     let feeds: HashMap<&str, &Feed> = manifest.state.iter().map(|f| (f.input.as_str(), f)).collect();
@@ -81,7 +87,7 @@ pub fn export(
     for adapter in &manifest.lora {
         let matrix = |name: &str| values(name, shape(name)?);
         let (left, right) = (matrix(&adapter.left)?, matrix(&adapter.right)?);
-        match known.get(adapter.weight.as_str()).filter(|_| adapters == Adapters::Merged) {
+        match known.get(adapter.weight.as_str()).filter(|_| adapters == Adapters::Merged && adapter.beside.is_none()) {
             Some(weight) => {
                 let merged = adapter.merged(&weight.floats()?, &left, &right)?;
                 let merged = TensorProto::from_floats(weight.element_type(), &weight.dims, &merged)?;
@@ -89,12 +95,13 @@ pub fn export(
             }
             None => {
                 if adapters == Adapters::Merged {
-                    notes.push(format!("'{}' is computed by a node; its LoRA matrices stay apart", adapter.weight));
+                    let why = if adapter.beside.is_some() { "holds integers" } else { "is computed by a node" };
+                    notes.push(format!("'{}' {why}; its LoRA matrices stay apart", adapter.weight));
                 }
                 let parameter = parameters.get(adapter.left.as_str());
                 let parameter = parameter.with_context(|| format!("the manifest has no '{}'", adapter.left))?;
                 add(&mut model, adapter, float(parameter)?, &left, &right)?;
-                rewrite = rewrite.behind(&adapter.weight, |here, w| adapter.sum(here, w));
+                rewrite = rewrite.behind(adapter.place(), |here, w| adapter.sum(here, w));
             }
         }
     }

@@ -3,7 +3,8 @@
 use super::select::Weight;
 use crate::expr::Expr;
 use crate::expr::rewrite::Here;
-use crate::onnx::{ElementType, TensorProto};
+use crate::graph::Loaded;
+use crate::onnx::{ElementType, GraphProto, NodeProto, TensorProto, attribute};
 use anyhow::{Context, Error, Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -24,10 +25,75 @@ pub struct Adapter {
     pub scale: f64,
     /// Whether `left` is on the side of the layer's input: that one starts with random numbers, the other with zeros.
     pub left_first: bool,
+    /// The layer whose output gets the product, where the weight holds integers and stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Beside>,
+}
+
+/// A layer with integers for a weight: `output + scale (input · left) · right`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Beside {
+    /// What goes in: floating-point numbers before they are quantized, or the numbers of rows that are looked up.
+    pub input: String,
+    /// What comes out, as floating-point numbers.
+    pub output: String,
+    /// Whether rows are looked up.
+    pub lookup: bool,
+}
+
+/// The layer that takes a tensor of integers as its weight, with the rows and columns of the matrix and the type of what comes
+/// out; `None` where there is none to whose output a product could be added.
+pub fn beside(graph: &GraphProto, loaded: &Loaded, name: &str) -> Option<(Beside, [i64; 2], ElementType)> {
+    let produces = |wanted: &str| graph.node.iter().find(|n| n.output.iter().any(|o| o == wanted));
+    let takes = |n: &&NodeProto, wanted: &str| n.input.iter().any(|i| i == wanted);
+    let user = |wanted: &str, op: &str| graph.node.iter().find(|n| takes(n, wanted) && n.is(op));
+    let fact = |wanted: &str| loaded.names.get(wanted).map(|&id| loaded.graph.fact(id).clone());
+    let node = graph.node.iter().find(|n| takes(n, name))?;
+    let (first, y) = (node.input.first()?.as_str(), node.output.first()?.as_str());
+    let sizes = |wanted: &str| -> Option<Vec<i64>> { fact(wanted)?.shape?.iter().map(|d| d.known()).collect() };
+    let matrix = || <[i64; 2]>::try_from(sizes(name)?).ok();
+    // The numbers that were quantized for the layer.
+    let real = || {
+        let before = produces(first).filter(|n| n.op_type().ends_with("QuantizeLinear"))?;
+        before.input.first().map(String::as_str)
+    };
+    let int = |name: &str| attribute::get_int(&node.attribute, name);
+    let (input, output, shape, lookup) = match node.op_type() {
+        "MatMulInteger" => {
+            let cast = user(y, "Cast")?.output.first()?;
+            let scaled = user(cast, "Mul")?.output.first()?;
+            (real()?, scaled.as_str(), matrix()?, false)
+        }
+        "MatMulIntegerToFloat" => (real()?, y, matrix()?, false),
+        "DynamicQuantizeMatMul" => (first, y, matrix()?, false),
+        "MatMulNBits" => (first, y, [int("K")?, int("N")?], false),
+        "GatherBlockQuantized" if int("gather_axis").unwrap_or(0) == 0 => {
+            let (rows, columns) = (*sizes(name)?.first()?, fact(y)?.shape?.last()?.known()?);
+            (node.input.get(1)?.as_str(), y, [rows, columns], true)
+        }
+        _ => return None,
+    };
+    let element = fact(output)?.element.filter(|e| e.is_float())?;
+    Some((Beside { input: input.to_owned(), output: output.to_owned(), lookup }, shape, element))
 }
 
 /// The adapter of a weight; `None` where it is no factor of a matrix product or convolution.
 pub fn adapter(weight: &Weight, rank: i64, alpha: f64) -> Option<Adapter> {
+    let name = &weight.name;
+    let adapter = |shape: Vec<i64>, shapes, left_first, beside| Adapter {
+        weight: name.clone(),
+        shape,
+        left: format!("{name}.lora_left"),
+        right: format!("{name}.lora_right"),
+        shapes,
+        scale: alpha / rank as f64,
+        left_first,
+        beside,
+    };
+    if let Some((beside, [rows, columns])) = &weight.beside {
+        let shapes = [[*rows, rank], [rank, *columns]];
+        return Some(adapter(vec![*rows, *columns], shapes, !beside.lookup, Some(beside.clone())));
+    }
     let product = weight.product.as_ref()?;
     let dims = &weight.value.dims;
     let shapes = match (product.op.as_str(), dims.as_slice()) {
@@ -36,16 +102,7 @@ pub fn adapter(weight: &Weight, rank: i64, alpha: f64) -> Option<Adapter> {
         _ => return None,
     };
     let left_first = product.op != "Conv" && product.second != product.transposes;
-    let name = &weight.name;
-    Some(Adapter {
-        weight: name.clone(),
-        shape: dims.clone(),
-        left: format!("{name}.lora_left"),
-        right: format!("{name}.lora_right"),
-        shapes,
-        scale: alpha / rank as f64,
-        left_first,
-    })
+    Some(adapter(dims.clone(), shapes, left_first, None))
 }
 
 impl Adapter {
@@ -65,14 +122,24 @@ impl Adapter {
         Ok([matrix(0, self.left_first)?, matrix(1, !self.left_first)?])
     }
 
-    /// The sum that every node takes in the place of the weight w. The matrices are tensors of their names before it.
+    /// The tensor to which the product is added: the weight, or the output of the layer that has integers for a weight.
+    pub fn place(&self) -> &str {
+        self.beside.as_ref().map_or(&self.weight, |b| &b.output)
+    }
+
+    /// The sum that every node takes in the place of [`Adapter::place`]. The matrices are tensors of their names before it.
     ///
     /// # Errors
     /// They are not there.
     pub fn sum<'g>(&self, here: &Here<'g>, w: Expr<'g>) -> Result<Expr<'g>> {
         let matrix = |name: &str| Ok::<_, Error>(here.tensor(name)?.cast_like(w));
-        let product = matrix(&self.left)?.matmul(matrix(&self.right)?);
-        Ok(w + (product * self.scale).reshape_to(&self.shape))
+        let (left, right) = (matrix(&self.left)?, matrix(&self.right)?);
+        let Some(beside) = &self.beside else {
+            return Ok(w + (left.matmul(right) * self.scale).reshape_to(&self.shape));
+        };
+        let x = here.tensor(&beside.input)?;
+        let thin = if beside.lookup { left.gather(x, 0) } else { x.cast_like(w).matmul(left) };
+        Ok(w + thin.matmul(right) * self.scale)
     }
 
     /// The weight with the product added.

@@ -3,6 +3,7 @@
 use super::lora::Adapter;
 use super::optimizers::Hyper;
 use super::select::Entry;
+use crate::onnx::file::is_inside;
 use crate::weights::Source;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -154,6 +155,13 @@ impl Manifest {
             let text = std::fs::read_to_string(&path).map_err(crate::onnx::file::plain)?;
             let manifest: Manifest = serde_json::from_str(&text).context("not a manifest of a trainable model")?;
             ensure!(manifest.format == FORMAT, "format {}; this version reads {FORMAT}", manifest.format);
+            let files = manifest.models.iter().map(|m| m.file.as_str());
+            for file in files.chain([manifest.inference.as_str(), manifest.initial_state.as_str()]) {
+                ensure!(is_inside(file), "it names a file outside of its folder: '{file}'");
+                // A link may lead out as well.
+                let (Ok(base), Ok(real)) = (folder.canonicalize(), folder.join(file).canonicalize()) else { continue };
+                ensure!(real.starts_with(base), "it names a file that is a link out of its folder: '{file}'");
+            }
             Ok(manifest)
         };
         read().with_context(|| format!("{} (written by `onnx-gradients trainable`)", path.display()))

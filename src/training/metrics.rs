@@ -123,6 +123,9 @@ fn correct<'g>(b: &Built<'g>) -> Result<Expr<'g>> {
 }
 
 fn among<'g>(b: &Built<'g>, k: usize) -> Result<Expr<'g>> {
+    if let Some(classes) = b.x.known_dim(b.axis) {
+        ensure!((k as i64) < classes, "top-{k} of {classes} classes is always 1: it takes fewer than {classes}");
+    }
     let right = if b.soft { b.t.arg_max(b.axis).squeeze(&[b.axis]) } else { b.t };
     let place: Vec<i64> = (0..b.x.rank()?).map(|a| if a == b.axis { -1 } else { 1 }).collect();
     let classes = b.x.builder().range(b.x.dim(b.axis)).reshape_to(&place);

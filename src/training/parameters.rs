@@ -36,10 +36,15 @@ impl Trainable {
             let master = if element == ElementType::Double { element } else { ElementType::Float };
             let Some((rank, alpha)) = self.lora else {
                 if weight.source == Source::Dequantized {
-                    decisions.push(format!(
-                        "'{}' is quantized; its real values are trained, and rounded again by export",
-                        weight.name
-                    ));
+                    let how = match self.straight_through {
+                        true => {
+                            "its real values are trained, and rounded to its integers in every step, as export does"
+                        }
+                        false => {
+                            "its real values are trained without rounding (--rounding true), and rounded by export"
+                        }
+                    };
+                    decisions.push(format!("'{}' is quantized; {how}", weight.name));
                 }
                 let value = TensorProto::from_floats(master, &weight.value.dims, &weight.value.floats()?)?;
                 trained.push(Trained { weight: weight.clone(), name: weight.name.clone(), value, adapter: None });
@@ -134,11 +139,18 @@ impl Trainable {
         for t in trained {
             let element = t.weight.value.element_type();
             match &t.adapter {
-                None if element != t.value.element_type() => {
-                    rewrite = rewrite.behind(&t.name, move |_, master| Ok(master.cast(element)));
+                None => {
+                    // What is trained is what is exported: the integers nearest to the master, of which the gradient passes to
+                    // the master within their range.
+                    let grid = t.weight.grid.as_ref().filter(|_| self.straight_through);
+                    if let Some(grid) = grid {
+                        rewrite = rewrite.behind(&t.name, move |_, master| Ok(grid.rounded(master)));
+                    } else if element != t.value.element_type() {
+                        rewrite = rewrite.behind(&t.name, move |_, master| Ok(master.cast(element)));
+                    }
                 }
                 Some(adapter) if adapter.left == t.name => {
-                    rewrite = rewrite.behind(&adapter.weight, |here, w| adapter.sum(here, w));
+                    rewrite = rewrite.behind(adapter.place(), |here, w| adapter.sum(here, w));
                 }
                 _ => {}
             }

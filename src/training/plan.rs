@@ -3,7 +3,7 @@
 use super::losses::LossSpec;
 use super::metrics::MetricSpec;
 use super::optimizers::{Hyper, Optimizer};
-use crate::onnx::ElementType;
+use crate::onnx::{ElementType, FunctionProto};
 
 pub use crate::expr::PREVIEW;
 
@@ -73,6 +73,10 @@ pub struct Plan {
     pub insists: bool,
     /// Whether rounding counts as the identity.
     pub straight_through: bool,
+    /// The tensors that no gradient passes.
+    pub stops: Vec<String>,
+    /// Gradients of operators that the user gives.
+    pub functions: Vec<FunctionProto>,
     /// The input for the learning rate, and its type.
     pub rate: (String, ElementType),
     /// The input that counts steps, and the updated one.

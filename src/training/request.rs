@@ -4,7 +4,7 @@ use super::losses::LossSpec;
 use super::optimizers::Hyper;
 use super::select::Choice;
 use crate::model::Model;
-use crate::onnx::ModelProto;
+use crate::onnx::{FunctionProto, ModelProto};
 
 /// A request for a trainable model.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub struct Trainable {
     pub(super) lora: Option<(i64, f64)>,
     pub(super) loss_scale: Option<f64>,
     pub(super) straight_through: bool,
+    pub(super) stops: Vec<String>,
+    pub(super) functions: Vec<FunctionProto>,
     pub(super) seed: u64,
 }
 
@@ -58,6 +60,8 @@ impl Trainable {
             lora: None,
             loss_scale: None,
             straight_through: true,
+            stops: vec![],
+            functions: vec![],
             seed: 0,
         }
     }
@@ -149,6 +153,18 @@ impl Trainable {
     /// Otherwise they stop there, and what lies before it is not trained.
     pub fn straight_through(mut self, straight_through: bool) -> Self {
         self.straight_through = straight_through;
+        self
+    }
+
+    /// Tensors that count as constants: no gradient passes them.
+    pub fn stop<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.stops = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Gradients of operators of one's own; see [`crate::Gradients::functions`].
+    pub fn functions(mut self, functions: impl IntoIterator<Item = FunctionProto>) -> Self {
+        self.functions = functions.into_iter().collect();
         self
     }
 

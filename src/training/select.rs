@@ -1,9 +1,10 @@
 //! Which weights of a model are trained.
 
+use super::lora::Beside;
 use crate::backward::nearest;
 use crate::graph::{Loaded, ValueId};
-use crate::onnx::{GraphProto, ModelProto, TensorProto};
-use crate::weights::{self, Kind, Product, Quantized, Source, Tensor, listed};
+use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto};
+use crate::weights::{self, Grid, Kind, Product, Quantized, Source, Tensor, listed};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -20,7 +21,14 @@ pub struct Weight {
     pub value: TensorProto,
     /// The first matrix product or convolution that takes it.
     pub product: Option<Product>,
+    /// Its rounding to integers, where it lies in the file as such.
+    pub grid: Option<Grid>,
+    /// The layer that has it for a weight, with rows and columns, where it holds integers beside which a product is trained.
+    pub beside: Option<(Beside, [i64; 2])>,
 }
+
+/// What stands beside the integers of a name; see [`super::lora::beside`].
+pub type FindBeside<'a> = dyn Fn(&str) -> Option<(Beside, [i64; 2], ElementType)> + 'a;
 
 /// What becomes of a constant tensor of the model, for the report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,11 +75,11 @@ pub struct Chosen {
 }
 
 impl Choice {
-    /// Those of the tensors that are trained, and what becomes of the others.
+    /// Those of the tensors that are trained, and what becomes of the others. `beside` says of integers which layer has them.
     ///
     /// # Errors
     /// Patterns that match nothing; nothing is left; integers that cannot be read.
-    pub fn select(&self, model: &ModelProto, tensors: Vec<Tensor<'_>>) -> Result<Chosen> {
+    pub fn select(&self, model: &ModelProto, tensors: Vec<Tensor<'_>>, find: &FindBeside<'_>) -> Result<Chosen> {
         let (named, sign) = self.asked(&tensors)?;
         let layers: BTreeSet<usize> = tensors.iter().filter(|t| t.kind == Kind::Weight).map(|t| t.layer).collect();
         let last = self.last.map(|n| layers.into_iter().take(n).collect::<BTreeSet<_>>());
@@ -81,10 +89,13 @@ impl Choice {
         let nodes: HashMap<&str, _> = nodes.filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
         let mut chosen = Chosen { weights: Vec::new(), entries: Vec::new() };
         for tensor in &tensors {
-            let can = tensor.element.is_float() && tensor.kind != Kind::Inside;
+            // Integers of less than a byte are neither read nor written here.
+            let whole = tensor.source != Source::Dequantized || tensor.value.element_type().bits() >= Some(8);
+            let beside = if tensor.kind == Kind::Integers { find(&tensor.name) } else { None };
+            let can = beside.is_some() || (tensor.element.is_float() && tensor.kind != Kind::Inside && whole);
             let frozen = self.frozen(&tensor.name);
             let late = last.as_ref().is_none_or(|last| last.contains(&tensor.layer));
-            let mut wanted = can && (tensor.kind == Kind::Weight && !named);
+            let mut wanted = can && !named && (tensor.kind == Kind::Weight || beside.is_some());
             for (pattern, how) in &sign {
                 if can && means(pattern, tensor, &tensors) {
                     wanted = *how != Sign::Minus;
@@ -92,9 +103,11 @@ impl Choice {
             }
             let trained = wanted && !frozen && late;
             let but = match (wanted, frozen, late) {
+                _ if trained && beside.is_some() => "; they stay, and a product is trained beside them",
                 _ if trained && tensor.kind != Kind::Weight => "; trained because --train names it",
                 (true, true, _) => "; frozen by --freeze",
                 (true, false, false) => "; not in the last layers",
+                (false, ..) if !whole => "; integers of less than a byte, which are not trained",
                 (false, ..) if tensor.kind == Kind::Weight => "; not named by --train",
                 _ => "",
             };
@@ -107,12 +120,21 @@ impl Choice {
                 why: format!("{}{but}", tensor.why),
             });
             if trained {
-                let value = match nodes.get(tensor.name.as_str()).and_then(|n| Quantized::of(n, &constants)) {
-                    Some(quantized) => quantized.real().with_context(|| format!("'{}'", tensor.name))?,
-                    None => tensor.value.clone().into_owned(),
+                if let Some((beside, shape, element)) = beside {
+                    // Nothing is made of the integers: only the type of what comes out of the layer counts.
+                    let value = TensorProto::from_raw(element, &[0], Vec::new());
+                    let (name, source) = (tensor.name.clone(), tensor.source.clone());
+                    let beside = Some((beside, shape));
+                    chosen.weights.push(Weight { name, source, value, product: None, grid: None, beside });
+                    continue;
+                }
+                let node = nodes.get(tensor.name.as_str()).filter(|_| tensor.source == Source::Dequantized);
+                let (value, grid) = match node.and_then(|n| Some((n, Quantized::of(n, &constants)?))) {
+                    Some((node, q)) => (q.real().with_context(|| format!("'{}'", tensor.name))?, Some(q.grid(node))),
+                    None => (tensor.value.clone().into_owned(), None),
                 };
                 let (name, source, product) = (tensor.name.clone(), tensor.source.clone(), tensor.product.clone());
-                chosen.weights.push(Weight { name, source, value, product });
+                chosen.weights.push(Weight { name, source, value, product, grid, beside: None });
             }
         }
         ensure!(!chosen.weights.is_empty(), "{}", nothing(model, &chosen.entries));

@@ -1,11 +1,13 @@
 //! Tensors in safetensors files: the initial state, checkpoints.
 
-use crate::onnx::file::{read_file, replace};
+use crate::error::Error;
+use crate::onnx::file::{plain, read_file, replace};
 use crate::onnx::{ElementType, TensorProto};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// Tensors by name, in an order.
@@ -44,7 +46,9 @@ pub fn read(path: &Path) -> Result<(State, Option<String>)> {
         let state = file.iter().map(|(name, view)| {
             let dims: Vec<i64> = view.shape().iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
             let element = element(view.dtype()).with_context(|| format!("tensor '{name}'"))?;
-            Ok((name.to_owned(), TensorProto::from_raw(element, &dims, view.data().to_vec())))
+            // The elements stay where the file has been read to.
+            let raw_data = Some(bytes.slice_ref(view.data()));
+            Ok((name.to_owned(), TensorProto { raw_data, ..TensorProto::from_raw(element, &dims, Vec::new()) }))
         });
         let mut state = state.collect::<Result<State>>()?;
         state.sort_by(|a, b| a.0.cmp(&b.0));
@@ -52,6 +56,60 @@ pub fn read(path: &Path) -> Result<(State, Option<String>)> {
     };
     load().with_context(|| path.display().to_string())
 }
+
+/// Reads those tensors of a file that are `wanted`, and the names of the others, of which nothing else is read.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_some(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(State, Vec<String>)> {
+    let load = || -> Result<(State, Vec<String>)> {
+        let mut file = File::open(path).map_err(plain)?;
+        let size = file.metadata().map_err(plain)?.len();
+        let mut start = [0; 8];
+        file.read_exact(&mut start).context("not a safetensors file")?;
+        let header = u64::from_le_bytes(start);
+        ensure!(header.checked_add(8).is_some_and(|n| n <= size && n <= LONGEST_HEADER), "not a safetensors file");
+        let mut bytes = start.to_vec();
+        (&mut file).take(header).read_to_end(&mut bytes).map_err(plain)?;
+        let (length, metadata) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;
+        let base = length as u64 + 8;
+        let (mut state, mut others) = (State::new(), Vec::new());
+        for (name, info) in metadata.tensors() {
+            if !wanted(&name) {
+                others.push(name);
+                continue;
+            }
+            let (from, to) = info.data_offsets;
+            ensure!(from <= to && base.checked_add(to as u64).is_some_and(|n| n <= size), "'{name}' is cut off");
+            let mut data = Vec::new();
+            let room = data.try_reserve_exact(to - from);
+            room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for '{name}'")))?;
+            file.seek(SeekFrom::Start(base + from as u64)).map_err(plain)?;
+            (&mut file).take((to - from) as u64).read_to_end(&mut data).map_err(plain)?;
+            let dims: Vec<i64> = info.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
+            let element = element(info.dtype).with_context(|| format!("tensor '{name}'"))?;
+            state.push((name, TensorProto::from_raw(element, &dims, data)));
+        }
+        state.sort_by(|a, b| a.0.cmp(&b.0));
+        others.sort();
+        Ok((state, others))
+    };
+    load().with_context(|| path.display().to_string())
+}
+
+/// A number that other tensors most likely do not have (FNV-1a of names and elements, in their order).
+pub fn fingerprint<'t>(tensors: impl IntoIterator<Item = (&'t str, &'t [u8])>) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for (name, elements) in tensors {
+        for byte in name.bytes().chain(elements.iter().copied()) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    }
+    format!("{hash:016x}")
+}
+
+/// No header of a safetensors file is longer.
+const LONGEST_HEADER: u64 = 100_000_000;
 
 const TYPES: &[(ElementType, Dtype)] = &[
     (ElementType::Float, Dtype::F32),

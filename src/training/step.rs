@@ -173,8 +173,9 @@ impl Forward {
         let nodes: Vec<_> = b.graph().scope(Graph::MAIN).nodes.clone();
         let xs = plan.slots.iter().map(|s| Ok(self.value(&s.name)?.id())).collect::<Result<Vec<_>>>()?;
         let ids: Vec<Option<ValueId>> = {
-            let pass = Pass::new(b, Aggregation::AddN, IdSet::default(), &[]);
-            let pass = pass.with_straight_through(plan.straight_through);
+            let stops = plan.stops.iter().map(|s| Ok(self.value(s)?.id())).collect::<Result<IdSet<_>>>()?;
+            let pass = Pass::new(b, Aggregation::AddN, stops, &[]);
+            let pass = pass.with_straight_through(plan.straight_through).with_functions(&plan.functions);
             let flows = pass.differentiate(&nodes, &[(loss.id(), seed)], &xs)?;
             let id = |f: Option<Flow<'_>>| match f {
                 Some(Flow::Value(dx)) => Some(dx.id()),
@@ -397,9 +398,8 @@ pub fn output_of<'a>(spec: &'a LossSpec, outputs: &'a [String]) -> Result<&'a st
         (Some(name), _) => Ok(name),
         (None, [only]) => Ok(only),
         (None, _) => bail!(
-            "the model has the outputs {}: say which one the loss {2} is of, as {2}:{1}",
+            "the model has the outputs {}: say which one the loss {1} is of, as {1}:OUTPUT",
             outputs.join(", "),
-            outputs.first().map(String::as_str).unwrap_or("OUTPUT"),
             spec.kind
         ),
     }

@@ -11,6 +11,7 @@ use crate::validate::tensors::{self, Tensor, Tensors};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +29,17 @@ pub enum Schedule {
     Linear,
     /// It falls to zero as half a wave of the cosine.
     Cosine,
+}
+
+impl Schedule {
+    /// How it is asked for.
+    pub fn name(self) -> &'static str {
+        match self {
+            Schedule::Constant => "constant",
+            Schedule::Linear => "linear",
+            Schedule::Cosine => "cosine",
+        }
+    }
 }
 
 /// How to train.
@@ -93,6 +105,9 @@ struct Progress {
     history: Vec<Epoch>,
     options: Options,
     data: String,
+    /// The fingerprint of the tensors, in the order of their names.
+    #[serde(default)]
+    sum: Option<String>,
 }
 
 /// What is reported while it goes on.
@@ -104,8 +119,17 @@ pub enum Event<'a> {
     Epoch(&'a Epoch),
 }
 
+/// What a training came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trained {
+    /// Its epochs.
+    pub epochs: Vec<Epoch>,
+    /// The number of steps after which somebody stopped it, if anybody did. The checkpoint is of then.
+    pub stopped: Option<u64>,
+}
+
 /// Trains, and leaves a checkpoint in the folder. With `resume` it goes on from the checkpoint that is there, and comes to
-/// the same numbers as without the interruption.
+/// the same numbers as without the interruption. Where `report` breaks, it stops behind the step and leaves a checkpoint.
 ///
 /// # Errors
 /// Data and options that do not fit the model; a checkpoint of another training; a loss that is no number; what tract
@@ -116,8 +140,8 @@ pub fn train(
     evaluation: Option<&Data>,
     options: &Options,
     resume: bool,
-    report: &mut dyn FnMut(Event<'_>),
-) -> Result<Vec<Epoch>> {
+    report: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Trained> {
     let manifest = Manifest::read(folder)?;
     check(options, &manifest)?;
     let mut trainer = Trainer::new(folder, manifest)?;
@@ -128,6 +152,13 @@ pub fn train(
         let text = metadata.with_context(|| format!("{}: not a checkpoint of `train`", checkpoint.display()))?;
         let saved: Progress = serde_json::from_str(&text).context("the checkpoint is of another version")?;
         same_training(&saved, &progress)?;
+        let elements = state.iter().map(|(n, t)| (n.as_str(), t.raw_data.as_deref().unwrap_or_default()));
+        let sum = state::fingerprint(elements);
+        ensure!(
+            saved.sum.as_ref().is_none_or(|s| *s == sum),
+            "{}: its tensors are not those that were written: it is damaged",
+            checkpoint.display()
+        );
         progress = Progress { options: options.clone(), ..saved };
         trainer.restore(&state)?;
     } else {
@@ -157,7 +188,18 @@ pub fn train(
         group,
         options.batch
     );
-    let total = steps as u64 * options.epochs as u64;
+    let total = (steps as u64)
+        .checked_mul(options.epochs as u64)
+        .context("so many epochs have more steps than can be counted")?;
+    let made = (steps as u64).checked_mul(progress.epoch as u64).and_then(|n| n.checked_add(progress.position as u64));
+    ensure!(
+        progress.position <= steps && progress.history.len() == progress.epoch && made == Some(progress.steps),
+        "the checkpoint contradicts itself: epoch {} of {} recorded, step {} of {steps}, {} steps in all",
+        progress.epoch,
+        progress.history.len(),
+        progress.position,
+        progress.steps
+    );
     while progress.epoch < options.epochs {
         let seed = options.seed.wrapping_add((progress.epoch as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let shuffled: Vec<usize> =
@@ -184,7 +226,10 @@ pub fn train(
             }
             progress.position += 1;
             progress.steps += 1;
-            report(Event::Step(progress.epoch + 1, progress.position, steps, loss));
+            if report(Event::Step(progress.epoch + 1, progress.position, steps, loss)).is_break() {
+                trainer.save(&checkpoint, &progress)?;
+                return Ok(Trained { epochs: progress.history, stopped: Some(progress.steps) });
+            }
             if options.checkpoint_every > 0 && progress.steps.is_multiple_of(options.checkpoint_every) {
                 trainer.save(&checkpoint, &progress)?;
             }
@@ -197,13 +242,16 @@ pub fn train(
             std::mem::take(&mut progress.sums).into_iter().map(|(n, v)| (n, v / steps as f64)).collect();
         let loss = metrics.remove(&trainer.manifest.loss).unwrap_or(f64::NAN);
         let epoch = Epoch { epoch: progress.epoch + 1, steps: progress.steps, loss, metrics, held_out: held };
-        report(Event::Epoch(&epoch));
+        let going = report(Event::Epoch(&epoch));
         progress.history.push(epoch);
         progress.epoch += 1;
         progress.position = 0;
         trainer.save(&checkpoint, &progress)?;
+        if going.is_break() && progress.epoch < options.epochs {
+            return Ok(Trained { epochs: progress.history, stopped: Some(progress.steps) });
+        }
     }
-    Ok(progress.history)
+    Ok(Trained { epochs: progress.history, stopped: None })
 }
 
 fn check(options: &Options, manifest: &Manifest) -> Result<()> {
@@ -222,17 +270,22 @@ fn same_training(saved: &Progress, now: &Progress) -> Result<()> {
     if options.schedule == Schedule::Constant {
         options.epochs = now.options.epochs;
     }
-    ensure!(
-        options == now.options,
-        "the checkpoint is of a training with other options: epochs {}, batch size {}, learning rate {}, schedule {:?}, warm-up {}, seed {}, held out {}",
-        options.epochs,
-        options.batch,
-        options.rate,
-        options.schedule,
-        options.warmup,
-        options.seed,
-        options.held_out
-    );
+    let (then, now) = (&options, &now.options);
+    let both = |name: &str, a: &dyn std::fmt::Display, b: &dyn std::fmt::Display| {
+        let (a, b) = (a.to_string(), b.to_string());
+        (a != b).then(|| format!("{name} {a}, not {b}"))
+    };
+    let differ = [
+        both("--epochs", &then.epochs, &now.epochs),
+        both("--batch-size", &then.batch, &now.batch),
+        both("--lr", &then.rate, &now.rate),
+        both("--schedule", &then.schedule.name(), &now.schedule.name()),
+        both("--warmup", &then.warmup, &now.warmup),
+        both("--seed", &then.seed, &now.seed),
+        both("--held-out", &then.held_out, &now.held_out),
+    ];
+    let differ: Vec<String> = differ.into_iter().flatten().collect();
+    ensure!(differ.is_empty(), "the checkpoint is of a training with other options: {}", differ.join("; "));
     Ok(())
 }
 
@@ -395,8 +448,11 @@ impl Trainer {
             let element = ElementType::from_name(&feed.r#type).context("a tensor of no known type")?;
             Ok((feed.input.clone(), TensorProto::from_raw(element, &feed.shape, tensor.bytes().to_vec())))
         };
-        let state = self.manifest.state.iter().map(tensor).collect::<Result<State>>()?;
-        state::write(path, &state, Some(&serde_json::to_string(progress)?), true)
+        let mut state = self.manifest.state.iter().map(tensor).collect::<Result<State>>()?;
+        state.sort_by(|a, b| a.0.cmp(&b.0));
+        let elements = state.iter().map(|(n, t)| (n.as_str(), t.raw_data.as_deref().unwrap_or_default()));
+        let progress = Progress { sum: Some(state::fingerprint(elements)), ..progress.clone() };
+        state::write(path, &state, Some(&serde_json::to_string(&progress)?), true)
     }
 }
 

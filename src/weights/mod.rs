@@ -8,7 +8,7 @@
 mod flow;
 mod quantized;
 
-pub use quantized::Quantized;
+pub use quantized::{Grid, Quantized};
 
 use crate::graph::{Graph, IdSet, Loaded, ValueId};
 use crate::onnx::inline::inline_functions;

@@ -3,10 +3,30 @@
 //! [DequantizeLinear](https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html): y = (x - zero point) scale, with one scale for the whole
 //! tensor, for each slice along an axis, or for each block of elements along it.
 
+use crate::expr::{Expr, Rounding};
 use crate::onnx::{ElementType, NodeProto, TensorProto, attribute, canonical_domain};
 use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
 use std::collections::HashMap;
+
+/// The rounding of a weight to its integers, as a formula.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    element: ElementType,
+    scale: (Vec<f64>, Vec<i64>),
+    zero: (Vec<f64>, ElementType),
+    how: Rounding,
+}
+
+impl Grid {
+    /// The numbers that the integers nearest to the elements of `x` stand for, in the weight's type.
+    pub fn rounded<'g>(&self, x: Expr<'g>) -> Expr<'g> {
+        let (values, dims) = &self.scale;
+        let scale = x.builder().numbers(values, dims, self.element);
+        let zero = x.builder().numbers(&self.zero.0, dims, self.zero.1);
+        x.cast(self.element).rounded_to_integers(scale, zero, &self.how)
+    }
+}
 
 /// The integers of a weight, with their scales.
 #[derive(Clone, Debug)]
@@ -16,6 +36,8 @@ pub struct Quantized<'m> {
     /// The element type of what they stand for.
     pub element: ElementType,
     scales: Vec<f64>,
+    /// The dimensions of the scales.
+    dims: Vec<i64>,
     zeros: Vec<i64>,
     /// How many elements in a row share a scale, how many such rows there are along the axis, and in how many blocks.
     inner: usize,
@@ -51,7 +73,20 @@ impl<'m> Quantized<'m> {
         let outer = count.checked_div(inner * size).unwrap_or(0);
         let expected = if block > 1 { outer * size.div_ceil(block) * inner } else { size };
         let fits = zeros.len() == scales.len() && scales.len() == expected;
-        fits.then_some(Quantized { integers, element, scales, zeros, inner, size, block })
+        let dims = scale.dims.clone();
+        fits.then_some(Quantized { integers, element, scales, dims, zeros, inner, size, block })
+    }
+
+    /// Its rounding as a formula; `node` is the one that dequantizes it.
+    pub fn grid(&self, node: &NodeProto) -> Grid {
+        let shared = node.attribute.iter().filter(|a| ["axis", "block_size"].contains(&a.name()));
+        let zero = self.zeros.iter().map(|&z| z as f64).collect();
+        Grid {
+            element: self.element,
+            scale: (self.scales.clone(), self.dims.clone()),
+            zero: (zero, self.integers.element_type()),
+            how: Rounding { contributed: canonical_domain(node.domain()) != "", attributes: shared.cloned().collect() },
+        }
     }
 
     /// The number of the scale of an element.

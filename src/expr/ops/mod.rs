@@ -10,12 +10,14 @@ mod indexing;
 mod parts;
 mod preview;
 mod products;
+mod quantization;
 mod reductions;
 mod sequences;
 mod shapes;
 
 pub use construct::Along;
 pub use preview::PREVIEW;
+pub use quantization::Rounding;
 
 use super::{Builder, Expr};
 use crate::onnx::AttributeProto;

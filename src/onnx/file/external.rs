@@ -62,12 +62,17 @@ fn entry<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
     tensor.external_data.iter().find(|e| e.key() == key).map(|e| e.value())
 }
 
+/// Whether a path that a file names stays in the folder that the file is in, by its words alone.
+pub fn is_inside(path: &str) -> bool {
+    let stays = Path::new(path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+    !path.is_empty() && stays && !path.contains('\\')
+}
+
 /// Where the elements of an external tensor lie, if that is a path that stays in the model's folder.
 pub fn location(tensor: &TensorProto) -> Result<&str> {
     let location = entry(tensor, "location").unwrap_or_default();
     ensure!(!location.is_empty(), "external data without location");
-    let inside = Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
-    ensure!(inside && !location.contains('\\'), "external data outside the model's folder: '{location}'");
+    ensure!(is_inside(location), "external data outside the model's folder: '{location}'");
     Ok(location)
 }
 

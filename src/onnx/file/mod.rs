@@ -10,7 +10,7 @@ mod visit;
 pub mod wire;
 
 pub use diff::{Change, Difference, diff};
-pub use external::{load_external, locations, rebase_external};
+pub use external::{is_inside, load_external, locations, rebase_external};
 
 use super::ModelProto;
 use super::proto::TensorProto;
