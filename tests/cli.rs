@@ -454,3 +454,95 @@ fn what_grad_writes_only_adds() {
     assert_eq!((&object["code"], &object["only_adds"]), (&"different".into(), &false.into()), "{object}");
     assert!(object["lost"].as_array().unwrap().contains(&"graph.output['gradients/x']".into()), "{object}");
 }
+
+/// The lines of a batch's report, by their models.
+fn batch_report(out: &Path) -> Vec<(String, String, Value)> {
+    let text = std::fs::read_to_string(out.join("report.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.map(|l| (l["model"].as_str().unwrap().into(), l["code"].as_str().unwrap().into(), l)).collect()
+}
+
+#[test]
+fn a_batch_runs_reports_and_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let (models, out) = (folder.path().join("models"), folder.path().join("out"));
+    std::fs::create_dir_all(models.join("sub folder")).unwrap();
+    let save = |name: &str, graph: &str| {
+        let proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
+        Model::from(proto).write(&models.join(name), true).unwrap();
+    };
+    save("a.onnx", SQUARE);
+    save("sub folder/b b.onnx", SQUARE);
+    save("odd.onnx", "g (float[2] x) => (float[2] y) { [odd] z = com.own.Odd(x) y = Mul(z, z) }");
+    std::fs::write(models.join("zz.onnx"), "no model").unwrap();
+    std::fs::write(models.join("notes.txt"), "none").unwrap();
+    let (from, to) = (models.display().to_string(), out.display().to_string());
+    let run = |more: &[&str]| {
+        let arguments = [&["batch", &from, "-o", &to, "--jobs", "2", "--round-trip"], more];
+        tool(&[&arguments.concat()[..], &["--", "grad", "--xs", "x", "--no-validate"]].concat())
+    };
+    let first = run(&["--json"]);
+    assert_eq!(first.status.code(), Some(1), "{first:?}");
+    let object: Value = serde_json::from_str(&stdout(&first)).unwrap();
+    assert_eq!(
+        (&object["models"], &object["failed"], &object["resumed"]),
+        (&4.into(), &2.into(), &0.into()),
+        "{object}"
+    );
+    let report = batch_report(&out);
+    let codes: Vec<(&str, &str)> = report.iter().map(|(m, c, _)| (m.as_str(), c.as_str())).collect();
+    let wanted = [
+        ("a.onnx", "ok"),
+        ("odd.onnx", "unsupported-operator"),
+        ("sub folder/b b.onnx", "ok"),
+        ("zz.onnx", "invalid-model"),
+    ];
+    assert_eq!(codes, wanted);
+    assert_eq!(report[1].2["report"]["operator"], "com.own.Odd");
+    assert!(out.join("sub folder/b b.onnx").is_file());
+
+    // Nothing is done twice; what has changed, and what a kill has cut off, is done again.
+    assert_eq!(run(&[]).status.code(), Some(1), "a report is not overwritten");
+    let text = std::fs::read_to_string(out.join("report.jsonl")).unwrap();
+    let cut = text.len() - 20;
+    std::fs::write(out.join("report.jsonl"), &text[..cut]).unwrap();
+    save("a.onnx", "g (float[3] x) => (float[3] y) { y = Mul(x, x) }");
+    let again = run(&["--resume", "--json", "--allow", "invalid-model", "unsupported-operator"]);
+    assert_eq!(again.status.code(), Some(0), "{again:?}");
+    let object: Value = serde_json::from_str(&stdout(&again)).unwrap();
+    assert_eq!((&object["resumed"], &object["failed"]), (&2.into(), &0.into()), "{object}");
+    let resumed = batch_report(&out);
+    assert_eq!(resumed.iter().map(|(m, c, _)| (m.as_str(), c.as_str())).collect::<Vec<_>>(), wanted);
+    assert_eq!(resumed[2], report[2]);
+    assert_ne!(resumed[0].2["key"], report[0].2["key"]);
+}
+
+#[test]
+fn a_batch_has_limits_patterns_and_lists() {
+    let (folder, model) = folder(SQUARE);
+    let out = folder.path().join("out");
+    let to = out.display().to_string();
+    let list = folder.path().join("list.txt");
+    std::fs::write(&list, "# one\nmodel.onnx\n\nmissing.onnx\n").unwrap();
+    let run = |models: &str, more: &[&str]| {
+        let arguments = [&["batch", models, "-o", &to, "--force"], more, &["--", "grad", "--xs", "x", "--no-validate"]];
+        tool(&arguments.concat())
+    };
+    assert_eq!(run(&list.display().to_string(), &["--no-write"]).status.code(), Some(1));
+    let report = batch_report(&out);
+    assert_eq!((report[0].1.as_str(), report[1].1.as_str()), ("ok", "io"), "{report:?}");
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1, "the report alone");
+    let pattern = folder.path().join("mod*.onnx").display().to_string();
+    assert!(run(&pattern, &[]).status.success());
+    assert!(out.join("model.onnx").is_file());
+    if cfg!(target_os = "linux") {
+        assert_eq!(run(&model, &["--memory", "4M"]).status.code(), Some(1));
+        assert_eq!(batch_report(&out)[0].1, "out-of-memory");
+    }
+    for wrong in
+        [vec!["batch", &model, "-o", &to, "--", "no-command"], vec!["batch", "no/such", "-o", &to, "--", "grad"]]
+    {
+        assert_eq!(tool(&wrong).status.code(), Some(1), "{wrong:?}");
+    }
+    assert_eq!(tool(&["batch", &model, "-o", &to]).status.code(), Some(2));
+}

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Results go to stdout, everything else to stderr.
 
 mod attack;
+mod batch;
 #[cfg(feature = "validate")]
 mod check;
 pub mod console;
@@ -61,6 +62,7 @@ enum Command {
     Inspect(inspect::Args),
     Ops(ops::Args),
     Diff(diff::Args),
+    Batch(batch::Args),
     Trainable(Box<trainable::Args>),
     #[cfg(feature = "validate")]
     Train(train::Args),
@@ -120,6 +122,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Ops(args) => ops::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Batch(args) => batch::run(&args),
         Command::Trainable(args) => trainable::run(&args),
         #[cfg(feature = "validate")]
         Command::Train(args) => train::run(&args),

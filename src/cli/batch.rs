@@ -1,0 +1,500 @@
+//! `batch`: one command over many models, a process each.
+
+use super::console::{self, Stream};
+use super::failure::Reported;
+use super::table::Table;
+use crate::Error;
+use crate::backward::matches;
+use crate::onnx::file;
+use anyhow::{Context, Result, ensure};
+use clap::CommandFactory;
+use clap::builder::RangedU64ValueParser;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Component, Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Run a command over many models, a process each, with limits, a report and the means to go on after an interruption
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  onnx-gradients batch models -o out -- grad --params
+  onnx-gradients batch 'zoo/*-int8.onnx' -o out --jobs 4 --timeout 60 --allow not-validated -- grad --inputs --straight-through
+  onnx-gradients batch list.txt -o out --no-write --resume -- grad --params
+
+OUT/report.jsonl gets a line as each model ends: its code (ok, or one of docs/errors.md), seconds, and what the command has
+said. What the command writes lies in OUT by the path of its model. Exit code 0 where all succeed or have an allowed code.")]
+pub struct Args {
+    /// A folder (all .onnx files in it and below), a pattern with `*` and `?`, a list of paths in a text file, or a model
+    models: String,
+    /// The folder for the report and for what is written
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// How many processes run at a time [default: as many as there are processors]
+    #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    jobs: Option<usize>,
+    /// Seconds that each model has
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    timeout: u64,
+    /// Bytes of address space that each process has, with K, M or G behind them for more (Linux)
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+    /// Go on with a report: a model with a line of the same contents, command and version is done
+    #[arg(long)]
+    resume: bool,
+    /// Begin anew where OUT holds a report
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
+    /// Codes that count as success
+    #[arg(long, value_name = "CODE", num_args = 1.., value_parser = code)]
+    allow: Vec<String>,
+    /// Keep nothing of what the command writes
+    #[arg(long)]
+    no_write: bool,
+    /// Hold what is written against its model (see diff): it only adds, or its code is `different`
+    #[arg(long)]
+    round_trip: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The command and its options, without model and output
+    #[arg(last = true, required = true, num_args = 1.., allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+fn code(text: &str) -> Result<String> {
+    let mut known = Error::CODES.iter().map(|(code, _)| *code);
+    ensure!(known.any(|code| code == text), "it is no code of an error; docs/errors.md lists them");
+    Ok(text.to_owned())
+}
+
+fn bytes(text: &str) -> Result<u64> {
+    let (number, unit) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 1 << 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let number: u64 = number.parse().context("it is a number of bytes, as 2G")?;
+    number.checked_mul(unit).filter(|&n| n > 0).context("it is out of range")
+}
+
+/// A model, and where what comes of it lies in OUT.
+struct Job {
+    path: PathBuf,
+    name: String,
+}
+
+/// A line of the report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Line {
+    /// The path of the model from the folder or list that it was found by.
+    model: String,
+    /// What must be the same for the line to stand for the model.
+    key: String,
+    /// `ok`, or the code of the error.
+    code: String,
+    /// What failed.
+    message: Option<String>,
+    seconds: f64,
+    bytes: u64,
+    /// What the command has said.
+    report: Value,
+}
+
+/// What the command takes, of what a batch gives it.
+struct Takes {
+    output: bool,
+    force: bool,
+    json: bool,
+}
+
+/// Finds the models, runs the command for each that is not done, reports.
+pub fn run(args: &Args) -> Result<()> {
+    let takes = takes(&args.command)?;
+    if args.round_trip && !takes.output {
+        return Err(Error::usage(format_args!("'{}' writes no model to compare", args.command[0])).into());
+    }
+    let jobs = find(args)?;
+    fs::create_dir_all(&args.output).map_err(file::plain).with_context(|| args.output.display().to_string())?;
+    let report = args.output.join("report.jsonl");
+    let done = earlier(args, &report)?;
+    let mut out = File::options().append(true).create(true).open(&report).map_err(file::plain)?;
+    let keys: Vec<String> = jobs.iter().map(|job| key(job, args)).collect();
+    let is_done = |i: usize| done.get(&jobs[i].name).filter(|line| line.key == keys[i]);
+    let open: Vec<usize> = (0..jobs.len()).filter(|&i| is_done(i).is_none()).collect();
+    let mut lines: HashMap<usize, Line> = (0..jobs.len()).filter_map(|i| Some((i, is_done(i)?.clone()))).collect();
+    let next = AtomicUsize::new(0);
+    let (sender, ended) = std::sync::mpsc::channel();
+    let parallel = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut progress = Progress { start: Instant::now(), total: open.len(), ended: 0, failed: 0 };
+    let failure = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs.unwrap_or(parallel).min(open.len()) {
+            let sender = sender.clone();
+            let (open, jobs, keys, takes, next) = (&open, &jobs, &keys, &takes, &next);
+            scope.spawn(move || {
+                while let Some(&i) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let line = one(args, takes, &jobs[i], &keys[i]);
+                    if sender.send((i, line)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (i, line) in ended {
+            // One write a line: what a kill leaves of one is dropped by the next run.
+            let written = serde_json::to_string(&line).map_err(anyhow::Error::from);
+            let written = written.and_then(|text| Ok(out.write_all(format!("{text}\n").as_bytes())?));
+            if let Err(error) = written {
+                failure.lock().map(|mut f| *f = Some(error)).ok();
+                next.store(usize::MAX / 2, Ordering::Relaxed);
+            }
+            progress.tick(!is_success(&line, args));
+            lines.insert(i, line);
+        }
+    });
+    if let Some(error) = failure.into_inner().ok().flatten() {
+        return Err(error.context(report.display().to_string()));
+    }
+    progress.end();
+    let lines: Vec<&Line> = (0..jobs.len()).filter_map(|i| lines.get(&i)).collect();
+    // In the order of the models, one line each, however often it was interrupted.
+    let text = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;
+    file::replace(&report, true, |out| out.write_all(text.as_bytes()))?;
+    summary(args, &lines, lines.len() - open.len())
+}
+
+fn is_success(line: &Line, args: &Args) -> bool {
+    line.code == "ok" || args.allow.contains(&line.code)
+}
+
+/// What the command takes; an error where there is no such command.
+fn takes(command: &[String]) -> Result<Takes> {
+    let cli = super::Cli::command();
+    let name = command.first().context("no command")?;
+    let found = cli.find_subcommand(name).filter(|c| c.get_arguments().any(|a| a.get_id() == "model"));
+    let Some(found) = found else {
+        let takers = cli.get_subcommands().filter(|c| c.get_arguments().any(|a| a.get_id() == "model"));
+        let names: Vec<&str> = takers.map(clap::Command::get_name).collect();
+        return Err(
+            Error::usage(format_args!("'{name}' is no command for a model; these are: {}", names.join(", "))).into()
+        );
+    };
+    let has = |id: &str| found.get_arguments().any(|a| a.get_id() == id);
+    Ok(Takes { output: has("output"), force: has("force"), json: has("json") })
+}
+
+/// The models, in the order of their paths or of the list.
+fn find(args: &Args) -> Result<Vec<Job>> {
+    let given = Path::new(&args.models);
+    let is_model = |path: &Path| path.extension() == Some(OsStr::new("onnx"));
+    let (base, mut paths) = if given.is_dir() {
+        (given.to_owned(), walk(given, &args.output)?.into_iter().filter(|p| is_model(p)).collect())
+    } else if given.is_file() && is_model(given) {
+        (file::folder(given).to_owned(), vec![given.to_owned()])
+    } else if given.is_file() {
+        let base = file::folder(given).to_owned();
+        let whole = file::read_whole(given).with_context(|| args.models.clone())?;
+        let text = std::str::from_utf8(&whole).ok().context("the list is no text")?;
+        let named = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let paths: Vec<PathBuf> = named.map(|line| base.join(line)).collect();
+        return Ok(named_jobs(&base, paths));
+    } else if args.models.contains(['*', '?']) {
+        let plain = given.components().take_while(|c| !c.as_os_str().to_string_lossy().contains(['*', '?']));
+        let base: PathBuf = plain.collect();
+        let base = if base.as_os_str().is_empty() { PathBuf::from(".") } else { base };
+        let pattern = given.strip_prefix(&base).unwrap_or(given).to_string_lossy().into_owned();
+        let fits = |path: &PathBuf| matches(&pattern, &path.strip_prefix(&base).unwrap_or(path).to_string_lossy());
+        let found = walk(&base, &args.output)?.into_iter().filter(fits).collect();
+        (base, found)
+    } else {
+        return Err(Error::io(format_args!("{}: there is no such folder, list or model", args.models)).into());
+    };
+    paths.sort();
+    if paths.is_empty() {
+        return Err(Error::io(format_args!("{}: no model is found; models end in .onnx", args.models)).into());
+    }
+    Ok(named_jobs(&base, paths))
+}
+
+/// The files in a folder and below. Links to files are followed, links to folders, hidden folders and OUT are not.
+fn walk(folder: &Path, output: &Path) -> Result<Vec<PathBuf>> {
+    let (mut files, mut open) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).map_err(file::plain).with_context(|| folder.display().to_string())? {
+            let entry = entry.map_err(file::plain)?;
+            let path = entry.path();
+            let hidden = entry.file_name().to_string_lossy().starts_with('.');
+            if entry.file_type().map_err(file::plain)?.is_dir() {
+                if !hidden && !file::same_file(&path, output) {
+                    open.push(path);
+                }
+            } else if !hidden && path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Jobs with names that stay inside of OUT and differ.
+fn named_jobs(base: &Path, paths: Vec<PathBuf>) -> Vec<Job> {
+    let mut taken = HashSet::new();
+    let name = |path: &Path| {
+        let inside = path.strip_prefix(base).unwrap_or(path);
+        let parts = inside.components().filter_map(|c| match c {
+            Component::Normal(part) => Some(part.to_string_lossy().into_owned()),
+            _ => None,
+        });
+        parts.collect::<Vec<_>>().join("/")
+    };
+    let mut jobs = Vec::new();
+    for path in paths {
+        let name = name(&path);
+        let unique =
+            (1..).map(|n| if n == 1 { name.clone() } else { format!("{n}/{name}") }).find(|n| taken.insert(n.clone()));
+        jobs.extend(unique.map(|name| Job { path, name }));
+    }
+    jobs
+}
+
+/// The lines of an earlier run, by their models.
+fn earlier(args: &Args, report: &Path) -> Result<HashMap<String, Line>> {
+    if !report.exists() {
+        return Ok(HashMap::new());
+    }
+    if args.force {
+        fs::remove_file(report).map_err(file::plain)?;
+        return Ok(HashMap::new());
+    }
+    if !args.resume {
+        let path = report.display();
+        return Err(
+            Error::io(format_args!("{path} exists already; --resume goes on with it, --force begins anew")).into()
+        );
+    }
+    let text = fs::read_to_string(report).map_err(file::plain).with_context(|| report.display().to_string())?;
+    // Of the last line a kill may have left a part, which is no line.
+    let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let whole = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;
+    file::replace(report, true, |out| out.write_all(whole.as_bytes()))?;
+    Ok(lines.into_iter().map(|line| (line.model.clone(), line)).collect())
+}
+
+/// Of a model's contents, the command and this version.
+fn key(job: &Job, args: &Args) -> String {
+    let mut hasher = DefaultHasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.write(bytes);
+        hasher.write_u8(0xff);
+    };
+    part(env!("CARGO_PKG_VERSION").as_bytes());
+    args.command.iter().for_each(|a| part(a.as_bytes()));
+    let limits = format!("{} {:?} {} {}", args.timeout, args.memory, args.no_write, args.round_trip);
+    part(limits.as_bytes());
+    let mut buffer = vec![0; 1 << 16];
+    if let Ok(mut file) = File::open(&job.path).map(|f| f.take(i32::MAX as u64)) {
+        while let Ok(n @ 1..) = file.read(&mut buffer) {
+            hasher.write(&buffer[..n]);
+        }
+    }
+    format!("{:016x}", hasher.finish())
+}
+
+/// Runs the command for one model.
+fn one(args: &Args, takes: &Takes, job: &Job, key: &str) -> Line {
+    let start = Instant::now();
+    let bytes = fs::metadata(&job.path).map_or(0, |m| m.len());
+    let (code, message, report) = match attempt(args, takes, job) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let error = Error::from(error);
+            (error.code().to_owned(), Some(error.to_string()), Value::Null)
+        }
+    };
+    let seconds = (start.elapsed().as_secs_f64() * 1e3).round() / 1e3;
+    Line { model: job.name.clone(), key: key.to_owned(), code, message, seconds, bytes, report }
+}
+
+type Outcome = (String, Option<String>, Value);
+
+fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
+    let scratch =
+        args.no_write.then(|| tempfile::Builder::new().prefix(".batch-").tempdir_in(&args.output)).transpose()?;
+    let folder = scratch.as_ref().map_or(args.output.as_path(), |s| s.path());
+    let target = folder.join(&job.name);
+    let mut command = console::program()?;
+    command.arg(&args.command[0]).args(&args.command[1..]);
+    if takes.output {
+        fs::create_dir_all(file::folder(&target)).map_err(file::plain)?;
+        command.arg("-o").arg(&target);
+    }
+    for (taken, option) in [(takes.force && takes.output, "--force"), (takes.json, "--json")] {
+        if taken && !args.command.iter().any(|a| a == option) {
+            command.arg(option);
+        }
+    }
+    command.arg("--").arg(&job.path);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    limit(&child, args.memory)?;
+    let said = reader(child.stdout.take())?;
+    let noted = reader(child.stderr.take())?;
+    let Some(status) = wait(&mut child, Duration::from_secs(args.timeout))? else {
+        let message = format!("it has not ended within {} seconds; --timeout gives it more", args.timeout);
+        return Ok(("timeout".to_owned(), Some(message), Value::Null));
+    };
+    let text = |t: std::thread::JoinHandle<String>| t.join().unwrap_or_default();
+    let (said, noted) = (text(said), text(noted));
+    let report: Value = serde_json::from_str(&said).unwrap_or(Value::Null);
+    let last = || noted.lines().last().map(|line| line.trim_start_matches("error: ").to_owned());
+    let failed = |code: &str, message: Option<String>| (code.to_owned(), message, report.clone());
+    Ok(match status.code() {
+        Some(0) if report["validation"]["status"] == "skipped" && report["validation"]["reason"] != "--no-validate" => {
+            failed("not-validated", report["validation"]["reason"].as_str().map(str::to_owned))
+        }
+        Some(0) if args.round_trip => {
+            let (a, b) = (file::read_whole(&job.path)?, file::read_whole(&target)?);
+            let difference = file::diff(&a, &b).context("fields of a kind that no model has")?;
+            match difference.lost.iter().chain(difference.changed.iter().map(|c| &c.path)).next() {
+                Some(path) => failed("different", Some(format!("what is written has lost or changed {path}"))),
+                None => failed("ok", None),
+            }
+        }
+        Some(0) => failed("ok", None),
+        Some(1 | 2) if report["code"].is_string() => {
+            let message = report["message"].as_str().map(str::to_owned);
+            failed(report["code"].as_str().unwrap_or_default(), message)
+        }
+        Some(1 | 2) => failed("unsupported", last()),
+        // What ends by a signal under a limit of memory has most likely met it.
+        _ if args.memory.is_some() => {
+            failed("out-of-memory", Some(format!("it ended with {status}; --memory gives it more")))
+        }
+        _ => failed("internal", Some(format!("it ended with {status}"))),
+    })
+}
+
+fn reader(pipe: Option<impl Read + Send + 'static>) -> Result<std::thread::JoinHandle<String>> {
+    /// More is not kept of what one model says.
+    const MOST: u64 = 64 << 20;
+    let pipe = pipe.context("no pipe")?;
+    Ok(std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let mut pipe = pipe;
+        let _ = pipe.by_ref().take(MOST).read_to_end(&mut bytes);
+        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+        String::from_utf8_lossy(&bytes).into_owned()
+    }))
+}
+
+/// How a process has ended; `None` for one that was ended because its time was over.
+fn wait(child: &mut Child, patience: Duration) -> Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if start.elapsed() > patience {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Limits the memory of a process and of those that it starts.
+#[cfg(target_os = "linux")]
+fn limit(child: &Child, memory: Option<u64>) -> Result<()> {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let Some(memory) = memory else { return Ok(()) };
+    let limit = Rlimit { current: Some(memory), maximum: Some(memory) };
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    match prlimit(pid, Resource::As, limit) {
+        // It has ended already.
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        other => other.map(drop).context("its memory cannot be limited"),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit(_: &Child, memory: Option<u64>) -> Result<()> {
+    match memory {
+        Some(_) => Err(Error::unsupported("--memory is for Linux").into()),
+        None => Ok(()),
+    }
+}
+
+/// What is shown while a batch runs, where somebody looks.
+struct Progress {
+    start: Instant,
+    total: usize,
+    ended: usize,
+    failed: usize,
+}
+
+impl Progress {
+    fn tick(&mut self, failed: bool) {
+        self.ended += 1;
+        self.failed += usize::from(failed);
+        if std::io::stderr().is_terminal() && !console::is_within() {
+            let rate = self.ended as f64 / self.start.elapsed().as_secs_f64().max(1e-3);
+            let left = (self.total - self.ended) as f64 / rate;
+            let (ended, total, failed) = (self.ended, self.total, self.failed);
+            let _ =
+                write!(Stream::Notes, "\r{ended} of {total}, {failed} failed, {rate:.1} a second, {left:.0} s left  ");
+        }
+    }
+
+    fn end(&self) {
+        if std::io::stderr().is_terminal() && !console::is_within() && self.ended > 0 {
+            let _ = writeln!(Stream::Notes);
+        }
+    }
+}
+
+/// Prints how many there are of each code, by operator where one is named, and fails where one has not succeeded.
+fn summary(args: &Args, lines: &[&Line], resumed: usize) -> Result<()> {
+    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for line in lines {
+        let operator = line.report["operator"].as_str().unwrap_or_default();
+        reasons.entry((&line.code, operator)).or_default().push(&line.model);
+    }
+    let failed = lines.iter().filter(|line| !is_success(line, args)).count();
+    let error = (failed > 0).then(|| {
+        let report = args.output.join("report.jsonl");
+        let total = lines.len();
+        Error::unsupported(format_args!("{failed} of {total} models have not succeeded; {} says why", report.display()))
+    });
+    let mut out = Stream::Report;
+    if args.json {
+        let codes = reasons.iter().map(|((code, operator), models)| {
+            let operator = (!operator.is_empty()).then_some(operator);
+            json!({ "code": code, "operator": operator, "count": models.len() })
+        });
+        let mut report = json!({
+            "models": lines.len(), "resumed": resumed, "failed": failed, "codes": codes.collect::<Vec<_>>(),
+        });
+        if let Some(error) = &error {
+            super::failure::add(&mut report, error);
+        }
+        writeln!(out, "{report}")?;
+    } else {
+        let mut table = Table::new(["models", "code", "operator", "first"]);
+        for ((code, operator), models) in &reasons {
+            let first = models.first().copied().unwrap_or_default();
+            table.row([models.len().to_string(), (*code).to_owned(), (*operator).to_owned(), first.to_owned()]);
+        }
+        write!(out, "{table}")?;
+    }
+    error.map_or(Ok(()), |error| Err(Reported(error).into()))
+}
