@@ -56,7 +56,7 @@ pub struct LoweredNode {
     pub y: String,
     /// The tensors that are held constant.
     pub zs: Vec<String>,
-    /// Of each x the tensor that holds the gradient; `None` for an output that the node leaves out.
+    /// For each x the tensor that holds its gradient; `None` for an output that the node leaves out.
     pub gradients: Vec<Gradient>,
     /// How many nodes between the variables and y are computed once more, for inputs that are other tensors than those named.
     pub copied: usize,

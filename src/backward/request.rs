@@ -213,7 +213,7 @@ impl Gradients {
     /// Appends the gradients to a model that has been loaded already, without copying it.
     ///
     /// # Errors
-    /// Those of [`Gradients::build`].
+    /// As [`Gradients::build`].
     pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Output, Error> {
         Ok(self.appended(model, loaded)?)
     }
@@ -558,7 +558,7 @@ pub(crate) fn names_of(loaded: &Loaded, model: &ModelProto) -> Names {
         let nodes = graph.node.iter().map(|n| n.name());
         names.extend(nodes.chain(graph.value_info.iter().map(|v| v.name())));
     }
-    // Of an earlier call the record may be all that is left.
+    // The record may be all that is left of an earlier call.
     names.extend(Record::all(model).unwrap_or_default().iter().map(|r| &*r.name));
     names
 }

@@ -81,7 +81,7 @@ impl<'a> Selection<'a> {
         graph.scope(Graph::MAIN).outputs.iter().filter(floats).copied().collect()
     }
 
-    /// Those of `xs` from which a path leads to one of `ys`.
+    /// The tensors among `xs` from which a path leads to one of `ys`.
     pub fn reaching(&self, xs: &[ValueId], ys: &[ValueId]) -> Vec<ValueId> {
         let sources = self.loaded.graph.sources(ys);
         xs.iter().copied().filter(|x| sources.contains(x)).collect()

@@ -4,7 +4,7 @@ use super::Expr;
 use super::zero::Zero;
 use crate::graph::{Dims, Fact, Graph, IdMap, IdSet, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
 use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
-use anyhow::{Error, Result};
+use anyhow::{Error, Result, anyhow};
 use prost::Message;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
@@ -220,6 +220,9 @@ impl Builder {
         }
         if self.opset() < OLDEST {
             return vec![self.too_old("a gradient", OLDEST); outputs];
+        }
+        if !inputs.iter().flatten().all(|e| std::ptr::eq(e.builder(), self)) {
+            return vec![self.fail(anyhow!("tensors of two graphs meet in {op}")); outputs];
         }
         if inputs.iter().flatten().any(|e| e.is_zero()) {
             return self.with_zeros(op, inputs, &attributes, outputs).unwrap_or_else(|| {

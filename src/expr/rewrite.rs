@@ -138,7 +138,7 @@ impl<'a> Rewrite<'a> {
 /// What has been changed.
 #[derive(Debug, Default)]
 pub struct Rewritten {
-    /// Those of loading.
+    /// The model cannot be loaded.
     pub warnings: Vec<String>,
     /// How many nodes the formulas have written, in bodies once for each attempt to load them.
     pub nodes_added: usize,

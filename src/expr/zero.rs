@@ -134,7 +134,7 @@ impl Builder {
             attributes: attributes.into(),
             ..NewNode::default()
         };
-        // Of a gradient whose shape nobody knows not even the operator's demands are met.
+        // A gradient without a shape may not be what the operator takes: then nothing is known of the result.
         let facts = self.graph().infer(&new).unwrap_or_default();
         let hand_on = |output: usize| match left_out {
             Some(left_out) => {

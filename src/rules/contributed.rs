@@ -72,7 +72,7 @@ fn split_gelu<'g>(c: &Call<'g>) -> Expr<'g> {
     })
 }
 
-/// Of the rows whose distances from each other are taken: those of A, or of B.
+/// The gradient of A (`i` = 0) or of B (`i` = 1), whose rows' distances from each other are the output.
 fn distance<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let (own, other, y, dy) = (c.input(i), c.input(1 - i), c.y(), c.dy());
     let pull = match c.string("metric", "sqeuclidean").as_str() {

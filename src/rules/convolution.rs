@@ -183,7 +183,7 @@ fn causal_convolution(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![c.like(0), tensor(c.element(0), Some(state))])
 }
 
-/// Those of a convolution whose channels come first.
+/// The facts of NhwcFusedConv and its like: those of a convolution whose channels come first, the channels put last.
 fn channels_last_facts(c: &Known) -> Result<Vec<Fact>> {
     let ordered = |fact: &Fact, front: bool| {
         let shape = fact.shape.as_deref().map(|shape| {

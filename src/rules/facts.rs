@@ -81,7 +81,7 @@ impl Rule {
 /// a [`Fact`] that says nothing.
 ///
 /// # Errors
-/// Those of [`Infer`].
+/// What the row's [`Infer`] finds wrong with the node.
 pub fn infer(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
     // Gradients may have a first version; facts are the same for what came before.
     let rule = find(op.domain, op.op_type, op.version).or_else(|| newest(op.domain, op.op_type));

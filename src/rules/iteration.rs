@@ -96,7 +96,7 @@ impl<'g> Body<'g> {
         let b = c.builder();
         let captures = c.wanted_captures();
         let wanted = |i: usize| c.opt(i).is_some_and(|x| c.wants(x.id()));
-        // Of Loop and Scan alike, inputs of the node and of the body are in the same places.
+        // In Loop and Scan alike, inputs of the node and of the body are in the same places.
         let mut sources: IdSet<ValueId> = captures.iter().map(|e| e.id()).collect();
         let places = self.first.0..self.first.0 + self.states + self.slices.len();
         sources.extend(places.filter(|&i| wanted(i)).filter_map(|i| self.inputs.get(i)).map(|e| e.id()));
@@ -505,7 +505,7 @@ fn batched_scan<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let directions = list(c, "directions", scanned)?;
     let at = |e: Expr<'g>, axis: usize, i: i64| e.narrow(axis, i, i + 1).squeeze(&[axis]);
 
-    // Of each output the entries of the batch.
+    // For each output the entries of the batch.
     let mut outputs: Vec<Vec<Expr<'g>>> = vec![Vec::new(); c.output_count()];
     for entry in 0..batch {
         let mut now: Vec<_> = states.iter().map(|s| at(*s, 0, entry)).collect();

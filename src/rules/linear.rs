@@ -170,7 +170,7 @@ fn inner<'g>(c: &Call<'g>) -> Expr<'g> {
     activation::before(&c.string("activation", ""), &parameters, c.y(), c.dy())
 }
 
-/// Of one operand of a stack of products; a vector is not transposed.
+/// The gradient of operand `i` of a stack of matrix products. The attribute that transposes it does nothing to a vector.
 fn fused<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let [a, b, dy] = matrices(c)?;
     let is = |flag: &str, i: usize| -> Result<bool> { Ok(c.flag(flag, false) && c.input(i).rank()? > 1) };
@@ -388,7 +388,7 @@ impl<'g> Packed<'g> {
         }
     }
 
-    /// The other way round: the sums of the numbers that share one of `parameter`.
+    /// The transpose of [`Packed::spread`]: for each entry of `parameter` the sum over the numbers that share it.
     fn total(&self, e: Expr<'g>, parameter: Expr<'g>) -> Expr<'g> {
         let sums = match self.groups {
             Some(groups) => parameter.cast_like(e).reshape_to(&[self.rows, self.blocks]).ungather(groups, e, 1),
@@ -410,7 +410,7 @@ impl<'g> Packed<'g> {
         })
     }
 
-    /// Those of the weights, laid out as the numbers are.
+    /// The gradient of the weights, in the layout of [`Packed::numbers`].
     fn gradient(&self, c: &Call<'g>) -> Result<Expr<'g>> {
         let (a, dy) = (c.x(), c.dy());
         let dw = dy.stacked_before(1).gemm(true, a.stacked_before(1), false, 1.0);
@@ -433,7 +433,7 @@ fn n_bits_scales<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(p.total(p.gradient(c)? * p.steps(c)?, c.input(2)))
 }
 
-/// Of zero points that are numbers of their own.
+/// The gradient of zero points, where they are floating-point numbers and not packed.
 fn n_bits_zero_points<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let p = Packed::new(c)?;
     Ok(p.total(-p.gradient(c)? * p.spread(c.input(2).cast_like(c.x())), c.input(3)))

@@ -94,7 +94,7 @@ fn samples<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(if is_single(x)? { x.unsqueeze(&[0]) } else { x })
 }
 
-/// The other way round.
+/// The transpose of [`samples`]: `[samples, features]` in the shape of x.
 fn unbatched<'g>(x: Expr<'g>, dx: Expr<'g>) -> Result<Expr<'g>> {
     Ok(if is_single(x)? { dx.squeeze(&[0]) } else { dx })
 }

@@ -338,7 +338,7 @@ pub fn newest(domain: &str, op: &str) -> Option<&'static Rule> {
 /// Loads a model whose operators are those of the table.
 ///
 /// # Errors
-/// Those of [`graph::load`].
+/// As [`graph::load`].
 pub fn load(model: &ModelProto) -> Result<Loaded> {
     graph::load(model, OPERATORS)
 }

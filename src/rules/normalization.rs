@@ -239,8 +239,8 @@ fn rms<'g>(c: &Call<'g>, inv_std: Option<usize>) -> Result<Cotangents<'g>> {
     Ok(c.cotangents().input(0, || layer.dx()).broadcast(1, || layer.dscale()))
 }
 
-/// Of x, skip, scale, the bias of the normalization where it subtracts the mean, and a bias that is added to x and skip
-/// before: their sum is the last output.
+/// The inputs are x, skip, scale, the bias of the normalization where it subtracts the mean, and a bias that is added to x
+/// and skip beforehand. The sum of these three is what is normalized, and is the last output.
 fn skip<'g>(c: &Call<'g>, centered: bool) -> Result<Cotangents<'g>> {
     let bias = if centered { 4 } else { 3 };
     let computed = || c.opt(bias).into_iter().fold(c.x() + c.input(1), |sum, bias| sum + bias);
@@ -252,8 +252,8 @@ fn skip<'g>(c: &Call<'g>, centered: bool) -> Result<Cotangents<'g>> {
     Ok(if centered { found.broadcast(3, || c.dy()) } else { found }.broadcast(bias, dx))
 }
 
-/// Of the tables of words, positions and, where there are any, segments, and of scale and bias; the sum of what is read
-/// from the tables is an output, too.
+/// The gradients of the tables of words, positions and, where there are any, segments, of scale and of bias. The sum of
+/// what is read from the tables is what is normalized, and is an output, too.
 fn embedded<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let (words, segments) = (c.x(), c.opt(1));
     let positions = c.opt(8).unwrap_or_else(|| c.builder().range(words.dim(1)).unsqueeze(&[0]));
@@ -336,7 +336,7 @@ fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
         2 => (Expr::square, y),
         p => bail!("p = {p} is neither 1 nor 2"),
     };
-    // Of zeros the norm is taken as 1, for gradients of gradients that are numbers, and nothing passes.
+    // The norm of zeros is taken as 1, for gradients of gradients that are numbers, and nothing passes.
     let sum = size(x).sum(&[axis]);
     let passes = sum.greater(sum.like(0.0));
     let sum = passes.select(sum, sum.like(1.0));

@@ -12,7 +12,8 @@ use super::{linear, window};
 use crate::expr::{Expr, normalize_axis};
 use anyhow::{Result, ensure};
 
-/// Of two tensors, each with a scale and a zero point, and those of the result.
+/// A row of an operator that takes two tensors, each followed by its scale and zero point, and then the scale and zero
+/// point of the result.
 macro_rules! binary {
     ($op:literal, $formula:literal, $forward:expr) => {
         Rule {
@@ -31,7 +32,7 @@ macro_rules! binary {
     };
 }
 
-/// Of one tensor with a scale and a zero point, and those of the result.
+/// A row of an operator that takes a tensor, its scale and zero point, and the scale and zero point of the result.
 macro_rules! unary {
     ($op:literal, $formula:literal, $forward:expr) => {
         Rule {

@@ -99,9 +99,9 @@ struct Unit<'c, 'g> {
     before: Expr<'g>,
     /// `[gates hidden, hidden]`
     recurrent: Expr<'g>,
-    /// Of the recurrent product of a GRU's candidate, where it is reset after the product: `[hidden]`.
+    /// The bias of the recurrent product of a GRU's candidate, where that is reset after the product: `[hidden]`.
     recurrent_bias: Option<Expr<'g>>,
-    /// Of the input, output and forget gate: `[hidden]`.
+    /// The peephole weights of the input, the output and the forget gate, each `[hidden]`.
     peepholes: Option<[Expr<'g>; 3]>,
     /// C₀
     cell: Option<Expr<'g>>,
@@ -494,7 +494,7 @@ fn activations(c: &Call<'_>, defaults: &[&str], directions: usize) -> Result<Vec
     let mut alphas = c.floats("activation_alpha").unwrap_or_default().into_iter();
     let mut betas = c.floats("activation_beta").unwrap_or_default().into_iter();
     let activation = |name: String| {
-        // Of each parameter the default, and whether there is one on which runtimes agree.
+        // For each parameter: whether the function takes it, and the default, where runtimes agree on one.
         let (alpha, beta) = match name.as_str() {
             "leakyrelu" => (Some(Some(0.01)), None),
             "elu" => (Some(Some(1.0)), None),

@@ -170,7 +170,7 @@ fn product<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(others.expand_like(x))
 }
 
-/// Of each element along an axis the product of all others.
+/// For each element the product of all others along an axis, in the shape of x.
 fn product_of_others(x: Expr<'_>, axis: usize) -> Expr<'_> {
     match x.known_dim(axis) {
         Some(1) => x.ones_like(),

@@ -58,7 +58,7 @@ fn dft<'g>(c: &Call<'g>, default: i64) -> Result<Expr<'g>> {
             Some(length) => length.reshape_to(&[1]),
             None => along(x),
         };
-        // Of a one-sided spectrum the other side is not there.
+        // A one-sided spectrum lacks its other side.
         let dy = if onesided { fit(dy, length)? } else { dy };
         dy.dft(axis, true, false) * length.reshape_to(&[]).cast_like(x)
     } else if !onesided {

@@ -390,7 +390,8 @@ impl<'g> Window<'g> {
         })
     }
 
-    /// Of one channel of the image for each of the windows: nothing is shared, a tap is a product and its sum.
+    /// The gradient of the weights where each channel of the image meets one window only: channels share nothing, and each
+    /// tap's is the sum of a product of elements.
     fn weights_by_channels(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>) -> Result<Expr<'g>> {
         let others: Vec<usize> = [0].into_iter().chain(self.axes()).collect();
         let each = |met: Expr<'g>| (met * windows).sum_out(&others).unsqueeze(&[1]);

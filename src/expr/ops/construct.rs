@@ -116,7 +116,7 @@ impl Builder {
     /// states and what is stacked. A Scan, or where the model is too old for it the steps one after the other.
     ///
     /// # Errors
-    /// Those of `step`; the model is too old, and the number of steps is not known or large.
+    /// What `step` fails with; the model is too old, and the number of steps is not known or large.
     pub fn run_along<'g>(
         &'g self,
         states: &[Expr<'g>],

@@ -15,7 +15,7 @@ impl Builder {
 impl<'g> Expr<'g> {
     /// The slices at `indices` along an axis, in the place of that axis.
     pub fn gather(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
-        // Of a table that is widened, what is read is widened.
+        // A table is not widened as a whole: what is read of it is.
         if let Some(table) = self.operand_of("Cast").filter(|table| table.is_float() && self.is_float()) {
             return table.gather(indices, axis).widened().cast_like(self);
         }

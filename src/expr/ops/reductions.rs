@@ -22,7 +22,7 @@ impl<'g> Expr<'g> {
         self.builder.emit(op, &inputs, attributes)
     }
 
-    /// Of half precision what `sum` makes of it in float32, rounded once: terms of a sum that is kept in float16 vanish from
+    /// What `sum` makes of this tensor; half precision is summed in float32 and rounded once: terms of a sum that is kept in float16 vanish from
     /// the 2048th on, and above 65504 it is infinite.
     pub(in crate::expr) fn in_float32(self, sum: impl FnOnce(Expr<'g>) -> Expr<'g>) -> Expr<'g> {
         let wide = self.widened();
@@ -62,7 +62,7 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// Of a list of axes, for each of `rank` axes whether it is named; with an empty list all are, or none if `noop`.
+    /// For each of `rank` axes whether this list of axes names it, `bool[rank]`; an empty list names all, or none if `noop`.
     pub fn is_axis(self, rank: Expr<'g>, noop: bool) -> Expr<'g> {
         let axes = self.cast(ElementType::Int64).wrapped(rank);
         let hits = self.builder.range(rank).reshape_to(&[-1, 1]).equal(axes.reshape_to(&[1, -1]));

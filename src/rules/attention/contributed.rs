@@ -195,7 +195,7 @@ fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     };
     let integer = |i: usize| Ok::<_, anyhow::Error>(c.input(i).cast(ElementType::Int64));
     let steps = q.dim(2);
-    // Of each sequence: how many keys there are, and how many come before those of now.
+    // For each sequence: how many keys there are, and how many come before those of now.
     let count = integer(5)?.reshape_to(&[-1, 1]) + 1;
     let total = integer(6)?.reshape_to(&[]);
     let now = c.opt(16).map_or_else(|| count.min(steps), |n| n.cast(ElementType::Int64).reshape_to(&[-1, 1]));

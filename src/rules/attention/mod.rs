@@ -44,7 +44,7 @@ fn split_heads<'g>(e: Expr<'g>, heads: i64) -> Result<Expr<'g>> {
     }
 }
 
-/// The other way round.
+/// The transpose of [`split_heads`]: `[batch, heads, steps, size]` as `[batch, steps, heads size]`.
 fn join_heads(e: Expr<'_>) -> Expr<'_> {
     e.transpose(&[0, 2, 1, 3]).reshape_to(&[0, 0, -1])
 }
@@ -92,7 +92,7 @@ struct Scores<'g> {
 /// The result, and the scores on the way to it.
 struct Attended<'g> {
     y: Expr<'g>,
-    /// Of the product, capped, with bias, as probabilities.
+    /// The scores as the product gives them, after the cap, with the bias, and as probabilities.
     stages: [Expr<'g>; 4],
 }
 

@@ -83,7 +83,7 @@ impl<'g> Turn<'g> {
         self.whole([first * self.cos - second * self.sin, second * self.cos + first * self.sin], rest)
     }
 
-    /// The other way round.
+    /// The transpose of [`Turn::turned`]: x turned by the negated angles.
     fn turned_back(&self, x: Expr<'g>) -> Expr<'g> {
         let [first, second, rest] = self.parts(x);
         self.whole([first * self.cos + second * self.sin, second * self.cos - first * self.sin], rest)
@@ -100,7 +100,7 @@ struct Rotary<'g> {
 }
 
 impl<'g> Rotary<'g> {
-    /// Of the inputs `[cos, sin, positions]`.
+    /// Reads the angles from the inputs with the numbers `[cos, sin, positions]`.
     fn new(c: &Call<'g>, [cos, sin, positions]: [usize; 3]) -> Result<Self> {
         let x = c.x();
         let scale = c.float("scale", 1.0);
@@ -145,7 +145,7 @@ impl<'g> Rotary<'g> {
         Ok(self.turn.turned_back(self.unpacked(c, c.dy())?).reshape_like(c.x()))
     }
 
-    /// Of the cosines or the sines, the input `i`.
+    /// The gradient of the cache of cosines, or of that of sines: of whichever of them input `i` is.
     fn dcache(&self, c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
         let [x1, x2, _] = self.turn.parts(self.unpacked(c, c.x())?);
         let [dy1, dy2, _] = self.turn.parts(self.unpacked(c, c.dy())?);
