@@ -34,8 +34,8 @@ impl<'g> Pass<'g> {
         self.own_functions.iter().find(same)
     }
 
-    /// What the node's inputs get from the function, which takes the node's inputs, its outputs and their gradients, and
-    /// returns the gradients of the inputs.
+    /// What the node's inputs get from the function, which takes the node's inputs, its outputs and their gradients,
+    /// and returns the gradients of the inputs.
     pub(super) fn apply_function(
         &self,
         function: &FunctionProto,

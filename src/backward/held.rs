@@ -1,4 +1,5 @@
-//! What a rule has returned is held against its input, and what went wrong is said of the node and the input that it is about.
+//! What a rule has returned is held against its input, and what went wrong is said of the node and the input that it is
+//! about.
 
 use super::{Flow, IntoFlow, Pass};
 use crate::graph::{Dim, Node, NodeId, Origin, ValueId};
@@ -6,8 +7,9 @@ use crate::rules::{Differentiate, Rule};
 use anyhow::{Context, Error, Result, anyhow, ensure};
 
 impl<'g> Pass<'g> {
-    /// The gradients as flows, each held against its input. That of quantized integers has one type, whichever their consumers
-    /// compute in; `rounded`: what a row returns that computes in a type of its own gets the type of its input.
+    /// The gradients as flows, each held against its input. That of quantized integers has one type, whichever their
+    /// consumers compute in; `rounded`: what a row returns that computes in a type of its own gets the type of its
+    /// input.
     pub(super) fn checked<T: IntoFlow<'g>>(
         &self,
         gradients: Vec<(ValueId, T)>,
@@ -27,8 +29,8 @@ impl<'g> Pass<'g> {
         gradients.into_iter().map(check).collect()
     }
 
-    /// A gradient has the shape and the element type of its input, or its rule is wrong. What inference does not know of it is
-    /// known of the input.
+    /// A gradient has the shape and the element type of its input, or its rule is wrong. What inference does not know
+    /// of it is known of the input.
     fn hold_against(&self, x: ValueId, dx: ValueId) -> Result<()> {
         let mut graph = self.builder.graph_mut();
         let (of_x, of_dx) = (graph.fact(x), graph.fact(dx));

@@ -1,12 +1,14 @@
-//! `Gradient` nodes of [ai.onnx.preview.training][spec], which hardly any engine runs, as nodes of the standard's operators.
+//! `Gradient` nodes of [ai.onnx.preview.training][spec], which hardly any engine runs, as nodes of the standard's
+//! operators.
 //!
-//! A node `Gradient <xs, zs, y> (inputs)` means: the tensors named by xs and zs are independent variables that determine the
-//! tensor y of the graph around the node; the outputs are the derivatives of y with respect to each of xs, zs held constant,
-//! where the variables have the values of the inputs. Whatever computes a variable in the graph is thereby cut off. Where an
-//! input is not the tensor of that name itself, what lies between it and y is computed once more.
+//! A node `Gradient <xs, zs, y> (inputs)` means: the tensors named by xs and zs are independent variables that
+//! determine the tensor y of the graph around the node; the outputs are the derivatives of y with respect to each of
+//! xs, zs held constant, where the variables have the values of the inputs. Whatever computes a variable in the graph
+//! is thereby cut off. Where an input is not the tensor of that name itself, what lies between it and y is computed
+//! once more.
 //!
-//! Each node is lowered where it stands, and what it becomes counts as the model's own from then on, so that one whose y
-//! another one has computed differentiates that.
+//! Each node is lowered where it stands, and what it becomes counts as the model's own from then on, so that one whose
+//! y another one has computed differentiates that.
 //!
 //! [spec]: https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html
 
@@ -58,19 +60,22 @@ pub struct LoweredNode {
     pub zs: Vec<String>,
     /// For each x the tensor that holds its gradient; `None` for an output that the node leaves out.
     pub gradients: Vec<Gradient>,
-    /// How many nodes between the variables and y are computed once more, for inputs that are other tensors than those named.
+    /// How many nodes between the variables and y are computed once more, for inputs that are other tensors than those
+    /// named.
     pub copied: usize,
 }
 
 impl Model {
     /// Replaces the `Gradient` nodes of ai.onnx.preview.training in the main graph by what computes their outputs.
     ///
-    /// Each y starts with ones, as in tf.gradients: of a tensor of many elements the sum is differentiated. An x on which y does
-    /// not depend gets zeros where y depends on another one. The domain is imported no more if nothing else needs it.
+    /// Each y starts with ones, as in tf.gradients: of a tensor of many elements the sum is differentiated. An x on
+    /// which y does not depend gets zeros where y depends on another one. The domain is imported no more if nothing
+    /// else needs it.
     ///
     /// # Errors
-    /// Names of no tensor; inputs that do not fit xs and zs; a y that depends on none of its xs, or on its own gradient;
-    /// operators between them without a gradient; a `Gradient` node in a body of control flow or in a function.
+    /// Names of no tensor; inputs that do not fit xs and zs; a y that depends on none of its xs, or on its own
+    /// gradient; operators between them without a gradient; a `Gradient` node in a body of control flow or in a
+    /// function.
     pub fn lower_gradients(&self) -> Result<Lowered, Error> {
         Ok(self.lowered()?)
     }
@@ -290,7 +295,8 @@ fn needs(node: &NodeProto) -> HashSet<String> {
     names
 }
 
-/// The nodes with every `Gradient` node behind the tensors that it names, which ONNX does not ask for; otherwise as they are.
+/// The nodes with every `Gradient` node behind the tensors that it names, which ONNX does not ask for; otherwise as
+/// they are.
 ///
 /// # Errors
 /// What a `Gradient` node names depends on its outputs.

@@ -1,8 +1,8 @@
 //! The backward pass: from the seeds of ys, through the nodes in reverse order, to the gradients of xs.
 //!
-//! It knows neither operators nor protobuf: rules say what an operator's inputs get, expressions write the nodes. It runs
-//! over any list of nodes in topological order, so that rules for control flow enter it again for the nodes of a body, and
-//! rules that are a formula for the one that they have written.
+//! It knows neither operators nor protobuf: rules say what an operator's inputs get, expressions write the nodes. It
+//! runs over any list of nodes in topological order, so that rules for control flow enter it again for the nodes of a
+//! body, and rules that are a formula for the one that they have written.
 
 mod accumulate;
 mod function;
@@ -72,8 +72,8 @@ impl<'g> Pass<'g> {
         Pass { own_functions, ..self }
     }
 
-    /// The gradients that arrive at `xs` from the seeds, through `nodes`, which are in topological order. `None` for an x that
-    /// is not connected.
+    /// The gradients that arrive at `xs` from the seeds, through `nodes`, which are in topological order. `None` for an
+    /// x that is not connected.
     ///
     /// # Errors
     /// An operator on a path has no rule, or its rule cannot be applied.
@@ -116,7 +116,8 @@ impl<'g> Pass<'g> {
         }
     }
 
-    /// What has arrived at the outputs of a node. What has arrived at an x stays for the result, at a stop goes no further.
+    /// What has arrived at the outputs of a node. What has arrived at an x stays for the result, at a stop goes no
+    /// further.
     fn take_outputs(
         &self,
         node: &Node,

@@ -1,4 +1,5 @@
-//! Which tensors a gradient can reach: forward from xs through operators that let one pass, and what is missing on the way.
+//! Which tensors a gradient can reach: forward from xs through operators that let one pass, and what is missing on the
+//! way.
 
 use super::{Aggregation, Pass, lower};
 use crate::expr::{Builder, Expr};
@@ -47,8 +48,9 @@ impl<'g> Pass<'g> {
         known
     }
 
-    /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them: forward from xs
-    /// through floating-point tensors, and quantized integers where rounding counts as the identity, past no stop.
+    /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them: forward
+    /// from xs through floating-point tensors, and quantized integers where rounding counts as the identity, past no
+    /// stop.
     pub(super) fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId> {
         let graph = self.builder.graph();
         let may = |x: &ValueId| graph.fact(*x).may_carry_gradient() || self.cotangent(*x).is_some();
@@ -191,8 +193,8 @@ impl<'g> Pass<'g> {
     }
 }
 
-/// For each y those of `xs` that it depends on by paths that let gradients pass, whether their operators have a row or not; in
-/// the order of the xs. The time is that of a walk over the model for every 64 xs, however many ys there are.
+/// For each y those of `xs` that it depends on by paths that let gradients pass, whether their operators have a row or
+/// not; in the order of the xs. The time is that of a walk over the model for every 64 xs, however many ys there are.
 pub fn dependencies(loaded: Loaded, ys: &[ValueId], xs: &[ValueId]) -> Vec<Vec<ValueId>> {
     let builder = Builder::new(loaded.graph);
     let pass = Pass::new(&builder, Aggregation::default(), IdSet::default(), &[]);

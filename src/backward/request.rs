@@ -82,8 +82,8 @@ pub struct Output {
 }
 
 impl Output {
-    /// Drops the model's own outputs, with what only they need. What is left computes the gradients all the same, but can no
-    /// longer be compared with the ys.
+    /// Drops the model's own outputs, with what only they need. What is left computes the gradients all the same, but
+    /// can no longer be compared with the ys.
     pub fn drop_model_outputs(&mut self) {
         let kept: HashSet<&str> = self.gradients.iter().filter_map(|g| g.name.as_deref()).collect();
         if let Some(graph) = &mut self.model.proto.graph {
@@ -94,7 +94,8 @@ impl Output {
 }
 
 impl Gradients {
-    /// The derivatives of `ys` with respect to `xs`, which are tensors of the main graph: inputs, initializers, node outputs.
+    /// The derivatives of `ys` with respect to `xs`, which are tensors of the main graph: inputs, initializers, node
+    /// outputs.
     pub fn new<Y: Into<String>, X: Into<String>>(
         ys: impl IntoIterator<Item = Y>,
         xs: impl IntoIterator<Item = X>,
@@ -179,15 +180,15 @@ impl Gradients {
         self
     }
 
-    /// A row of one's own, for an operator of one's own or in place of the table's. What it says of the outputs' facts counts where
-    /// the request loads the model itself ([`Gradients::build`]).
+    /// A row of one's own, for an operator of one's own or in place of the table's. What it says of the outputs' facts
+    /// counts where the request loads the model itself ([`Gradients::build`]).
     pub fn rule(mut self, rule: Rule) -> Self {
         self.rules.push(rule);
         self
     }
 
-    /// Gradients for operators, as ONNX functions of the operators' own domains and names. Their inputs are the node's inputs,
-    /// its outputs, and the gradients of those; their outputs are the gradients of the inputs, in their order.
+    /// Gradients for operators, as ONNX functions of the operators' own domains and names. Their inputs are the node's
+    /// inputs, its outputs, and the gradients of those; their outputs are the gradients of the inputs, in their order.
     pub fn functions(mut self, functions: impl IntoIterator<Item = FunctionProto>) -> Self {
         self.functions.extend(functions);
         self
@@ -195,7 +196,8 @@ impl Gradients {
 
     /// Whether rounding in quantization counts as the identity, as it does in training by custom (the straight-through
     /// estimate): what lies within the range of the integers passes its gradient on, and integers carry gradients of
-    /// floating-point type through what moves them. Round, Floor and Ceil pass theirs, too. Otherwise derivatives are the true ones, and nothing passes integers.
+    /// floating-point type through what moves them. Round, Floor and Ceil pass theirs, too. Otherwise derivatives are
+    /// the true ones, and nothing passes integers.
     pub fn straight_through(mut self, straight_through: bool) -> Self {
         self.straight_through = straight_through;
         self
@@ -315,7 +317,8 @@ impl Gradients {
         Ok((model, loaded))
     }
 
-    /// The outputs of those calls of model-local functions that lie between an x and a y: only their insides have gradients.
+    /// The outputs of those calls of model-local functions that lie between an x and a y: only their insides have
+    /// gradients.
     fn calls_on_a_path(&self, model: &ModelProto, loaded: &Loaded) -> Result<HashSet<Rc<str>>> {
         if model.functions.is_empty() {
             return Ok(HashSet::new());
@@ -455,7 +458,8 @@ impl<'g> Building<'g, '_> {
         Ok(())
     }
 
-    /// For each x the value that holds its gradient, and the name of the graph output. One x named twice has one output.
+    /// For each x the value that holds its gradient, and the name of the graph output. One x named twice has one
+    /// output.
     fn outputs(
         &mut self,
         xs: &[ValueId],

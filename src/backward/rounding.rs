@@ -1,5 +1,5 @@
-//! Rounding that counts as the identity: the integers between quantization and its inverse carry gradients as the numbers do
-//! that they stand for.
+//! Rounding that counts as the identity: the integers between quantization and its inverse carry gradients as the
+//! numbers do that they stand for.
 
 use super::Pass;
 use super::reach::Known;
@@ -83,8 +83,8 @@ impl<'g> Pass<'g> {
         !float && known.row().is_some_and(|r| r.integers == Integers::Rounded)
     }
 
-    /// The element type of the gradient of a node's output that holds quantized integers, where they depend on one of the
-    /// `sources` among the node's inputs in a way that its rule knows of.
+    /// The element type of the gradient of a node's output that holds quantized integers, where they depend on one of
+    /// the `sources` among the node's inputs in a way that its rule knows of.
     pub(super) fn cotangent_of_output(
         &self,
         known: Known<'g>,

@@ -35,8 +35,9 @@ impl<'a> Selection<'a> {
         Err(Error::name(format_args!("{what}: {all}")).with_tensor(first).with_remedy(near).into())
     }
 
-    /// The names with wildcards (`*` for anything, `?` for one character) replaced by those that match, in the model's order.
-    /// A name that exists is itself, whatever characters it holds. A pattern without a match stays, to be reported.
+    /// The names with wildcards (`*` for anything, `?` for one character) replaced by those that match, in the model's
+    /// order. A name that exists is itself, whatever characters it holds. A pattern without a match stays, to be
+    /// reported.
     pub fn expand(&self, patterns: &[String]) -> Vec<String> {
         let mut names = Vec::new();
         let mut all: Option<Vec<(ValueId, &Rc<str>)>> = None;
@@ -87,8 +88,8 @@ impl<'a> Selection<'a> {
         xs.iter().copied().filter(|x| sources.contains(x)).collect()
     }
 
-    /// The names of the outputs of those nodes that lie between an x and a y, or in the body of one that does, and that are
-    /// asked for.
+    /// The names of the outputs of those nodes that lie between an x and a y, or in the body of one that does, and that
+    /// are asked for.
     pub fn between(&self, xs: &[ValueId], ys: &[ValueId], asked: &dyn Fn(&Node) -> bool) -> HashSet<Rc<str>> {
         let graph = &self.loaded.graph;
         let mut below: IdSet<ValueId> = xs.iter().copied().collect();

@@ -25,8 +25,8 @@ impl Builder {
         result
     }
 
-    /// Says what the outputs of a scope are, and drops the nodes that none of them needs, and the inputs after the first
-    /// `inputs` that no node uses.
+    /// Says what the outputs of a scope are, and drops the nodes that none of them needs, and the inputs after the
+    /// first `inputs` that no node uses.
     pub fn close(&self, scope: ScopeId, outputs: &[Expr<'_>], inputs: usize) {
         let mut seen = IdSet::default();
         let outputs = self.within(scope, || {
@@ -58,8 +58,8 @@ impl Builder {
         self.graph().node(node).outputs.iter().flatten().next().copied().unwrap_or(id)
     }
 
-    /// Writes the nodes of a body into the current scope, its inputs replaced by `inputs`, and returns its outputs with the
-    /// nodes that have been written.
+    /// Writes the nodes of a body into the current scope, its inputs replaced by `inputs`, and returns its outputs with
+    /// the nodes that have been written.
     pub fn splice<'g>(&'g self, body: ScopeId, inputs: &[Expr<'g>]) -> (Vec<Expr<'g>>, Vec<NodeId>) {
         let mut map: IdMap<ValueId, ValueId> = IdMap::default();
         let inputs: Vec<ValueId> = inputs.iter().map(|&e| self.written(e).id).collect();
@@ -77,7 +77,8 @@ impl Builder {
     }
 
     /// Writes copies of nodes, which are in topological order, into the current scope. `map` says what stands for their
-    /// inputs, where that is another value than theirs, and then what stands for those of their outputs that it knew nothing of.
+    /// inputs, where that is another value than theirs, and then what stands for those of their outputs that it knew
+    /// nothing of.
     pub(crate) fn copy_all(&self, nodes: &[NodeId], map: &mut IdMap<ValueId, ValueId>) {
         for &id in nodes {
             let node = self.graph().node(id).clone();

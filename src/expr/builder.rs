@@ -24,7 +24,8 @@ struct Key {
 /// Results of constant folding are written into the graph up to this many elements: shapes, axes, scales.
 const MAX_FOLDED: usize = 64;
 
-/// Nodes are written for this opset and later ones: in earlier ones operators broadcast by attributes, and no other way.
+/// Nodes are written for this opset and later ones: in earlier ones operators broadcast by attributes, and no other
+/// way.
 const OLDEST: i64 = 7;
 
 /// Appends nodes to a graph.
@@ -134,8 +135,8 @@ impl Builder {
         }
     }
 
-    /// Integers or truth values that are written into the graph. Before version 9 a Constant holds floating-point numbers
-    /// alone: then they are cast, of numbers that stand for them exactly.
+    /// Integers or truth values that are written into the graph. Before version 9 a Constant holds floating-point
+    /// numbers alone: then they are cast, of numbers that stand for them exactly.
     fn whole(&self, element: ElementType, dims: &[i64], values: &[i64]) -> Expr<'_> {
         let tensor = TensorProto::from_ints(element, dims, values);
         let exact = values.iter().all(|v| v.unsigned_abs() <= 1 << f64::MANTISSA_DIGITS);
@@ -193,7 +194,8 @@ impl Builder {
         self.emit_many(op, inputs, attributes, Vec::new(), 1).into_iter().next().unwrap_or(self.expr(self.nothing))
     }
 
-    /// The outputs of one node: of an earlier one that computes the same, of a constant where all is known, or of a new one.
+    /// The outputs of one node: of an earlier one that computes the same, of a constant where all is known, or of a new
+    /// one.
     pub(in crate::expr) fn emit_many<'g>(
         &'g self,
         op: &'static str,
@@ -325,9 +327,9 @@ impl Builder {
 
     /// Whether what is known of a value's elements may be written into the graph in place of the value.
     ///
-    /// Weights may not: whoever differentiates again, or trains, means the tensors and not the numbers that they hold today.
-    /// Integers (shapes, axes, indices) and what the backward pass has written itself may, and so may single numbers that
-    /// the model holds in a Constant node.
+    /// Weights may not: whoever differentiates again, or trains, means the tensors and not the numbers that they hold
+    /// today. Integers (shapes, axes, indices) and what the backward pass has written itself may, and so may single
+    /// numbers that the model holds in a Constant node.
     pub(super) fn is_literal(&self, id: ValueId) -> bool {
         let graph = self.graph();
         let value = graph.value(id);

@@ -1,8 +1,9 @@
 //! Formulas over tensors that write nodes: `dy * (1.0 - y * y)` is a Mul, a Sub and a Mul.
 //!
-//! An [`Expr`] is a value of the graph together with the [`Builder`] that appends to it. Arithmetic and the operators of
-//! ONNX are methods that return expressions and never fail: what cannot be built is recorded in the builder, once, and
-//! whoever called for the formula asks for it. Questions about an expression ([`Expr::rank`], [`Expr::element`]) do fail.
+//! An [`Expr`] is a value of the graph together with the [`Builder`] that appends to it. Arithmetic and the operators
+//! of ONNX are methods that return expressions and never fail: what cannot be built is recorded in the builder, once,
+//! and whoever called for the formula asks for it. Questions about an expression ([`Expr::rank`], [`Expr::element`]) do
+//! fail.
 
 mod arithmetic;
 mod bodies;
@@ -98,8 +99,8 @@ impl<'g> Expr<'g> {
         if self.builder.is_literal(self.id) { self.parameter() } else { None }
     }
 
-    /// The one value of all elements, where it is a known number: of a parameter of the operator (a scale of Resize, the
-    /// ratio of Dropout), which counts as a constant by convention even where an initializer holds it.
+    /// The one value of all elements, where it is a known number: of a parameter of the operator (a scale of Resize,
+    /// the ratio of Dropout), which counts as a constant by convention even where an initializer holds it.
     pub fn parameter(self) -> Option<f64> {
         match self.fact().uniform()? {
             Scalar::Float(v) => Some(v),

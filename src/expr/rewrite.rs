@@ -1,9 +1,10 @@
 //! One language to change a model: formulas in the places of nodes, and behind tensors.
 //!
-//! A [`Rewrite`] says which nodes get which formula. The model is loaded as for a gradient; where the loader comes to such a
-//! node, the formula is built from what is loaded by then, with every fact known, and counts as the model's own from there on.
-//! Afterwards the nodes are written back where they stand: those that nobody asked about come out as they went in. What an
-//! operator is called and how it is written at the model's opset stays the business of the expressions.
+//! A [`Rewrite`] says which nodes get which formula. The model is loaded as for a gradient; where the loader comes to
+//! such a node, the formula is built from what is loaded by then, with every fact known, and counts as the model's own
+//! from there on. Afterwards the nodes are written back where they stand: those that nobody asked about come out as
+//! they went in. What an operator is called and how it is written at the model's opset stays the business of the
+//! expressions.
 
 use super::{Builder, Expr};
 use crate::graph::write::{self, Part};
@@ -88,8 +89,9 @@ impl<'a> Rewrite<'a> {
         self
     }
 
-    /// Lets every node take what the formula makes of a tensor of the main graph in the place of the tensor, which stays the
-    /// graph's output where it is one. A second formula for the same tensor takes what the first has made of it.
+    /// Lets every node take what the formula makes of a tensor of the main graph in the place of the tensor, which
+    /// stays the graph's output where it is one. A second formula for the same tensor takes what the first has made of
+    /// it.
     pub fn behind(
         mut self,
         tensor: &str,
@@ -108,8 +110,8 @@ impl<'a> Rewrite<'a> {
     /// Makes the changes. `operators` is what is known of operators: [`crate::rules::OPERATORS`].
     ///
     /// # Errors
-    /// Those of loading the model and of the formulas, with the node or tensor; a tensor that the model does not have. The
-    /// model is as it was then.
+    /// Those of loading the model and of the formulas, with the node or tensor; a tensor that the model does not have.
+    /// The model is as it was then.
     pub fn apply(self, model: &mut ModelProto, operators: Operators) -> Result<Rewritten> {
         let missing: HashSet<String> = self.behind.keys().cloned().collect();
         let mut names = model.names();
@@ -212,7 +214,8 @@ fn write(
     Ok(outputs)
 }
 
-/// The outputs as values that have no other name: one that has one, or that is another output too, gets a node of its own.
+/// The outputs as values that have no other name: one that has one, or that is another output too, gets a node of its
+/// own.
 fn own(builder: &Builder, outputs: Named<'_>) -> Replacement {
     let mut used = HashSet::new();
     let own = |(name, e): (String, Expr<'_>)| {

@@ -1,14 +1,15 @@
 //! What need not be computed: products with one, sums with zero, reshapes to the same shape.
 //!
-//! Each rule returns what stands for the operation, or `None` where the operation is needed. They hold for every input, NaN
-//! and infinity among them: a product with zero is not one of them.
+//! Each rule returns what stands for the operation, or `None` where the operation is needed. They hold for every input,
+//! NaN and infinity among them: a product with zero is not one of them.
 
 use super::Expr;
 use crate::graph::{Dim, Origin};
 use crate::onnx::attribute;
 
 impl<'g> Expr<'g> {
-    /// This tensor in place of an elementwise operation with one whose value does not matter, where the shape stays the same.
+    /// This tensor in place of an elementwise operation with one whose value does not matter, where the shape stays the
+    /// same.
     pub(super) fn unless_broadcast(self, other: Expr<'g>) -> Option<Expr<'g>> {
         let (own, other) = (self.fact().shape?, other.fact().shape?);
         let offset = own.len().checked_sub(other.len())?;
@@ -16,7 +17,8 @@ impl<'g> Expr<'g> {
         covered.then_some(self)
     }
 
-    /// A tensor of one value as a number without dimensions, where the other operand has the shape of the result already.
+    /// A tensor of one value as a number without dimensions, where the other operand has the shape of the result
+    /// already.
     fn as_scalar(self, other: Expr<'g>) -> Option<Expr<'g>> {
         let value = self.constant()?;
         if self.fact().rank()? == 0 {

@@ -1,8 +1,9 @@
 //! Which gradients may be multiplied by zero to put them aside.
 //!
-//! A gradient is infinite in the places where a function has a pole, such as the square root at 0, and a choice (Relu, Clip,
-//! Where) may put just those places aside. There a product with zeros and ones would be no number, and a Where is needed. All
-//! other gradients are finite as long as the training is sound, and if one of them overflows, no choice saves the step.
+//! A gradient is infinite in the places where a function has a pole, such as the square root at 0, and a choice (Relu,
+//! Clip, Where) may put just those places aside. There a product with zeros and ones would be no number, and a Where is
+//! needed. All other gradients are finite as long as the training is sound, and if one of them overflows, no choice
+//! saves the step.
 
 use super::{Builder, Expr};
 use crate::graph::{NodeId, Origin, Producer, ValueId};

@@ -9,17 +9,17 @@ impl<'g> Expr<'g> {
     /// The gradient `self` of a broadcast copy of `x`, summed to the shape of `x`.
     ///
     /// Axes that `x` does not have, or has with size 1 where this tensor has more, are summed. Where only the run tells
-    /// whether an axis was repeated, it is split in two, `x`'s size and the rest, of which the second is summed: of sizes n
-    /// and 1 where it was not repeated, of 1 and n where it was.
+    /// whether an axis was repeated, it is split in two, `x`'s size and the rest, of which the second is summed: of
+    /// sizes n and 1 where it was not repeated, of 1 and n where it was.
     ///
-    /// That the rank of one of the two is not known is an error on record, where the model's opset has no reduction over
-    /// computed axes.
+    /// That the rank of one of the two is not known is an error on record, where the model's opset has no reduction
+    /// over computed axes.
     pub fn unbroadcast(self, x: Expr<'g>) -> Expr<'g> {
         self.builder().attempt(|| self.summed_to(x))
     }
 
-    /// As [`Expr::unbroadcast`], of a copy that broadcasts x with `others`: where the rank of x is not known, theirs tell how
-    /// many axes may have been repeated.
+    /// As [`Expr::unbroadcast`], of a copy that broadcasts x with `others`: where the rank of x is not known, theirs
+    /// tell how many axes may have been repeated.
     pub fn unbroadcast_beside(self, x: Expr<'g>, others: &[Expr<'g>]) -> Expr<'g> {
         if x.fact().rank().is_some() {
             return self.unbroadcast(x);

@@ -1,9 +1,10 @@
 //! Zeros that no node computes: gradients of outputs at which none arrives.
 //!
-//! Such a zero has the facts of a tensor and can stand wherever a tensor can. Sums drop it, what is linear in it is such a
-//! zero again, and where something else needs its elements, nodes for them are written then. A product with it is zero
-//! whatever the other factor holds, NaN and infinity among it: nothing has arrived that could be multiplied. Tensors whose
-//! elements merely happen to be zeros are not meant here; they are values like all others (`simplify.rs`).
+//! Such a zero has the facts of a tensor and can stand wherever a tensor can. Sums drop it, what is linear in it is
+//! such a zero again, and where something else needs its elements, nodes for them are written then. A product with it
+//! is zero whatever the other factor holds, NaN and infinity among it: nothing has arrived that could be multiplied.
+//! Tensors whose elements merely happen to be zeros are not meant here; they are values like all others
+//! (`simplify.rs`).
 
 use super::{Builder, Expr};
 use crate::graph::{Fact, NewNode, ValueId};
@@ -68,7 +69,8 @@ impl Builder {
         self.zero(Fact { element: Some(element), ..y.fact() }, Zero::Like(y.id, element))
     }
 
-    /// What takes the place of the gradient of an output that the node leaves out. It has no shape but that of a number.
+    /// What takes the place of the gradient of an output that the node leaves out. It has no shape but that of a
+    /// number.
     pub(crate) fn zero_left_out(&self, output: usize, element: Option<ElementType>) -> Expr<'_> {
         self.zero(Fact::tensor(element, Some([].into())), Zero::LeftOut(output))
     }

@@ -1,13 +1,15 @@
-//! Activations that other operators have behind them: their slopes from the results alone, so that nothing is computed again.
+//! Activations that other operators have behind them: their slopes from the results alone, so that nothing is computed
+//! again.
 
 use crate::expr::Expr;
 use anyhow::{Context, Result, bail, ensure};
 
-/// The gradient of what an activation takes, from its result and its gradient: of an operator by its name, with its parameters
-/// in the order of its attributes. At the bounds of Clip it is 0, elsewhere as the activation has it on its own.
+/// The gradient of what an activation takes, from its result and its gradient: of an operator by its name, with its
+/// parameters in the order of its attributes. At the bounds of Clip it is 0, elsewhere as the activation has it on its
+/// own.
 ///
-/// It is an error on record that the activation is not known, that a parameter is missing, and that the result does not tell
-/// which slope it is of.
+/// It is an error on record that the activation is not known, that a parameter is missing, and that the result does not
+/// tell which slope it is of.
 pub fn before<'g>(activation: &str, parameters: &[f64], y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
     y.builder().attempt(|| slope(activation, parameters, y, dy))
 }

@@ -1,4 +1,5 @@
-//! One forward node as a rule sees it: its inputs, outputs and attributes, in their newest form, and the gradients of its outputs.
+//! One forward node as a rule sees it: its inputs, outputs and attributes, in their newest form, and the gradients of
+//! its outputs.
 
 use crate::expr::{Builder, Expr, normalize_axis};
 use crate::graph::{Fact, IdMap, IdSet, NewNode, Node, NodeId, ScopeId, ValueId};
@@ -10,8 +11,8 @@ pub trait Differentiate<'g> {
     /// Where gradients are written to.
     fn builder(&self) -> &'g Builder;
 
-    /// The gradients that arrive at `xs` from the seeds of ys, through `nodes`, which are in topological order; `None` for an x
-    /// that is not connected.
+    /// The gradients that arrive at `xs` from the seeds of ys, through `nodes`, which are in topological order; `None`
+    /// for an x that is not connected.
     ///
     /// # Errors
     /// An operator on a path has no gradient, or its rule cannot be applied.
@@ -22,8 +23,8 @@ pub trait Differentiate<'g> {
         xs: &[Expr<'g>],
     ) -> Result<Vec<Option<Expr<'g>>>>;
 
-    /// The gradients of `xs`, of which a rule has built the ys by a formula, from the seeds of those; an x to which nothing but
-    /// zeros leads is left out.
+    /// The gradients of `xs`, of which a rule has built the ys by a formula, from the seeds of those; an x to which
+    /// nothing but zeros leads is left out.
     ///
     /// # Errors
     /// As for nodes.
@@ -109,8 +110,8 @@ impl<'g> Cotangents<'g> {
 }
 
 impl<'g> Call<'g> {
-    /// The node, with the gradients of its outputs where they have any, for the gradients of the `wanted` inputs and captures,
-    /// which are sorted; `in_float32` is the mark of the row ([`crate::rules::Rule::in_float32`]).
+    /// The node, with the gradients of its outputs where they have any, for the gradients of the `wanted` inputs and
+    /// captures, which are sorted; `in_float32` is the mark of the row ([`crate::rules::Rule::in_float32`]).
     pub(crate) fn new(
         pass: &'g dyn Differentiate<'g>,
         id: NodeId,
@@ -202,7 +203,8 @@ impl<'g> Call<'g> {
         self.node.outputs.len()
     }
 
-    /// An output that the forward node computes but may leave out: it is added to the node then, and the report says so.
+    /// An output that the forward node computes but may leave out: it is added to the node then, and the report says
+    /// so.
     pub fn demand_output(&self, i: usize, element: ElementType) -> Expr<'g> {
         self.recorded(self.added_output(i, element))
     }
@@ -231,8 +233,8 @@ impl<'g> Call<'g> {
         self.dy_of(0)
     }
 
-    /// The gradient of an output; where none arrives, a zero that sums drop ([`Expr::is_zero`]), also of an output that the
-    /// node leaves out.
+    /// The gradient of an output; where none arrives, a zero that sums drop ([`Expr::is_zero`]), also of an output that
+    /// the node leaves out.
     pub fn dy_of(&self, i: usize) -> Expr<'g> {
         let b = self.builder();
         match (self.opt_dy(i), self.node.outputs.get(i).copied().flatten()) {
@@ -430,7 +432,8 @@ impl<'g> Call<'g> {
         Ok(Replay { pass: self.pass, outputs, nodes })
     }
 
-    /// The gradients of `xs`, with respect to which `ys` are computed by nodes that the rule has written: of each y the seed.
+    /// The gradients of `xs`, with respect to which `ys` are computed by nodes that the rule has written: of each y the
+    /// seed.
     ///
     /// # Errors
     /// An operator between them without a gradient.

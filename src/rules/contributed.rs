@@ -1,4 +1,5 @@
-//! Operators of ONNX Runtime that are neither attention nor the fusion of one operator of the standard with what follows it.
+//! Operators of ONNX Runtime that are neither attention nor the fusion of one operator of the standard with what
+//! follows it.
 
 use super::Slot::*;
 use super::elementwise::{gelu_slope, gelu_tanh};

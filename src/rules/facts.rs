@@ -1,7 +1,7 @@
 //! Where the facts of a node's outputs come from: its row.
 //!
-//! Most rows of elementwise operators need not say anything: the kind of their slots does. The others name a function, which
-//! stands in the family's file, or in its `facts.rs`.
+//! Most rows of elementwise operators need not say anything: the kind of their slots does. The others name a function,
+//! which stands in the family's file, or in its `facts.rs`.
 
 use super::{Rule, Slot, find, newest};
 use crate::graph::facts::value::{self, Calculator, Function};
@@ -13,8 +13,9 @@ use anyhow::Result;
 /// Where the facts of an operator's outputs come from.
 #[derive(Clone, Copy)]
 pub enum Facts {
-    /// The kind of its slots: with [`Slot::Unary`] the output is like the input, with slots that are summed to the shape of their
-    /// inputs it has the shape that these broadcast to. The function computes known elements, where there is one.
+    /// The kind of its slots: with [`Slot::Unary`] the output is like the input, with slots that are summed to the
+    /// shape of their inputs it has the shape that these broadcast to. The function computes known elements, where
+    /// there is one.
     BySlots(Option<Function>),
     /// A function of the row's own.
     Of(Infer),
@@ -77,8 +78,8 @@ impl Rule {
     }
 }
 
-/// The facts of the outputs, as many as [`Op::outputs`]. What is not known, and every output of an operator that has no row, is
-/// a [`Fact`] that says nothing.
+/// The facts of the outputs, as many as [`Op::outputs`]. What is not known, and every output of an operator that has no
+/// row, is a [`Fact`] that says nothing.
 ///
 /// # Errors
 /// What the row's [`Infer`] finds wrong with the node.

@@ -252,8 +252,8 @@ fn scatter_updates<'g>(c: &Call<'g>, places: Places<'g>) -> Expr<'g> {
     match &*reduction(c) {
         "none" => match places.are_distinct(x, updates) {
             true => places.read(dy),
-            // Where several updates have the same place the last one stays, in the order in which runtimes go. Which that is
-            // shows in what a scatter of the updates' numbers leaves.
+            // Where several updates have the same place the last one stays, in the order in which runtimes go. Which
+            // that is shows in what a scatter of the updates' numbers leaves.
             false => {
                 let numbers = c.builder().range(updates.size()).reshape_like(updates);
                 let left = places.read(places.write(c.builder().full(x.shape(), -1.0, ElementType::Int64), numbers));

@@ -1,8 +1,8 @@
-//! Loop and Scan: the states that the backward needs are recorded in a second forward run, then a Loop or Scan of as many
-//! trips goes through them in reverse order, with the gradients of the states as its states.
+//! Loop and Scan: the states that the backward needs are recorded in a second forward run, then a Loop or Scan of as
+//! many trips goes through them in reverse order, with the gradients of the states as its states.
 //!
-//! What is recorded is only what the derivative of the body reads, and what those states depend on is all that the second
-//! run computes. Everything inside an iteration is computed again from the states at its beginning.
+//! What is recorded is only what the derivative of the body reads, and what those states depend on is all that the
+//! second run computes. Everything inside an iteration is computed again from the states at its beginning.
 
 use super::Slot::*;
 use super::ports::{Port, Ports, as_declared};
@@ -90,8 +90,8 @@ impl<'g> Body<'g> {
         read
     }
 
-    /// A state is active if it depends on something that is asked for, in this or an earlier iteration, and something that
-    /// has a gradient depends on it.
+    /// A state is active if it depends on something that is asked for, in this or an earlier iteration, and something
+    /// that has a gradient depends on it.
     fn find_active(&mut self, c: &Call<'g>) {
         let b = c.builder();
         let captures = c.wanted_captures();
@@ -159,8 +159,8 @@ impl<'g> Body<'g> {
     }
 }
 
-/// What is known of the sum of what the iterations contribute to a captured value: half precision is added up in float32,
-/// since there may be many.
+/// What is known of the sum of what the iterations contribute to a captured value: half precision is added up in
+/// float32, since there may be many.
 fn sum_fact(x: Expr<'_>) -> Fact {
     x.widened().fact()
 }
@@ -200,8 +200,8 @@ impl<'g> Reverse<'g> {
         self.before = (0..body.states).map(read).collect();
     }
 
-    /// The gradients of the active states before, of the captured values, and of `others`, from those of the states after and
-    /// from `seeds`; `None` where nothing has any.
+    /// The gradients of the active states before, of the captured values, and of `others`, from those of the states
+    /// after and from `seeds`; `None` where nothing has any.
     fn differentiate(
         &self,
         body: &Body<'g>,
@@ -223,8 +223,8 @@ impl<'g> Reverse<'g> {
         Ok(Some([dbefore, dcaptures, dothers]))
     }
 
-    /// Takes out of the gradients of captured values those that are products of two tensors of the iteration. Such a gradient
-    /// is a sum of products over the iterations: of what stands `in_order` it is one product over all of them.
+    /// Takes out of the gradients of captured values those that are products of two tensors of the iteration. Such a
+    /// gradient is a sum of products over the iterations: of what stands `in_order` it is one product over all of them.
     fn products(&mut self, dcaptures: &mut [Option<Expr<'g>>], in_order: (i64, bool)) -> Vec<(usize, [Port; 2])> {
         let mut found = Vec::new();
         for (k, dcapture) in dcaptures.iter_mut().enumerate() {
@@ -355,8 +355,8 @@ struct Again<'g> {
     stacked: Vec<Port>,
 }
 
-/// Runs the body again and stacks the `needed` states at the beginning of each iteration. Only the states that these depend
-/// on are carried, or that the `condition` does, if it is to be computed again.
+/// Runs the body again and stacks the `needed` states at the beginning of each iteration. Only the states that these
+/// depend on are carried, or that the `condition` does, if it is to be computed again.
 fn again<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], condition: bool, last_first: bool) -> Result<Again<'g>> {
     let mut ports = Ports::open(c.builder());
     let given: Vec<Port> = body.inputs[..body.first.0].iter().map(|x| ports.given(x.fact())).collect();
@@ -400,7 +400,8 @@ fn loop_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize]) -> Result<(E
     Ok((trips, if needed.is_empty() { vec![] } else { recorded }))
 }
 
-/// The needed states at the beginning of each step, stacked along the first axis, those of the last step first if `flip`.
+/// The needed states at the beginning of each step, stacked along the first axis, those of the last step first if
+/// `flip`.
 fn scan_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], flip: bool) -> Result<Vec<Expr<'g>>> {
     if needed.is_empty() {
         return Ok(vec![]);

@@ -170,7 +170,8 @@ fn inner<'g>(c: &Call<'g>) -> Expr<'g> {
     activation::before(&c.string("activation", ""), &parameters, c.y(), c.dy())
 }
 
-/// The gradient of operand `i` of a stack of matrix products. The attribute that transposes it does nothing to a vector.
+/// The gradient of operand `i` of a stack of matrix products. The attribute that transposes it does nothing to a
+/// vector.
 fn fused<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     let [a, b, dy] = matrices(c)?;
     let is = |flag: &str, i: usize| -> Result<bool> { Ok(c.flag(flag, false) && c.input(i).rank()? > 1) };
@@ -310,7 +311,8 @@ fn contract<'g>(operands: &[(Vec<char>, Expr<'g>)], target: &[char]) -> Result<E
 
 // ---------------------------------------------------------------- Det
 
-/// The matrix without one row and one column, for each of both; no division, so that singular matrices are like all others.
+/// The matrix without one row and one column, for each of both; no division, so that singular matrices are like all
+/// others.
 fn det<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy, b) = (c.x(), c.dy(), c.builder());
     let rank = x.rank()?;

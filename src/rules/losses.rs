@@ -1,7 +1,7 @@
 //! Losses over classes. Half precision is computed in float32: batches have more samples than it has numbers.
 //!
-//! With t the class of a sample, w its weight (1 without weights, 0 where t is ignored) and W = Σ w: a loss is -w x[t], their
-//! sum, or their sum divided by W.
+//! With t the class of a sample, w its weight (1 without weights, 0 where t is ignored) and W = Σ w: a loss is -w x[t],
+//! their sum, or their sum divided by W.
 
 use super::Slot::*;
 use super::properties::Counts::Along;

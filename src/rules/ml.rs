@@ -1,7 +1,7 @@
 //! Linear models, support vector machines, and what prepares features for them.
 //!
-//! Rows of x are samples; a tensor of one dimension is one sample. Models hold their weights as attributes, and compute in
-//! the type of x scores that are float32. What the standard leaves open is as ONNX Runtime has it.
+//! Rows of x are samples; a tensor of one dimension is one sample. Models hold their weights as attributes, and compute
+//! in the type of x scores that are float32. What the standard leaves open is as ONNX Runtime has it.
 
 pub mod facts;
 

@@ -1,7 +1,8 @@
 //! The table of rules: for each operator what each of its inputs gets.
 //!
-//! A rule is a row. Its formula is text for the reader; its slots, one an input, are the same formula for the builder. All
-//! else that is said of operators (docs/operators.md, `onnx-gradients ops`, the tests over the table) derives from the rows.
+//! A rule is a row. Its formula is text for the reader; its slots, one an input, are the same formula for the builder.
+//! All else that is said of operators (docs/operators.md, `onnx-gradients ops`, the tests over the table) derives from
+//! the rows.
 
 mod activation;
 mod attention;
@@ -89,7 +90,8 @@ pub enum Slot {
     EachBroadcast(NumberedFormula),
     /// Zero: the input matters, its derivative is zero almost everywhere.
     Zero,
-    /// Nothing: no gradient passes here, for the reason given. It holds for the inputs that follow, too, if it is the last.
+    /// Nothing: no gradient passes here, for the reason given. It holds for the inputs that follow, too, if it is the
+    /// last.
     Stop(&'static str),
     /// Nothing, for the reason given; dy where a request counts rounding as the identity.
     Rounding(&'static str),
@@ -243,9 +245,9 @@ impl Rule {
         self
     }
 
-    /// Computes in one type: that of the first floating-point input, float32 in place of half precision, in which sums and
-    /// roots lose too much. The formula finds all floating-point inputs, outputs and gradients in that type, and what it
-    /// returns is rounded to the type of each input.
+    /// Computes in one type: that of the first floating-point input, float32 in place of half precision, in which sums
+    /// and roots lose too much. The formula finds all floating-point inputs, outputs and gradients in that type, and
+    /// what it returns is rounded to the type of each input.
     pub const fn in_float32(mut self) -> Self {
         self.in_float32 = true;
         self

@@ -1,7 +1,7 @@
 //! Normalizations: tensors brought to mean 0 and variance 1, or to length 1, along some of their axes.
 //!
-//! With n elements in a set, m their mean, r = 1 / √(variance + ε) and x̂ = (x - m) r, the gradient d of x̂ gives
-//! dx = r (d - mean d - x̂ mean(d x̂)). Half-precision tensors are normalized in float32, as the operators themselves do.
+//! With n elements in a set, m their mean, r = 1 / √(variance + ε) and x̂ = (x - m) r, the gradient d of x̂ gives dx =
+//! r (d - mean d - x̂ mean(d x̂)). Half-precision tensors are normalized in float32, as the operators themselves do.
 
 mod facts;
 
@@ -196,7 +196,8 @@ struct Layer<'g> {
 }
 
 impl<'g> Layer<'g> {
-    /// From `axis` on, with the default of `epsilon`; `mean` and `inv_std` are the numbers of the outputs that hold them.
+    /// From `axis` on, with the default of `epsilon`; `mean` and `inv_std` are the numbers of the outputs that hold
+    /// them.
     fn new(
         c: &Call<'g>,
         x: Expr<'g>,
@@ -239,8 +240,8 @@ fn rms<'g>(c: &Call<'g>, inv_std: Option<usize>) -> Result<Cotangents<'g>> {
     Ok(c.cotangents().input(0, || layer.dx()).broadcast(1, || layer.dscale()))
 }
 
-/// The inputs are x, skip, scale, the bias of the normalization where it subtracts the mean, and a bias that is added to x
-/// and skip beforehand. The sum of these three is what is normalized, and is the last output.
+/// The inputs are x, skip, scale, the bias of the normalization where it subtracts the mean, and a bias that is added
+/// to x and skip beforehand. The sum of these three is what is normalized, and is the last output.
 fn skip<'g>(c: &Call<'g>, centered: bool) -> Result<Cotangents<'g>> {
     let bias = if centered { 4 } else { 3 };
     let computed = || c.opt(bias).into_iter().fold(c.x() + c.input(1), |sum, bias| sum + bias);
@@ -288,8 +289,8 @@ fn group<'g>(c: &Call<'g>, by_groups: bool) -> Result<Cotangents<'g>> {
     Ok(found.input(1, || (dy * x_hat()).sum_to_axis(1)).input(2, || dy.sum_to_axis(1)))
 }
 
-/// ONNX Runtime's own: the channels are the last axis or the second, SiLU may follow, and the inputs from the third on are
-/// added to x first.
+/// ONNX Runtime's own: the channels are the last axis or the second, SiLU may follow, and the inputs from the third on
+/// are added to x first.
 fn group_norm<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let (x, last, groups) = (c.x(), c.flag("channels_last", true), groups(c, "groups")?);
     ensure!(x.rank()? == 4, "{x} has not 4 axes");
@@ -435,8 +436,8 @@ fn batch<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     })
 }
 
-/// The gradient of a batch that its own statistics normalize. They reach y, the running statistics, of which they are what
-/// `momentum` leaves, and in old versions outputs of their own.
+/// The gradient of a batch that its own statistics normalize. They reach y, the running statistics, of which they are
+/// what `momentum` leaves, and in old versions outputs of their own.
 fn batch_training<'g>(c: &Call<'g>, b: &Batch<'g>) -> Expr<'g> {
     let new = 1.0 - c.float("momentum", 0.9);
     let n = Normalized { x_hat: b.x_hat, scale: b.spread(b.inv_std), axes: b.axes.clone(), centered: true };

@@ -1,7 +1,7 @@
 //! One step of an optimizer as an operator: the new values of tensors and of what is kept of each.
 //!
-//! Inputs are the learning rate r, the number of the step t, and then of all tensors the values x, the gradients g and the
-//! states, group by group; the outputs are the new values and the new states. λ is norm_coefficient.
+//! Inputs are the learning rate r, the number of the step t, and then of all tensors the values x, the gradients g and
+//! the states, group by group; the outputs are the new values and the new states. λ is norm_coefficient.
 
 use super::Slot::*;
 use super::{Call, Rule, rule};
@@ -100,8 +100,8 @@ fn momentum<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     })
 }
 
-/// Behind the rate and the number of the step stand tensors, their gradients and their states: new tensors and states are
-/// like the old ones.
+/// Behind the rate and the number of the step stand tensors, their gradients and their states: new tensors and states
+/// are like the old ones.
 fn stepped(c: &Known, states: usize) -> Result<Vec<Fact>> {
     let count = c.inputs.len().saturating_sub(2) / (states + 2);
     Ok((2..2 + count).chain(2 + 2 * count..2 + (states + 2) * count).map(|i| c.like(i)).collect())

@@ -53,8 +53,8 @@ const AVERAGE: Rule =
         .attributes("auto_pad ceil_mode count_include_pad dilations kernel_shape pads strides")
         .note("of a window larger than all of x, only what it meets counts, as runtimes have it");
 
-/// `clipped`: of a window that is larger than the image with its padding, only what lies in that counts, also where padding
-/// does.
+/// `clipped`: of a window that is larger than the image with its padding, only what lies in that counts, also where
+/// padding does.
 fn average<'g>(c: &Call<'g>, clipped: bool) -> Result<Expr<'g>> {
     let (x, dy) = (c.x(), c.dy());
     let window = Window::of(c, x, c.y(), None)?;
@@ -163,9 +163,9 @@ fn global_lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(power(c.x(), p) * normed(c.y(), c.dy(), p))
 }
 
-/// The indices are places in the tensor that x had been pooled from. Where a shape is given that is not the smallest one,
-/// engines differ: some take it for that tensor's, others put that tensor at its beginning. There the operator itself is
-/// asked, with numbers in place of the elements, where it lays each.
+/// The indices are places in the tensor that x had been pooled from. Where a shape is given that is not the smallest
+/// one, engines differ: some take it for that tensor's, others put that tensor at its beginning. There the operator
+/// itself is asked, with numbers in place of the elements, where it lays each.
 fn max_unpool<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, indices, dy, b) = (c.x(), c.input(1), c.dy(), c.builder());
     let smallest = Window::unpooled(c, x)?.fact().dims();

@@ -1,7 +1,8 @@
 //! The body of a Loop, Scan or SequenceMap that a rule writes, port by port.
 //!
-//! A port is a tensor that goes into an iteration, comes out of it, or both. It is named once, when the body is opened; which
-//! ports are left when nothing reads them, and in which order inputs and outputs stand, is settled when it is closed.
+//! A port is a tensor that goes into an iteration, comes out of it, or both. It is named once, when the body is opened;
+//! which ports are left when nothing reads them, and in which order inputs and outputs stand, is settled when it is
+//! closed.
 
 use super::Call;
 use super::control::close;
@@ -71,8 +72,8 @@ impl<'g> Ports<'g> {
         self.add(Kind::Carried, self.builder.add_input(self.scope, fact), Some(first), (0, false))
     }
 
-    /// What each iteration reads a part of, along an axis and maybe from the end; what all of it is may be said later. It goes
-    /// where no node reads it.
+    /// What each iteration reads a part of, along an axis and maybe from the end; what all of it is may be said later.
+    /// It goes where no node reads it.
     pub fn read(&mut self, fact: Fact, all: Option<Expr<'g>>, along: (i64, bool)) -> Port {
         self.add(Kind::Read, self.builder.add_input(self.scope, fact), all, along)
     }
@@ -141,8 +142,8 @@ impl<'g> Ports<'g> {
         self.entries.iter().all(|e| e.kind != Kind::Stacked && e.after.is_none())
     }
 
-    /// Finishes the body: outputs are the condition, what is carried, and what is stacked. What is not read goes, but for
-    /// `counting`, which stays where nothing else would say how many iterations there are.
+    /// Finishes the body: outputs are the condition, what is carried, and what is stacked. What is not read goes, but
+    /// for `counting`, which stays where nothing else would say how many iterations there are.
     ///
     /// # Errors
     /// What the body computes again is random.
@@ -194,8 +195,8 @@ impl<'g> Ports<'g> {
         self.set_results(self.builder.loop_(limit, condition, &self.outside(Kind::Carried), self.scope));
     }
 
-    /// Writes the finished body as a Loop from the last of so many trips to the first: what is given is the number of the
-    /// trip, what is read is read at it.
+    /// Writes the finished body as a Loop from the last of so many trips to the first: what is given is the number of
+    /// the trip, what is read is read at it.
     ///
     /// # Errors
     /// What the body computes again is random.

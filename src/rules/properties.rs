@@ -1,7 +1,7 @@
 //! What a row says of its operator beside what each input gets: what training, validation and the graph ask it.
 //!
-//! Each property is said where the operator stands, and nowhere else. Who asks looks the row up by [`super::find`], or by
-//! [`super::newest`] where the version does not matter.
+//! Each property is said where the operator stands, and nowhere else. Who asks looks the row up by [`super::find`], or
+//! by [`super::newest`] where the version does not matter.
 
 use super::{Integers, Rule};
 use crate::onnx::ElementType;
@@ -12,12 +12,13 @@ pub enum Moves {
     /// They are computed.
     #[default]
     Nothing,
-    /// They are the elements of the first input, each once and in the same order of memory; the shape or the element type may be
-    /// another.
+    /// They are the elements of the first input, each once and in the same order of memory; the shape or the element
+    /// type may be another.
     InOrder,
     /// They are the elements of the first input, each once, its axes permuted as the attribute `perm` says.
     Transposed,
-    /// They are some elements of the first input, maybe several times, maybe in other places, with constants between them.
+    /// They are some elements of the first input, maybe several times, maybe in other places, with constants between
+    /// them.
     Parts,
     /// They are elements of every input from this one on.
     Joined(usize),
@@ -49,8 +50,8 @@ pub enum Axis {
 pub enum Counts {
     /// Each is an index into that axis of that input.
     Along(usize, Axis),
-    /// Those along the last axis are, one after the other, indices into the axes of that input; the first of them into the axis
-    /// that the attribute says, 0 without one.
+    /// Those along the last axis are, one after the other, indices into the axes of that input; the first of them into
+    /// the axis that the attribute says, 0 without one.
     Tuples(usize, &'static str),
     /// Each is a number of elements of that axis of that input, from 1 to all of them.
     Length(usize, Axis),
@@ -71,7 +72,8 @@ pub struct Index {
     pub input: usize,
     /// What its elements count.
     pub counts: Counts,
-    /// Whether they name the places that something is written to: two that are equal have no order, and the result none either.
+    /// Whether they name the places that something is written to: two that are equal have no order, and the result none
+    /// either.
     pub written: bool,
 }
 
@@ -86,8 +88,8 @@ pub const fn written(input: usize, counts: Counts) -> Index {
 }
 
 impl Rule {
-    /// The first output holds elements of inputs, as `how` says. The formula is right for quantized integers, too: they move
-    /// like any elements.
+    /// The first output holds elements of inputs, as `how` says. The formula is right for quantized integers, too: they
+    /// move like any elements.
     pub const fn moves(mut self, how: Moves) -> Self {
         self.moves = how;
         self.integers = Integers::Moved;
@@ -153,8 +155,8 @@ impl Rule {
         self
     }
 
-    /// Its attributes that name the element type that it computes in or gives out, and the type without them: `None` where that
-    /// follows from an input.
+    /// Its attributes that name the element type that it computes in or gives out, and the type without them: `None`
+    /// where that follows from an input.
     pub const fn types(mut self, attributes: &'static [(&'static str, Option<ElementType>)]) -> Self {
         self.types = attributes;
         self

@@ -1,8 +1,8 @@
 //! Quantization: numbers as small integers with a scale and a zero point.
 //!
-//! Integers carry no gradient, and rounding passes none: the scales of DequantizeLinear have the only gradients. Where a
-//! request counts rounding as the identity, the integers stand for the numbers that they are rounded from, and the formulas
-//! below, which do not round, are what is differentiated.
+//! Integers carry no gradient, and rounding passes none: the scales of DequantizeLinear have the only gradients. Where
+//! a request counts rounding as the identity, the integers stand for the numbers that they are rounded from, and the
+//! formulas below, which do not round, are what is differentiated.
 
 mod facts;
 
@@ -108,8 +108,8 @@ pub(super) struct Steps<'g> {
 }
 
 impl<'g> Steps<'g> {
-    /// The input of that number and the one behind it, each in the shape that `lay` gives it. Half precision does not hold
-    /// the ends of all ranges.
+    /// The input of that number and the one behind it, each in the shape that `lay` gives it. Half precision does not
+    /// hold the ends of all ranges.
     pub fn new(c: &Call<'g>, input: usize, lay: impl Fn(Expr<'g>) -> Result<Expr<'g>>) -> Result<Self> {
         Self::of(c, input, input + 1, lay)
     }

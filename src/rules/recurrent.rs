@@ -1,4 +1,5 @@
-//! RNN, GRU and LSTM: what all steps compute in one piece for the whole sequence, and a Scan over what goes from step to step.
+//! RNN, GRU and LSTM: what all steps compute in one piece for the whole sequence, and a Scan over what goes from step
+//! to step.
 
 use super::Slot::*;
 use super::properties::Counts::Length;
@@ -122,7 +123,8 @@ struct Unit<'c, 'g> {
 struct Adjoint<'g> {
     /// The gates, as far as X W has a part in them.
     gates: Expr<'g>,
-    /// The rows of R, each with the factors that its product has: the gradient of the product, and what R is multiplied with.
+    /// The rows of R, each with the factors that its product has: the gradient of the product, and what R is multiplied
+    /// with.
     recurrent: Vec<[Expr<'g>; 2]>,
     recurrent_bias: Option<Expr<'g>>,
     peepholes: Option<[Expr<'g>; 3]>,
@@ -161,8 +163,9 @@ impl<'g> Unit<'_, 'g> {
         self.valid.map_or(x, |valid| x * valid)
     }
 
-    /// From the last step to the first: `step` takes what arrives at the states after a step and the slices of `along`, and
-    /// returns what arrives at the states before it, and what is stacked. Behind the end of a sequence the states stay.
+    /// From the last step to the first: `step` takes what arrives at the states after a step and the slices of `along`,
+    /// and returns what arrives at the states before it, and what is stacked. Behind the end of a sequence the states
+    /// stay.
     fn back(
         &self,
         along: &[Expr<'g>],
@@ -236,8 +239,8 @@ fn gru<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
     Ok(Adjoint { gates: Expr::concat(&[gates, n], 2), recurrent, recurrent_bias: None, peepholes: None, states })
 }
 
-/// `C = f C₋ + i g`, `H = o φ(C)`: dC gains dH o φ', di = dC g, df = dC C₋, dg = dC i, do = dH φ, dC₋ = dC f. With peepholes
-/// the gates take p C₋, and that of the output p C.
+/// `C = f C₋ + i g`, `H = o φ(C)`: dC gains dH o φ', di = dC g, df = dC C₋, dg = dC i, do = dH φ, dC₋ = dC f. With
+/// peepholes the gates take p C₋, and that of the output p C.
 fn lstm<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
     let first = u.cell.context("an LSTM has a cell")?;
     let x = u.split(u.gates + u.before.matmul(u.recurrent.transposed()), 4);
@@ -327,8 +330,8 @@ fn recurrent<'g>(c: &Call<'g>, kind: Kind) -> Result<Cotangents<'g>> {
     with_weights(c, kind, c.input(1), c.input(2))
 }
 
-/// An LSTM whose weights are integers, `[directions, size, 4 hidden]`, with a scale and a zero point for each direction, or for
-/// each row of the weights of an LSTM.
+/// An LSTM whose weights are integers, `[directions, size, 4 hidden]`, with a scale and a zero point for each
+/// direction, or for each row of the weights of an LSTM.
 fn quantized_lstm<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     let weights = |input: usize, scale: usize| {
         let lay = |p: Expr<'g>| Ok(if p.rank()? == 1 { p.reshape_to(&[-1, 1, 1]) } else { p.unsqueeze(&[1]) });
@@ -337,8 +340,9 @@ fn quantized_lstm<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     with_weights(c, LSTM, weights(1, 8)?, weights(2, 10)?)
 }
 
-/// All H are known from the forward output: the gates of all steps are one product outside of any loop, and so are the slopes
-/// of all that a step computes. What arrives at the states goes from step to step by products with these slopes and with R.
+/// All H are known from the forward output: the gates of all steps are one product outside of any loop, and so are the
+/// slopes of all that a step computes. What arrives at the states goes from step to step by products with these slopes
+/// and with R.
 fn with_weights<'g>(c: &Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Result<Cotangents<'g>> {
     let b = c.builder();
     let batch_first = c.flag("layout", false);
@@ -483,7 +487,8 @@ impl Activation {
     }
 }
 
-/// The activations of each direction. The lists of parameters hold those of the functions that take any, in their order.
+/// The activations of each direction. The lists of parameters hold those of the functions that take any, in their
+/// order.
 fn activations(c: &Call<'_>, defaults: &[&str], directions: usize) -> Result<Vec<Vec<Activation>>> {
     let names = c.strings("activations").unwrap_or_default();
     let names: Vec<String> = match names.len() {

@@ -144,7 +144,8 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
     Ok(dx)
 }
 
-/// The scale of all axes, the smallest or the largest of theirs: sizes to and from, in lowest terms where they are known.
+/// The scale of all axes, the smallest or the largest of theirs: sizes to and from, in lowest terms where they are
+/// known.
 fn common_scale<'g>(x: Expr<'g>, axes: &[usize], sizes: Expr<'g>, policy: &str) -> Result<(Expr<'g>, Expr<'g>)> {
     let b = x.builder();
     let from = x.dims(axes.iter().copied());
@@ -223,7 +224,8 @@ fn affine_grid<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     Ok(rows.transposed().matmul(base))
 }
 
-/// How many axes an image has. Each doubles the number of neighbours of a point: more than a volume has are not written out.
+/// How many axes an image has. Each doubles the number of neighbours of a point: more than a volume has are not written
+/// out.
 fn few_axes(rank: usize) -> Result<usize> {
     let axes = rank.checked_sub(2).filter(|&n| n > 0).context("an image needs batch, channels, and axes")?;
     ensure!(axes <= 3, "images of {axes} axes have no gradient here: those of one, two or three have");

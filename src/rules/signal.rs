@@ -1,8 +1,8 @@
 //! Fourier transforms.
 //!
-//! A transform is a product with a matrix F of roots of unity, its inverse with Fᴴ / n. The gradient of a product with a
-//! complex matrix, of which real and imaginary parts are elements, is the product with its conjugate transpose: n times the
-//! inverse transform for the transform, the transform over n for the inverse.
+//! A transform is a product with a matrix F of roots of unity, its inverse with Fᴴ / n. The gradient of a product with
+//! a complex matrix, of which real and imaginary parts are elements, is the product with its conjugate transpose: n
+//! times the inverse transform for the transform, the transform over n for the inverse.
 
 mod facts;
 

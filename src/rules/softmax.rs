@@ -59,8 +59,8 @@ fn log_softmax<'g>(c: &Call<'g>, axes: &[usize]) -> Expr<'g> {
     dy - y.exp() * dy.sum(axes)
 }
 
-/// y, and 0 where it is no number. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the model puts that
-/// aside, dy is zero there, and so is dx, and what is differentiated again.
+/// y, and 0 where it is no number. A row of nothing but -inf, as masks make them, has a softmax of NaN: where the model
+/// puts that aside, dy is zero there, and so is dx, and what is differentiated again.
 fn finite<'g>(c: &Call<'g>) -> Expr<'g> {
     let y = c.y();
     if c.is_alternative() { y.is_nan().select(y.like(0.0), y) } else { y }

@@ -1,8 +1,8 @@
 //! How windows lie on an image: what convolutions and pools share.
 //!
-//! There is an image side, of sizes S, and a side of windows, of counts O: one window a place, of K taps at distances d, each
-//! window s further than the one before, the first one `begin` before the image. Sizes and pads are lists that fold to
-//! constants where they are known and are computed where not; kernel, strides and dilations are numbers.
+//! There is an image side, of sizes S, and a side of windows, of counts O: one window a place, of K taps at distances
+//! d, each window s further than the one before, the first one `begin` before the image. Sizes and pads are lists that
+//! fold to constants where they are known and are computed where not; kernel, strides and dilations are numbers.
 
 pub mod facts;
 
@@ -52,8 +52,8 @@ fn numbers(c: &Call<'_>, name: &str, length: usize, default: i64, least: i64) ->
 }
 
 impl<'g> Window<'g> {
-    /// The windows of a convolution or a pool from `image` to `windows`; of a transposed convolution the other way round.
-    /// `weights` tell the kernel's sizes where no attribute does.
+    /// The windows of a convolution or a pool from `image` to `windows`; of a transposed convolution the other way
+    /// round. `weights` tell the kernel's sizes where no attribute does.
     ///
     /// # Errors
     /// The rank is not known, or an attribute has a wrong length or is out of range.
@@ -249,8 +249,9 @@ impl<'g> Window<'g> {
         }
     }
 
-    /// [`Window::spread`] where images are so small that ConvTranspose, which multiplies the weights with one image after the
-    /// other, takes most of its time to read the weights: one product for all images, of which every tap is laid in its place.
+    /// [`Window::spread`] where images are so small that ConvTranspose, which multiplies the weights with one image
+    /// after the other, takes most of its time to read the weights: one product for all images, of which every tap is
+    /// laid in its place.
     fn spread_by_product(&self, windows: Expr<'g>, weights: Expr<'g>) -> Option<Expr<'g>> {
         let places = self.axes().iter().try_fold(1i64, |n, &a| n.checked_mul(windows.known_dim(a)?))?;
         let taps = self.taps()?;
@@ -370,8 +371,8 @@ impl<'g> Window<'g> {
         Ok(like.builder().numbers(&identity, &dims, like.element()?))
     }
 
-    /// The gradient of the weights of the convolution from `image` to `windows`, in the weights' shape. Which form is the
-    /// fastest depends on the sizes; docs/performance.md has the figures.
+    /// The gradient of the weights of the convolution from `image` to `windows`, in the weights' shape. Which form is
+    /// the fastest depends on the sizes; docs/performance.md has the figures.
     pub fn weights(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
         let b = image.builder();
         let dense = self.strides.iter().all(|&s| s == 1);
@@ -390,8 +391,8 @@ impl<'g> Window<'g> {
         })
     }
 
-    /// The gradient of the weights where each channel of the image meets one window only: channels share nothing, and each
-    /// tap's is the sum of a product of elements.
+    /// The gradient of the weights where each channel of the image meets one window only: channels share nothing, and
+    /// each tap's is the sum of a product of elements.
     fn weights_by_channels(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>) -> Result<Expr<'g>> {
         let others: Vec<usize> = [0].into_iter().chain(self.axes()).collect();
         let each = |met: Expr<'g>| (met * windows).sum_out(&others).unsqueeze(&[1]);
@@ -407,9 +408,9 @@ impl<'g> Window<'g> {
         }
     }
 
-    /// Products of matrices: the windows, `[M, N O]`, with what each tap meets, `[C, N O]`; or with what all taps meet in one
-    /// piece, where that is smaller than the weights, or there are too few channels for a product to be worth its while.
-    /// Weights are large: in neither form they are transposed.
+    /// Products of matrices: the windows, `[M, N O]`, with what each tap meets, `[C, N O]`; or with what all taps meet
+    /// in one piece, where that is smaller than the weights, or there are too few channels for a product to be worth
+    /// its while. Weights are large: in neither form they are transposed.
     fn weights_by_taps(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>) -> Result<Expr<'g>> {
         let rows = self.rows(windows);
         if self.taps() == Some(1) && self.strides.iter().all(|&s| s == 1) && !self.is_padded() {
@@ -481,8 +482,8 @@ impl<'g> Window<'g> {
         part.move_axis(1, 0)
     }
 
-    /// How many elements each window has, as numbers like `like`, of a shape that broadcasts over the windows. Padding counts
-    /// where `pads` are given: those in front, those behind.
+    /// How many elements each window has, as numbers like `like`, of a shape that broadcasts over the windows. Padding
+    /// counts where `pads` are given: those in front, those behind.
     ///
     /// # Errors
     /// The kernel's sizes are not known.
@@ -507,9 +508,9 @@ impl<'g> Window<'g> {
         Ok(product)
     }
 
-    /// How many elements each window has that does not hang over the image with its padding: all of its taps, or, where it is
-    /// the only one along an axis and longer than that, those that lie there. Runtimes round the number of windows towards
-    /// one then, if no step is lacking.
+    /// How many elements each window has that does not hang over the image with its padding: all of its taps, or, where
+    /// it is the only one along an axis and longer than that, those that lie there. Runtimes round the number of
+    /// windows towards one then, if no step is lacking.
     ///
     /// # Errors
     /// The kernel's sizes are not known.

@@ -72,7 +72,8 @@ impl Builder {
         )
     }
 
-    /// A loop whose body takes the trip number, a condition and the states, and returns a condition, the states, and what is stacked.
+    /// A loop whose body takes the trip number, a condition and the states, and returns a condition, the states, and
+    /// what is stacked.
     pub fn loop_<'g>(
         &'g self,
         trips: Option<Expr<'g>>,
@@ -86,8 +87,8 @@ impl Builder {
         self.emit_many("Loop", &inputs, vec![], vec![("body", body)], outputs)
     }
 
-    /// A Scan whose body takes the states and a slice of each tensor `along` which it runs, and returns the states and what is
-    /// stacked: of each of `stacked` the axis, and whether the first step comes last.
+    /// A Scan whose body takes the states and a slice of each tensor `along` which it runs, and returns the states and
+    /// what is stacked: of each of `stacked` the axis, and whether the first step comes last.
     pub fn scan<'g>(
         &'g self,
         states: &[Expr<'g>],
@@ -112,8 +113,8 @@ impl Builder {
         self.emit_many("Scan", &inputs, attributes, vec![("body", body)], outputs)
     }
 
-    /// Carries states along the first axis of some tensors: `step` takes the states and a slice of each, and returns the
-    /// states and what is stacked. A Scan, or where the model is too old for it the steps one after the other.
+    /// Carries states along the first axis of some tensors: `step` takes the states and a slice of each, and returns
+    /// the states and what is stacked. A Scan, or where the model is too old for it the steps one after the other.
     ///
     /// # Errors
     /// What `step` fails with; the model is too old, and the number of steps is not known or large.
@@ -197,12 +198,14 @@ impl Builder {
 }
 
 impl<'g> Expr<'g> {
-    /// Normal numbers of mean 0 and deviation 1 of this tensor's type and shape. Two of them are two nodes, whatever the seed.
+    /// Normal numbers of mean 0 and deviation 1 of this tensor's type and shape. Two of them are two nodes, whatever
+    /// the seed.
     pub fn random_normal_like(self, seed: i64) -> Expr<'g> {
         self.drawn("RandomNormalLike", vec![attribute::float("seed", seed as f32)])
     }
 
-    /// Numbers between two of this tensor's type and shape, each as likely. Two of them are two nodes, whatever the seed.
+    /// Numbers between two of this tensor's type and shape, each as likely. Two of them are two nodes, whatever the
+    /// seed.
     pub fn random_uniform_like(self, seed: i64, low: f64, high: f64) -> Expr<'g> {
         let (low, high) = (attribute::float("low", low as f32), attribute::float("high", high as f32));
         self.drawn("RandomUniformLike", vec![low, high, attribute::float("seed", seed as f32)])

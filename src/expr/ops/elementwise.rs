@@ -73,8 +73,9 @@ impl<'g> Expr<'g> {
         self.builder.emit(op, &[Some(left), Some(right)], vec![])
     }
 
-    /// A number without dimensions, with as many of size 1 as `other` has where the last of those is short. What broadcasts
-    /// is the same, but engines repeat a number along the last axis only, and step through all others one by one.
+    /// A number without dimensions, with as many of size 1 as `other` has where the last of those is short. What
+    /// broadcasts is the same, but engines repeat a number along the last axis only, and step through all others one by
+    /// one.
     fn ranked_for(self, other: Expr<'g>) -> Expr<'g> {
         let short = |shape: &[Dim]| matches!(shape, [_, .., last] if last.known().is_none_or(|n| n < SHORT));
         let rank = match (self.fact().shape.as_deref(), other.fact().shape.as_deref()) {
@@ -225,7 +226,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// Whether Max and Min cannot: before opset 12 they take floating-point numbers only, before 8 they do not broadcast.
+    /// Whether Max and Min cannot: before opset 12 they take floating-point numbers only, before 8 they do not
+    /// broadcast.
     fn compares_to_choose(self, other: Expr<'g>) -> bool {
         match self.is_float() {
             true => self.builder.opset() < 8 && !self.same_shape(other),
@@ -291,8 +293,9 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// This where the condition holds, zero where not, before Where: within limits that are ±∞ there and 0 elsewhere, since a
-    /// product of infinity with 0 is no number. The limits come first: in a tie with 0 nothing passes to this tensor.
+    /// This where the condition holds, zero where not, before Where: within limits that are ±∞ there and 0 elsewhere,
+    /// since a product of infinity with 0 is no number. The limits come first: in a tie with 0 nothing passes to this
+    /// tensor.
     fn limited(self, condition: Expr<'g>, element: ElementType) -> Expr<'g> {
         let mut limit = condition.cast(element) / condition.logical_not().cast(element);
         let mut own = self;
@@ -304,8 +307,8 @@ impl<'g> Expr<'g> {
         (-limit).binary("Max", limit.binary("Min", own))
     }
 
-    /// This where the condition holds, zero where not. What cannot be infinite is multiplied by zeros and ones, which takes
-    /// engines an eighth of the time.
+    /// This where the condition holds, zero where not. What cannot be infinite is multiplied by zeros and ones, which
+    /// takes engines an eighth of the time.
     pub fn where_(self, condition: Expr<'g>) -> Expr<'g> {
         match self.is_tame() && self.builder.opset() >= 9 {
             true => self * condition.cast_like(self),
@@ -341,8 +344,8 @@ impl<'g> Expr<'g> {
         self.builder.emit("Cast", &[Some(self)], vec![int("to", element as i64)])
     }
 
-    /// Half precision as float32, other types as they are: what long sums are computed in. What the pass has rounded to half
-    /// precision is taken as it was before.
+    /// Half precision as float32, other types as they are: what long sums are computed in. What the pass has rounded to
+    /// half precision is taken as it was before.
     pub fn widened(self) -> Expr<'g> {
         match self.fact().element {
             Some(ElementType::Float16 | ElementType::Bfloat16) if !self.is_sequence() => {

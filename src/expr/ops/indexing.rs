@@ -129,7 +129,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// This cache of shape `[batch, ...]` with `update` along an axis, from the index on that `starts` gives for each batch.
+    /// This cache of shape `[batch, ...]` with `update` along an axis, from the index on that `starts` gives for each
+    /// batch.
     pub fn tensor_scatter(self, update: Expr<'g>, starts: Option<Expr<'g>>, axis: i64, mode: &str) -> Expr<'g> {
         self.since(24, "TensorScatter", || {
             let attributes = vec![int("axis", axis), string("mode", mode)];
@@ -139,9 +140,9 @@ impl<'g> Expr<'g> {
 
     /// This tensor with `updates` added in the places of index tuples, each as often as it is named.
     ///
-    /// Before opset 16 no operator adds. Then the first update that names a place is replaced by the sum of all that do, a
-    /// product with the matrix that compares every tuple with every other; the rest go to a place behind the end, which is
-    /// cut off, so that no place that counts is written twice and the gradient of this is right, too.
+    /// Before opset 16 no operator adds. Then the first update that names a place is replaced by the sum of all that
+    /// do, a product with the matrix that compares every tuple with every other; the rest go to a place behind the end,
+    /// which is cut off, so that no place that counts is written twice and the gradient of this is right, too.
     pub fn scatter_nd_add(self, indices: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 16 {
@@ -190,8 +191,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The slices along an axis, each laid in the place that its entry in the list `places` names, in an axis of that size, a
-    /// list of one; `twice`: a place may be named more than once, its slices are added up.
+    /// The slices along an axis, each laid in the place that its entry in the list `places` names, in an axis of that
+    /// size, a list of one; `twice`: a place may be named more than once, its slices are added up.
     pub fn to_places(self, places: Expr<'g>, axis: usize, size: Expr<'g>, twice: bool) -> Expr<'g> {
         self.builder.attempt(|| {
             let others: Vec<usize> = (0..self.rank()?).filter(|&a| a != axis).collect();

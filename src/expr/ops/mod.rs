@@ -1,8 +1,8 @@
 //! One method for each operator of ONNX that gradients are made of, in the form that the model's opset knows.
 //!
-//! This is the only place that knows how an operator was written at which opset. Shapes, axes and element types are as the
-//! ONNX operator specification says; where an operator is too new for the model and has no older equivalent, the builder
-//! records an error that names both opsets.
+//! This is the only place that knows how an operator was written at which opset. Shapes, axes and element types are as
+//! the ONNX operator specification says; where an operator is too new for the model and has no older equivalent, the
+//! builder records an error that names both opsets.
 
 mod construct;
 mod elementwise;

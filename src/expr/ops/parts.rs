@@ -8,7 +8,8 @@ use anyhow::{Result, ensure};
 use std::iter;
 
 impl Builder {
-    /// Lists of integers one behind the other: the sizes of a tensor, axis by axis. A tensor without axes has the empty list.
+    /// Lists of integers one behind the other: the sizes of a tensor, axis by axis. A tensor without axes has the empty
+    /// list.
     pub fn joined<'g>(&'g self, lists: &[Expr<'g>]) -> Expr<'g> {
         if lists.is_empty() { self.ints(&[]) } else { Expr::concat(lists, 0) }
     }
@@ -168,8 +169,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// Without `begins` and `ends`, full lists of amounts, of which the negative ones add zeros instead: what a constant Pad
-    /// is the transpose of.
+    /// Without `begins` and `ends`, full lists of amounts, of which the negative ones add zeros instead: what a
+    /// constant Pad is the transpose of.
     pub fn crop(self, begins: Expr<'g>, ends: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         let zero = b.ints(&[0]);
@@ -191,8 +192,8 @@ impl<'g> Expr<'g> {
         inside.pad(Expr::concat(&[(-begins).max(zero), (-ends).max(zero)], 0), None)
     }
 
-    /// What Pad of this tensor in a mode other than constant is the transpose of: each element of `dy` goes where its value
-    /// came from. The rank must be known.
+    /// What Pad of this tensor in a mode other than constant is the transpose of: each element of `dy` goes where its
+    /// value came from. The rank must be known.
     pub fn unpad(self, begins: Expr<'g>, ends: Expr<'g>, mode: &str, dy: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| self.transposed_pad(begins, ends, mode, dy))
     }
@@ -221,8 +222,9 @@ impl<'g> Expr<'g> {
         Ok(dx)
     }
 
-    /// Along an axis, what lies beyond a border added to the elements that it continues (`edge`: the last one, `reflect`: those
-    /// before it, in reverse order), in amounts that are lists of one. What negative amounts have cut off is zero.
+    /// Along an axis, what lies beyond a border added to the elements that it continues (`edge`: the last one,
+    /// `reflect`: those before it, in reverse order), in amounts that are lists of one. What negative amounts have cut
+    /// off is zero.
     fn folded_in(self, axis: usize, begin: Expr<'g>, end: Expr<'g>, mode: &str) -> Expr<'g> {
         let b = self.builder;
         let (zero, one, axes) = (b.ints(&[0]), b.ints(&[1]), b.ints(&[axis as i64]));
@@ -247,8 +249,8 @@ impl<'g> Expr<'g> {
         dx.pad_axis(axis, (-begin).max(zero), (-end).max(zero))
     }
 
-    /// What Slice of this tensor is the transpose of: `dy` in its place, zeros around and between. `starts` and `steps` are
-    /// lists with an entry for every axis. The rank must be known.
+    /// What Slice of this tensor is the transpose of: `dy` in its place, zeros around and between. `starts` and `steps`
+    /// are lists with an entry for every axis. The rank must be known.
     pub fn unslice(self, starts: Expr<'g>, steps: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| self.transposed_slice(starts, steps, dy))
     }
@@ -263,7 +265,8 @@ impl<'g> Expr<'g> {
         let (mut begins, mut ends) = (Vec::new(), Vec::new());
         for axis in 0..rank {
             let (start, step, size, count) = (starts.item(axis), steps.item(axis), self.dims([axis]), dy.dims([axis]));
-            // A step beyond the size takes one element at most, as one of the size does: what is spread stays that small.
+            // A step beyond the size takes one element at most, as one of the size does: what is spread stays that
+            // small.
             let most = size.max(one);
             let known = step.ints().and_then(|s| s.first().copied());
             let step = match known {
@@ -346,8 +349,8 @@ impl<'g> Expr<'g> {
         Ok(joined.slice_at(b.ints(&axes), b.ints(&vec![0; n]), b.joined(&ends), b.ints(&vec![1; n])))
     }
 
-    /// The parts of a concatenation of `joined` along `axis` that have the wanted numbers. Places are counted from the end where
-    /// only that is known.
+    /// The parts of a concatenation of `joined` along `axis` that have the wanted numbers. Places are counted from the
+    /// end where only that is known.
     pub fn parts(self, axis: usize, joined: &[Expr<'g>], wanted: &[usize]) -> Vec<Expr<'g>> {
         let b = self.builder;
         let known: Vec<Option<i64>> = joined.iter().map(|p| p.known_dim(axis)).collect();
@@ -372,7 +375,8 @@ impl<'g> Expr<'g> {
         wanted.iter().map(|&i| self.slice_at(axes, borders[i], borders[i + 1], steps)).collect()
     }
 
-    /// Moved along an axis of at least that size, to the back where `by` is positive; `value` comes in, as much falls out.
+    /// Moved along an axis of at least that size, to the back where `by` is positive; `value` comes in, as much falls
+    /// out.
     pub fn shifted(self, axis: usize, by: i64, value: f64) -> Expr<'g> {
         self.builder.attempt(|| {
             let rank = self.rank()?;
@@ -410,8 +414,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// A list with an entry for each of some axes as one with an entry for each of all axes, `default` for the others. An axis
-    /// that is out of range is an error on record.
+    /// A list with an entry for each of some axes as one with an entry for each of all axes, `default` for the others.
+    /// An axis that is out of range is an error on record.
     pub fn over_axes(self, axes: Expr<'g>, rank: usize, default: i64) -> Expr<'g> {
         let b = self.builder;
         let list = self.cast(ElementType::Int64);
@@ -486,8 +490,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The discrete Fourier transform of `[..., 1]` or `[..., 2]`, real or complex numbers, along an axis, a list of one; the
-    /// inverse divides by the length.
+    /// The discrete Fourier transform of `[..., 1]` or `[..., 2]`, real or complex numbers, along an axis, a list of
+    /// one; the inverse divides by the length.
     pub fn dft(self, axis: Expr<'g>, inverse: bool, onesided: bool) -> Expr<'g> {
         let b = self.builder;
         let mut attributes = vec![int("inverse", inverse.into()), int("onesided", onesided.into())];

@@ -10,8 +10,8 @@ use crate::onnx::attribute::{float, string};
 pub const PREVIEW: &str = "ai.onnx.preview.training";
 
 impl Builder {
-    /// One step of SGD with momentum for a weight, its gradient and its velocity, which are `tensors` in this order: the new
-    /// weight, and the new velocity. `rate` and `step`, the number of the step, have no dimensions.
+    /// One step of SGD with momentum for a weight, its gradient and its velocity, which are `tensors` in this order:
+    /// the new weight, and the new velocity. `rate` and `step`, the number of the step, have no dimensions.
     pub fn momentum<'g>(
         &'g self,
         rate: Expr<'g>,

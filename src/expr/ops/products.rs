@@ -11,8 +11,8 @@ impl<'g> Expr<'g> {
         self.builder.emit("MatMul", &[Some(self), Some(other)], vec![])
     }
 
-    /// `α AB`, either factor transposed in its last two dimensions first. Of two matrices it is one Gemm, which transposes
-    /// nothing in memory.
+    /// `α AB`, either factor transposed in its last two dimensions first. Of two matrices it is one Gemm, which
+    /// transposes nothing in memory.
     pub fn gemm(self, transposed: bool, other: Expr<'g>, other_transposed: bool, alpha: f64) -> Expr<'g> {
         // A transpose of a factor that the pass has written is a flag of the product.
         let flag =
@@ -163,8 +163,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// An axis brought to another size, linearly between the middles of elements: each new one is a sum over the old ones, of
-    /// which those nearer than one step count.
+    /// An axis brought to another size, linearly between the middles of elements: each new one is a sum over the old
+    /// ones, of which those nearer than one step count.
     pub fn interpolated(self, axis: usize, size: Expr<'g>) -> anyhow::Result<Expr<'g>> {
         let b = self.builder();
         let (rank, old) = (self.rank()?, self.dim(axis));

@@ -22,8 +22,8 @@ impl<'g> Expr<'g> {
         self.builder.emit(op, &inputs, attributes)
     }
 
-    /// What `sum` makes of this tensor; half precision is summed in float32 and rounded once: terms of a sum that is kept in float16 vanish from
-    /// the 2048th on, and above 65504 it is infinite.
+    /// What `sum` makes of this tensor; half precision is summed in float32 and rounded once: terms of a sum that is
+    /// kept in float16 vanish from the 2048th on, and above 65504 it is infinite.
     pub(in crate::expr) fn in_float32(self, sum: impl FnOnce(Expr<'g>) -> Expr<'g>) -> Expr<'g> {
         let wide = self.widened();
         if wide == self { sum(self) } else { sum(wide).cast_like(self) }
@@ -62,7 +62,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// For each of `rank` axes whether this list of axes names it, `bool[rank]`; an empty list names all, or none if `noop`.
+    /// For each of `rank` axes whether this list of axes names it, `bool[rank]`; an empty list names all, or none if
+    /// `noop`.
     pub fn is_axis(self, rank: Expr<'g>, noop: bool) -> Expr<'g> {
         let axes = self.cast(ElementType::Int64).wrapped(rank);
         let hits = self.builder.range(rank).reshape_to(&[-1, 1]).equal(axes.reshape_to(&[1, -1]));
@@ -117,7 +118,8 @@ impl<'g> Expr<'g> {
         self.builder.emit("ArgMin", &[Some(self)], vec![int("axis", axis as i64), int("keepdims", 1)])
     }
 
-    /// The sums of all elements up to each along an axis; `exclusive`: without the element itself; `reverse`: from the end.
+    /// The sums of all elements up to each along an axis; `exclusive`: without the element itself; `reverse`: from the
+    /// end.
     pub fn cum_sum(self, axis: usize, exclusive: bool, reverse: bool) -> Expr<'g> {
         self.cum_sum_at(self.builder.int(axis as i64), exclusive, reverse)
     }
@@ -130,10 +132,11 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The products of all elements up to each along an axis; `exclusive`: without the element itself; `reverse`: from the end.
+    /// The products of all elements up to each along an axis; `exclusive`: without the element itself; `reverse`: from
+    /// the end.
     ///
-    /// CumProd is new in opset 26. Where the size is known, products over 1, 2, 4, ... neighbours do as well; where it is
-    /// not, before that, each product is taken on its own.
+    /// CumProd is new in opset 26. Where the size is known, products over 1, 2, 4, ... neighbours do as well; where it
+    /// is not, before that, each product is taken on its own.
     pub fn cum_prod(self, axis: usize, exclusive: bool, reverse: bool) -> Expr<'g> {
         let b = self.builder;
         let Some(size) = self.known_dim(axis) else {

@@ -164,8 +164,8 @@ impl Builder {
         self.since(11, "SequenceConstruct", || self.emit("SequenceConstruct", &elements, vec![]))
     }
 
-    /// The sequences of what `formula` makes of the elements of sequences of one length; tensors among the inputs are the
-    /// same for each. The formula uses nothing but its arguments.
+    /// The sequences of what `formula` makes of the elements of sequences of one length; tensors among the inputs are
+    /// the same for each. The formula uses nothing but its arguments.
     pub fn map_sequences<'g>(
         &'g self,
         inputs: &[Expr<'g>],
@@ -234,8 +234,8 @@ impl Builder {
         Ok(self.loop_(Some(first.sequence_length()), None, &empty, body))
     }
 
-    /// A SequenceMap of a body that is there, which takes an element of each sequence and the tensors; the first input is a
-    /// sequence.
+    /// A SequenceMap of a body that is there, which takes an element of each sequence and the tensors; the first input
+    /// is a sequence.
     pub fn sequence_map<'g>(&'g self, inputs: &[Expr<'g>], body: crate::graph::ScopeId) -> Vec<Expr<'g>> {
         let outputs = self.graph().scope(body).outputs.len();
         let inputs: Vec<_> = inputs.iter().copied().map(Some).collect();

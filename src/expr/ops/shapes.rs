@@ -52,8 +52,8 @@ impl<'g> Expr<'g> {
         self.operand_of("Cast").unwrap_or(self)
     }
 
-    /// The product of some dimensions as a number of the element type of `like`: what a mean divides by. Half precision has
-    /// no numbers above 65504, which images and batches reach: there `like` is something wider.
+    /// The product of some dimensions as a number of the element type of `like`: what a mean divides by. Half precision
+    /// has no numbers above 65504, which images and batches reach: there `like` is something wider.
     pub fn count(self, axes: &[usize], like: Expr<'g>) -> Expr<'g> {
         let known = axes.iter().try_fold(1i64, |n, &a| n.checked_mul(self.known_dim(a)?));
         match known {
@@ -62,7 +62,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The elements in another shape, which is a list of integers. What of it is known at build time is written as a constant.
+    /// The elements in another shape, which is a list of integers. What of it is known at build time is written as a
+    /// constant.
     pub fn reshape(self, shape: Expr<'g>) -> Expr<'g> {
         self.reshape_by(shape, self.names_zero(shape))
     }

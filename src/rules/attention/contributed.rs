@@ -79,8 +79,8 @@ fn causal<'g>(c: &Call<'g>, q: Expr<'g>, k: Expr<'g>, past: Option<Expr<'g>>, ax
     Ok(Some(distances(q, k, offset).less_or_equal(c.builder().int(0))))
 }
 
-/// The bias, and what a mask adds to the scores where a key is not to be seen: a mask of `[batch, keys]` or of
-/// `[batch, queries, keys]` has zeros there; of `[batch]` it has the number of keys, of `[2 batch]` first the ends, then the
+/// The bias, and what a mask adds to the scores where a key is not to be seen: a mask of `[batch, keys]` or of `[batch,
+/// queries, keys]` has zeros there; of `[batch]` it has the number of keys, of `[2 batch]` first the ends, then the
 /// starts of what is seen, of `[3 batch + 2]` the numbers of keys and more.
 fn biased<'g>(c: &Call<'g>, q: Expr<'g>, k: Expr<'g>, mask: usize, bias: usize) -> Result<Option<Expr<'g>>> {
     let (bias, Some(mask)) = (c.opt(bias), c.opt(mask)) else { return Ok(c.opt(bias)) };
@@ -251,7 +251,8 @@ fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     Ok(vec![Some(join_heads(scores.attend()?.y)), Some(kept(k)), Some(kept(v))])
 }
 
-/// What is in the cache after the call: at each of the places, counted from the first of the sequence, that of before or of now.
+/// What is in the cache after the call: at each of the places, counted from the first of the sequence, that of before
+/// or of now.
 fn placed<'g>(past: Expr<'g>, now: Expr<'g>, before: Expr<'g>, place: Expr<'g>) -> Expr<'g> {
     let all = Expr::concat(&[past, now], 2);
     let last = all.dim(2) - 1;
@@ -260,8 +261,8 @@ fn placed<'g>(past: Expr<'g>, now: Expr<'g>, before: Expr<'g>, place: Expr<'g>) 
     all.gather_elements(source.expand(shape), 2)
 }
 
-/// The angles of queries and keys: those of their places in the sequence, or of the positions that are given. Of a first prompt
-/// the first of these positions counts alone.
+/// The angles of queries and keys: those of their places in the sequence, or of the positions that are given. Of a
+/// first prompt the first of these positions counts alone.
 fn turn<'g>(c: &Call<'g>, q: Expr<'g>, before: Expr<'g>, total: Expr<'g>) -> Result<Turn<'g>> {
     let steps = c.builder().range(q.dim(2)).unsqueeze(&[0]);
     let positions = match c.opt(9) {

@@ -15,8 +15,8 @@ const LINEAR: Rule =
         .attributes("chunk_size kv_num_heads q_num_heads scale update_rule")
         .in_float32();
 
-/// One step after the other: the state S of shape `[batch, heads, key size, value size]` fades by e^g, takes in β k (v - Sᵀ k)
-/// or k v, and is read with q.
+/// One step after the other: the state S of shape `[batch, heads, key size, value size]` fades by e^g, takes in β k (v
+/// - Sᵀ k) or k v, and is read with q.
 fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let b = c.builder();
     let (heads, stored) = (c.int("q_num_heads", 0), c.int("kv_num_heads", 0));
@@ -29,7 +29,8 @@ fn linear_attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         "gated_delta" => (true, true),
         _ => bail!("update_rule = '{rule}' is not one of linear, gated, delta, gated_delta"),
     };
-    // Queries that share a key are rows of one matrix: [batch, steps, stored, group, size]; keys and values are rows, too.
+    // Queries that share a key are rows of one matrix: [batch, steps, stored, group, size]; keys and values are rows,
+    // too.
     let q = c.input(0).reshape_to(&[0, 0, stored, heads / stored, -1]);
     let row = |e: Expr<'g>, heads: i64| e.reshape_to(&[0, 0, heads, 1, -1]);
     let (k, v) = (row(c.input(1), stored), row(c.input(2), stored));

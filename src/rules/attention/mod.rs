@@ -1,7 +1,7 @@
 //! Attention and what belongs to it.
 //!
-//! The attention operators are formulas of products and a Softmax, which the pass differentiates: their scores are not among
-//! their outputs, so that nearly all of them has to be computed again whatever the form.
+//! The attention operators are formulas of products and a Softmax, which the pass differentiates: their scores are not
+//! among their outputs, so that nearly all of them has to be computed again whatever the form.
 
 pub mod contributed;
 pub mod flex;
@@ -120,8 +120,8 @@ impl<'g> Scores<'g> {
         all.softmax(3).narrow(3, 0, -1)
     }
 
-    /// The scores with bias and -∞ where a query may not look; the same but with a row of other scores for a query that may
-    /// look nowhere; and which queries may look somewhere, where that is in question.
+    /// The scores with bias and -∞ where a query may not look; the same but with a row of other scores for a query that
+    /// may look nowhere; and which queries may look somewhere, where that is in question.
     fn masked(&self, scores: Expr<'g>) -> (Expr<'g>, Expr<'g>, Option<Expr<'g>>) {
         let never = scores.like(f64::NEG_INFINITY);
         let bias = match (self.bias, self.allowed) {
@@ -152,8 +152,8 @@ fn both<'g>(a: Option<Expr<'g>>, b: Expr<'g>) -> Option<Expr<'g>> {
     Some(a.map_or(b, |a| a.and(b)))
 }
 
-/// The number of each key minus that of each query, whose first one is at `offset`: `[queries, keys]`, or with the axes of
-/// `offset` before them.
+/// The number of each key minus that of each query, whose first one is at `offset`: `[queries, keys]`, or with the axes
+/// of `offset` before them.
 fn distances<'g>(q: Expr<'g>, k: Expr<'g>, offset: Option<Expr<'g>>) -> Expr<'g> {
     let b = q.builder();
     let queries = b.range(q.dim(2)).unsqueeze(&[1]);

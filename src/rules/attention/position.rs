@@ -39,8 +39,9 @@ pub const RULES: &[Rule] = &[
     .note("without token_offset"),
 ];
 
-/// `[1, heads, queries, keys]`: the row of the table for each distance. Half of the buckets are for one distance each, the others
-/// for distances that grow by the same factor up to max_distance; with both directions either has half of the buckets.
+/// `[1, heads, queries, keys]`: the row of the table for each distance. Half of the buckets are for one distance each,
+/// the others for distances that grow by the same factor up to max_distance; with both directions either has half of
+/// the buckets.
 fn bucketed<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (table, b) = (c.x(), c.builder());
     let buckets = table.known_dim(0).context("the number of buckets is not known; add value_info to the model")?;

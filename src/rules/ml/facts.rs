@@ -104,7 +104,8 @@ pub fn cast_map(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![tensor(Some(element), None)])
 }
 
-/// One number for each entry of the vocabulary, in float32, int64 or text as the values of the map are, which no fact tells.
+/// One number for each entry of the vocabulary, in float32, int64 or text as the values of the map are, which no fact
+/// tells.
 pub fn dict_vectorizer(c: &Known) -> Result<Vec<Fact>> {
     let entries = c.count("int64_vocabulary") + c.count("string_vocabulary");
     Ok(vec![tensor(None, Some(vec![1.into(), Dim::Known(entries as i64)]))])

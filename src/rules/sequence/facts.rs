@@ -85,8 +85,8 @@ pub fn split(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![sequence(c.element(0), part.map(|part| with_axis(shape, at, part).into()))])
 }
 
-/// An optional that surely holds a sequence is as the sequence: facts do not tell optional sequences from optional tensors,
-/// and what takes an optional takes either.
+/// An optional that surely holds a sequence is as the sequence: facts do not tell optional sequences from optional
+/// tensors, and what takes an optional takes either.
 pub fn optional(c: &Known) -> Result<Vec<Fact>> {
     if let Some(input) = c.input(0) {
         return Ok(vec![match input.container {

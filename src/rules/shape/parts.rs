@@ -166,7 +166,8 @@ fn first(size: Dim, start: Dim, step: i64) -> Option<i64> {
 /// How many elements a slice has.
 fn sliced(dims: &Dims, size: Dim, start: Dim, end: Dim, step: i64) -> Option<Dim> {
     if step > 0 {
-        // A start behind the end, and an end before the beginning, leave nothing all the same: each needs one bound only.
+        // A start behind the end, and an end before the beginning, leave nothing all the same: each needs one bound
+        // only.
         let start = at_least_zero(dims, from_front(dims, size, start)?);
         let end = at_most(dims, from_front(dims, size, end)?, size);
         let span = at_least_zero(dims, dims.sub(end, start));
@@ -209,8 +210,8 @@ fn at_least_zero(dims: &Dims, n: Dim) -> Dim {
     if dims.is_non_negative(n) { n } else { dims.max(n, Dim::Known(0)) }
 }
 
-/// The sizes of the parts are an attribute before opset 13, an input since; without them the parts are equal, but for the
-/// last one where `num_outputs` (opset 18) does not divide the size.
+/// The sizes of the parts are an attribute before opset 13, an input since; without them the parts are equal, but for
+/// the last one where `num_outputs` (opset 18) does not divide the size.
 pub fn split(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     let count = c.op.outputs;

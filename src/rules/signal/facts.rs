@@ -5,7 +5,8 @@ use crate::graph::facts::{Known, axis, tensor};
 use crate::graph::{Dim, Fact};
 use anyhow::Result;
 
-/// The last axis holds real and imaginary part. The axis of the transform is an attribute before opset 20, an input since.
+/// The last axis holds real and imaginary part. The axis of the transform is an attribute before opset 20, an input
+/// since.
 pub fn dft(c: &Known) -> Result<Vec<Fact>> {
     let (element, dims) = (c.element(0), c.dims());
     let Some(shape) = c.shape(0).filter(|s| !s.is_empty()) else { return Ok(vec![tensor(element, None)]) };
