@@ -153,7 +153,7 @@ pub fn like(graph: &Graph, new: &NewNode) -> Vec<Option<ValueId>> {
     let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
     // A list or a number has no part in the shape, a matrix might be broadcast.
     let small = |f: &&Fact| f.shape.as_deref() == Some(&*mark) || f.rank().is_some_and(|rank| rank == 0);
-    let clear = facts.iter().flatten().all(|f| small(f)) || new.inputs.len() == 1;
+    let clear = facts.iter().flatten().all(small) || new.inputs.len() == 1;
     let found = graph.infer_from(new, &facts).unwrap_or_default();
     found.into_iter().map(|f| (clear && f.shape.as_deref() == Some(&*mark)).then_some(first)).collect()
 }
