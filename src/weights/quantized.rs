@@ -85,7 +85,10 @@ impl<'m> Quantized<'m> {
             element: self.element,
             scale: (self.scales.clone(), self.dims.clone()),
             zero: (zero, self.integers.element_type()),
-            how: Rounding { contributed: !canonical_domain(node.domain()).is_empty(), attributes: shared.cloned().collect() },
+            how: Rounding {
+                contributed: !canonical_domain(node.domain()).is_empty(),
+                attributes: shared.cloned().collect(),
+            },
         }
     }
 
