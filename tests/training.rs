@@ -474,6 +474,46 @@ fn gradients_pass_quantized_activations() {
 }
 
 #[test]
+fn quantized_weights_are_trained_as_they_are_exported() {
+    let model = parse(
+        13,
+        r#"g (float[N,2] x) => (float[N,2] y) <int8[2,2] q = {10, -20, 30, 40}, float[2] s = {0.01, 0.02}, int8[2] z = {0, 1}>
+        { w = DequantizeLinear <axis = 1> (q, s, z) y = MatMul (x, w) }"#,
+    );
+    let mut artifacts = Trainable::new([LossSpec::new("mse")]).build(&model).unwrap();
+    let place = artifacts.state.iter().position(|(name, _)| name == "w").unwrap();
+    // Between two integers, on one, and beyond both ends of their range.
+    artifacts.state[place].1 = float(&[2, 2], &[0.1234, 9.0, -3.0, 0.3801]);
+    let own = [("x", float(&[1, 2], &[1.0, 1.0])), ("labels", float(&[1, 2], &[0.0, 0.0]))];
+    let found = run(&artifacts, "evaluate", Precision::Own, &own)["y"].clone();
+    assert_close("rounded and clipped", &found, &[0.12 - 1.28, 2.52 + 0.38], 1e-6);
+    let (exported, _) = export(&artifacts.manifest, &model.proto, &artifacts.state, Adapters::Merged).unwrap();
+    assert_eq!(exported.graph.as_ref().unwrap().initializer[0].integers().unwrap(), [12, 127, -128, 20]);
+    // dy is y, and nothing passes beyond the range.
+    let gradient = run(&artifacts, "gradients", Precision::Own, &own)["gradient/w"].clone();
+    assert_close("straight through", &gradient, &[-1.16, 0.0, 0.0, 2.9], 1e-5);
+}
+
+#[test]
+fn lora_stands_beside_integers() {
+    let model = parse(
+        17,
+        r#"g (float[N,16] x) => (float[N,2] y)
+          <uint8[2,1,8] b = {0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7}, float[2] s = {1, 2}>
+        { y = com.microsoft.MatMulNBits <K = 16, N = 2, bits = 4, block_size = 16> (x, b, s) }"#,
+    );
+    let artifacts = Trainable::new([LossSpec::new("mse")]).lora(2, 2.0).build(&model);
+    let artifacts = artifacts.unwrap_or_else(|e| panic!("{e:#}"));
+    let shapes: Vec<(&str, [[i64; 2]; 2])> =
+        artifacts.manifest.lora.iter().map(|a| (a.weight.as_str(), a.shapes)).collect();
+    assert_eq!(shapes, [("b", [[16, 2], [2, 2]])]);
+    let (exported, notes) = export(&artifacts.manifest, &model.proto, &artifacts.state, Adapters::Merged).unwrap();
+    assert!(notes.iter().any(|n| n.contains("'b' holds integers; its LoRA matrices stay apart")), "{notes:?}");
+    let kept = |m: &ModelProto| m.graph.as_ref().unwrap().initializer[..2].to_vec();
+    assert_eq!(kept(&exported), kept(&model.proto));
+}
+
+#[test]
 fn weights_out_of_reach_are_named() {
     let text = r#"<ir_version: 8, opset_import: ["": 17, "own": 1]>
         g (float[N,2] x, bool c) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}>

@@ -239,8 +239,9 @@ impl Changes<'_> {
         demanded: &mut Vec<(String, String)>,
     ) {
         let nodes = std::mem::take(&mut proto.node);
-        let replaced = std::mem::take(&mut self.replaced);
-        let mut kept = nodes.into_iter().enumerate().filter(|(i, _)| !replaced.contains(&(scope, *i))).map(|(_, n)| n);
+        let kept = nodes.into_iter().enumerate().filter(|(i, _)| !self.replaced.contains(&(scope, *i)));
+        let mut kept = kept.map(|(_, node)| node).collect::<Vec<_>>().into_iter();
+        // The initializers of a body are nodes of its scope, the first ones.
         let scope = graph.scope(scope);
         for &id in scope.nodes.iter().skip(scope.constants) {
             if let Some(node) = self.written.remove(&id) {
@@ -277,4 +278,60 @@ fn demand(graph: &Graph, id: NodeId, node: &mut NodeProto) -> Option<String> {
         }
     }
     demanded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::text;
+    use crate::rules::OPERATORS;
+
+    const MODEL: &str = r#"<ir_version: 8, opset_import: ["": 17]>
+        g (float[2] x, bool c) => (float[2] y, float[2] n) <float[2] w = {1, 2}>
+        {
+            n = Neg (x)
+            y = If (c) <
+                then_branch = t () => (float[2] a) <float[2] k = {3, 4}> { m = Neg (n) p = Mul (m, k) a = Add (p, w) },
+                else_branch = e () => (float[2] b) { b = Neg (w) }>
+        }"#;
+
+    fn operators(graph: &GraphProto) -> Vec<String> {
+        let mut found: Vec<String> =
+            graph.node.iter().map(|n| format!("{}({})", n.op_type(), n.input.join(","))).collect();
+        found.extend(graph.node.iter().flat_map(NodeProto::bodies).flat_map(operators));
+        found
+    }
+
+    #[test]
+    fn formulas_stand_in_bodies_and_all_else_stays() {
+        let mut model = text::parse(MODEL).unwrap();
+        let before = model.graph.clone().unwrap();
+        let rewrite = Rewrite::new("new").nodes(
+            |node| node.is("Neg"),
+            |here, node| Ok(vec![(node.output[0].clone(), here.input(node, 0)?.square())]),
+        );
+        rewrite.apply(&mut model, OPERATORS).unwrap();
+        let graph = model.graph.unwrap();
+        let expected = ["Mul(x,x)", "If(c)", "Mul(n,n)", "Mul(m,k)", "Add(p,w)", "Mul(w,w)"];
+        assert_eq!(operators(&graph), expected);
+        let body = |g: &GraphProto| g.node[1].bodies().next().cloned().unwrap();
+        assert_eq!(body(&graph).initializer, body(&before).initializer);
+        assert_eq!((graph.input, graph.output), (before.input, before.output));
+    }
+
+    #[test]
+    fn what_stands_behind_a_tensor_is_taken_in_bodies_too() {
+        let mut model = text::parse(MODEL).unwrap();
+        let rewrite = Rewrite::new("new").behind("w", |_, w| Ok(w * 2.0)).behind("n", |_, n| Ok(n.square()));
+        rewrite.apply(&mut model, OPERATORS).unwrap();
+        let graph = model.graph.unwrap();
+        let found = operators(&graph);
+        for expected in ["Neg(x)", "Mul(n,n)", "Neg(new/n)", "Add(p,new/w)", "Neg(new/w)"] {
+            assert!(found.iter().any(|f| f == expected), "{expected} in {found:?}");
+        }
+        assert_eq!(graph.output[1].name(), "n", "an output of the graph stays what it was");
+        let missing =
+            Rewrite::new("new").behind("nothing", |_, x| Ok(x)).apply(&mut text::parse(MODEL).unwrap(), OPERATORS);
+        assert_eq!(missing.unwrap_err().to_string(), "no tensor is called 'nothing'");
+    }
 }
