@@ -96,7 +96,7 @@ fn grad_validates() {
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["validation"]["status"], "passed", "{report}");
     let check = tool(&["check", &out(&folder), "--dim", "N=3", "--seed", "5"]);
-    assert!(check.status.success() && stdout(&check).contains("2 of 2 gradients agree"), "{check:?}");
+    assert!(check.status.success() && stdout(&check).contains("2 of 2 gradients compared"), "{check:?}");
 }
 
 #[test]

@@ -277,7 +277,13 @@ impl Gradients {
         let mut distinct: Vec<(ValueId, String)> = Vec::new();
         let mut seen = HashSet::new();
         distinct.extend(outputs.into_iter().flatten().filter(|(_, name)| seen.insert(name.clone())));
-        let request = Request { name: scope.clone(), inputs, outputs: distinct, colocate: self.colocate };
+        // A seed that is given may be folded into what is multiplied by it; who checks the gradients later needs it.
+        let constant = |y: &ValueId| {
+            let of = |(i, other): (usize, &ValueId)| other == y && matches!(self.seeds.get(i), Some(Seed::Constant(_)));
+            ys.iter().enumerate().any(of)
+        };
+        let kept = seeded.iter().filter(|(y, _)| constant(y)).map(|(_, seed)| seed.id()).collect();
+        let request = Request { name: scope.clone(), inputs, outputs: distinct, kept, colocate: self.colocate };
         let proto = &mut model.proto;
         let written = write::write(&builder.graph(), proto, &request, taken)?;
         for (node, output) in &written.demanded {

@@ -8,7 +8,7 @@ use clap::{Subcommand, builder::RangedU64ValueParser};
 /// Append adversarial examples to a model: outputs of the shape of its inputs, for which its loss is larger
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  onnx-gradients attack fgsm cnn.onnx -o out.onnx --epsilon 0.03 --range 0..1
+  onnx-gradients attack fgsm cnn.onnx -o out.onnx --epsilon 0.03 --bounds 0..1
   onnx-gradients attack pgd cnn.onnx -o out.onnx --ys scores --xs image --epsilon 0.03 --steps 20
   onnx-gradients attack fgsm mlp.onnx -o out.onnx --ys loss --xs image --loss --epsilon 0.1
 
@@ -52,7 +52,7 @@ struct Common {
     epsilon: f64,
     /// The least and the largest number that an input may hold
     #[arg(long, value_name = "LOW..HIGH", allow_hyphen_values = true, value_parser = range)]
-    range: Option<(f64, f64)>,
+    bounds: Option<(f64, f64)>,
     /// The axis of y that runs over classes
     #[arg(long, value_name = "AXIS", default_value_t = -1, allow_negative_numbers = true)]
     class_axis: i64,
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     let request = |model: &_, loaded: &_| common.call.request_about_input(model, loaded);
     super::derivative::run_with(&common.files, request, |call, model, loaded| {
         let request = Attack::new(call, steps, common.epsilon).class_axis(common.class_axis);
-        let request = if let Some((low, high)) = common.range { request.range(low, high) } else { request };
+        let request = if let Some((low, high)) = common.bounds { request.range(low, high) } else { request };
         request.targeted(common.targeted).is_loss(common.loss).build_loaded(model, loaded)
     })
 }

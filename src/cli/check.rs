@@ -31,12 +31,6 @@ use std::time::{Duration, Instant};
 pub struct Args {
     /// A model with gradients: that a command of this program has written, or with --gradients any
     model: PathBuf,
-    /// The value of a graph input; random where none is given
-    #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = pair)]
-    input: Vec<(String, String)>,
-    /// The size of a symbolic dimension
-    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = dim)]
-    dim: Vec<(String, i64)>,
     /// Check one call of `grad` alone, by its --name [default: all]
     #[arg(long, value_name = "NAME")]
     call: Option<String>,
@@ -48,9 +42,6 @@ pub struct Args {
     /// Along how many random directions each gradient is compared
     #[arg(long, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     directions: usize,
-    /// Seconds after which no more is compared
-    #[arg(long, default_value_t = 20)]
-    budget: u64,
     #[command(flatten)]
     engine: EngineArgs,
     /// Print JSON
@@ -119,9 +110,28 @@ impl GivenArgs {
     }
 }
 
-/// Which engine validates.
+/// What validates, on which inputs, and how long.
 #[derive(clap::Args, Clone, Default)]
+#[command(next_help_heading = "Validation")]
 pub struct EngineArgs {
+    /// The value of a graph input, as .npy or TensorProto; random where none is given
+    #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = pair)]
+    input: Vec<(String, String)>,
+    /// The size of a symbolic dimension
+    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = dim)]
+    dim: Vec<(String, i64)>,
+    /// The shape of a graph input, of numbers and names: x=1x64xT
+    #[arg(long, value_name = "NAME=SHAPE", num_args = 1.., value_parser = shape)]
+    shape: Vec<(String, Vec<String>)>,
+    /// The range that random values of a graph input are drawn from: x=0..1
+    #[arg(long, value_name = "NAME=LOW..HIGH", num_args = 1.., value_parser = range, allow_hyphen_values = true)]
+    range: Vec<(String, (f64, f64))>,
+    /// Seconds after which the validation ends
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, alias = "budget", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    time: u64,
+    /// Memory that the validation may take: 2GB, 500MB
+    #[arg(long, value_name = "BYTES", default_value = "2GB", value_parser = memory)]
+    memory: u64,
     /// What runs the model
     #[arg(long, value_enum, default_value_t)]
     engine: EngineName,
@@ -155,24 +165,108 @@ impl EngineArgs {
 
     /// The arguments that say the same.
     fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        arguments.extend(self.input.iter().map(|(name, path)| format!("--input={name}={path}").into()));
+        arguments.extend(self.dim.iter().map(|(symbol, size)| format!("--dim={symbol}={size}").into()));
+        arguments.extend(self.shape.iter().map(|(name, dims)| format!("--shape={name}={}", dims.join("x")).into()));
+        arguments.extend(self.range.iter().map(|(name, (a, b))| format!("--range={name}={a}..{b}").into()));
+        arguments.push(format!("--time={}", self.time).into());
+        arguments.push(format!("--memory={}", self.memory).into());
         match self.choice() {
             #[cfg(feature = "onnxruntime")]
             Engine::OnnxRuntime(library) => {
+                arguments.extend(["--engine", "onnxruntime"].map(OsString::from));
                 let library = library.map(|path| [OsString::from("--engine-library"), path.into()]);
-                let engine = ["--engine", "onnxruntime"].map(OsString::from);
-                engine.into_iter().chain(library.into_iter().flatten()).collect()
+                arguments.extend(library.into_iter().flatten());
             }
-            _ => Vec::new(),
+            _ => (),
         }
+        arguments
+    }
+
+    /// The same for what is left of the time; `None` where that is nothing.
+    pub fn after(&self, spent: Duration) -> Option<Self> {
+        let time = self.time.checked_sub(spent.as_secs() + 1).filter(|&left| left > 0)?;
+        Some(EngineArgs { time, ..self.clone() })
+    }
+
+    /// Declares the shapes that are given for inputs of a model.
+    ///
+    /// # Errors
+    /// Names that the model does not have; shapes that contradict what it declares.
+    pub fn shape(&self, model: &mut Model) -> Result<()> {
+        let declared = || model.proto.graph.iter().flat_map(|g| &g.input);
+        known("--shape", self.shape.iter().map(|(name, _)| name), declared().map(|i| i.name()))?;
+        for (name, dims) in &self.shape {
+            let Some(input) = model.proto.graph.iter_mut().flat_map(|g| &mut g.input).find(|i| i.name() == name) else {
+                continue;
+            };
+            let before = input.r#type.as_ref().map(text::print_type).unwrap_or_default();
+            let Some(Value::TensorType(tensor)) = input.r#type.as_mut().and_then(|t| t.value.as_mut()) else {
+                bail!("--shape {name}={}: the input is no tensor", dims.join("x"))
+            };
+            let dim = |d: &String| Dimension {
+                value: Some(d.parse().map_or_else(|_| Dim::DimParam(d.clone()), Dim::DimValue)),
+                ..Default::default()
+            };
+            let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
+            let same = |(a, b): (&Dimension, &Dimension)| match (&a.value, &b.value) {
+                (Some(Dim::DimValue(a)), Some(Dim::DimValue(b))) => a == b,
+                (Some(Dim::DimValue(_)), _) => false,
+                _ => true,
+            };
+            let fits =
+                |old: &TensorShapeProto| old.dim.len() == shape.dim.len() && old.dim.iter().zip(&shape.dim).all(same);
+            ensure!(
+                tensor.shape.as_ref().is_none_or(fits),
+                "--shape {name}={}: the input is declared as {before}",
+                dims.join("x")
+            );
+            tensor.shape = Some(shape);
+        }
+        Ok(())
+    }
+
+    /// Checks that the names and values are those of a model.
+    ///
+    /// # Errors
+    /// Names that the model does not have; values that do not fit.
+    pub fn fits(&self, model: &Model) -> Result<()> {
+        self.options(model, 0, 1).map(drop)
+    }
+
+    /// How to validate a model.
+    ///
+    /// # Errors
+    /// Names that the model does not have; values that do not fit.
+    fn options(&self, model: &Model, seed: u64, directions: usize) -> Result<Options> {
+        let declared = || model.proto.graph.iter().flat_map(|g| &g.input).map(|i| i.name());
+        known("--shape", self.shape.iter().map(|(name, _)| name), declared())?;
+        known("--range", self.range.iter().map(|(name, _)| name), declared())?;
+        Ok(Options {
+            seed,
+            dims: dims(self, model)?,
+            shapes: self.shape.iter().cloned().collect(),
+            inputs: inputs(self, model)?,
+            ranges: self.range.iter().cloned().collect(),
+            directions,
+            // What has begun by then comes to an end before the time is over.
+            budget: Duration::from_secs_f64(self.time as f64 * 0.7),
+            engine: self.choice(),
+            ..Options::default()
+        })
     }
 }
 
-/// An engine that has not answered by then does not.
-const PATIENCE: Duration = Duration::from_secs(600);
-
 /// Checks, prints, and fails where a gradient is wrong.
 pub fn run(args: &Args) -> Result<()> {
-    let checks = if args.in_process { checks(args)? } else { in_child(args)? };
+    let checks = match args.in_process {
+        true => {
+            bound(&args.engine);
+            checks(args)?
+        }
+        false => in_child(args)?,
+    };
     let wrong = checks.values().filter(|v| v.status == Status::Failed).count();
     let wrong =
         (wrong > 0).then(|| Error::validation_failed(format_args!("{wrong} of {} calls are wrong", checks.len())));
@@ -206,18 +300,19 @@ fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
         "{}: no gradients of ours are in the model; name those of another tool (--ys, --xs, --gradients)",
         args.model.display()
     );
+    let mut names = BTreeSet::new();
+    if let Some(twice) = Record::all(&model.proto)?.into_iter().find(|r| !names.insert(r.name.clone())) {
+        bail!(
+            "{}: two records of gradients are named '{}': which holds is not known",
+            args.model.display(),
+            twice.name
+        );
+    }
     if let Some(name) = &args.call {
         known("--call", [name], records.iter().map(|r| r.name.as_str()))?;
         records.retain(|r| r.name == *name);
     }
-    let options = Options {
-        seed: args.seed,
-        dims: dims(args, &model)?,
-        inputs: inputs(args, &model)?,
-        directions: args.directions,
-        budget: Duration::from_secs(args.budget),
-        engine: args.engine.choice(),
-    };
+    let options = args.engine.options(&model, args.seed, args.directions)?;
     let folder = model.folder.as_deref();
     let mut checks: BTreeMap<String, Validation> = BTreeMap::new();
     for record in records {
@@ -247,13 +342,14 @@ fn join(known: &mut Validation, other: Validation) {
 }
 
 /// The tensors that are given for graph inputs.
-fn inputs(args: &Args, model: &Model) -> Result<BTreeMap<String, TensorProto>> {
+fn inputs(args: &EngineArgs, model: &Model) -> Result<BTreeMap<String, TensorProto>> {
     let declared = || model.proto.graph.iter().flat_map(|g| &g.input);
     known("--input", args.input.iter().map(|(name, _)| name), declared().map(|i| i.name()))?;
     let tensor = |(name, path): &(String, String)| {
         let tensor = npy::read_tensor(Path::new(path))?;
         let r#type = declared().find(|i| i.name() == name).and_then(|i| i.r#type.as_ref());
-        if let Some(r#type) = r#type.filter(|t| !fits(&tensor, t)) {
+        let reshaped = args.shape.iter().any(|(shaped, _)| shaped == name);
+        if let Some(r#type) = r#type.filter(|t| !reshaped && !fits(&tensor, t)) {
             let (given, wanted) = (tensor.element_type().name(), text::print_type(r#type));
             bail!("--input {name}={path}: it is {given}{:?}, the input {wanted}", tensor.dims);
         }
@@ -271,14 +367,15 @@ fn fits(tensor: &TensorProto, r#type: &TypeProto) -> bool {
 }
 
 /// The sizes that are given for symbols of graph inputs.
-fn dims(args: &Args, model: &Model) -> Result<BTreeMap<String, i64>> {
+fn dims(args: &EngineArgs, model: &Model) -> Result<BTreeMap<String, i64>> {
     let types = model.proto.graph.iter().flat_map(|g| &g.input).filter_map(|i| i.r#type.as_ref()?.value.as_ref());
     let shapes = types.filter_map(|t| if let Value::TensorType(t) = t { t.shape.as_ref() } else { None });
     let symbols = shapes.flat_map(|s| &s.dim).filter_map(|d| match &d.value {
         Some(Dim::DimParam(symbol)) => Some(symbol.as_str()),
         _ => None,
     });
-    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols)?;
+    let named = args.shape.iter().flat_map(|(_, dims)| dims.iter().map(String::as_str));
+    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols.chain(named))?;
     Ok(args.dim.iter().cloned().collect())
 }
 
@@ -312,17 +409,50 @@ fn dim(text: &str) -> Result<(String, i64)> {
     Ok((symbol, size))
 }
 
+/// `NAME=1x64xT`: numbers and names.
+fn shape(text: &str) -> Result<(String, Vec<String>)> {
+    let (name, dims) = pair(text)?;
+    let dims: Vec<String> = dims.split('x').filter(|d| !dims.is_empty() || !d.is_empty()).map(str::to_owned).collect();
+    let sized = |d: &String| d.parse::<i64>().map_or_else(|_| !d.is_empty(), |n| n > 0);
+    ensure!(dims.iter().all(sized), "a shape is of sizes from 1 and names, as 1x64xT");
+    Ok((name, dims))
+}
+
+/// `NAME=LOW..HIGH`.
+fn range(text: &str) -> Result<(String, (f64, f64))> {
+    let (name, range) = pair(text)?;
+    let ends = range.split_once("..").and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
+    let (low, high): (f64, f64) = ends.context("a range is of the form LOW..HIGH")?;
+    ensure!(
+        low <= high && low.is_finite() && high.is_finite(),
+        "a range goes from a number to one that is not smaller"
+    );
+    Ok((name, (low, high)))
+}
+
+/// A number of bytes, maybe with a unit.
+fn memory(text: &str) -> Result<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        other => bail!("'{other}' is no unit of memory: K, M, G or T, with B or without"),
+    };
+    let bytes = digits.parse::<f64>().ok().map(|n| n * unit as f64).filter(|b| (1.0..1e18).contains(b));
+    Ok(bytes.context("memory is a number of bytes, as 2GB")? as u64)
+}
+
 /// Validates a file that `grad` has just written: one call of it.
 pub fn after_grad(path: &Path, call: &str, engine: &EngineArgs) -> Result<Validation> {
     let args = Args {
         model: path.to_owned(),
-        input: vec![],
-        dim: vec![],
         call: Some(call.to_owned()),
         given: GivenArgs::default(),
         seed: 0,
         directions: 1,
-        budget: 20,
         engine: engine.clone(),
         json: true,
         in_process: false,
@@ -330,19 +460,22 @@ pub fn after_grad(path: &Path, call: &str, engine: &EngineArgs) -> Result<Valida
     in_child(&args)?.remove(call).context("the validation has no result")
 }
 
+/// How much longer than its time a validation may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Runs the same command in a process of its own, which an engine may take down: by an abort, an endless loop, all memory.
+/// It ends when its time is over, and when this process does: its stdin closes then.
 fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let mut command = console::program()?;
     command.arg("check").args(["--in-process", "--seed", &args.seed.to_string()]);
-    command.args(["--directions", &args.directions.to_string(), "--budget", &args.budget.to_string()]);
-    command.args(args.input.iter().map(|(name, path)| format!("--input={name}={path}")));
-    command.args(args.dim.iter().map(|(symbol, size)| format!("--dim={symbol}={size}")));
+    command.args(["--directions", &args.directions.to_string()]);
     command.args(args.engine.arguments()).args(args.given.arguments());
     if let Some(call) = &args.call {
         command.arg(format!("--call={call}"));
     }
     command.arg("--").arg(&args.model);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let alive = child.stdin.take();
     let read = |mut pipe: Box<dyn Read + Send>| {
         std::thread::spawn(move || {
             let mut text = String::new();
@@ -351,36 +484,77 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     };
     let output = read(Box::new(child.stdout.take().context("no stdout")?));
     let errors = read(Box::new(child.stderr.take().context("no stderr")?));
-    let start = Instant::now();
+    let (start, time) = (Instant::now(), Duration::from_secs(args.engine.time) + PATIENCE);
     let status = loop {
         if let Some(status) = child.try_wait()? {
-            break status;
+            break Some(status);
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > time {
             child.kill()?;
             child.wait()?;
-            bail!("{} has not answered within {} minutes", args.engine.choice().name(), PATIENCE.as_secs() / 60);
+            break None;
         }
         std::thread::sleep(Duration::from_millis(2));
     };
+    drop(alive);
     let text =
         |t: std::thread::JoinHandle<std::io::Result<String>>| t.join().ok().and_then(Result::ok).unwrap_or_default();
     let (output, errors) = (text(output), text(errors));
-    match status.code() {
-        Some(0) => serde_json::from_str(&output).context("the validation's answer cannot be read"),
-        Some(1) => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
-        _ => {
-            Err(Error::engine_crashed(format_args!("{} crashed on the model ({status})", args.engine.choice().name()))
-                .into())
+    let engine = args.engine.choice().name();
+    match status.map(|status| status.code()) {
+        Some(Some(0)) => serde_json::from_str(&output).context("the validation's answer cannot be read"),
+        Some(Some(1)) => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
+        None | Some(Some(TIME_IS_OVER)) => {
+            skip(args, &format!("{engine} has not answered within {} seconds; --time gives it more", args.engine.time))
         }
+        // The allocator ends the process where there is no memory.
+        Some(_) if errors.contains("memory allocation") || errors.contains("allocate memory") => {
+            let limit = args.engine.memory / (1 << 20);
+            skip(args, &format!("{engine} needs more than {limit} MB of memory; --memory gives it more"))
+        }
+        Some(_) => skip(args, &format!("{engine} crashed on the model")),
     }
+}
+
+/// The exit code of a child whose time is over.
+const TIME_IS_OVER: i32 = 75;
+
+/// Nothing is known: of no gradient of the calls.
+fn skip(args: &Args, reason: &str) -> Result<BTreeMap<String, Validation>> {
+    let model = Model::load(&args.model)?;
+    let mut records = match args.given.record(&model)? {
+        Some(record) => vec![record],
+        None => evidence(&model)?.records,
+    };
+    records.retain(|r| args.call.as_ref().is_none_or(|call| *call == r.name));
+    let engine = args.engine.choice();
+    Ok(records.into_iter().map(|r| (r.name.clone(), Validation::skipped(&r, &engine, reason))).collect())
+}
+
+/// Bounds this process, which is a child that validates: in memory, and in time. It does not outlive its parent.
+fn bound(engine: &EngineArgs) {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    {
+        use rustix::process::{Resource, Rlimit, setrlimit};
+        let limit = Some(engine.memory);
+        // Where it cannot be bounded it runs without a bound.
+        let _ = setrlimit(Resource::As, Rlimit { current: limit, maximum: limit });
+    }
+    let time = Duration::from_secs(engine.time);
+    std::thread::spawn(move || {
+        std::thread::sleep(time);
+        std::process::exit(TIME_IS_OVER);
+    });
+    std::thread::spawn(|| {
+        // The parent never writes: this returns when it is gone.
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(TIME_IS_OVER);
+    });
 }
 
 /// One line for people.
 pub fn summary(v: &Validation) -> String {
-    let compared = v.gradients.iter().filter(|g| g.compared).count();
-    // That an x has no gradient is compared, too: what does not depend on it does not change with it.
-    let total = v.gradients.iter().filter(|g| g.compared || g.gradient.is_some()).count();
+    let (compared, total) = v.counted();
     match (v.status, &v.reason) {
         (Status::Passed, _) if total == 0 => format!("runs in {}; it claims no gradients to compare", v.engine),
         (Status::Passed, _) => {
@@ -388,7 +562,11 @@ pub fn summary(v: &Validation) -> String {
                 0 => String::new(),
                 n => format!(", {n} not compared"),
             };
-            format!("validated in {}: {compared} of {total} gradients agree with finite differences{rest}", v.engine)
+            let inputs = if v.inputs == 1 { "1 input".to_owned() } else { format!("{} inputs", v.inputs) };
+            format!(
+                "validated in {}: {compared} of {total} gradients compared with finite differences agree, at {inputs}{rest}",
+                v.engine
+            )
         }
         (Status::Failed, reason) => format!("VALIDATION FAILED: {}", reason.as_deref().unwrap_or("no reason is known")),
         (Status::Skipped, reason) => format!("not validated: {}", reason.as_deref().unwrap_or("no reason is known")),

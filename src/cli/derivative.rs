@@ -37,8 +37,9 @@ pub fn run_with(
     if files.only_gradients {
         derived.drop_model_outputs();
     }
-    let warnings = files.write(&derived.model, derived.warnings.clone())?;
-    let validation = files.validation(&derived.claim.name, &derived.model, whole.as_ref());
+    let call = &derived.claim.name;
+    let (warnings, validation) =
+        files.write_valid(call, &derived.model, whole.as_ref(), derived.warnings.clone(), || None)?;
     let json = files.json;
     let text = if json { as_json(&derived, &validation, &warnings) } else { as_text(&derived, &validation) };
     files.print(&text)?;

@@ -81,14 +81,21 @@ pub fn run(args: &Args) -> Result<()> {
         return lower(args, &model);
     }
     let loaded = rules::load(&model.proto)?;
-    let mut output = request(args, &model, &loaded)?.build_loaded(model, loaded)?;
+    let request = request(args, &model, &loaded)?;
+    let again = model.clone();
+    let mut output = request.build_loaded(model, loaded)?;
     // Gradients are compared with what the ys do: what is validated still holds them.
     let whole = args.files.only_gradients.then(|| output.model.clone());
     if args.files.only_gradients {
         output.drop_model_outputs();
     }
-    let warnings = args.files.write(&output.model, output.warnings.clone())?;
-    let validation = args.files.validation(&output.record.name, &output.model, whole.as_ref());
+    let call = &output.record.name;
+    let (warnings, validation) =
+        args.files.write_valid(call, &output.model, whole.as_ref(), output.warnings.clone(), || {
+            let seeds = vec![Seed::Input(None); output.seeds.len()];
+            let reseeded = args.grad_ys.is_empty().then(|| request.clone().seeds(seeds).build(&again))?.ok()?;
+            Some((reseeded.record.name.clone(), reseeded.model))
+        })?;
     let json = args.files.json;
     let text = if json { as_json(&output, &validation, &warnings) } else { as_text(&output, &validation) };
     args.files.print(&text)?;

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "validate")]
+use std::time::Instant;
 
 /// What is differentiated, and how.
 #[derive(clap::Args)]
@@ -209,12 +211,40 @@ impl FileArgs {
             }
             file::ensure_writable(&self.output, self.force)?;
         }
+        #[cfg_attr(not(feature = "validate"), expect(unused_mut))]
+        let mut model = self.read()?;
+        #[cfg(feature = "validate")]
+        self.engine.shape(&mut model)?;
+        Ok(model)
+    }
+
+    fn read(&self) -> Result<Model> {
         if self.model != Path::new("-") {
             return Ok(Model::load(&self.model)?);
         }
         let bytes = file::read_stream(console::input()).context("stdin")?;
         let proto = file::read_bytes(bytes.clone()).context("stdin")?;
         Ok(Model { proto, folder: Some(PathBuf::from(".")), source: Some(bytes) })
+    }
+
+    /// Validates what is to be written of a request, and writes it unless that fails; `whole` is the same with the outputs that
+    /// it has dropped, `reseeded` makes the same call with random seeds, if there are gradients that ones make zero. Returns the
+    /// warnings with those that come of writing, and what the validation says.
+    pub fn write_valid(
+        &self,
+        call: &str,
+        model: &Model,
+        whole: Option<&Model>,
+        warnings: Vec<String>,
+        reseeded: impl FnOnce() -> Option<(String, Model)>,
+    ) -> Result<(Vec<String>, Value)> {
+        let validation = self.validation(call, whole.unwrap_or(model), reseeded)?;
+        if failure(&validation).is_some() {
+            let kept = format!("{} is not written; --no-validate writes it all the same", self.output.display());
+            super::note(format_args!("warning: {kept}"));
+            return Ok((warnings.into_iter().chain([kept]).collect(), validation));
+        }
+        Ok((self.write(model, warnings)?, validation))
     }
 
     /// Writes the model, and the warnings with those that come of it, which are returned.
@@ -242,34 +272,49 @@ impl FileArgs {
         [Path::new("-"), Path::new("/dev/stdout")].contains(&&*self.output)
     }
 
-    /// What running what has been `written` shows of one request; `whole` is the same with the outputs that it has dropped.
-    pub fn validation(&self, call: &str, written: &Model, whole: Option<&Model>) -> Value {
+    /// What running a model shows of one request. What is run is a copy of what is written, before anybody else sees it.
+    fn validation(
+        &self,
+        call: &str,
+        model: &Model,
+        reseeded: impl FnOnce() -> Option<(String, Model)>,
+    ) -> Result<Value> {
         if self.no_validate {
-            return json!({ "status": "skipped", "reason": "--no-validate" });
+            return Ok(json!({ "status": "skipped", "reason": "--no-validate" }));
         }
-        self.run_in_engine(call, written, whole)
-            .unwrap_or_else(|error| json!({ "status": "failed", "reason": format!("{error:#}") }))
+        self.run_in_engine(call, model, reseeded)
     }
 
     #[cfg(not(feature = "validate"))]
-    fn run_in_engine(&self, _: &str, _: &Model, _: Option<&Model>) -> Result<Value> {
-        Ok(json!({ "status": "skipped", "reason": "this build is without tract" }))
+    fn run_in_engine(&self, _: &str, _: &Model, _: impl FnOnce() -> Option<(String, Model)>) -> Result<Value> {
+        Ok(json!({ "status": "skipped", "reason": "this build is without an engine" }))
     }
 
     #[cfg(feature = "validate")]
-    fn run_in_engine(&self, call: &str, written: &Model, whole: Option<&Model>) -> Result<Value> {
+    fn run_in_engine(
+        &self,
+        call: &str,
+        model: &Model,
+        reseeded: impl FnOnce() -> Option<(String, Model)>,
+    ) -> Result<Value> {
         use super::check;
-        // What went into a pipe or a device cannot be read again.
-        let gone = self.to_stdout() || !self.output.is_file();
-        let validation = match whole.or(gone.then_some(written)) {
-            Some(model) => match check::temporary(model) {
-                Ok(file) => check::after_grad(file.path(), call, &self.engine)?,
-                Err(error) => {
-                    return Ok(json!({ "status": "skipped", "reason": format!("no copy to run: {error:#}") }));
-                }
-            },
-            None => check::after_grad(&self.output, call, &self.engine)?,
+        self.engine.fits(model)?;
+        let run = |call: &str, model: &Model, engine: &check::EngineArgs| {
+            let copy = check::temporary(model).context("no copy to run")?;
+            check::after_grad(copy.path(), call, engine)
         };
+        let start = Instant::now();
+        let mut validation = match run(call, model, &self.engine) {
+            Ok(validation) => validation,
+            Err(error) => return Ok(json!({ "status": "skipped", "reason": format!("{error:#}") })),
+        };
+        if validation.gradients.iter().any(|g| g.zero)
+            && let Some(engine) = self.engine.after(start.elapsed())
+            && let Some((call, model)) = reseeded()
+            && let Ok(other) = run(&call, &model, &engine)
+        {
+            validation.complete(other);
+        }
         let mut value = json!(validation);
         value["summary"] = json!(check::summary(&validation));
         Ok(value)

@@ -404,7 +404,8 @@ impl Workspace {
     pub fn write(self, outputs: Vec<(ValueId, String)>) -> Result<(Model, usize, Vec<String>)> {
         self.check()?;
         let Workspace { mut model, builder, call, scope, taken, inputs, mut warnings, .. } = self;
-        let request = Request { name: scope, inputs: inputs.into_inner(), outputs, colocate: call.colocate };
+        let request =
+            Request { name: scope, inputs: inputs.into_inner(), outputs, kept: vec![], colocate: call.colocate };
         let written = write::write(&builder.graph(), &mut model.proto, &request, taken.into_inner())?;
         for (node, output) in &written.demanded {
             warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));

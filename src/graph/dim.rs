@@ -61,6 +61,8 @@ enum Atom {
 /// A polynomial that has grown beyond this many terms says nothing that is worth its cost.
 const MAX_TERMS: usize = 16;
 const MAX_DEGREE: usize = 8;
+/// Quotients of quotients that are nested deeper are not evaluated.
+const MAX_NESTING: usize = 256;
 
 #[derive(Debug, Default)]
 struct Table {
@@ -210,6 +212,42 @@ impl Dims {
         }
     }
 
+    /// The number that a size is where the named ones are what `named` says; `None` where it depends on any other, or is too
+    /// large.
+    pub fn evaluate(&self, dim: Dim, named: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
+        self.evaluate_within(dim, named, MAX_NESTING)
+    }
+
+    fn evaluate_within(&self, dim: Dim, named: &dyn Fn(&str) -> Option<i64>, nesting: usize) -> Option<i64> {
+        let symbol = match dim {
+            Dim::Known(n) => return Some(n),
+            Dim::Symbol(symbol) => symbol,
+        };
+        let polynomial = self.0.borrow().polynomials[symbol.0 as usize].clone();
+        polynomial.into_iter().try_fold(0i64, |sum, (monomial, coefficient)| {
+            let term = monomial.into_iter().try_fold(coefficient, |product, atom| {
+                let atom = self.0.borrow().atoms[atom as usize].clone();
+                let value = match atom {
+                    Atom::Named(name) => named(&name)?,
+                    Atom::Fresh(_) => return None,
+                    Atom::Operation(operation, a, b) => {
+                        let nesting = nesting.checked_sub(1)?;
+                        let a = self.evaluate_within(a, named, nesting)?;
+                        let b = self.evaluate_within(b, named, nesting)?;
+                        match operation {
+                            Operation::FloorDiv => a.checked_div_euclid(b)?,
+                            Operation::Mod => a.checked_rem_euclid(b)?,
+                            Operation::Max => a.max(b),
+                            Operation::Min => a.min(b),
+                        }
+                    }
+                };
+                product.checked_mul(value)
+            })?;
+            sum.checked_add(term)
+        })
+    }
+
     /// `a / b` where it is a polynomial again: every term divides by the number, or by the product of symbols, that `b` is.
     fn exact_quotient(&self, a: Dim, b: Dim) -> Option<Dim> {
         let mut table = self.0.borrow_mut();
@@ -326,6 +364,15 @@ mod tests {
         for (a, b) in [(7, 2), (-7, 2), (7, -2), (-7, -2), (6, 3), (-6, 3)] {
             assert_eq!(d.floor_div(a.into(), b.into()), Dim::Known((a as f64 / b as f64).floor() as i64), "{a} / {b}");
         }
+    }
+
+    #[test]
+    fn sizes_follow_from_the_named_ones() {
+        let d = Dims::default();
+        let (h, n) = (d.named("H"), d.named("N"));
+        let windows = d.add(d.floor_div(d.sub(h, 400.into()), 160.into()), 1.into());
+        let size = |dim| d.evaluate(dim, &|name| (name == "H").then_some(240));
+        assert_eq!((size(windows), size(d.mul(h, h)), size(d.mul(h, n))), (Some(0), Some(57600), None));
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Request {
     pub inputs: Vec<(ValueId, String)>,
     /// The new graph outputs, with the names that they get: values that backward nodes compute, each once.
     pub outputs: Vec<(ValueId, String)>,
+    /// Values that are computed even if no output depends on them: those that the record names.
+    pub kept: Vec<ValueId>,
     /// Whether backward nodes take over the devices and the placement metadata of their forward nodes.
     pub colocate: bool,
 }
@@ -38,7 +40,8 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
     let imports = model.opset("").is_some();
     let version = model.opset_or_default();
     let proto = model.graph.as_mut().context("the model holds no graph")?;
-    let live = live_nodes(graph, Graph::MAIN, request.outputs.iter().map(|&(v, _)| v));
+    let live =
+        live_nodes(graph, Graph::MAIN, request.outputs.iter().map(|&(v, _)| v).chain(request.kept.iter().copied()));
     let main = &graph.scope(Graph::MAIN).nodes;
     let placed = if request.colocate { proto.node.as_slice() } else { &[] };
     let mut writer = Writer {

@@ -348,7 +348,7 @@ impl Forward {
         let own: Vec<_> =
             std::mem::take(&mut graph.output).into_iter().filter(|o| kept.iter().any(|k| k == o.name())).collect();
         let inputs = self.inputs.borrow().clone();
-        let request = Request { name: "training".to_owned(), inputs, outputs, colocate: false };
+        let request = Request { name: "training".to_owned(), inputs, outputs, kept: vec![], colocate: false };
         write::write(&self.builder.graph(), &mut model, &request, self.taken.clone())?;
         if let Some(graph) = model.graph.as_mut() {
             graph.output.extend(own);

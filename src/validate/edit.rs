@@ -1,8 +1,9 @@
 //! Small changes of models in protobuf, and questions about them: parts cut out, tensors opened to become inputs.
 
-use crate::onnx::proto::type_proto;
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
+use crate::onnx::proto::{TensorShapeProto, type_proto};
 use crate::onnx::{AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// The graphs in a node's attributes.
 pub fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
@@ -122,5 +123,46 @@ pub fn double_input(name: &str) -> ValueInfoProto {
     ValueInfoProto {
         r#type: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() }),
         ..named(name)
+    }
+}
+
+/// The shape of a value that is a tensor, to be changed.
+fn shape_mut(value: &mut ValueInfoProto) -> Option<&mut Option<TensorShapeProto>> {
+    match value.r#type.as_mut()?.value.as_mut()? {
+        type_proto::Value::TensorType(t) => Some(&mut t.shape),
+        _ => None,
+    }
+}
+
+/// Declares other shapes for inputs: numbers and names.
+pub fn shape_inputs(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<String>>) {
+    for input in model.graph.iter_mut().flat_map(|g| &mut g.input) {
+        let Some(dims) = shapes.get(input.name()) else { continue };
+        let dim = |d: &String| Dimension {
+            value: Some(d.parse().map_or_else(|_| Dim::DimParam(d.clone()), Dim::DimValue)),
+            ..Default::default()
+        };
+        let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
+        if let Some(declared) = shape_mut(input) {
+            *declared = Some(shape);
+        }
+    }
+}
+
+/// Gives every size of an input that has no name one of its own.
+pub fn name_sizes(model: &mut ModelProto) {
+    for input in model.graph.iter_mut().flat_map(|g| &mut g.input) {
+        let name = input.name().to_owned();
+        let Some(shape) = shape_mut(input).and_then(Option::as_mut) else { continue };
+        for (axis, dim) in shape.dim.iter_mut().enumerate() {
+            let unnamed = match &dim.value {
+                None => true,
+                Some(Dim::DimParam(symbol)) => symbol.is_empty(),
+                Some(Dim::DimValue(n)) => *n < 0,
+            };
+            if unnamed {
+                dim.value = Some(Dim::DimParam(format!("{name}[{axis}]")));
+            }
+        }
     }
 }

@@ -6,37 +6,36 @@
 #[cfg(not(any(feature = "tract", feature = "onnxruntime")))]
 compile_error!("validation runs in an engine: the features `tract` and `onnxruntime` have one each");
 
-mod comparison;
-mod differences;
-mod double;
+mod case;
+mod draw;
 mod edit;
 pub mod engine;
-mod float64;
-mod inputs;
+mod forward;
+mod integers;
 #[cfg(feature = "tract")]
 mod kernels;
 #[cfg(feature = "onnxruntime")]
 mod onnxruntime;
-mod own;
 mod report;
 mod run;
+mod sizes;
+mod slopes;
 pub mod tensors;
 #[cfg(feature = "tract")]
 mod tract;
+mod verdict;
+mod wide;
+mod widen;
 
 pub use engine::Choice as Engine;
 pub use report::{GradientCheck, OutputCheck, Status, Validation};
 pub use run::{random_inputs, run};
 
-use crate::onnx::file::load_external;
-use crate::onnx::inline::inline_functions;
 use crate::onnx::{ModelProto, TensorProto};
 use crate::record::Record;
-use differences::Rounding;
-use double::Double;
+use case::Case;
 use engine::Trouble;
-use own::Own;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -47,10 +46,18 @@ pub struct Options {
     pub seed: u64,
     /// Sizes of symbolic dimensions.
     pub dims: BTreeMap<String, i64>,
+    /// Shapes of graph inputs, of numbers and names, in the place of those that are declared.
+    pub shapes: BTreeMap<String, Vec<String>>,
     /// Values of graph inputs; those that are not given are random.
     pub inputs: BTreeMap<String, TensorProto>,
+    /// Ranges that random values of graph inputs are drawn from, both ends included.
+    pub ranges: BTreeMap<String, (f64, f64)>,
     /// Along how many directions each gradient is compared.
     pub directions: usize,
+    /// At how many other inputs than the first gradients are compared, at most.
+    pub others: usize,
+    /// Whether single elements are looked at, too, as long as there is time.
+    pub closely: bool,
     /// How long to go on comparing. What is not compared by then is said in the notes.
     pub budget: Duration,
     /// What runs the model.
@@ -62,8 +69,12 @@ impl Default for Options {
         Options {
             seed: 0,
             dims: BTreeMap::new(),
+            shapes: BTreeMap::new(),
             inputs: BTreeMap::new(),
+            ranges: BTreeMap::new(),
             directions: 1,
+            others: 8,
+            closely: true,
             budget: Duration::from_secs(20),
             engine: Engine::default(),
         }
@@ -74,26 +85,13 @@ impl Default for Options {
 ///
 /// What is wrong with the model, or with the engine, is in the result.
 pub fn validate(model: &ModelProto, base: Option<&Path>, record: &Record, options: &Options) -> Validation {
-    let mut validation = Validation {
-        status: Status::Skipped,
-        reason: None,
-        engine: options.engine.name().to_owned(),
-        dims: BTreeMap::new(),
-        outputs: Vec::new(),
-        gradients: (record.gradients.iter())
-            .map(|g| GradientCheck {
-                x: g.x.clone(),
-                gradient: g.name.clone(),
-                bound: Rounding::Double.bound(),
-                ..Default::default()
-            })
-            .collect(),
-    };
-    let check = |model: ModelProto| {
+    let mut validation = Validation::skipped(record, &options.engine, "nothing has run");
+    let mut check = || {
         let engine = options.engine.open()?;
-        Check { model: &model, record, options, engine: &*engine, validation: &mut validation }.run()
+        let case = Case::new(model, base, record, options, &*engine)?;
+        verdict::run(&case, &mut validation)
     };
-    let (status, reason) = match prepare(model, base).map_err(Stop::from).and_then(check) {
+    let (status, reason) = match check() {
         Ok(()) => (Status::Passed, None),
         Err(Stop(status, reason)) => (status, Some(reason)),
     };
@@ -103,14 +101,12 @@ pub fn validate(model: &ModelProto, base: Option<&Path>, record: &Record, option
 }
 
 /// Why a validation ends before it has passed.
+#[derive(Debug)]
 struct Stop(Status, String);
 
 impl From<Trouble> for Stop {
     fn from(trouble: Trouble) -> Self {
-        match trouble {
-            Trouble::Panicked(_) => Stop(Status::Failed, trouble.to_string()),
-            _ => skipped(trouble),
-        }
+        skipped(trouble)
     }
 }
 
@@ -128,65 +124,8 @@ fn failed(reason: impl ToString) -> Stop {
     Stop(Status::Failed, reason.to_string())
 }
 
-/// The model with its tensors in memory and its functions written out.
-fn prepare(model: &ModelProto, base: Option<&Path>) -> anyhow::Result<ModelProto> {
-    let mut model = inline_functions(model, &|_| true)?;
-    model.functions.clear();
-    if let Some(base) = base {
-        load_external(&mut model, base)?;
-    }
-    Ok(model)
-}
-
-struct Check<'a> {
-    model: &'a ModelProto,
-    record: &'a Record,
-    options: &'a Options,
-    engine: &'a dyn engine::Engine,
-    validation: &'a mut Validation,
-}
-
-impl Check<'_> {
-    fn run(mut self) -> Result<(), Stop> {
-        let own = self.run_own()?;
-        let double = Double::run(&self, &own)?;
-        self.check_gradients(&own, &double)?;
-        double.compare(&mut self)
-    }
-
-    /// The names of the gradients that there are.
-    fn gradients(&self) -> Vec<String> {
-        unique(self.record.gradients.iter().filter_map(|g| g.name.clone()))
-    }
-
-    /// What the model computes besides the gradients.
-    fn forward(&self) -> Vec<String> {
-        let gradients: HashSet<&str> = self.record.gradients.iter().filter_map(|g| g.name.as_deref()).collect();
-        let outputs = self.model.graph.iter().flat_map(|g| &g.output).map(|o| o.name());
-        let ys = self.record.seeds.iter().map(|s| s.y.as_str());
-        unique(outputs.chain(ys).filter(|o| !gradients.contains(o)).map(str::to_owned))
-    }
-}
-
-/// Why the model does not run where it is compared with differences.
-fn not_compared(trouble: &Trouble) -> Stop {
-    match trouble {
-        Trouble::Panicked(_) | Trouble::Unsupported(_) => Stop::from(trouble.clone()),
-        other => skipped(format!("not compared with differences, the model does not run in float64: {other}")),
-    }
-}
-
-fn unique(names: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut seen = HashSet::new();
-    names.into_iter().filter(|n| seen.insert(n.clone())).collect()
-}
-
 /// The first few, and how many more.
 fn listed(problems: &[String]) -> String {
     let shown = problems.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
     if problems.len() > 3 { format!("{shown}; and {} more", problems.len() - 3) } else { shown }
-}
-
-fn root_mean_square(values: &[f64]) -> f64 {
-    (values.iter().map(|v| v * v).sum::<f64>() / values.len().max(1) as f64).sqrt()
 }

@@ -1,5 +1,7 @@
 //! What a validation says.
 
+use super::Engine;
+use crate::record::Record;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -7,11 +9,11 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// The model ran, and nothing that was compared is wrong.
+    /// Gradients agree with slopes that are not zero, and none differs. Which ones were compared is said of each.
     Passed,
-    /// The model ran and something is wrong with its gradients, or the engine crashed on those.
+    /// A gradient is not the slope, at two inputs on which the model runs and is finite.
     Failed,
-    /// The engine cannot run the model: nothing is known.
+    /// Nothing could be compared: nothing is known.
     Skipped,
 }
 
@@ -25,13 +27,62 @@ pub struct Validation {
     pub reason: Option<String>,
     /// What ran the model.
     pub engine: String,
-    /// The sizes that symbolic dimensions had.
+    /// The sizes that symbolic dimensions had at the first input.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub dims: BTreeMap<String, i64>,
+    /// At how many inputs gradients were compared.
+    #[serde(default)]
+    pub inputs: usize,
     /// The forward outputs, compared with those of the model without gradients.
     pub outputs: Vec<OutputCheck>,
     /// The gradients, in the order of the record.
     pub gradients: Vec<GradientCheck>,
+}
+
+impl Validation {
+    /// That nothing is known of the gradients of a call.
+    pub fn skipped(record: &Record, engine: &Engine, reason: &str) -> Self {
+        Validation {
+            status: Status::Skipped,
+            reason: Some(reason.to_owned()),
+            engine: engine.name().to_owned(),
+            dims: BTreeMap::new(),
+            inputs: 0,
+            outputs: Vec::new(),
+            gradients: (record.gradients.iter())
+                .map(|g| GradientCheck { x: g.x.clone(), gradient: g.name.clone(), ..Default::default() })
+                .collect(),
+        }
+    }
+
+    /// Takes over what another validation has found of the gradients that are zero here: one of the same call with other seeds.
+    pub fn complete(&mut self, other: Validation) {
+        for (here, there) in self.gradients.iter_mut().zip(other.gradients) {
+            if here.zero && here.x == there.x && there.compared {
+                let note = "ones as seeds make it zero: compared with random seeds".to_owned();
+                *here = GradientCheck { gradient: here.gradient.clone(), note: Some(note), zero: false, ..there };
+            }
+        }
+        self.inputs = self.inputs.max(other.inputs);
+        match (self.status, other.status) {
+            (Status::Failed, _) | (_, Status::Skipped) => (),
+            (_, Status::Failed) => {
+                self.status = Status::Failed;
+                self.reason = other.reason.map(|reason| format!("with random seeds, {reason}"));
+            }
+            (_, Status::Passed) => {
+                if self.counted().0 > 0 {
+                    (self.status, self.reason) = (Status::Passed, None);
+                }
+            }
+        }
+    }
+
+    /// How many gradients were compared, and how many there are.
+    pub fn counted(&self) -> (usize, usize) {
+        let claimed = || self.gradients.iter().filter(|g| g.gradient.is_some());
+        (claimed().filter(|g| g.compared).count(), claimed().count())
+    }
 }
 
 /// A forward output of the model with gradients beside that of the model without.
@@ -58,8 +109,11 @@ pub struct GradientCheck {
     pub error: Option<f64>,
     /// The largest that is taken for rounding.
     pub bound: f64,
-    /// Whether it was compared with differences, alone or together with others.
+    /// Whether it was compared with a slope that is not zero, alone or together with others.
     pub compared: bool,
+    /// Whether gradient and slope are both zero, or no larger than rounding, wherever they were compared.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub zero: bool,
     /// What else there is to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,

@@ -1,11 +1,12 @@
 //! Runs a model once.
 
+use super::case::Case;
 use super::engine::{Choice, Precision};
 use super::tensors::{Tensors, tensor};
-use super::{Options, inputs};
+use super::{Options, forward};
 use crate::onnx::{ModelProto, TensorProto};
 use crate::record::Record;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -26,18 +27,10 @@ pub fn run(model: &ModelProto, inputs: &BTreeMap<String, TensorProto>) -> Result
 /// # Errors
 /// It runs with none of those that are tried.
 pub fn random_inputs(model: &ModelProto, options: &Options) -> Result<BTreeMap<String, TensorProto>> {
-    let mut trouble = None;
-    for &attempt in inputs::ATTEMPTS {
-        let sizes = inputs::bind(model, &Record::default(), options, attempt);
-        let feeds = inputs::make(model, options, &sizes, attempt.positive)?;
-        let feeds = feeds.into_iter().map(|(name, value)| (name, value.to_proto())).collect();
-        match run(model, &feeds) {
-            Ok(_) => return Ok(feeds),
-            Err(error) => drop(trouble.get_or_insert(error)),
-        }
-    }
-    match trouble {
-        Some(error) => Err(error.context("the model does not run")),
-        None => bail!("no inputs are tried"),
-    }
+    let engine = options.engine.open().map_err(|e| anyhow!("{e}"))?;
+    let record = Record::default();
+    let case = Case::new(model, None, &record, options, &*engine)?;
+    let (point, ()) =
+        forward::find(&case, |_| Ok(())).map_err(|stop| anyhow!("{}", stop.1).context("the model does not run"))?;
+    Ok(point.feeds.into_iter().map(|(name, value)| (name, value.to_proto())).collect())
 }

@@ -38,9 +38,13 @@ impl Tensor {
     pub fn from_values(element: ElementType, dims: &[usize], values: &[f64]) -> Result<Tensor> {
         use ElementType as E;
         macro_rules! bytes {
-            ($convert:expr) => {
-                values.iter().flat_map(|&v| $convert(v).to_le_bytes()).collect::<Vec<u8>>()
-            };
+            ($convert:expr) => {{
+                let mut bytes = Vec::with_capacity(values.len() * size_of(element).unwrap_or(0));
+                for &v in values {
+                    bytes.extend_from_slice(&$convert(v).to_le_bytes());
+                }
+                bytes
+            }};
         }
         let bytes = match element {
             E::Double => bytes!(|v: f64| v),

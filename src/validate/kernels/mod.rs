@@ -14,6 +14,7 @@ mod optimizers;
 mod quantized;
 mod random;
 mod recurrent;
+mod reduction;
 mod resampling;
 
 pub use array::{Array, Element, broadcast, each_index};
@@ -64,6 +65,7 @@ const FAMILIES: &[&[Row]] = &[
     quantized::ROWS,
     random::ROWS,
     recurrent::ROWS,
+    reduction::ROWS,
     resampling::ROWS,
 ];
 

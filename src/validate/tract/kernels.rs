@@ -1,8 +1,8 @@
 //! The kernels as operators of tract: those that it lacks, computes wrongly, or has in float32 only.
 
-use super::{control, datum_type, element_type, values};
+use super::{control, datum_type, element_type, sized, values};
 use crate::onnx::proto::attribute_proto;
-use crate::onnx::{NodeProto, canonical_domain};
+use crate::onnx::{ElementType, NodeProto, canonical_domain};
 use crate::validate::kernels::{self, Array, Call, Element, Row};
 use anyhow::{Context, Result, ensure};
 use prost::Message;
@@ -21,8 +21,8 @@ enum When {
     Double,
     /// Where tract does not compute this node, or computes it wrongly.
     Node(fn(&Call) -> bool),
-    /// Where tract does not compute inputs of these ranks.
-    Ranks(fn(&[usize]) -> bool),
+    /// Where tract does not compute inputs of these shapes.
+    Shapes(fn(&[&[usize]]) -> bool),
 }
 
 /// The operators that tract computes, but not always. What stands neither here nor in tract is the kernel's alone.
@@ -32,13 +32,29 @@ const SHARED: &[(&str, When)] = &[
     ("Einsum", When::Node(einsum)),
     ("GroupNormalization", When::Double),
     ("LayerNormalization", When::Double),
-    ("MatMul", When::Ranks(|ranks| ranks == [1, 1])),
+    ("MatMul", When::Shapes(|shapes| empty(shapes) || shapes.iter().all(|s| s.len() == 1))),
     ("RMSNormalization", When::Double),
+    // It divides by the number of elements, which may be zero.
+    ("ReduceL1", When::Shapes(empty)),
+    ("ReduceL2", When::Shapes(empty)),
+    ("ReduceLogSum", When::Shapes(empty)),
+    ("ReduceLogSumExp", When::Shapes(empty)),
+    ("ReduceMax", When::Shapes(empty)),
+    ("ReduceMean", When::Shapes(empty)),
+    ("ReduceMin", When::Shapes(empty)),
+    ("ReduceProd", When::Shapes(empty)),
+    ("ReduceSum", When::Shapes(empty)),
+    ("ReduceSumSquare", When::Shapes(empty)),
     ("STFT", When::Double),
     // tract takes the axes for granted while they are an attribute.
     ("Squeeze", When::Node(|c| c.opset < 13 && c.ints("axes").is_none())),
     ("SimplifiedLayerNormalization", When::Double),
 ];
+
+/// Whether an input has no elements.
+fn empty(shapes: &[&[usize]]) -> bool {
+    shapes.iter().any(|s| s.contains(&0))
+}
 
 /// tract takes an index that a term has twice for two.
 fn einsum(call: &Call) -> bool {
@@ -59,6 +75,7 @@ static ENGINE: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op
 
 /// Puts kernels in the place of those of tract that are missing or wrong; in float64 of those in float32, too.
 pub fn register(operators: &mut OnnxOpRegister, double: bool) {
+    operators.insert("Cast", cast);
     operators.insert("Loop", control::loop_);
     operators.insert("Scan", control::scan);
     for row in kernels::rows() {
@@ -86,7 +103,7 @@ fn build(context: &ParsingContext, node: &pb::NodeProto) -> Built {
                 return theirs();
             }
         }
-        Some(When::Ranks(_)) => {
+        Some(When::Shapes(_)) => {
             let (otherwise, names) = theirs()?;
             kernel.otherwise = Some(otherwise);
             return Ok((Box::new(kernel), names));
@@ -101,6 +118,63 @@ fn build(context: &ParsingContext, node: &pb::NodeProto) -> Built {
         kernel.bodies.push(Body { name: name.clone(), plan, captures: first..names.len() });
     }
     Ok((Box::new(kernel), names))
+}
+
+/// tract casts to int64 by making sizes, which many operators do not take for numbers.
+fn cast(context: &ParsingContext, node: &pb::NodeProto) -> Built {
+    let theirs = ENGINE.0.get("Cast").context("tract has no Cast")?;
+    let (op, names) = theirs(context, node)?;
+    let integers = node.attribute.iter().any(|a| a.name == "to" && a.i == ElementType::Int64 as i64);
+    Ok(if integers { (Box::new(Integers(op)), names) } else { (op, names) })
+}
+
+/// An operator whose result is of int64, and not of sizes.
+#[derive(Clone, Debug)]
+struct Integers(Box<dyn InferenceOp>);
+
+impl PartialEq for Integers {
+    fn eq(&self, _: &Self) -> bool {
+        false
+    }
+}
+impl Eq for Integers {}
+
+impl Op for Integers {
+    fn name(&self) -> StaticName {
+        format!("{} to integers", self.0.name()).into()
+    }
+
+    not_a_typed_op!();
+}
+
+impl EvalOp for Integers {
+    not_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let results = self.0.eval(context, tensors)?.into_iter();
+        results.map(|t| Ok(sized(t.into_arc_tensor())?.into_tvalue())).collect()
+    }
+}
+
+impl InferenceOp for Integers {
+    fn infer_facts(
+        &mut self,
+        inputs: TVec<&InferenceFact>,
+        outputs: TVec<&InferenceFact>,
+        observed: TVec<&InferenceFact>,
+    ) -> TractResult<Facts> {
+        let (inputs, mut outputs, observed) = unknown(inputs, outputs, observed);
+        if let (Some(x), Some(y)) = (inputs.first(), outputs.first_mut()) {
+            (y.datum_type, y.shape) = (i64::datum_type().into(), x.shape.clone());
+        }
+        Ok((inputs, outputs, observed))
+    }
+
+    fn nboutputs(&self) -> TractResult<usize> {
+        Ok(1)
+    }
+
+    as_op!();
 }
 
 /// The node in our protobuf types; tract's do not write zeros.
@@ -183,8 +257,8 @@ impl EvalOp for Kernel {
     not_out_of_plan!();
 
     fn eval(&self, context: &EvalContext, tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        if let (Some(When::Ranks(ours)), Some(otherwise)) = (when(self.row), &self.otherwise)
-            && !ours(&tensors.iter().map(|t| t.rank()).collect::<Vec<_>>())
+        if let (Some(When::Shapes(ours)), Some(otherwise)) = (when(self.row), &self.otherwise)
+            && !ours(&tensors.iter().map(|t| t.shape()).collect::<Vec<_>>())
         {
             return otherwise.eval(context, tensors);
         }

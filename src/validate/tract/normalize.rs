@@ -3,7 +3,7 @@
 
 use crate::onnx::proto::{SparseTensorProto, tensor_shape_proto, type_proto};
 use crate::onnx::{
-    ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
+    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
 };
 use crate::validate::edit::{bodies, bodies_mut, node};
 use crate::validate::kernels;
@@ -58,6 +58,10 @@ fn normalize_graph(graph: &mut GraphProto, opset: i64) -> Result<()> {
                 node.attribute.push(attribute::tensor("value", zero));
             }
             "Pad" => crop_first(&mut node, &integers, opset, &mut nodes),
+            "Gemm" if node.input.len() >= 2 && !node.output.is_empty() => {
+                gemm(&node, &mut nodes);
+                continue;
+            }
             _ => (),
         }
         nodes.push(node);
@@ -196,6 +200,39 @@ fn crop_first(node: &mut NodeProto, integers: &HashMap<String, Vec<i64>>, opset:
     nodes.push(self::node("Slice", &[&node.input[0], &starts, &ends, &axes], &cropped, vec![]));
     node.input[0] = cropped;
     node.input[1] = rest;
+}
+
+/// `alpha A B + beta C`, of which tract has the product and the sum in float32 only.
+fn gemm(gemm: &NodeProto, nodes: &mut Vec<NodeProto>) {
+    let (Some(y), [a, b, rest @ ..]) = (gemm.output.first(), gemm.input.as_slice()) else { return };
+    let mut emit = |op: &str, inputs: &[&str], output: String, attributes: Vec<AttributeProto>| {
+        nodes.push(node(op, inputs, &output, attributes));
+        output
+    };
+    let mut operand = |name: &str, flag: &str| match attribute::get_int(&gemm.attribute, flag).unwrap_or(0) {
+        0 => name.to_owned(),
+        _ => emit("Transpose", &[name], format!("{y}/{flag}"), vec![attribute::ints("perm", &[1, 0])]),
+    };
+    let (a, b) = (operand(a, "transA"), operand(b, "transB"));
+    let product = emit("MatMul", &[&a, &b], format!("{y}/product"), vec![]);
+    let mut scaled = |name: &str, by: &str| {
+        let factor = attribute::get_float(&gemm.attribute, by).unwrap_or(1.0);
+        if factor == 1.0 {
+            return name.to_owned();
+        }
+        let value = attribute::tensor("value", TensorProto::from_float32(&[], &[factor]));
+        let factor = emit("Constant", &[], format!("{y}/{by}"), vec![value]);
+        let factor = emit("CastLike", &[&factor, name], format!("{y}/{by}/typed"), vec![]);
+        emit("Mul", &[name, &factor], format!("{y}/{by}/scaled"), vec![])
+    };
+    let product = scaled(&product, "alpha");
+    match rest.first().filter(|c| !c.is_empty()) {
+        Some(c) => {
+            let c = scaled(c, "beta");
+            emit("Add", &[&product, &c], y.clone(), vec![])
+        }
+        None => emit("Identity", &[&product], y.clone(), vec![]),
+    };
 }
 
 /// Contributed operators that tract computes as ONNX Runtime does.

@@ -5,7 +5,7 @@
 use super::edit::{bodies_mut, node};
 use crate::onnx::proto::type_proto;
 use crate::onnx::{
-    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
+    ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
 };
 use crate::rules::newest;
 use anyhow::Result;
@@ -50,9 +50,19 @@ fn retype(r#type: &mut TypeProto) {
     }
 }
 
+/// What stands for infinity in float32, as masks have it, swallows in a sum what is added to it, so that nothing has a slope any
+/// more. A number that is large enough for a softmax does not.
+fn moderate(value: f64) -> f64 {
+    if value.is_finite() && value.abs() >= HUGE { value.signum() * LARGE } else { value }
+}
+
+const HUGE: f64 = 1e30;
+const LARGE: f64 = 1e4;
+
 fn widen(tensor: &mut TensorProto) -> Result<()> {
-    if tensor.element_type().is_float() && tensor.element_type() != ElementType::Double {
-        let wide = TensorProto::from_floats(ElementType::Double, &tensor.dims, &tensor.floats()?)?;
+    if tensor.element_type().is_float() {
+        let values: Vec<f64> = tensor.floats()?.into_iter().map(moderate).collect();
+        let wide = TensorProto::from_floats(ElementType::Double, &tensor.dims, &values)?;
         *tensor = TensorProto { name: tensor.name.take(), ..wide };
     }
     Ok(())
@@ -66,9 +76,9 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
     match node.op_type() {
         "Constant" => {
             let value = match node.attribute.first() {
-                Some(a) if a.name() == "value_float" => Some((vec![], vec![f64::from(a.f())])),
+                Some(a) if a.name() == "value_float" => Some((vec![], vec![moderate(a.f().into())])),
                 Some(a) if a.name() == "value_floats" => {
-                    Some((vec![a.floats.len() as i64], a.floats.iter().map(|&v| v.into()).collect()))
+                    Some((vec![a.floats.len() as i64], a.floats.iter().map(|&v| moderate(v.into())).collect()))
                 }
                 _ => None,
             };
@@ -87,7 +97,6 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
                 node.attribute.push(attribute::tensor("value", zero));
             }
         },
-        "Gemm" => return gemm(node, nodes),
         _ => (),
     }
     let Some(rule) = newest("", node.op_type()) else {
@@ -131,47 +140,4 @@ fn element_attribute(node: &mut NodeProto, name: &str, default: Option<ElementTy
     if named.map(ElementType::from_number).or(default).is_some_and(ElementType::is_float) {
         set_int(node, name, DOUBLE);
     }
-}
-
-/// `alpha A B + beta C`, of which tract has the product alone in float64.
-fn gemm(gemm: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
-    let (Some(y), [a, b, rest @ ..]) = (gemm.output.first(), gemm.input.as_slice()) else {
-        nodes.push(gemm);
-        return Ok(());
-    };
-    let attributes: &[AttributeProto] = &gemm.attribute;
-    let mut emit = |op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>| {
-        nodes.push(node(op, inputs, output, attributes));
-    };
-    let mut operand = |name: &str, flag: &str| {
-        if attribute::get_int(attributes, flag).unwrap_or(0) == 0 {
-            return name.to_owned();
-        }
-        let transposed = format!("{y}/{flag}");
-        emit("Transpose", &[name], &transposed, vec![attribute::ints("perm", &[1, 0])]);
-        transposed
-    };
-    let (a, b) = (operand(a, "transA"), operand(b, "transB"));
-    let product = format!("{y}/product");
-    emit("MatMul", &[&a, &b], &product, vec![]);
-    let mut scaled = |name: String, by: &str| {
-        let by_value = attribute::get_float(attributes, by).unwrap_or(1.0);
-        if by_value == 1.0 {
-            return name;
-        }
-        let (factor, result) = (format!("{y}/{by}"), format!("{y}/{by}_scaled"));
-        let value = TensorProto::from_raw(ElementType::Double, &[], f64::from(by_value).to_le_bytes().to_vec());
-        emit("Constant", &[], &factor, vec![attribute::tensor("value", value)]);
-        emit("Mul", &[&name, &factor], &result, vec![]);
-        result
-    };
-    let product = scaled(product, "alpha");
-    match rest.first().filter(|c| !c.is_empty()) {
-        Some(c) => {
-            let c = scaled(c.clone(), "beta");
-            emit("Add", &[&product, &c], y, vec![]);
-        }
-        None => emit("Identity", &[&product], y, vec![]),
-    }
-    Ok(())
 }

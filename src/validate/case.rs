@@ -1,0 +1,122 @@
+//! What is validated: a model with the record of a call, the engine that runs it, and what is known of its inputs.
+
+use super::engine::{Engine, Precision, Run, Trouble};
+use super::integers::Integers;
+use super::sizes::Sizes;
+use super::tensors::Tensors;
+use super::{Options, draw, edit};
+use crate::onnx::file::load_external;
+use crate::onnx::inline::inline_functions;
+use crate::onnx::{ElementType, GraphProto, ModelProto};
+use crate::record::Record;
+use anyhow::Result;
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Instant;
+
+/// One call to validate. The phases (a run in the model's own types, one in float64, the slopes, the verdict) are functions
+/// of it.
+pub struct Case<'a> {
+    /// The model, its tensors in memory, its functions written out, every size of an input named.
+    pub model: ModelProto,
+    /// What the call made.
+    pub record: &'a Record,
+    /// How to validate.
+    pub options: &'a Options,
+    /// What runs the model.
+    pub engine: &'a dyn Engine,
+    /// What sizes its inputs can have.
+    pub sizes: Sizes,
+    /// What its integer inputs count.
+    pub integers: Integers,
+    /// Whether it holds floating-point numbers of 16 bits.
+    pub half: bool,
+    /// Whether engines have all of its element types.
+    pub typed: bool,
+    /// When to begin nothing more.
+    pub deadline: Instant,
+}
+
+impl<'a> Case<'a> {
+    /// Prepares a model; `base` is the folder of its external data.
+    ///
+    /// # Errors
+    /// External data that are not there, functions that cannot be written out.
+    pub fn new(
+        model: &ModelProto,
+        base: Option<&Path>,
+        record: &'a Record,
+        options: &'a Options,
+        engine: &'a dyn Engine,
+    ) -> Result<Self> {
+        let deadline = Instant::now() + options.budget;
+        let mut model = inline_functions(model, &|_| true)?;
+        model.functions.clear();
+        if let Some(base) = base {
+            load_external(&mut model, base)?;
+        }
+        edit::shape_inputs(&mut model, &options.shapes);
+        edit::name_sizes(&mut model);
+        let sizes = Sizes::new(&model, record, options);
+        // What gradients do with indices follows from what the model does.
+        let mut forward = model.clone();
+        edit::prune(&mut forward, &outputs(&model, record));
+        let integers = Integers::new(&forward, &sizes);
+        let bfloat16 = uses(model.graph.as_ref(), ElementType::Bfloat16);
+        let half = bfloat16 || uses(model.graph.as_ref(), ElementType::Float16);
+        Ok(Case { model, record, options, engine, sizes, integers, half, typed: !bfloat16, deadline })
+    }
+
+    /// The names of the gradients that there are.
+    pub fn gradients(&self) -> Vec<String> {
+        unique(self.record.gradients.iter().filter_map(|g| g.name.clone()))
+    }
+
+    /// What the model computes besides the gradients.
+    pub fn outputs(&self) -> Vec<String> {
+        outputs(&self.model, self.record)
+    }
+
+    /// Whether all inputs are given, so that there are no others to try.
+    pub fn is_given(&self) -> bool {
+        draw::free_inputs(&self.model).all(|i| self.options.inputs.contains_key(i.name()))
+    }
+
+    /// Whether the time that was given is over.
+    pub fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    /// A model, ready to run.
+    pub fn prepare(&self, model: &ModelProto, feeds: &Tensors, precision: Precision) -> Result<Box<dyn Run>, Trouble> {
+        self.engine.prepare(model, feeds, precision)
+    }
+}
+
+fn outputs(model: &ModelProto, record: &Record) -> Vec<String> {
+    let gradients: HashSet<&str> = record.gradients.iter().filter_map(|g| g.name.as_deref()).collect();
+    let outputs = model.graph.iter().flat_map(|g| &g.output).map(|o| o.name());
+    let ys = record.seeds.iter().map(|s| s.y.as_str());
+    unique(outputs.chain(ys).filter(|o| !gradients.contains(o)).map(str::to_owned))
+}
+
+/// Each name once, in the order in which it comes first.
+pub fn unique(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut seen = HashSet::new();
+    names.into_iter().filter(|n| seen.insert(n.clone())).collect()
+}
+
+/// Whether a graph, or a body in it, names this element type.
+fn uses(graph: Option<&GraphProto>, element: ElementType) -> bool {
+    let Some(graph) = graph else { return false };
+    let number = element as i32;
+    let typed = |v: &crate::onnx::ValueInfoProto| edit::element_type(v.r#type.as_ref()) == Some(element);
+    graph.initializer.iter().any(|t| t.data_type() == number)
+        || graph.input.iter().any(typed)
+        || graph.node.iter().any(|n| {
+            n.attribute.iter().any(|a| {
+                a.t.as_ref().is_some_and(|t| t.data_type() == number)
+                    || (matches!(a.name(), "to" | "dtype" | "output_datatype") && a.i() == i64::from(number))
+            }) || edit::bodies(n).any(|b| uses(Some(b), element))
+        })
+}

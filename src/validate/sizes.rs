@@ -1,0 +1,304 @@
+//! Sizes for the symbolic dimensions of a model's inputs: those that it can run with.
+//!
+//! What is inferred of the model's tensors says which sizes have to be equal (a product contracts them) and which are too
+//! small (a window does not fit, and some tensor would have a negative size).
+
+use super::{Options, draw};
+use crate::graph::{Dim, Dims, Graph, Loaded, NodeId};
+use crate::onnx::proto::tensor_shape_proto::dimension::Value::DimParam;
+use crate::onnx::{ModelProto, attribute};
+use crate::record::Record;
+use crate::rules::{self, Slot};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Which sizes symbols get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// The first symbol's size; usually that is the batch.
+    pub first: i64,
+    /// The second symbol's.
+    pub next: i64,
+    /// Whether every symbol after the second has a size of its own: that tells axes apart.
+    pub distinct: bool,
+}
+
+/// The sizes of all symbols from those of the first of each class.
+type Spread<'s> = dyn Fn(&BTreeMap<String, i64>) -> BTreeMap<String, i64> + 's;
+
+/// Larger sizes are not tried where windows do not fit.
+const LARGEST: i64 = 1 << 17;
+/// So many times sizes that are too small grow.
+const GROWTH: usize = 64;
+
+/// What is known of the sizes of a model.
+pub struct Sizes {
+    /// The symbols of the inputs, in order.
+    symbols: Vec<String>,
+    /// Sizes that are given.
+    fixed: BTreeMap<String, i64>,
+    /// What is inferred of the model; `None` where it contradicts itself.
+    loaded: Option<Loaded>,
+    /// Sizes that have to be equal.
+    equal: Vec<(Dim, Dim)>,
+    /// Sizes of tensors, each once.
+    sizes: Vec<Dim>,
+}
+
+impl Sizes {
+    /// Looks at a model whose inputs name their sizes.
+    pub fn new(model: &ModelProto, record: &Record, options: &Options) -> Self {
+        let mut fixed = options.dims.clone();
+        for (symbol, size) in sizes_of_seeds(model, record) {
+            fixed.entry(symbol).or_insert(size);
+        }
+        let mut symbols = Vec::new();
+        for input in draw::free_inputs(model) {
+            // What is given binds its symbols.
+            let given = options.inputs.get(input.name());
+            for (i, dim) in draw::declared(input).into_iter().flatten().enumerate() {
+                let Some(DimParam(symbol)) = &dim.value else { continue };
+                if let Some(&size) = given.and_then(|t| t.dims.get(i)) {
+                    fixed.entry(symbol.clone()).or_insert(size);
+                }
+                if !symbols.contains(symbol) {
+                    symbols.push(symbol.clone());
+                }
+            }
+        }
+        let loaded = rules::load(model).ok();
+        let graph = loaded.as_ref().map(|l| &l.graph);
+        let equal = graph.map(equalities).unwrap_or_default();
+        let sizes = graph.map(sizes).unwrap_or_default();
+        Sizes { symbols, fixed, loaded, equal, sizes }
+    }
+
+    /// What is inferred of the model.
+    pub fn loaded(&self) -> Option<&Loaded> {
+        self.loaded.as_ref()
+    }
+
+    /// Whether there are sizes to choose.
+    pub fn are_free(&self) -> bool {
+        self.symbols.iter().any(|s| !self.fixed.contains_key(s))
+    }
+
+    /// The number that a size is, once the symbols have theirs.
+    pub fn evaluate(&self, dim: Dim, bound: &BTreeMap<String, i64>) -> Option<i64> {
+        self.dims()?.evaluate(dim, &|name| bound.get(name).copied())
+    }
+
+    /// The sizes of all symbols of the inputs.
+    pub fn bind(&self, scale: Scale) -> BTreeMap<String, i64> {
+        let same = self.classes();
+        let class = |symbol: &str| same.get(symbol).cloned().unwrap_or_else(|| symbol.to_owned());
+        let mut sizes: BTreeMap<String, i64> = BTreeMap::new();
+        // A size that is given holds for all that have to be equal to it.
+        for (symbol, &size) in &self.fixed {
+            sizes.entry(class(symbol)).or_insert(size);
+        }
+        let given: BTreeSet<String> = sizes.keys().cloned().collect();
+        let mut count = 0;
+        for symbol in &self.symbols {
+            sizes.entry(class(symbol)).or_insert_with(|| {
+                count += 1;
+                match count - 1 {
+                    0 => scale.first,
+                    n if scale.distinct => scale.next + n - 1,
+                    _ => scale.next,
+                }
+            });
+        }
+        let spread = |sizes: &BTreeMap<String, i64>| -> BTreeMap<String, i64> {
+            let mut all: BTreeMap<String, i64> =
+                self.symbols.iter().filter_map(|s| Some((s.clone(), *sizes.get(&class(s))?))).collect();
+            all.extend(self.fixed.clone());
+            all
+        };
+        if let Some(dims) = self.dims() {
+            self.settle(dims, &mut sizes, &given, &class, &spread);
+            self.grow(&mut sizes, &given, &spread);
+            self.settle(dims, &mut sizes, &given, &class, &spread);
+        }
+        spread(&sizes)
+    }
+
+    fn dims(&self) -> Option<&Dims> {
+        self.loaded.as_ref().map(|l| &l.graph.dims)
+    }
+
+    /// For each symbol that has to be equal to another one the first of those.
+    fn classes(&self) -> HashMap<String, String> {
+        let Some(dims) = self.dims() else { return HashMap::new() };
+        let mut first: HashMap<String, String> = HashMap::new();
+        let root = |first: &HashMap<String, String>, name: String| {
+            let mut name = name;
+            while let Some(next) = first.get(&name).filter(|n| **n != name) {
+                name = next.clone();
+            }
+            name
+        };
+        for &(a, b) in &self.equal {
+            if let (Some(a), Some(b)) = (dims.name(a), dims.name(b)) {
+                let (a, b) = (root(&first, a), root(&first, b));
+                if a != b {
+                    first.insert(b, a);
+                }
+            }
+        }
+        self.symbols.iter().map(|s| (s.clone(), root(&first, s.clone()))).collect()
+    }
+
+    /// A symbol that has to be equal to a sum or a product of others gets their value.
+    fn settle(
+        &self,
+        dims: &Dims,
+        sizes: &mut BTreeMap<String, i64>,
+        given: &BTreeSet<String>,
+        class: &dyn Fn(&str) -> String,
+        spread: &Spread,
+    ) {
+        for _ in 0..4 {
+            for &(a, b) in &self.equal {
+                let bound = spread(sizes);
+                for (symbol, other) in [(a, b), (b, a)] {
+                    let name = dims.name(symbol).map(|n| class(&n)).filter(|n| !given.contains(n));
+                    let size = self.evaluate(other, &bound).filter(|&n| n > 0);
+                    if let (Some(name), Some(size), None) = (name, size, dims.name(other)) {
+                        sizes.insert(name, size);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes sizes larger until no tensor has a size below one, or it is clear that it does not help.
+    fn grow(&self, sizes: &mut BTreeMap<String, i64>, given: &BTreeSet<String>, spread: &Spread) {
+        let mut hopeless = BTreeSet::new();
+        for _ in 0..GROWTH {
+            let bound = spread(sizes);
+            let small = (self.sizes.iter().enumerate())
+                .find(|(i, d)| !hopeless.contains(i) && self.evaluate(**d, &bound).is_some_and(|n| n < 1));
+            let Some((i, &dim)) = small else { return };
+            let before = self.evaluate(dim, &bound);
+            let mut grown = sizes.clone();
+            for name in sizes.keys().filter(|n| !given.contains(*n)) {
+                let mut larger = sizes.clone();
+                larger.entry(name.clone()).and_modify(|n| *n = *n * 2 + 64);
+                if self.evaluate(dim, &spread(&larger)) > before
+                    && let Some(size) = grown.get_mut(name).filter(|n| **n < LARGEST)
+                {
+                    *size += *size / 2 + 1;
+                }
+            }
+            if grown == *sizes {
+                hopeless.insert(i);
+            }
+            *sizes = grown;
+        }
+    }
+}
+
+/// The symbols of ys whose seeds are constants, with the sizes that those have.
+fn sizes_of_seeds(model: &ModelProto, record: &Record) -> Vec<(String, i64)> {
+    let Some(graph) = &model.graph else { return vec![] };
+    let constants: HashMap<&str, &[i64]> = (graph.node.iter())
+        .filter(|n| n.op_type() == "Constant")
+        .filter_map(|n| Some((n.output.first()?.as_str(), &*attribute::get_tensor(&n.attribute, "value")?.dims)))
+        .collect();
+    let outputs: HashMap<&str, _> = graph.output.iter().map(|o| (o.name(), o)).collect();
+    let mut sizes = Vec::new();
+    for seed in &record.seeds {
+        let dims = seed.seed.as_deref().and_then(|s| constants.get(s)).copied().unwrap_or_default();
+        let declared = outputs.get(seed.y.as_str()).and_then(|y| draw::declared(y)).unwrap_or_default();
+        for (dim, &size) in declared.iter().zip(dims) {
+            if let Some(DimParam(symbol)) = &dim.value {
+                sizes.push((symbol.clone(), size));
+            }
+        }
+    }
+    sizes
+}
+
+/// The sizes of the tensors of the main graph that depend on symbols, each once.
+fn sizes(graph: &Graph) -> Vec<Dim> {
+    let nodes = graph.scope(Graph::MAIN).nodes.iter();
+    let outputs = nodes.flat_map(|&n| graph.node(n).outputs.iter().flatten());
+    let mut seen = BTreeSet::new();
+    let sizes = outputs.filter_map(|&v| graph.fact(v).shape.clone()).flat_map(|s| s.to_vec());
+    sizes.filter(|d| matches!(d, Dim::Symbol(symbol) if seen.insert(*symbol))).collect()
+}
+
+/// Sizes that the operators of the main graph take for equal.
+fn equalities(graph: &Graph) -> Vec<(Dim, Dim)> {
+    let mut equal = Vec::new();
+    for &node in &graph.scope(Graph::MAIN).nodes {
+        equal_in(graph, node, &mut equal);
+    }
+    equal.retain(|(a, b)| a != b && (a.known().is_none() || b.known().is_none()));
+    equal
+}
+
+fn equal_in(graph: &Graph, id: NodeId, equal: &mut Vec<(Dim, Dim)>) {
+    let node = graph.node(id);
+    let shape = |i: usize| graph.fact(node.inputs.get(i).copied().flatten()?).shape.clone();
+    let int = |name: &str| attribute::get_int(&node.attributes, name).unwrap_or(0);
+    match &*node.op_type {
+        "MatMul" => {
+            let (Some(a), Some(b)) = (shape(0), shape(1)) else { return };
+            let (Some(k), Some(m)) = (a.last(), b.get(b.len().saturating_sub(2))) else { return };
+            equal.push((*k, *m));
+            broadcast(&a[..a.len().saturating_sub(2)], &b[..b.len().saturating_sub(2)], equal);
+        }
+        "Gemm" => {
+            let (Some(a), Some(b)) = (shape(0), shape(1)) else { return };
+            if let ([n, k], [m, _c]) = (&a[..], &b[..]) {
+                let inner = (if int("transA") == 0 { k } else { n }, if int("transB") == 0 { m } else { &b[1] });
+                equal.push((*inner.0, *inner.1));
+            }
+        }
+        "Einsum" => {
+            let equation = attribute::get_string(&node.attributes, "equation").unwrap_or_default();
+            let left = equation.split("->").next().unwrap_or_default();
+            let mut known: HashMap<char, Dim> = HashMap::new();
+            for (i, term) in left.split(',').enumerate().filter(|(_, term)| !term.contains('.')) {
+                let Some(shape) = shape(i) else { continue };
+                for (letter, &dim) in term.chars().filter(|c| c.is_alphabetic()).zip(shape.iter()) {
+                    equal.push((*known.entry(letter).or_insert(dim), dim));
+                }
+            }
+        }
+        "Concat" => {
+            let Some(first) = shape(0) else { return };
+            let axis = if int("axis") < 0 { int("axis") + first.len() as i64 } else { int("axis") };
+            for other in (1..node.inputs.len()).filter_map(shape).filter(|s| s.len() == first.len()) {
+                let pairs = first.iter().zip(other.iter()).enumerate().filter(|(i, _)| *i as i64 != axis);
+                equal.extend(pairs.map(|(_, (a, b))| (*a, *b)));
+            }
+        }
+        // Keys and values of attention are as many.
+        "Attention" | "MultiHeadAttention" => {
+            let (Some(k), Some(v)) = (shape(1), shape(2)) else { return };
+            if k.len() == v.len() && k.len() >= 3 {
+                let axis = k.len() - 2;
+                equal.push((k[axis], v[axis]));
+            }
+        }
+        op => {
+            let Some(rule) = rules::find(&node.domain, op, graph.opset(&node.domain)) else { return };
+            let broadcasts = |s: &Slot| matches!(s, Slot::Binary(_) | Slot::Broadcast(_) | Slot::EachBroadcast(_));
+            if rule.slots.iter().any(broadcasts) {
+                let shapes: Vec<_> = (0..node.inputs.len()).filter_map(shape).collect();
+                for pair in shapes.windows(2) {
+                    broadcast(&pair[0], &pair[1], equal);
+                }
+            }
+        }
+    }
+}
+
+/// Sizes that stand opposite when two shapes broadcast, none of them one.
+fn broadcast(a: &[Dim], b: &[Dim], equal: &mut Vec<(Dim, Dim)>) {
+    let opposite = a.iter().rev().zip(b.iter().rev());
+    equal.extend(opposite.filter(|(a, b)| a.known() != Some(1) && b.known() != Some(1)).map(|(a, b)| (*a, *b)));
+}

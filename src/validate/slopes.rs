@@ -1,0 +1,299 @@
+//! Gradients against central differences.
+//!
+//! L(xs) = Σ ⟨seed, y⟩, the seeds held constant. Along a direction v the slope of L is ⟨g, v⟩, and
+//! D(h) = (L(x + h v) - L(x - h v)) / 2h is that slope up to h²; Richardson's (4 D(h/2) - D(h)) / 3 is it up to h⁴.
+//! Every x is perturbed on its own: one that a node computes gets an input added to it, so that what flows into it from
+//! another x stays as it is, and a direction over all xs together has the slope Σ ⟨g, v⟩, whichever depends on which.
+//!
+//! Rounding makes noise of a known size. What is no larger than it says nothing, neither for a gradient nor against one.
+
+use super::engine::{Run, Trouble};
+use super::tensors::{self, Tensors};
+use std::sync::Arc;
+
+/// How precisely a slope is known. What is less precise comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rounding {
+    /// All is computed in float64; constants of the model have 32 bits.
+    Double,
+    /// Constants of the model have 16 bits.
+    Half,
+    /// An operator computes in float32.
+    Single,
+}
+
+impl Rounding {
+    /// The largest error, relative to the slope, that is taken for rounding.
+    pub fn bound(self) -> f64 {
+        match self {
+            Rounding::Double => 1e-5,
+            Rounding::Half => 2e-3,
+            Rounding::Single => 2e-2,
+        }
+    }
+
+    /// The largest error of one element, relative to that element, that is taken for rounding; `None` where single elements
+    /// are not resolved.
+    pub fn element_bound(self) -> Option<f64> {
+        match self {
+            Rounding::Double => Some(4e-4),
+            Rounding::Half => Some(4e-3),
+            Rounding::Single => None,
+        }
+    }
+
+    /// The steps that are tried.
+    fn steps(self) -> &'static [f64] {
+        match self {
+            Rounding::Single => &[1e-2, 4e-2, 2e-3],
+            _ => &[1e-4, 1e-5, 1e-3, 1e-6, 1e-2],
+        }
+    }
+
+    fn epsilon(self) -> f64 {
+        match self {
+            Rounding::Single => f32::EPSILON.into(),
+            _ => f64::EPSILON,
+        }
+    }
+}
+
+/// A tensor to perturb: an input of the plan, its value, the gradient that is to be checked.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The input of the plan.
+    pub input: String,
+    /// Its value where nothing is perturbed.
+    pub base: Arc<Vec<f64>>,
+    /// The dimensions.
+    pub dims: Vec<usize>,
+    /// What the gradient claims to be.
+    pub gradient: Arc<Vec<f64>>,
+    /// How far to go: the size of the elements of x.
+    pub reach: f64,
+}
+
+/// Where to go from the base: for each target how far in each element.
+pub type Direction<'t> = Vec<(&'t Target, Vec<f64>)>;
+
+/// The function whose slopes are measured.
+pub struct Function<'a> {
+    /// Computes the ys.
+    pub plan: &'a dyn Run,
+    /// Every input, unperturbed.
+    pub feeds: Tensors,
+    /// For each y its name and seed.
+    pub seeds: Vec<(String, Vec<f64>)>,
+    base: Vec<Vec<f64>>,
+    /// Σ |seed y|: what rounding is relative to.
+    magnitude: f64,
+}
+
+/// A slope along a direction, and what the gradients claim it to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// What the gradients claim.
+    pub claimed: f64,
+    /// The slope.
+    pub slope: f64,
+    /// The difference, relative to the size of slopes along such directions.
+    pub error: f64,
+}
+
+/// What a direction says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outcome {
+    /// The gradient is the slope, but for the error.
+    Agrees(Measured),
+    /// The gradient is not the slope.
+    Differs(Measured),
+    /// There is no slope to speak of: steps of different lengths contradict each other.
+    Rough,
+    /// The gradient and the slope are both zero, or no larger than rounding: that says nothing.
+    Zero,
+    /// Rounding is so large that an error would not show.
+    Hidden,
+}
+
+/// By how much a slope may differ.
+#[derive(Clone, Copy, Debug)]
+pub enum Tolerance {
+    /// Relative to the size of slopes along directions of the kind.
+    Relative(f64),
+    /// This much, of slopes that are made of parts of this size.
+    Part(f64, f64),
+}
+
+impl<'a> Function<'a> {
+    /// Runs the plan once, unperturbed.
+    ///
+    /// # Errors
+    /// The plan does not run.
+    pub fn new(plan: &'a dyn Run, feeds: Tensors, seeds: Vec<(String, Vec<f64>)>) -> Result<Self, Trouble> {
+        let mut function = Function { plan, feeds, seeds, base: vec![], magnitude: 0.0 };
+        function.base = function.evaluate(&[], 0.0)?;
+        let products = function.seeds.iter().zip(&function.base).flat_map(|((_, s), y)| s.iter().zip(y));
+        function.magnitude = products.map(|(s, y)| (s * y).abs()).sum();
+        Ok(function)
+    }
+
+    /// Whether every y is a finite number where nothing is perturbed.
+    pub fn is_finite(&self) -> bool {
+        self.base.iter().flatten().all(|v| v.is_finite())
+    }
+
+    /// The slope of L along the direction, compared with that of the gradients.
+    ///
+    /// # Errors
+    /// The plan does not run beside its base.
+    pub fn compare(&self, direction: &Direction, rounding: Rounding, tolerance: Tolerance) -> Result<Outcome, Trouble> {
+        let (mut claimed, mut squares) = (0.0, 0.0);
+        for (target, v) in direction {
+            for (g, v) in target.gradient.iter().zip(v) {
+                claimed += g * v;
+                squares += (g * v) * (g * v);
+            }
+        }
+        // How large the slope is along directions of this kind, on average; this one may happen to be flat.
+        let typical = if claimed.is_finite() { f64::sqrt(squares) } else { 0.0 };
+        let measured = |slope: f64, scale: f64| {
+            let error = (slope - claimed).abs();
+            let error = if error == 0.0 { 0.0 } else { error / scale.max(f64::MIN_POSITIVE) };
+            Measured { claimed, slope, error: if error.is_nan() { f64::INFINITY } else { error } }
+        };
+        let mut last: Option<f64> = None;
+        let (mut differs, mut agrees, mut zero, mut hidden) = (None, None, false, true);
+        for &h in rounding.steps() {
+            let [plus, minus] = self.pair(direction, h)?;
+            let [near_plus, near_minus] = self.pair(direction, h / 2.0)?;
+            let coarse = self.dot(&plus, &minus) / (2.0 * h);
+            let fine = self.dot(&near_plus, &near_minus) / h;
+            let slope = (4.0 * fine - coarse) / 3.0;
+            if !slope.is_finite() {
+                continue;
+            }
+            let noise = 64.0 * rounding.epsilon() * self.magnitude / h;
+            let size = typical.max(slope.abs());
+            let (allowed, scale) = match tolerance {
+                Tolerance::Relative(bound) => (bound * size, size),
+                Tolerance::Part(allowed, part) => (allowed, part),
+            };
+            zero |= claimed.is_finite() && size <= noise.max(0.0);
+            hidden &= noise > 1e-2 * scale;
+            let error = (slope - claimed).abs();
+            if error <= allowed + noise && noise <= 1e-2 * scale && scale > 0.0 {
+                agrees = agrees.or(Some(Outcome::Agrees(measured(slope, size))));
+                // Noise that is nearly as large as the error that is looked for is not taken for the last word.
+                if noise <= 0.1 * allowed.max(1e-4 * scale) {
+                    return Ok(Outcome::Agrees(measured(slope, size)));
+                }
+                continue;
+            }
+            let bend =
+                |p: &[Vec<f64>], m: &[Vec<f64>], h: f64| (self.dot(p, &self.base) + self.dot(m, &self.base)).abs() / h;
+            let (far, near) = (bend(&plus, &minus, h), bend(&near_plus, &near_minus, h / 2.0));
+            let uncertainty = (coarse - fine).abs() + noise;
+            // What is no number is wrong by as much as the slope.
+            let error = if claimed.is_finite() { error } else { 0.1 * slope.abs().max(10.0 * noise) };
+            // At a kink the slopes on both sides differ, however short the step.
+            let kink = near > 0.75 * far && near > 0.1 * error;
+            if !kink && error > 0.0 && uncertainty <= 0.1 * error {
+                if last.is_some_and(|last| (last - slope).abs() <= 0.1 * error) {
+                    differs = Some(Outcome::Differs(measured(slope, size)));
+                }
+                last = Some(slope);
+            }
+        }
+        Ok(match (agrees, differs) {
+            (Some(agrees), _) => agrees,
+            (None, Some(differs)) => differs,
+            _ if zero => Outcome::Zero,
+            _ if hidden => Outcome::Hidden,
+            _ => Outcome::Rough,
+        })
+    }
+
+    fn pair(&self, direction: &Direction, h: f64) -> Result<[Vec<Vec<f64>>; 2], Trouble> {
+        Ok([self.evaluate(direction, h)?, self.evaluate(direction, -h)?])
+    }
+
+    fn evaluate(&self, direction: &[(&Target, Vec<f64>)], h: f64) -> Result<Vec<Vec<f64>>, Trouble> {
+        let mut feeds = self.feeds.clone();
+        for (target, v) in direction {
+            let moved: Vec<f64> = target.base.iter().zip(v).map(|(x, v)| x + h * v).collect();
+            feeds.insert(target.input.clone(), Arc::new(tensors::double(&target.dims, &moved)?));
+        }
+        let outputs = self.plan.run(&feeds)?;
+        let values = self.seeds.iter().map(|(y, seed)| {
+            let tensor = outputs.get(y).ok_or_else(|| Trouble::Failed(format!("'{y}' was not computed")))?;
+            let values = tensor.values();
+            match values.len() == seed.len() {
+                true => Ok(values),
+                false => {
+                    Err(Trouble::Failed(format!("the seed of '{y}' has {} elements for {}", seed.len(), values.len())))
+                }
+            }
+        });
+        values.collect()
+    }
+
+    /// ⟨seed, a - b⟩: the difference is taken before the sum, where less is lost.
+    fn dot(&self, a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
+        let terms = self.seeds.iter().zip(a.iter().zip(b));
+        terms.map(|((_, s), (a, b))| s.iter().zip(a.iter().zip(b)).map(|(s, (a, b))| s * (a - b)).sum::<f64>()).sum()
+    }
+}
+
+impl Target {
+    /// The same, of a gradient that claims to be zero.
+    pub fn without_gradient(&self) -> Target {
+        Target { gradient: Arc::new(vec![0.0; self.base.len()]), ..self.clone() }
+    }
+
+    /// A random direction: a number for each element, none of them near zero.
+    pub fn direction(&self, random: &mut fastrand::Rng) -> Vec<f64> {
+        (0..self.base.len()).map(|_| sign(random) * (0.25 + 0.75 * random.f64()) * self.reach).collect()
+    }
+
+    /// The size of the slope along such a direction.
+    pub fn typical(&self) -> f64 {
+        self.gradient.iter().map(|g| g * g).sum::<f64>().sqrt() * self.reach
+    }
+
+    /// The size of the part that an element has in the slope, where it has one.
+    pub fn part(&self) -> f64 {
+        let (count, squares) =
+            self.gradient.iter().filter(|g| **g != 0.0).fold((0, 0.0), |(n, sum), g| (n + 1, sum + g * g));
+        if count == 0 { 0.0 } else { (squares / f64::from(count)).sqrt() * self.reach }
+    }
+
+    /// A direction in which each of these elements has an equal part in the slope, or as near to it as a step may be large.
+    pub fn balanced(&self, elements: &[usize], random: &mut fastrand::Rng) -> Vec<f64> {
+        let (part, mut v) = (self.part(), vec![0.0; self.base.len()]);
+        for &i in elements {
+            let g = self.gradient[i].abs();
+            let size = if g > 0.0 { (part / g).min(100.0 * self.reach) } else { self.reach };
+            v[i] = sign(random) * (0.5 + 0.5 * random.f64()) * size;
+        }
+        v
+    }
+}
+
+fn sign(random: &mut fastrand::Rng) -> f64 {
+    if random.bool() { -1.0 } else { 1.0 }
+}
+
+/// The root of the mean square, or 1 where that is zero: zeros say nothing about how large an x is. Nor do masks of huge
+/// numbers about the numbers beside them.
+pub fn reach(values: &[f64]) -> f64 {
+    let mean = |values: &mut dyn Iterator<Item = &f64>| {
+        let (count, squares) = values.fold((0usize, 0.0), |(n, sum), v| (n + 1, sum + v * v));
+        (count > 0).then(|| (squares / count as f64).sqrt())
+    };
+    let usual = mean(&mut values.iter().filter(|v| v.abs() < HUGE));
+    let reach = usual.or_else(|| mean(&mut values.iter())).unwrap_or(1.0);
+    if reach > 0.0 && reach.is_finite() { reach } else { 1.0 }
+}
+
+/// What is no smaller than this stands for infinity.
+const HUGE: f64 = 1e4;

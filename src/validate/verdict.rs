@@ -1,0 +1,630 @@
+//! The last phase: gradients held against slopes at several inputs, and what follows.
+//!
+//! A gradient *fails* where it is not the slope at one input and, in the same way, not at another; it is *compared* where it
+//! agreed with a slope that is not zero; else nothing is known of it.
+
+use super::case::Case;
+use super::draw::{self, Draw};
+use super::engine::Trouble;
+use super::forward::{self, Point};
+use super::sizes::Scale;
+use super::slopes::{Direction, Function, Measured, Outcome, Rounding, Target, Tolerance};
+use super::wide::{self, Opened, Wide, not_compared};
+use super::{Stop, Validation, edit, failed, listed, skipped};
+use crate::onnx::{GraphProto, canonical_domain};
+use crate::rules::{Rule, newest};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Elements that are looked at together.
+const TOGETHER: usize = 512;
+/// Inputs that are tried to confirm a difference.
+const CONFIRMATIONS: u64 = 4;
+
+/// An input with all that is known there.
+struct Place {
+    point: Point,
+    wide: Wide,
+    opened: Opened,
+}
+
+impl Place {
+    fn new(case: &Case, point: Point) -> Result<Place, Stop> {
+        let wide = wide::run(case, &point)?;
+        let opened = wide.open(case)?;
+        Ok(Place { point, wide, opened })
+    }
+
+    fn at(case: &Case, draw: Draw) -> Option<Place> {
+        Place::new(case, forward::at(case, draw).ok()?).ok()
+    }
+
+    fn function(&self) -> Result<Function<'_>, Stop> {
+        let Opened { plan, feeds, seeds, .. } = &self.opened;
+        Function::new(&**plan, feeds.clone(), seeds.clone()).map_err(|t| not_compared(&t))
+    }
+
+    fn rounding(&self, case: &Case) -> Rounding {
+        match case.half {
+            _ if self.opened.plan.is_single() => Rounding::Single,
+            true => Rounding::Half,
+            false => Rounding::Double,
+        }
+    }
+}
+
+/// What has been found of one gradient.
+#[derive(Default)]
+struct Ledger {
+    /// How often it agreed with a slope that is not zero.
+    agreed: usize,
+    /// The largest error of those.
+    error: f64,
+    /// Why it could not be compared, by what the places said.
+    zero: usize,
+    hidden: usize,
+    rough: usize,
+    /// What else there is to say; such a gradient is not compared at all.
+    note: Option<String>,
+    /// What speaks against it, once it is sure.
+    wrong: Option<String>,
+    /// For each element whether it has been looked at by itself.
+    seen: Vec<bool>,
+    /// Whether it has agreed alone, not only with others.
+    alone: bool,
+}
+
+impl Ledger {
+    fn is_open(&self) -> bool {
+        self.note.is_none() && self.wrong.is_none()
+    }
+
+    fn take(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Agrees(m) => {
+                self.agreed += 1;
+                self.error = self.error.max(m.error);
+            }
+            Outcome::Zero => self.zero += 1,
+            Outcome::Hidden => self.hidden += 1,
+            Outcome::Rough => self.rough += 1,
+            Outcome::Differs(_) => (),
+        }
+    }
+}
+
+/// What speaks against a gradient at one input.
+#[derive(Clone, Debug)]
+enum Doubt {
+    /// Another slope, of one element alone where it is said.
+    Slope(Measured, Option<usize>),
+    /// Another shape than its x has.
+    Shape(Vec<usize>, Vec<usize>),
+    /// No y depends on x, and it is not zero.
+    NotZero,
+}
+
+struct Suspect {
+    gradient: usize,
+    doubt: Doubt,
+}
+
+/// How closely a place is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// Every gradient alone.
+    Each,
+    /// All together, and alone those that have not been compared yet.
+    Together,
+}
+
+struct Verdict<'a> {
+    case: &'a Case<'a>,
+    ledgers: Vec<Ledger>,
+    random: fastrand::Rng,
+    start: Instant,
+}
+
+/// Finds inputs, compares, and decides.
+///
+/// # Errors
+/// A gradient is wrong, or nothing could be compared: why.
+pub fn run(case: &Case, validation: &mut Validation) -> Result<(), Stop> {
+    let start = Instant::now();
+    let (mut outputs, mut own) = (vec![], None);
+    let (point, (wide, opened)) = forward::find(case, |point| {
+        let ran = forward::with_gradients(case, point)?;
+        let wide = wide::run(case, point)?;
+        let opened = wide.open(case)?;
+        if let Some((tensors, checks)) = ran {
+            (outputs, own) = (checks, Some(tensors));
+        }
+        Ok((wide, opened))
+    })?;
+    validation.outputs = outputs;
+    validation.dims = point.dims.clone();
+    let place = Place { point, wide, opened };
+    let random = fastrand::Rng::with_seed(case.options.seed ^ 0x9e37_79b9_7f4a_7c15);
+    let ledgers = case.record.gradients.iter().map(|_| Ledger::default()).collect();
+    let mut verdict = Verdict { case, ledgers, random, start };
+    verdict.main(&place, validation)?;
+    if let Some(own) = own {
+        for check in &mut validation.gradients {
+            let narrow = check.gradient.as_ref().and_then(|g| own.get(g));
+            check.finite &= narrow.is_none_or(|t| t.is_finite());
+        }
+    }
+    validation.inputs = 1 + verdict.elsewhere(place.point.draw)?;
+    verdict.conclude(validation)
+}
+
+impl Verdict<'_> {
+    /// Whether this share of the time is over.
+    fn has_used(&self, share: f64) -> bool {
+        let budget = self.case.deadline.saturating_duration_since(self.start);
+        self.start.elapsed() >= Duration::from_secs_f64(budget.as_secs_f64() * share)
+    }
+
+    /// Looks at the first place as closely as the time allows.
+    fn main(&mut self, place: &Place, validation: &mut Validation) -> Result<(), Stop> {
+        for (check, ledger) in validation.gradients.iter_mut().zip(&mut self.ledgers) {
+            let gradient = check.gradient.as_ref().and_then(|g| place.wide.value_of(g));
+            check.finite = gradient.is_none_or(|g| g.is_finite());
+            let x = place.wide.value_of(&check.x);
+            check.shape = gradient.is_none_or(|g| x.is_some_and(|x| x.dims() == g.dims()));
+            check.bound = place.rounding(self.case).bound();
+            ledger.seen = vec![false; gradient.map_or(0, |g| g.count())];
+        }
+        let paths = Paths::new(place.opened.model.graph.as_ref());
+        for (g, ledger) in self.case.record.gradients.iter().zip(&mut self.ledgers) {
+            let Some(target) = place.opened.targets.get(&g.x) else { continue };
+            if let Some(Rule { op, .. }) =
+                paths.from(&target.input).iter().find(|r| r.is_conventional(self.case.record.straight_through))
+            {
+                ledger.note = Some(match self.case.record.straight_through {
+                    true => format!("not compared: straight-through: the gradient passes the rounding of {op}"),
+                    false => format!("not compared: the gradient of {op} is a convention, not a slope"),
+                });
+            }
+        }
+        let suspects = self.look(place, Look::Each)?;
+        self.confirm(place.point.draw, suspects);
+        let suspects = self.elements(place, 0.5)?;
+        self.confirm(place.point.draw, suspects);
+        Ok(())
+    }
+
+    /// Looks at other inputs, as long as there is time; returns how many.
+    fn elsewhere(&mut self, main: Draw) -> Result<usize, Stop> {
+        let mut visited = 0;
+        if self.case.is_given() {
+            return Ok(0);
+        }
+        for draw in draw::others(main, self.case.sizes.are_free()) {
+            if visited >= self.case.options.others || self.has_used(0.9) || !self.ledgers.iter().any(Ledger::is_open) {
+                break;
+            }
+            let Some(place) = Place::at(self.case, draw) else { continue };
+            visited += 1;
+            // What does not run beside this input says nothing about the others.
+            let Ok(mut suspects) = self.look(&place, Look::Together) else { continue };
+            if suspects.is_empty() {
+                suspects = self.elements(&place, 0.9).unwrap_or_default();
+            }
+            self.confirm(draw, suspects);
+        }
+        Ok(visited)
+    }
+
+    /// Compares at a place. What disagrees is returned.
+    fn look(&mut self, place: &Place, look: Look) -> Result<Vec<Suspect>, Stop> {
+        let case = self.case;
+        let function = place.function()?;
+        if !function.is_finite() {
+            return Err(skipped("the ys are not finite in float64 for random inputs; give --input or --range"));
+        }
+        let rounding = place.rounding(case);
+        let tolerance = Tolerance::Relative(rounding.bound());
+        let mut suspects = Vec::new();
+        let mut targets: Vec<Option<Target>> = Vec::new();
+        for (i, g) in case.record.gradients.iter().enumerate() {
+            targets.push(None);
+            if !self.ledgers[i].is_open() {
+                continue;
+            }
+            let gradient = g.name.as_ref().and_then(|name| place.wide.value_of(name));
+            let Some(target) = place.opened.targets.get(&g.x) else {
+                match gradient {
+                    // What no y depends on has no slope, anywhere.
+                    Some(g) if g.values().iter().any(|&v| v != 0.0) => {
+                        suspects.push(Suspect { gradient: i, doubt: Doubt::NotZero });
+                    }
+                    _ => self.ledgers[i].agreed += 1,
+                }
+                continue;
+            };
+            targets[i] = match gradient {
+                None if g.name.is_some() => None,
+                None => Some(target.without_gradient()),
+                Some(gradient) if gradient.dims() != target.dims => {
+                    let doubt = Doubt::Shape(gradient.dims().to_vec(), target.dims.clone());
+                    suspects.push(Suspect { gradient: i, doubt });
+                    None
+                }
+                Some(gradient) => Some(Target { gradient: Arc::new(gradient.values()), ..target.clone() }),
+            };
+        }
+        // One direction over all xs, to which each contributes alike: it finds an error in any of them.
+        let has_gradient = |i: usize| case.record.gradients[i].name.is_some();
+        let mut names = HashSet::new();
+        let joint: Vec<usize> = (0..targets.len())
+            .filter(|&i| targets[i].is_some() && has_gradient(i) && names.insert(&case.record.gradients[i].x))
+            .collect();
+        let mut together = None;
+        if joint.len() > 1 {
+            let all: Vec<&Target> = joint.iter().filter_map(|&i| targets[i].as_ref()).collect();
+            // Where it does not run at all, some x need not be valid beside its value: each alone says which.
+            let outcome = function.compare(&alike(&all, &mut self.random), rounding, tolerance);
+            let outcome = outcome.unwrap_or(Outcome::Rough);
+            if matches!(outcome, Outcome::Agrees(_)) {
+                let largest = all.iter().map(|t| t.typical()).fold(0.0, f64::max);
+                for (&i, target) in joint.iter().zip(&all) {
+                    // A part that is small beside the others is not seen among them.
+                    if target.typical() * 100.0 >= largest && largest > 0.0 {
+                        self.ledgers[i].take(outcome);
+                    }
+                }
+            }
+            together = Some(outcome);
+        }
+        for (i, target) in targets.iter().enumerate() {
+            let Some(target) = target else { continue };
+            let alone = match look {
+                Look::Each => true,
+                Look::Together => {
+                    let open = self.ledgers[i].agreed == 0 && has_gradient(i);
+                    open || (joint.len() == 1 && has_gradient(i)) || matches!(together, Some(Outcome::Differs(_)))
+                }
+            };
+            let late = self.has_used(if look == Look::Each { 0.35 } else { 0.95 });
+            if !alone || (late && self.ledgers[i].agreed > 0) || self.case.is_late() {
+                continue;
+            }
+            if let Some(suspect) = self.alone(&function, i, target, rounding)? {
+                suspects.push(suspect);
+            }
+        }
+        Ok(suspects)
+    }
+
+    /// Compares one gradient along directions of its own.
+    fn alone(
+        &mut self,
+        function: &Function,
+        i: usize,
+        target: &Target,
+        rounding: Rounding,
+    ) -> Result<Option<Suspect>, Stop> {
+        let directions = self.case.options.directions.max(1);
+        let without = self.case.record.gradients[i].name.is_none();
+        let (mut agreed, mut tries) = (0, 0);
+        while agreed < directions && tries < directions + 2 {
+            tries += 1;
+            let direction = vec![(target, target.direction(&mut self.random))];
+            let outcome = match function.compare(&direction, rounding, Tolerance::Relative(rounding.bound())) {
+                // Scales or boxes that are no xs of a slope need not be valid anywhere else.
+                Err(_) if without => {
+                    self.ledgers[i].note =
+                        Some("no gradient, and the model does not run where it is another".to_owned());
+                    return Ok(None);
+                }
+                // Nor need a bound of a range, or a number of trips.
+                Err(Trouble::Failed(reason) | Trouble::Panicked(reason)) => {
+                    self.ledgers[i].note =
+                        Some(format!("not compared: the model does not run where it is another: {reason}"));
+                    return Ok(None);
+                }
+                outcome => outcome.map_err(|t| not_compared(&t))?,
+            };
+            self.ledgers[i].take(outcome);
+            match outcome {
+                Outcome::Agrees(_) => {
+                    agreed += 1;
+                    self.ledgers[i].alone = true;
+                }
+                // That the ys do not change is what no gradient says.
+                Outcome::Zero if without => {
+                    self.ledgers[i].agreed += 1;
+                    return Ok(None);
+                }
+                Outcome::Zero | Outcome::Hidden => return Ok(None),
+                Outcome::Differs(_) if without => {
+                    self.ledgers[i].note = Some(
+                        "no gradient, yet the ys change with it: an operator on the way stops it by convention"
+                            .to_owned(),
+                    );
+                    return Ok(None);
+                }
+                Outcome::Differs(m) => return Ok(Some(Suspect { gradient: i, doubt: Doubt::Slope(m, None) })),
+                Outcome::Rough => (),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks at elements by themselves, those that have not been looked at: a few hundred at once, each with the same part in
+    /// the slope, and where those disagree at fewer and fewer.
+    fn elements(&mut self, place: &Place, share: f64) -> Result<Vec<Suspect>, Stop> {
+        let rounding = place.rounding(self.case);
+        let bound = rounding.element_bound().filter(|_| self.case.options.closely);
+        let Some(bound) = bound else { return Ok(vec![]) };
+        let function = place.function()?;
+        let mut suspects = Vec::new();
+        for (i, g) in self.case.record.gradients.iter().enumerate() {
+            let gradient = g.name.as_ref().and_then(|name| place.wide.value_of(name));
+            let (Some(gradient), Some(target)) = (gradient, place.opened.targets.get(&g.x)) else { continue };
+            let ledger = &self.ledgers[i];
+            if !ledger.is_open() || ledger.agreed == 0 || gradient.dims() != target.dims || !gradient.is_finite() {
+                continue;
+            }
+            let target = Target { gradient: Arc::new(gradient.values()), ..target.clone() };
+            let part = target.part();
+            if part == 0.0 {
+                continue;
+            }
+            let counted = ledger.seen.len() == target.base.len();
+            let mut open: Vec<usize> = (0..target.base.len()).filter(|&e| !counted || !ledger.seen[e]).collect();
+            self.random.shuffle(&mut open);
+            for chunk in open.chunks(TOGETHER) {
+                if self.has_used(share) {
+                    return Ok(suspects);
+                }
+                let tolerance = Tolerance::Part(bound * part, part);
+                let direction = vec![(&target, target.balanced(chunk, &mut self.random))];
+                let Ok(outcome) = function.compare(&direction, rounding, tolerance) else { break };
+                match outcome {
+                    Outcome::Agrees(_) if counted => {
+                        let used = |e: &&usize| target.gradient[**e].abs() * target.reach * 100.0 >= part;
+                        chunk.iter().filter(used).for_each(|&e| self.ledgers[i].seen[e] = true);
+                    }
+                    Outcome::Differs(_) => {
+                        if let Some((element, m)) = self.locate(&function, &target, chunk, rounding, bound)? {
+                            suspects.push(Suspect { gradient: i, doubt: Doubt::Slope(m, Some(element)) });
+                            break;
+                        }
+                    }
+                    _ => (),
+                }
+            }
+        }
+        Ok(suspects)
+    }
+
+    /// The element among several that is not the slope.
+    fn locate(
+        &mut self,
+        function: &Function,
+        target: &Target,
+        elements: &[usize],
+        rounding: Rounding,
+        bound: f64,
+    ) -> Result<Option<(usize, Measured)>, Stop> {
+        let part = target.part();
+        let tolerance = Tolerance::Part(bound * part, part);
+        let mut elements = elements.to_vec();
+        while elements.len() > 1 {
+            let (left, right) = elements.split_at(elements.len() / 2);
+            let mut next = None;
+            for half in [left, right] {
+                let direction = vec![(target, target.balanced(half, &mut self.random))];
+                let outcome = function.compare(&direction, rounding, tolerance).map_err(|t| not_compared(&t))?;
+                if matches!(outcome, Outcome::Differs(_)) {
+                    next = Some(half.to_vec());
+                    break;
+                }
+            }
+            // Many small errors that add up are no wrong element.
+            let Some(next) = next else { return Ok(None) };
+            elements = next;
+        }
+        let Some(&element) = elements.first() else { return Ok(None) };
+        Ok(self.element(function, target, element, rounding, bound)?.map(|m| (element, m)))
+    }
+
+    /// What one element says, if it is not the slope.
+    fn element(
+        &mut self,
+        function: &Function,
+        target: &Target,
+        element: usize,
+        rounding: Rounding,
+        bound: f64,
+    ) -> Result<Option<Measured>, Stop> {
+        let part = target.part();
+        let direction = vec![(target, target.balanced(&[element], &mut self.random))];
+        let tolerance = Tolerance::Part(bound * part, part);
+        let outcome = function.compare(&direction, rounding, tolerance).map_err(|t| not_compared(&t))?;
+        Ok(match outcome {
+            Outcome::Differs(m) if (m.slope - m.claimed).abs() > bound * m.claimed.abs().max(m.slope.abs()) => Some(m),
+            _ => None,
+        })
+    }
+
+    /// Looks at other inputs of the same kind: what disagrees at one of those, too, is wrong.
+    fn confirm(&mut self, draw: Draw, suspects: Vec<Suspect>) {
+        let mut open = suspects;
+        for try_ in 1..=CONFIRMATIONS {
+            if open.is_empty() || self.case.is_late() {
+                break;
+            }
+            // A shape that depends on sizes which should have been equal is no wrong one.
+            let scale = match open.iter().any(|s| matches!(s.doubt, Doubt::Shape(..))) {
+                true => Scale { first: 2 + try_ as i64, next: 2 + try_ as i64, distinct: false },
+                false => draw.scale,
+            };
+            let seed = draw.seed.wrapping_add(1000 * try_);
+            let Some(place) = Place::at(self.case, Draw { seed, scale, ..draw }) else { continue };
+            open.retain(|suspect| match self.again(&place, suspect) {
+                Ok(Some(reason)) => {
+                    self.ledgers[suspect.gradient].wrong.get_or_insert(reason);
+                    false
+                }
+                _ => true,
+            });
+        }
+        for suspect in open {
+            self.ledgers[suspect.gradient].rough += 1;
+        }
+    }
+
+    /// What speaks against a gradient at another place as well, in words.
+    fn again(&mut self, place: &Place, suspect: &Suspect) -> Result<Option<String>, Stop> {
+        let g = &self.case.record.gradients[suspect.gradient];
+        let name = g.name.clone().unwrap_or_default();
+        let Some(gradient) = place.wide.value_of(&name) else { return Ok(None) };
+        let target = place.opened.targets.get(&g.x);
+        let says = |what: String| Ok(Some(format!("gradient '{name}' with respect to '{}' {what}", g.x)));
+        match (&suspect.doubt, target) {
+            (Doubt::NotZero, None) if gradient.values().iter().any(|&v| v != 0.0) => {
+                says("is not zero, but no y depends on it".to_owned())
+            }
+            (Doubt::Shape(shape, x), Some(target)) if gradient.dims() != target.dims => {
+                says(format!("has shape {shape:?}, its x {x:?}"))
+            }
+            (Doubt::Slope(first, element), Some(target)) if gradient.dims() == target.dims => {
+                let function = place.function()?;
+                if !function.is_finite() {
+                    return Ok(None);
+                }
+                let target = Target { gradient: Arc::new(gradient.values()), ..target.clone() };
+                let rounding = place.rounding(self.case);
+                let second = match *element {
+                    Some(element) if element < target.base.len() => {
+                        let bound = rounding.element_bound().unwrap_or(1.0);
+                        self.element(&function, &target, element, rounding, bound)?
+                    }
+                    Some(_) => None,
+                    None => {
+                        let direction = vec![(&target, target.direction(&mut self.random))];
+                        let tolerance = Tolerance::Relative(rounding.bound());
+                        let outcome = function.compare(&direction, rounding, tolerance);
+                        match outcome.map_err(|t| not_compared(&t))? {
+                            Outcome::Differs(m) => Some(m),
+                            _ => None,
+                        }
+                    }
+                };
+                let Some(second) = second else { return Ok(None) };
+                let ledger = &mut self.ledgers[suspect.gradient];
+                ledger.error = first.error.max(second.error);
+                if !first.claimed.is_finite() || !second.claimed.is_finite() {
+                    return says(format!(
+                        "is not finite, where the slope is: {:.5e}, and {:.5e} at another input",
+                        first.slope, second.slope
+                    ));
+                }
+                let (place, bound) = match element {
+                    Some(element) => (format!("in element {element}"), rounding.element_bound().unwrap_or_default()),
+                    None => ("along a random direction".to_owned(), rounding.bound()),
+                };
+                says(format!(
+                    "is not the slope: relative error {:.1e}, bound {bound:.0e}; {place} it says {:.6e}, the slope is {:.6e}; \
+                     at another input {:.6e} and {:.6e}",
+                    ledger.error, first.claimed, first.slope, second.claimed, second.slope
+                ))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Writes down what is known, and decides.
+    fn conclude(self, validation: &mut Validation) -> Result<(), Stop> {
+        let mut problems = Vec::new();
+        let places = validation.inputs;
+        let late = self.case.is_late();
+        for (check, ledger) in validation.gradients.iter_mut().zip(self.ledgers) {
+            check.compared = ledger.agreed > 0 && ledger.note.is_none();
+            check.error = (ledger.agreed > 0 || ledger.wrong.is_some()).then_some(ledger.error);
+            check.note = ledger.note;
+            if let Some(reason) = ledger.wrong {
+                check.compared = true;
+                problems.push(reason);
+                continue;
+            }
+            if !check.compared {
+                check.error = None;
+                let others = ledger.hidden.max(ledger.rough);
+                check.zero =
+                    check.gradient.is_some() && ledger.zero > 0 && ledger.zero >= others && check.note.is_none();
+                let why = || match (ledger.zero, ledger.hidden, ledger.rough) {
+                    (0, 0, 0) if late => "the time was over".to_owned(),
+                    (0, 0, 0) => "it was not reached".to_owned(),
+                    (zero, hidden, rough) if zero >= hidden.max(rough) => {
+                        format!("it is zero, or as small as rounding, at each of the {places} inputs that were tried")
+                    }
+                    (_, hidden, rough) if hidden >= rough => "rounding hides the slope".to_owned(),
+                    _ => "the function is not smooth here".to_owned(),
+                };
+                check.note.get_or_insert_with(|| format!("not compared: {}", why()));
+            } else if !ledger.alone && check.gradient.is_some() && late {
+                check.note = Some("compared together with the other xs, not alone: the time was over".to_owned());
+            }
+        }
+        if !problems.is_empty() {
+            return Err(failed(listed(&problems)));
+        }
+        let claimed = || validation.gradients.iter().filter(|g| g.gradient.is_some());
+        if claimed().any(|g| g.compared) {
+            return Ok(());
+        }
+        Err(skipped(match claimed().next() {
+            None => "no x has a gradient that could be compared".to_owned(),
+            Some(first) => {
+                let note = first.note.clone().unwrap_or_default();
+                format!("nothing was compared: '{}': {}", first.x, note.trim_start_matches("not compared: "))
+            }
+        }))
+    }
+}
+
+/// A direction over several xs, to whose slope each contributes alike.
+fn alike<'t>(targets: &[&'t Target], random: &mut fastrand::Rng) -> Direction<'t> {
+    let largest = targets.iter().map(|t| t.typical()).fold(0.0, f64::max);
+    let direction = targets.iter().map(|&t| {
+        let weight = if t.typical() > 0.0 { (largest / t.typical()).min(100.0) } else { 1.0 };
+        (t, t.direction(random).into_iter().map(|v| v * weight).collect())
+    });
+    direction.collect()
+}
+
+/// A node: its row, what it uses, what it computes.
+type Used = (Option<&'static Rule>, Vec<String>, Vec<String>);
+
+/// Which operators stand between an input and the ys.
+struct Paths {
+    nodes: Vec<Used>,
+}
+
+impl Paths {
+    fn new(graph: Option<&GraphProto>) -> Self {
+        let nodes = graph.into_iter().flat_map(|g| &g.node).map(|node| {
+            let mut used = Vec::new();
+            edit::uses(node, &mut |name| used.push(name.to_owned()));
+            (newest(canonical_domain(node.domain()), node.op_type()), used, node.output.clone())
+        });
+        Paths { nodes: nodes.collect() }
+    }
+
+    fn from(&self, input: &str) -> Vec<&'static Rule> {
+        let mut reached: HashSet<&str> = HashSet::from([input]);
+        let mut operators = Vec::new();
+        for (rule, used, outputs) in &self.nodes {
+            if !rule.is_some_and(|r| r.shapes_only) && used.iter().any(|u| reached.contains(u.as_str())) {
+                operators.extend(*rule);
+                reached.extend(outputs.iter().map(String::as_str));
+            }
+        }
+        operators
+    }
+}

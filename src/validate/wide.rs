@@ -1,0 +1,203 @@
+//! The second phase: the run in float64, which gives the gradients that are compared, and where everything is unperturbed.
+
+use super::case::{Case, unique};
+use super::engine::{Precision, Run, Trouble};
+use super::forward::{self, Point};
+use super::slopes::{self, Target};
+use super::tensors::{self, Tensor, Tensors};
+use super::{Stop, edit, skipped, widen};
+use crate::onnx::{ElementType, ModelProto};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Floating-point inputs in float64.
+///
+/// # Errors
+/// There are none for tensors that an engine has taken.
+pub fn doubled(feeds: &Tensors) -> Result<Tensors, Trouble> {
+    let double = |t: &Arc<Tensor>| match t.is_float() {
+        true => anyhow::Ok(Arc::new(t.cast(ElementType::Double)?)),
+        false => Ok(t.clone()),
+    };
+    feeds.iter().map(|(name, t)| Ok((name.clone(), double(t)?))).collect()
+}
+
+/// Constants that may be shapes, scales or axes stay constants.
+const SMALL: usize = 64;
+
+/// Makes large floating-point initializers inputs, and those that are xs: they can be perturbed then, and need not go
+/// through protobuf once more.
+///
+/// # Errors
+/// Initializers whose elements cannot be read.
+pub fn feed_weights(model: &mut ModelProto, xs: &HashSet<String>, feeds: &mut Tensors) -> Result<(), Trouble> {
+    let Some(graph) = &mut model.graph else { return Ok(()) };
+    let mut kept = Vec::new();
+    for tensor in std::mem::take(&mut graph.initializer) {
+        let large = tensor.element_count().is_some_and(|n| n > SMALL);
+        if tensor.element_type() == ElementType::Double && (large || xs.contains(tensor.name())) {
+            let name = tensor.name().to_owned();
+            // What is fed already is a default that was overridden.
+            if !feeds.contains_key(&name) {
+                feeds.insert(name.clone(), Arc::new(tensors::tensor(&tensor)?));
+            }
+            graph.input.retain(|i| i.name() != name);
+            graph.input.push(edit::double_input(&name));
+        } else {
+            kept.push(tensor);
+        }
+    }
+    graph.initializer = kept;
+    Ok(())
+}
+
+/// The whole model in float64, with the values of all that matters.
+pub struct Wide {
+    /// The model, its weights being inputs.
+    model: ModelProto,
+    /// The inputs.
+    feeds: Tensors,
+    /// The gradients, the xs that are computed, the ys and their seeds.
+    values: Tensors,
+    /// What is held constant: the stops.
+    cut: HashSet<String>,
+}
+
+/// The ys as a function of every x, each by itself.
+pub struct Opened {
+    /// Computes the ys.
+    pub plan: Box<dyn Run>,
+    /// Every input, unperturbed.
+    pub feeds: Tensors,
+    /// For each y its name and seed.
+    pub seeds: Vec<(String, Vec<f64>)>,
+    /// By x what is perturbed; those are missing that no y depends on.
+    pub targets: HashMap<String, Target>,
+    /// The model that computes the ys.
+    pub model: ModelProto,
+}
+
+/// Runs the model once, in float64.
+///
+/// # Errors
+/// It does not run, or computes something else than in its own precision.
+pub fn run(case: &Case, point: &Point) -> Result<Wide, Stop> {
+    let mut model = case.model.clone();
+    let record = case.record;
+    let mut cut: HashSet<String> = record.stops.iter().cloned().collect();
+    for node in model.graph.iter().flat_map(|g| &g.node) {
+        let stops = node.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value() == "true");
+        if stops {
+            cut.extend(node.output.iter().filter(|o| !o.is_empty()).cloned());
+        }
+    }
+    let known = edit::computed(&model);
+    cut.retain(|name| known.contains(name.as_str()));
+    let xs: HashSet<String> = record.gradients.iter().map(|g| g.x.clone()).collect();
+    let seeds = record.seeds.iter().flat_map(|s| [Some(s.y.clone()), s.seed.clone()]).flatten();
+    let names = unique(case.gradients().into_iter().chain(seeds).chain(cut.iter().cloned()).chain(xs.iter().cloned()));
+    edit::prune(&mut model, &names);
+    widen::to_double(&mut model)?;
+    let mut feeds = doubled(&point.feeds)?;
+    feed_weights(&mut model, &xs, &mut feeds)?;
+    let values = case.prepare(&model, &feeds, Precision::Double).and_then(|plan| plan.run(&feeds));
+    let values = values.map_err(|t| not_compared(&t))?;
+    for (name, own) in &point.outputs {
+        if let (Some(wide), true) = (values.get(name), point.typed && own.is_float())
+            && (own.dims() != wide.dims() || forward::is_apart(own, wide))
+        {
+            return Err(skipped(format!(
+                "'{name}' is another one in the model's own precision than in float64 for random inputs: rounding decides; \
+                 give --input or --range"
+            )));
+        }
+    }
+    // Integers are not cut: they are not differentiated, and the plan wants them as they were.
+    cut.retain(|name| values.get(name).is_some_and(|t| t.is_float()));
+    Ok(Wide { model, feeds, values, cut })
+}
+
+impl Wide {
+    /// The value of an input or of a tensor that was computed.
+    pub fn value_of(&self, name: &str) -> Option<&Arc<Tensor>> {
+        self.values.get(name).or_else(|| self.feeds.get(name))
+    }
+
+    /// For each y of floating-point numbers its name and its seed.
+    fn seeds(&self, case: &Case) -> Result<Vec<(String, Vec<f64>)>, Stop> {
+        let mut seeds = Vec::new();
+        for seed in &case.record.seeds {
+            let Some(y) = self.value_of(&seed.y) else {
+                return Err(skipped(format!("nothing computes y '{}'", seed.y)));
+            };
+            if !y.is_float() {
+                continue;
+            }
+            let values = match &seed.seed {
+                Some(name) => {
+                    let tensor =
+                        self.value_of(name).ok_or_else(|| skipped(format!("nothing computes seed '{name}'")))?;
+                    if tensor.dims() != y.dims() {
+                        let (given, wanted) = (tensor.dims(), y.dims());
+                        return Err(skipped(format!(
+                            "seed '{name}' has shape {given:?}, its y '{}' {wanted:?}",
+                            seed.y
+                        )));
+                    }
+                    tensor.values()
+                }
+                None => vec![seed.fill.unwrap_or(1.0); y.count()],
+            };
+            seeds.push((seed.y.clone(), values));
+        }
+        Ok(seeds)
+    }
+
+    /// Makes every x an input of its own.
+    ///
+    /// # Errors
+    /// What computes the ys does not run by itself; seeds that do not fit.
+    pub fn open(&self, case: &Case) -> Result<Opened, Stop> {
+        let seeds = self.seeds(case)?;
+        let mut model = self.model.clone();
+        let xs: HashSet<String> = (case.record.gradients.iter())
+            .filter(|g| self.value_of(&g.x).is_some_and(|t| t.is_float()))
+            .map(|g| g.x.clone())
+            .collect();
+        edit::open(&mut model, &xs, &self.cut);
+        edit::prune(&mut model, &unique(seeds.iter().map(|(y, _)| y.clone())));
+        let inputs: HashSet<String> = model.graph.iter().flat_map(|g| &g.input).map(|i| i.name().to_owned()).collect();
+        let mut feeds = self.feeds.clone();
+        let mut targets = HashMap::new();
+        for x in &xs {
+            let Some(value) = self.value_of(x) else { continue };
+            let values = value.values();
+            let reach = slopes::reach(&values);
+            let (input, base) = match inputs.contains(&edit::delta(x)) {
+                true => (edit::delta(x), vec![0.0; values.len()]),
+                false => (x.clone(), values),
+            };
+            let dims = value.dims().to_vec();
+            feeds.insert(input.clone(), Arc::new(tensors::double(&dims, &base)?));
+            if inputs.contains(&input) {
+                let target = Target { input, base: Arc::new(base), dims, gradient: Arc::default(), reach };
+                targets.insert(x.clone(), target);
+            }
+        }
+        for name in &self.cut {
+            if let Some(value) = self.values.get(name) {
+                feeds.insert(name.clone(), value.clone());
+            }
+        }
+        let plan = case.prepare(&model, &feeds, Precision::Double).map_err(|t| not_compared(&t))?;
+        Ok(Opened { plan, feeds, seeds, targets, model })
+    }
+}
+
+/// Why the model does not run where it is compared with differences.
+pub fn not_compared(trouble: &Trouble) -> Stop {
+    match trouble {
+        Trouble::Unsupported(_) => Stop::from(trouble.clone()),
+        other => skipped(format!("not compared with differences, the model does not run in float64: {other}")),
+    }
+}
