@@ -177,7 +177,7 @@ pub fn truth(graph: &Graph, condition: ValueId) -> Option<bool> {
             return None;
         }
         if let Some((node, _)) = graph.producer(value)
-            && !matches!(&*graph.node(node).op_type, "Shape" | "Size")
+            && !graph.reads_shapes_only(node)
             && seen.insert(value)
         {
             open.extend(graph.node(node).inputs.iter().flatten());

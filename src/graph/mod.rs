@@ -155,6 +155,8 @@ pub struct Operators {
     pub own_facts: Option<Rc<facts::InferOwn>>,
     /// Whether the first output of an operator, by domain, name and version, holds every element of its first input, each once.
     pub keeps_all: fn(&str, &str, i64) -> bool,
+    /// Whether only the shapes and the element types of its inputs matter.
+    pub shapes_only: fn(&str, &str, i64) -> bool,
 }
 
 impl std::fmt::Debug for Operators {
@@ -377,6 +379,12 @@ impl Graph {
 
     fn root(&self, id: ValueId) -> ValueId {
         self.like.get(&id).copied().unwrap_or(id)
+    }
+
+    /// Whether what a node computes does not depend on the elements of its inputs.
+    fn reads_shapes_only(&self, id: NodeId) -> bool {
+        let node = self.node(id);
+        (self.operators.shapes_only)(&node.domain, &node.op_type, self.opset(&node.domain))
     }
 
     /// Whether a Where takes the value, or leaves it for another: that it is not finite in some places may not matter.

@@ -200,18 +200,23 @@ struct Equation {
 
 impl Equation {
     fn new(c: &Call<'_>) -> Result<Self> {
-        let text: String = c.string("equation", "").chars().filter(|c| *c != ' ').collect();
+        let ranks: Vec<usize> = (0..c.input_count()).map(|i| c.input(i).rank()).collect::<Result<_>>()?;
+        Self::parse(&c.string("equation", ""), &ranks)
+    }
+
+    /// Of operands with that many axes. Without `->` the output has the letters that occur once, in their order.
+    fn parse(text: &str, ranks: &[usize]) -> Result<Self> {
+        let text: String = text.split_whitespace().collect();
         let (left, right) = match text.split_once("->") {
             Some((left, right)) => (left, Some(right)),
             None => (text.as_str(), None),
         };
         let terms: Vec<&str> = left.split(',').collect();
-        ensure!(terms.len() == c.input_count(), "'{text}' is not about {} operands", c.input_count());
+        ensure!(terms.len() == ranks.len(), "'{text}' is not about {} operands", ranks.len());
         let fresh: Vec<char> = ('a'..='z').chain('A'..='Z').filter(|l| !text.contains(*l)).collect();
         let mut longest = 0;
         let mut expanded = Vec::new();
-        for (i, term) in terms.iter().enumerate() {
-            let rank = c.input(i).rank()?;
+        for (term, &rank) in terms.iter().zip(ranks) {
             let own = letters(term)?;
             let hidden = if term.contains("...") { rank.checked_sub(own) } else { (rank == own).then_some(0) };
             let hidden = hidden.with_context(|| format!("'{term}' does not describe a tensor of rank {rank}"))?;

@@ -350,6 +350,7 @@ pub const OPERATORS: Operators = Operators {
     facts: facts::infer,
     own_facts: None,
     keeps_all: |domain, op, version| find(domain, op, version).is_some_and(Rule::keeps_all),
+    shapes_only: |domain, op, version| find(domain, op, version).is_some_and(|r| r.shapes_only),
 };
 
 /// What a graph asks of the table and of rows beside it, which come first.

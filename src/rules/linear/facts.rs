@@ -1,10 +1,11 @@
 //! Facts of products of matrices.
 
+use super::Equation;
 use crate::graph::facts::agree;
 use crate::graph::facts::{Known, broadcast, tensor};
 use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 
 /// As `numpy.matmul`: a vector is a row on the left and a column on the right, and its axis of size 1 goes again.
@@ -66,50 +67,20 @@ pub fn det(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![tensor(c.element(0), shape)])
 }
 
-/// Letters name axes, `...` the axes that broadcast; without `->` the output has the letters that occur once, in order.
+/// Sizes of one letter broadcast.
 pub fn einsum(c: &Known) -> Result<Vec<Fact>> {
     let element = (0..c.inputs.len()).find_map(|i| c.element(i));
-    let equation: String = c.string("equation").unwrap_or_default().split_whitespace().collect();
-    let (terms, output) = match equation.split_once("->") {
-        Some((terms, output)) => (terms, Some(output)),
-        None => (equation.as_str(), None),
-    };
-    let mut sizes: BTreeMap<char, (Dim, usize)> = BTreeMap::new();
-    let mut ellipsis: Vec<Dim> = Vec::new();
-    for (i, term) in terms.split(',').enumerate() {
-        let Some(shape) = c.shape(i) else { return Ok(vec![tensor(element, None)]) };
-        let (head, tail) = term.split_once("...").unwrap_or((term, ""));
-        let (first, last) = (head.chars().count(), tail.chars().count());
-        let fits = if term.contains("...") { first + last <= shape.len() } else { first == shape.len() };
-        ensure!(fits, "term '{term}' of the equation does not fit shape {}", c.dims().display(shape));
-        let (front, rest) = shape.split_at(first);
-        let (middle, back) = rest.split_at(rest.len() - last);
-        ellipsis = broadcast(c.dims(), &[&ellipsis, middle])?;
-        for (letter, &dim) in head.chars().zip(front).chain(tail.chars().zip(back)) {
-            let entry = sizes.entry(letter).or_insert((dim, 0));
-            let both = broadcast(c.dims(), &[&[entry.0], &[dim]])?;
-            *entry = (both.first().copied().unwrap_or(dim), entry.1 + 1);
-        }
+    let shapes: Option<Vec<&[Dim]>> = (0..c.inputs.len()).map(|i| c.shape(i)).collect();
+    let Some(shapes) = shapes else { return Ok(vec![tensor(element, None)]) };
+    let ranks: Vec<usize> = shapes.iter().map(|s| s.len()).collect();
+    let Equation { terms, output } = Equation::parse(c.string("equation").unwrap_or_default(), &ranks)?;
+    let mut sizes: BTreeMap<char, Dim> = BTreeMap::new();
+    for (&letter, &dim) in terms.iter().zip(&shapes).flat_map(|(term, shape)| term.iter().zip(*shape)) {
+        let size = sizes.entry(letter).or_insert(dim);
+        *size = broadcast(c.dims(), &[&[*size], &[dim]])?.first().copied().unwrap_or(dim);
     }
-    let shape = match output {
-        Some(output) => {
-            let (head, tail) = output.split_once("...").unwrap_or((output, ""));
-            let find = |letters: &str| -> Result<Vec<Dim>> {
-                let size = |l: char| match sizes.get(&l) {
-                    Some((dim, _)) => Ok(*dim),
-                    None => bail!("output axis '{l}' of the equation is not in its inputs"),
-                };
-                letters.chars().map(size).collect()
-            };
-            let middle = if output.contains("...") { ellipsis } else { Vec::new() };
-            [find(head)?, middle, find(tail)?].concat()
-        }
-        None => {
-            let once = sizes.values().filter(|(_, count)| *count == 1).map(|&(dim, _)| dim);
-            ellipsis.into_iter().chain(once).collect()
-        }
-    };
-    Ok(vec![tensor(element, Some(shape))])
+    let size = |l: &char| sizes.get(l).copied().with_context(|| format!("output axis '{l}' is not in the inputs"));
+    Ok(vec![tensor(element, Some(output.iter().map(size).collect::<Result<_>>()?))])
 }
 
 /// The matrices may be transposed first, and the first axis may be one of theirs. A vector stays as it is.
