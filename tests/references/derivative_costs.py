@@ -1,4 +1,5 @@
-"""What derivatives cost in ONNX Runtime, as multiples of the model or of its gradient, all measured in one run.
+"""What derivatives cost in ONNX Runtime, as multiples of the model or of its gradient, all measured in one run, in time of the
+processor: a busy machine interrupts long runs more often than short ones.
 
     python derivative_costs.py TOOL [THREADS]       (pip install numpy onnx onnxruntime)
 """
@@ -70,9 +71,9 @@ class Timed:
         self.times = []
 
     def run(self):
-        start = time.perf_counter()
+        start = time.process_time()
         self.session.run(None, self.feeds)
-        self.times.append(time.perf_counter() - start)
+        self.times.append(time.process_time() - start)
 
     def best(self):
         return np.sort(self.times)[len(self.times) // 4]
