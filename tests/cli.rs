@@ -531,7 +531,7 @@ fn a_batch_has_limits_patterns_and_lists() {
     assert_eq!(run(&list.display().to_string(), &["--no-write"]).status.code(), Some(1));
     let report = batch_report(&out);
     assert_eq!((report[0].1.as_str(), report[1].1.as_str()), ("ok", "io"), "{report:?}");
-    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1, "the report alone");
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 2, "the report alone");
     let pattern = folder.path().join("mod*.onnx").display().to_string();
     assert!(run(&pattern, &[]).status.success());
     assert!(out.join("model.onnx").is_file());
@@ -545,4 +545,35 @@ fn a_batch_has_limits_patterns_and_lists() {
         assert_eq!(tool(&wrong).status.code(), Some(1), "{wrong:?}");
     }
     assert_eq!(tool(&["batch", &model, "-o", &to]).status.code(), Some(2));
+}
+
+#[test]
+fn a_batch_leaves_a_page_that_no_name_breaks() {
+    let folder = TempDir::new().unwrap();
+    let (models, out) = (folder.path().join("models"), folder.path().join("out"));
+    std::fs::create_dir(&models).unwrap();
+    let save = |name: &str, graph: &str| {
+        let proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
+        Model::from(proto).write(&models.join(name), true).unwrap();
+    };
+    save("fine.onnx", SQUARE);
+    for name in ["odd 1.onnx", "odd 2.onnx"] {
+        save(name, "g (float[2] x) => (float[2] y) { [odd] z = com.own.Odd(x) y = Mul(z, z) }");
+    }
+    // No path on Windows holds these.
+    let hostile = if cfg!(unix) { "<script>alert(1)<\u{202e}'&\".onnx" } else { "&'.onnx" };
+    std::fs::write(models.join(hostile), "no model").unwrap();
+    let (from, to) = (models.display().to_string(), out.display().to_string());
+    let arguments = ["batch", &from, "-o", &to, "--", "grad", "--xs", "x", "--no-validate"];
+    assert_eq!(tool(&arguments).status.code(), Some(1));
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert_eq!(page.matches("<script>").count(), 1, "{page}");
+    assert!(!page.contains('\u{202e}') && !page.contains("http://") && !page.contains("https://"), "{page}");
+    let escaped =
+        if cfg!(unix) { "&lt;script&gt;alert(1)&lt;\\u{202e}&#39;&amp;&quot;.onnx" } else { "&amp;&#39;.onnx" };
+    assert!(page.contains(escaped), "{page}");
+    let reason = "<tr><td class=\"n\">2</td><td class=\"code bad\">unsupported-operator</td>\
+                  <td class=\"message\"><code>com.own.Odd</code></td>";
+    assert!(page.contains(reason), "{page}");
+    assert_eq!(page.matches("<details id=").count(), 4);
 }

@@ -1,5 +1,7 @@
 //! `batch`: one command over many models, a process each.
 
+mod page;
+
 use super::console::{self, Stream};
 use super::failure::Reported;
 use super::table::Table;
@@ -30,7 +32,7 @@ use std::time::{Duration, Instant};
   onnx-gradients batch list.txt -o out --no-write --resume -- grad --params
 
 OUT/report.jsonl gets a line as each model ends: its code (ok, or one of docs/errors.md), seconds, and what the command has
-said. What the command writes lies in OUT by the path of its model. Exit code 0 where all succeed or have an allowed code.")]
+said. OUT/report.html shows all of it. What the command writes lies in OUT by the path of its model. Exit code 0 where all succeed or have an allowed code.")]
 pub struct Args {
     /// A folder (all .onnx files in it and below), a pattern with `*` and `?`, a list of paths in a text file, or a model
     models: String,
@@ -170,6 +172,9 @@ pub fn run(args: &Args) -> Result<()> {
     // In the order of the models, one line each, however often it was interrupted.
     let text = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;
     file::replace(&report, true, |out| out.write_all(text.as_bytes()))?;
+    let entries: Vec<_> = lines.iter().map(|line| page::Entry { line, success: is_success(line, args) }).collect();
+    let page = page::page(&args.command, &entries)?;
+    file::replace(&args.output.join("report.html"), true, |out| out.write_all(page.as_bytes()))?;
     summary(args, &lines, lines.len() - open.len())
 }
 
