@@ -349,8 +349,10 @@ fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
         }
     }
     command.arg("--").arg(&job.path);
+    if let Some(memory) = args.memory {
+        command.env(console::MEMORY, memory.to_string());
+    }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    limit(&child, args.memory)?;
     let said = reader(child.stdout.take())?;
     let noted = reader(child.stderr.take())?;
     let Some(status) = wait(&mut child, Duration::from_secs(args.timeout))? else {
@@ -414,28 +416,6 @@ fn wait(child: &mut Child, patience: Duration) -> Result<Option<ExitStatus>> {
             return Ok(None);
         }
         std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Limits the memory of a process and of those that it starts.
-#[cfg(target_os = "linux")]
-fn limit(child: &Child, memory: Option<u64>) -> Result<()> {
-    use rustix::process::{Pid, Resource, Rlimit, prlimit};
-    let Some(memory) = memory else { return Ok(()) };
-    let limit = Rlimit { current: Some(memory), maximum: Some(memory) };
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    match prlimit(pid, Resource::As, limit) {
-        // It has ended already.
-        Err(rustix::io::Errno::SRCH) => Ok(()),
-        other => other.map(drop).context("its memory cannot be limited"),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn limit(_: &Child, memory: Option<u64>) -> Result<()> {
-    match memory {
-        Some(_) => Err(Error::unsupported("--memory is for Linux").into()),
-        None => Ok(()),
     }
 }
 

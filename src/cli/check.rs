@@ -533,13 +533,7 @@ fn skip(args: &Args, reason: &str) -> Result<BTreeMap<String, Validation>> {
 
 /// Bounds this process, which is a child that validates: in memory, and in time. It does not outlive its parent.
 fn bound(engine: &EngineArgs) {
-    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
-    {
-        use rustix::process::{Resource, Rlimit, setrlimit};
-        let limit = Some(engine.memory);
-        // Where it cannot be bounded it runs without a bound.
-        let _ = setrlimit(Resource::As, Rlimit { current: limit, maximum: limit });
-    }
+    console::bound_memory(engine.memory);
     let time = Duration::from_secs(engine.time);
     std::thread::spawn(move || {
         std::thread::sleep(time);

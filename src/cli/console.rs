@@ -63,6 +63,22 @@ pub fn program() -> io::Result<std::process::Command> {
     Ok(command)
 }
 
+/// The environment variable that bounds the memory of a command from its start: a batch sets it for each of its own.
+pub const MEMORY: &str = "ONNX_GRADIENTS_MEMORY";
+
+/// Bounds the memory of this process and of those that it starts, in bytes. Where the system has no such bound, or not more
+/// than a stricter one, it runs without.
+pub fn bound_memory(bytes: u64) {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::As).maximum.map_or(bytes, |most| most.min(bytes));
+        let _ = setrlimit(Resource::As, Rlimit { current: Some(limit), maximum: Some(limit) });
+    }
+    #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+    let _ = bytes;
+}
+
 /// Keeps in mind whether the arguments ask for JSON, also those that are wrong.
 pub fn set_json(arguments: &[OsString]) {
     JSON.set(failure::asks(arguments));

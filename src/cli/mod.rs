@@ -82,6 +82,9 @@ enum Command {
 /// The exit code is 0 for success, 1 where the work failed, 2 for wrong usage (which clap sees to). A reader of stdout that
 /// leaves early, as `head` does, has got what it wanted.
 pub fn run() -> ExitCode {
+    if let Some(bytes) = std::env::var(console::MEMORY).ok().and_then(|bytes| bytes.parse().ok()) {
+        console::bound_memory(bytes);
+    }
     run_of(std::env::args_os().collect()).into()
 }
 
