@@ -550,7 +550,6 @@ fn bound(engine: &EngineArgs) {
 pub fn summary(v: &Validation) -> String {
     let (compared, total) = v.counted();
     match (v.status, &v.reason) {
-        (Status::Passed, _) if total == 0 => format!("runs in {}; it claims no gradients to compare", v.engine),
         (Status::Passed, _) => {
             let rest = match total - compared {
                 0 => String::new(),

@@ -64,7 +64,10 @@ impl<'g> Expr<'g> {
             let b = self.builder();
             let own = self.last_sizes(self.shape(), axes);
             let sizes: Vec<_> = [b.ints(&[-1])].into_iter().chain((0..axes).map(|i| own.item(i))).collect();
-            return Ok(self.reshape(b.joined(&sizes)).sum_out(&[0]).unbroadcast(x));
+            let summed = self.reshape(b.joined(&sizes)).sum_out(&[0]);
+            // What cannot be built has no rank, whatever is done to it.
+            ensure!(summed.fact().rank().is_some(), "the rank of a gradient is not known");
+            return Ok(summed.unbroadcast(x));
         }
         let (own, target) = (self.sizes()?, x.sizes()?);
         ensure!(

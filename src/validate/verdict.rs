@@ -579,6 +579,7 @@ impl Verdict<'_> {
             return Ok(());
         }
         Err(skipped(match claimed().next() {
+            None if validation.gradients.is_empty() => "it runs, and claims no gradient to compare".to_owned(),
             None => "no x has a gradient that could be compared".to_owned(),
             Some(first) => {
                 let note = first.note.clone().unwrap_or_default();
