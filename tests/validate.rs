@@ -390,3 +390,16 @@ fn a_constant_seed_says_which_size_a_symbol_has() {
     let found = validate(&output.model.proto, None, &output.record, &Options::default());
     assert_eq!((found.status, found.dims["N"]), (Status::Passed, 5), "{found:?}");
 }
+
+#[test]
+fn numbers_of_tuples_that_are_put_together_lie_within_what_they_index() {
+    let whole = r#"<ir_version: 8, opset_import: ["": 17]> g (float[2,9] x, int64[5] i) => (float[5,9] y) {
+        last = Constant <value = int64[1] {-1}> () t = Unsqueeze (i, last) z = GatherND (x, t) y = Mul (z, z) }"#;
+    let parts = r#"<ir_version: 8, opset_import: ["": 17]> g (float[9,2] x, int64[6,1] r, int64[6,1] c) => (float[6] y) {
+        t = Concat <axis = 1> (r, c) z = GatherND (x, t) y = Mul (z, z) }"#;
+    for text in [whole, parts] {
+        let model = onnx_gradients::onnx::text::parse(text).unwrap();
+        let output = onnx_gradients::Gradients::new(["y"], ["x"]).build(&model.into()).unwrap();
+        passes(&validate(&output.model.proto, None, &output.record, &Options::default()));
+    }
+}

@@ -242,10 +242,16 @@ fn integers(
     random: &mut fastrand::Rng,
 ) -> Vec<f64> {
     let evaluate = |dim| case.sizes.evaluate(dim, sizes).filter(|&n| n > 0);
+    let range = (kind.bounds.iter())
+        .map(|b| b.range(b.size.and_then(evaluate).unwrap_or(2)))
+        .reduce(|a, b| (a.0.max(b.0), a.1.min(b.1)));
     if !kind.tuples.is_empty() {
         let width = dims.last().copied().unwrap_or(1).max(1);
-        let bounds: Vec<i64> =
-            (0..width).map(|k| kind.tuples.get(k).copied().flatten().and_then(evaluate).unwrap_or(2)).collect();
+        // What is indexed elsewhere by the same numbers bounds them, too.
+        let highest = range.map_or(i64::MAX, |(_, high)| high.max(1));
+        let bounds: Vec<i64> = (0..width)
+            .map(|k| kind.tuples.get(k).copied().flatten().and_then(evaluate).unwrap_or(2).min(highest))
+            .collect();
         let orders: Vec<Vec<i64>> = bounds.iter().map(|&n| shuffled(n.min(1 << 20), random)).collect();
         let value = |place: usize, random: &mut fastrand::Rng| {
             let (row, k) = (place / width, place % width);
@@ -258,12 +264,7 @@ fn integers(
         };
         return (0..count).map(|place| value(place, random)).collect();
     }
-    if let Some((low, high)) = kind
-        .bounds
-        .iter()
-        .map(|b| b.range(b.size.and_then(evaluate).unwrap_or(2)))
-        .reduce(|a, b| (a.0.max(b.0), a.1.min(b.1)))
-    {
+    if let Some((low, high)) = range {
         let high = high.max(low + 1);
         if let Some(axis) = kind.written {
             let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };

@@ -8,7 +8,7 @@ use super::sizes::Sizes;
 use crate::graph::{Dim, Graph, Loaded, ValueId};
 use crate::onnx::{GraphProto, ModelProto, NodeProto, attribute, canonical_domain};
 use crate::rules::newest;
-use crate::rules::properties::{Axis, Counts};
+use crate::rules::properties::{Axis, Counts, Index};
 use std::collections::{BTreeMap, HashMap};
 
 /// What is known of the integers of one input.
@@ -132,7 +132,7 @@ impl Walk<'_> {
         let Some(rule) = newest(canonical_domain(node.domain()), node.op_type()) else { return };
         for index in rule.indices {
             for carried in self.carried(node, index.input) {
-                self.index(node, index.counts, index.written, carried);
+                self.index(node, index, carried);
             }
         }
         if matches!(node.op_type(), "Loop") {
@@ -201,7 +201,8 @@ impl Walk<'_> {
         }
     }
 
-    fn index(&mut self, node: &NodeProto, counts: Counts, written: bool, carried: Carried) {
+    fn index(&mut self, node: &NodeProto, index: &Index, carried: Carried) {
+        let &Index { input, counts, written, .. } = index;
         let bound = |size| Bound { size, scale: carried.scale, offset: carried.offset, share: carried.share };
         let table = |i: usize| node.input.get(i).and_then(|name| self.shape(name));
         let along = |i: usize, axis: Axis| {
@@ -213,12 +214,22 @@ impl Walk<'_> {
             let from_front = if axis < 0 { axis + shape.len() as i64 } else { axis };
             shape.get(usize::try_from(from_front).ok()?).copied()
         };
-        let (mut found, mut tuples) = (None, vec![]);
+        let (mut found, mut tuples, mut spread) = (None, vec![], vec![]);
         match counts {
             Counts::Along(i, axis) => found = Some(bound(along(i, axis))),
             Counts::Tuples(i, attribute) => {
                 let skipped = attribute::get_int(&node.attribute, attribute).unwrap_or(0).max(0) as usize;
-                tuples = table(i).unwrap_or_default().into_iter().skip(skipped).map(Some).collect();
+                let sizes: Vec<Dim> = table(i).unwrap_or_default().into_iter().skip(skipped).collect();
+                let last = |name: &str| self.shape(name).and_then(|s| s.last().copied());
+                let (width, of_input) = (node.input.get(input).and_then(|n| last(n)), last(&carried.input));
+                // The last axis of the input is that of the tuples where it is as long; else a tuple was put together of
+                // parts (Unsqueeze, Concat, Transpose), and an element of the input may be any of its numbers.
+                if width.is_none() || of_input.is_none() || width == of_input {
+                    tuples = sizes.into_iter().map(Some).collect();
+                } else {
+                    let width = width.and_then(|w| usize::try_from(w.known()?).ok()).unwrap_or(sizes.len());
+                    spread = sizes.into_iter().take(width).map(|size| bound(Some(size))).collect();
+                }
             }
             Counts::Below(i) => {
                 let depth = node.input.get(i).and_then(|name| self.constants(name));
@@ -239,7 +250,7 @@ impl Walk<'_> {
             _ => 0,
         };
         let kind = self.kinds.entry(carried.input).or_default();
-        kind.bounds.extend(found);
+        kind.bounds.extend(found.into_iter().chain(spread));
         kind.counts |= matches!(counts, Counts::Length(..));
         if kind.tuples.is_empty() {
             kind.tuples = tuples;
