@@ -255,36 +255,39 @@ impl Verdict<'_> {
                 Some(gradient) => Some(Target { gradient: Arc::new(gradient.values()), ..target.clone() }),
             };
         }
-        // One direction over all xs, to which each contributes alike: it finds an error in any of them.
+        // One direction over all xs of a group, to which each contributes alike: it finds an error in any of them.
         let has_gradient = |i: usize| case.record.gradients[i].name.is_some();
         let mut names = HashSet::new();
-        let joint: Vec<usize> = (0..targets.len())
-            .filter(|&i| targets[i].is_some() && has_gradient(i) && names.insert(&case.record.gradients[i].x))
+        let joint: Vec<(usize, &Target)> = (targets.iter().enumerate())
+            .filter_map(|(i, target)| Some((i, target.as_ref()?)))
+            .filter(|&(i, _)| has_gradient(i) && names.insert(&case.record.gradients[i].x))
             .collect();
-        let mut together = None;
-        if joint.len() > 1 {
-            let all: Vec<&Target> = joint.iter().filter_map(|&i| targets[i].as_ref()).collect();
+        let mut together: Vec<Option<Outcome>> = vec![None; targets.len()];
+        for group in groups(&joint) {
+            if group.len() < 2 {
+                continue;
+            }
+            let all: Vec<&Target> = group.iter().map(|&(_, target)| target).collect();
             // Where it does not run at all, some x need not be valid beside its value: each alone says which.
             let outcome = function.compare(&alike(&all, &mut self.random), rounding, tolerance);
             let outcome = outcome.unwrap_or(Outcome::Rough);
-            if matches!(outcome, Outcome::Agrees(_)) {
-                let largest = all.iter().map(|t| t.typical()).fold(0.0, f64::max);
-                for (&i, target) in joint.iter().zip(&all) {
-                    // A part that is small beside the others is not seen among them.
-                    if target.typical() * 100.0 >= largest && largest > 0.0 {
-                        self.ledgers[i].take(outcome);
-                    }
+            for &(i, target) in &group {
+                if matches!(outcome, Outcome::Agrees(_)) && target.typical() > 0.0 {
+                    self.ledgers[i].take(outcome);
                 }
+                together[i] = Some(outcome);
             }
-            together = Some(outcome);
         }
-        for (i, target) in targets.iter().enumerate() {
-            let Some(target) = target else { continue };
+        // Those come first of which nothing is known yet: the time may be over before all have been looked at.
+        let mut order: Vec<usize> = (0..targets.len()).collect();
+        order.sort_by_key(|&i| self.ledgers[i].agreed > 0);
+        for i in order {
+            let Some(target) = &targets[i] else { continue };
             let alone = match look {
                 Look::Each => true,
                 Look::Together => {
                     let open = self.ledgers[i].agreed == 0 && has_gradient(i);
-                    open || (joint.len() == 1 && has_gradient(i)) || matches!(together, Some(Outcome::Differs(_)))
+                    open || matches!((together[i], has_gradient(i)), (None, true) | (Some(Outcome::Differs(_)), _))
                 }
             };
             let late = self.has_used(if look == Look::Each { 0.35 } else { 0.95 });
@@ -589,6 +592,24 @@ impl Verdict<'_> {
     }
 }
 
+/// The xs whose slopes are of one size, so that each is seen among the others: within a factor of 100.
+fn groups<'t>(targets: &[(usize, &'t Target)]) -> Vec<Vec<(usize, &'t Target)>> {
+    let mut sorted: Vec<(f64, (usize, &Target))> = targets.iter().map(|&(i, t)| (t.typical(), (i, t))).collect();
+    sorted.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    let mut groups: Vec<Vec<(usize, &Target)>> = Vec::new();
+    let mut largest = f64::NAN;
+    for (typical, target) in sorted {
+        match groups.last_mut() {
+            Some(group) if typical * 100.0 >= largest => group.push(target),
+            _ => {
+                groups.push(vec![target]);
+                largest = typical;
+            }
+        }
+    }
+    groups
+}
+
 /// A direction over several xs, to whose slope each contributes alike.
 fn alike<'t>(targets: &[&'t Target], random: &mut fastrand::Rng) -> Direction<'t> {
     let largest = targets.iter().map(|t| t.typical()).fold(0.0, f64::max);
@@ -627,5 +648,25 @@ impl Paths {
             }
         }
         operators
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_hold_slopes_of_one_size() {
+        let target = |g: f64| Target {
+            input: "x".to_owned(),
+            base: Arc::new(vec![1.0]),
+            dims: vec![1],
+            gradient: Arc::new(vec![g]),
+            reach: 1.0,
+        };
+        let targets: Vec<Target> = [1e-3, 1.0, 0.0, f64::NAN, -0.1, 2e-5].into_iter().map(target).collect();
+        let numbered: Vec<(usize, &Target)> = targets.iter().enumerate().collect();
+        let found: Vec<Vec<usize>> = groups(&numbered).iter().map(|g| g.iter().map(|&(i, _)| i).collect()).collect();
+        assert_eq!(found, [vec![3], vec![1, 4], vec![0, 5], vec![2]]);
     }
 }
