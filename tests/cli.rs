@@ -577,3 +577,57 @@ fn a_batch_leaves_a_page_that_no_name_breaks() {
     assert!(page.contains(reason), "{page}");
     assert_eq!(page.matches("<details id=").count(), 4);
 }
+
+#[test]
+fn a_batch_says_what_is_better_or_worse() {
+    let (folder, _) = folder(SQUARE);
+    let models = folder.path().join("models");
+    std::fs::create_dir(&models).unwrap();
+    let save = |name: &str, graph: &str| {
+        let proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
+        Model::from(proto).write(&models.join(name), true).unwrap();
+    };
+    let odd = "g (float[2] x) => (float[2] y) { z = com.own.Odd(x) y = Mul(z, z) }";
+    let worse = "g (float[2] x) => (float[2] y) { z = com.own.Even(x) y = Mul(z, z) }";
+    let more = "g (float[2] x) => (float[2] y) { z = Sin(x) y = Mul(z, z) }";
+    let out = folder.path().join("out");
+    let report = out.join("report.jsonl").display().to_string();
+    let (from, to) = (models.display().to_string(), out.display().to_string());
+    let run = |more: &[&str]| {
+        let arguments = [&["batch", &from, "-o", &to, "--force"], more, &["--", "grad", "--xs", "x", "--no-validate"]];
+        tool(&arguments.concat())
+    };
+    for (name, graph) in
+        [("gone", SQUARE), ("less", SQUARE), ("mended", odd), ("other", odd), ("same", SQUARE), ("size", SQUARE)]
+    {
+        save(&format!("{name}.onnx"), graph);
+    }
+    assert_eq!(run(&[]).status.code(), Some(1));
+    std::fs::remove_file(models.join("gone.onnx")).unwrap();
+    for (name, graph) in [("less", odd), ("mended", SQUARE), ("new", SQUARE), ("other", worse), ("size", more)] {
+        save(&format!("{name}.onnx"), graph);
+    }
+    let object: Value = serde_json::from_str(&stdout(&run(&["--compare", &report, "--json"]))).unwrap();
+    let changes = object["changes"].as_array().unwrap();
+    let found: Vec<(&str, &str)> =
+        changes.iter().map(|c| (c["way"].as_str().unwrap(), c["model"].as_str().unwrap())).collect();
+    let wanted = [
+        ("worse", "less.onnx"),
+        ("better", "mended.onnx"),
+        ("other", "other.onnx"),
+        ("other", "size.onnx"),
+        ("new", "new.onnx"),
+        ("gone", "gone.onnx"),
+    ];
+    assert_eq!(found, wanted, "{object}");
+    assert_eq!(changes[0]["what"], "unsupported-operator (com.own.Odd), was ok");
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("unsupported-operator (com.own.Odd), was ok"), "{page}");
+    let text = stdout(&run(&["--compare", &report]));
+    assert!(text.contains("since the earlier report: nothing has changed\n"), "{text}");
+    std::fs::write(folder.path().join("none.jsonl"), "{}\n").unwrap();
+    let none = folder.path().join("none.jsonl").display().to_string();
+    let output = run(&["--compare", &none, "--json"]);
+    let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(object["code"], "invalid-data", "{object}");
+}

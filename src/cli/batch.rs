@@ -1,5 +1,6 @@
 //! `batch`: one command over many models, a process each.
 
+mod compare;
 mod page;
 
 use super::console::{self, Stream};
@@ -11,6 +12,7 @@ use crate::onnx::file;
 use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
 use clap::builder::RangedU64ValueParser;
+use compare::Change;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -63,6 +65,9 @@ pub struct Args {
     /// Hold what is written against its model (see diff): it only adds, or its code is `different`
     #[arg(long)]
     round_trip: bool,
+    /// An earlier report.jsonl: say what is better or worse now
+    #[arg(long, value_name = "OLD.jsonl")]
+    compare: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -125,6 +130,8 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::usage(format_args!("'{}' writes no model to compare", args.command[0])).into());
     }
     let jobs = find(args)?;
+    // Before the first line is written: it may be the report that this run replaces.
+    let old = args.compare.as_deref().map(compare::read).transpose()?;
     fs::create_dir_all(&args.output).map_err(file::plain).with_context(|| args.output.display().to_string())?;
     let report = args.output.join("report.jsonl");
     let done = earlier(args, &report)?;
@@ -173,9 +180,10 @@ pub fn run(args: &Args) -> Result<()> {
     let text = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;
     file::replace(&report, true, |out| out.write_all(text.as_bytes()))?;
     let entries: Vec<_> = lines.iter().map(|line| page::Entry { line, success: is_success(line, args) }).collect();
-    let page = page::page(&args.command, &entries)?;
+    let changes = old.map(|old| compare::compare(&old, &entries, |line| is_success(line, args)));
+    let page = page::page(&args.command, &entries, changes.as_deref())?;
     file::replace(&args.output.join("report.html"), true, |out| out.write_all(page.as_bytes()))?;
-    summary(args, &lines, lines.len() - open.len())
+    summary(args, &lines, lines.len() - open.len(), changes.as_deref())
 }
 
 fn is_success(line: &Line, args: &Args) -> bool {
@@ -448,7 +456,7 @@ impl Progress {
 }
 
 /// Prints how many there are of each code, by operator where one is named, and fails where one has not succeeded.
-fn summary(args: &Args, lines: &[&Line], resumed: usize) -> Result<()> {
+fn summary(args: &Args, lines: &[&Line], resumed: usize, changes: Option<&[Change]>) -> Result<()> {
     let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for line in lines {
         let operator = line.report["operator"].as_str().unwrap_or_default();
@@ -469,6 +477,9 @@ fn summary(args: &Args, lines: &[&Line], resumed: usize) -> Result<()> {
         let mut report = json!({
             "models": lines.len(), "resumed": resumed, "failed": failed, "codes": codes.collect::<Vec<_>>(),
         });
+        if let Some(changes) = changes {
+            report["changes"] = json!(changes);
+        }
         if let Some(error) = &error {
             super::failure::add(&mut report, error);
         }
@@ -480,6 +491,19 @@ fn summary(args: &Args, lines: &[&Line], resumed: usize) -> Result<()> {
             table.row([models.len().to_string(), (*code).to_owned(), (*operator).to_owned(), first.to_owned()]);
         }
         write!(out, "{table}")?;
+        if let Some(changes) = changes {
+            let counts = compare::counts(changes).into_iter().map(|(way, n)| format!("{n} {}", way.name()));
+            let counts = counts.collect::<Vec<_>>().join(", ");
+            let counts = if counts.is_empty() { "nothing has changed" } else { &counts };
+            writeln!(out, "since the earlier report: {counts}")?;
+            let mut table = Table::new(["", "model", "what"]);
+            for change in changes {
+                table.row([change.way.name().to_owned(), change.model.clone(), change.what.clone()]);
+            }
+            if !changes.is_empty() {
+                write!(out, "{table}")?;
+            }
+        }
     }
     error.map_or(Ok(()), |error| Err(Reported(error).into()))
 }

@@ -3,8 +3,9 @@
 //! The page is complete without its script, which only filters and sorts: a browser that runs none shows all of it.
 
 use super::Line;
+use super::compare::{self, Change, Way};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Display, Write};
 
 const STYLE: &str = include_str!("page.css");
@@ -60,7 +61,8 @@ impl Entry<'_> {
         }
     }
 
-    fn operator(&self) -> &str {
+    /// The operator that its error is about, or nothing.
+    pub fn operator(&self) -> &str {
         self.line.report["operator"].as_str().unwrap_or_default()
     }
 
@@ -72,7 +74,7 @@ impl Entry<'_> {
     }
 
     /// The largest error of a gradient that was compared.
-    fn error(&self) -> Option<f64> {
+    pub fn error(&self) -> Option<f64> {
         let compared = self.checks().iter().filter(|g| g["compared"] == true);
         compared.filter_map(|g| g["error"].as_f64()).reduce(f64::max)
     }
@@ -95,11 +97,11 @@ impl Entry<'_> {
     }
 }
 
-/// The page.
+/// The page; `changes` are since an earlier report, if one is compared.
 ///
 /// # Errors
 /// None but those of formatting.
-pub fn page(command: &[String], entries: &[Entry]) -> Result<String, fmt::Error> {
+pub fn page(command: &[String], entries: &[Entry], changes: Option<&[Change]>) -> Result<String, fmt::Error> {
     let mut out = String::new();
     let command = command.join(" ");
     write!(
@@ -114,6 +116,9 @@ pub fn page(command: &[String], entries: &[Entry]) -> Result<String, fmt::Error>
         env!("CARGO_PKG_VERSION"),
     )?;
     summary(&mut out, entries)?;
+    if let Some(changes) = changes {
+        compared(&mut out, entries, changes)?;
+    }
     reasons(&mut out, entries)?;
     table(&mut out, entries)?;
     writeln!(out, "<h2>Each model</h2>")?;
@@ -156,6 +161,38 @@ fn summary(out: &mut String, entries: &[Entry]) -> fmt::Result {
         write!(out, "{comma}{count} <span class=\"{class}\">{}</span>", Plain(code))?;
     }
     writeln!(out, "</p>")
+}
+
+/// What has changed since an earlier report.
+fn compared(out: &mut String, entries: &[Entry], changes: &[Change]) -> fmt::Result {
+    writeln!(out, "<h2>Since the earlier report</h2>")?;
+    if changes.is_empty() {
+        return writeln!(out, "<p>Nothing has changed.</p>");
+    }
+    let class = |way| match way {
+        Way::Worse => "bad",
+        Way::Better => "good",
+        Way::Other | Way::New | Way::Gone => "dim",
+    };
+    let counts = compare::counts(changes).into_iter();
+    let counts = counts.map(|(way, n)| format!("{n} <span class=\"{}\">{}</span>", class(way), way.name()));
+    writeln!(out, "<p>{}</p>", counts.collect::<Vec<_>>().join(", "))?;
+    let places: HashMap<&str, usize> = entries.iter().enumerate().map(|(n, e)| (e.line.model.as_str(), n)).collect();
+    writeln!(
+        out,
+        "<div class=\"wide\"><table id=\"changes\"><thead><tr><th></th><th>model</th><th>what</th></tr></thead>"
+    )?;
+    writeln!(out, "<tbody>")?;
+    for change in changes {
+        let (class, way, name) = (class(change.way), change.way.name(), path(&change.model));
+        write!(out, "<tr><td class=\"code {class}\">{way}</td><td class=\"name\">")?;
+        match places.get(change.model.as_str()) {
+            Some(n) => write!(out, "<a href=\"#m{n}\"><bdi>{name}</bdi></a>")?,
+            None => write!(out, "<bdi>{name}</bdi>")?,
+        }
+        writeln!(out, "</td><td class=\"message\">{}</td></tr>", Plain(&change.what))?;
+    }
+    writeln!(out, "</tbody></table></div>")
 }
 
 /// What stands in the way, the most frequent first: by operator where one is named, by message where none is.
