@@ -1,0 +1,163 @@
+"""Derivatives by every function, against finite differences in onnxruntime."""
+
+import numpy as np
+import onnx
+import onnx_gradients as og
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+
+def small(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 18]> {text}')
+
+
+CUBE = "g (double[n, 3] x) => (double[n, 3] y) { s = Mul(x, x)  y = Mul(s, x) }"
+
+
+def test_a_proto_in_is_a_proto_out(models):
+    model = onnx.load(models / "mlp.onnx")
+    result = og.gradients(model, "loss", params=True)
+    assert isinstance(result.model, onnx.ModelProto)
+    onnx.checker.check_model(result.model, full_check=True)
+    assert result.nodes_added > 0 and all(result.gradients.values())
+    names = {i.name for i in model.graph.initializer}
+    assert set(result.gradients) <= names
+
+
+def test_every_form_of_a_model_gives_the_same(models, tmp_path):
+    path = models / "mlp.onnx"
+    as_bytes = og.gradients(path.read_bytes(), "loss", params=True)
+    assert isinstance(as_bytes.model, bytes)
+    as_proto = og.gradients(path, "loss", params=True)
+    assert onnx.load_from_string(as_bytes.model) == as_proto.model
+    written = og.gradients(path, "loss", params=True, output=tmp_path / "out.onnx")
+    assert written.model == tmp_path / "out.onnx" and onnx.load(written.model) == as_proto.model
+    ir = pytest.importorskip("onnx_ir")
+    as_ir = og.gradients(ir.load(path), "loss", params=True)
+    assert isinstance(as_ir.model, ir.Model)
+    assert {o.name for o in as_ir.model.graph.outputs} == {o.name for o in as_proto.model.graph.output}
+
+
+def test_gradients_are_those_of_the_model(models):
+    result = og.gradients(models / "mlp.onnx", "loss", params=True)
+    session = result.session(providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for i in session.get_inputs():
+        shape = [n if isinstance(n, int) else 4 for n in i.shape]
+        if "int64" in i.type:
+            feeds[i.name] = rng.integers(0, 3, shape)
+        else:
+            feeds[i.name] = rng.standard_normal(shape).astype(np.float32)
+    loss, *found = session.run(["loss", *result.gradients.values()], feeds)
+    model = onnx.load(models / "mlp.onnx")
+    for (name, _), gradient in zip(result.gradients.items(), found, strict=True):
+        direction = rng.standard_normal(gradient.shape)
+        moved = []
+        for side in (1e-3, -1e-3):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            tensor = next(t for t in copy.graph.initializer if t.name == name)
+            value = onnx.numpy_helper.to_array(tensor) + side * direction
+            tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), name))
+            moved.append(onnxruntime.InferenceSession(copy.SerializeToString()).run(["loss"], feeds)[0])
+        slope = float((moved[0] - moved[1]) / 2e-3)
+        assert slope == pytest.approx(float(np.sum(gradient * direction)), rel=2e-2, abs=2e-3)
+    assert np.isfinite(loss)
+
+
+def test_seeds_are_arrays_numbers_and_inputs():
+    x = np.array([[1.0, 2.0, 3.0]])
+    three = 3 * x**2
+
+    def of(seed, **feeds):
+        result = og.gradients(small("g (double[1, 3] x) => (double[1, 3] y) { s = Mul(x, x)  y = Mul(s, x) }"), "y", "x", [seed])
+        return result.session().run([result.gradients["x"]], {"x": x, **feeds})[0]
+
+    np.testing.assert_allclose(of(None), three)
+    np.testing.assert_allclose(of(-2), -2 * three)
+    np.testing.assert_allclose(of(np.array([[1.0, 0.0, 2.0]])), three * [1, 0, 2])
+    np.testing.assert_allclose(of("input:v", v=np.full((1, 3), 5.0)), 5 * three)
+
+
+def test_stops_and_unconnected_xs():
+    model = small("g (float[2] a, float[2] z) => (float[2] y) { b = Add(a, a)  y = Add(a, b) }")
+    assert og.gradients(model, "y", ["a", "z"]).gradients["z"] is None
+    zeros = og.gradients(model, "y", ["a", "z"], unconnected_gradients="zero", stop_gradients="b")
+    a, z = zeros.session().run(list(zeros.gradients.values()), {"a": np.ones(2, "f"), "z": np.ones(2, "f")})
+    np.testing.assert_array_equal(a, [1, 1])
+    np.testing.assert_array_equal(z, [0, 0])
+
+
+def test_products_with_jacobian_and_hessian():
+    x, v = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 2.0]]), np.array([[1.0, -1.0, 2.0], [0.0, 3.0, 1.0]])
+    for command, expected in [(og.jvp, 3 * x**2 * v), (og.vjp, 3 * x**2 * v), (og.hvp, 6 * x * v)]:
+        result = command(small(CUBE), "y", "x")
+        (name,) = result.vectors.values()
+        (found,) = result.session().run([result.outputs[0]["name"]], {"x": x, name: v})
+        np.testing.assert_allclose(found, expected, err_msg=command.__name__)
+
+
+def test_whole_matrices():
+    x = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 2.0]])
+    result = og.jacobian(small(CUBE), "y", "x")
+    (found,) = result.session().run([result.outputs[0]["name"]], {"x": x})
+    np.testing.assert_allclose(found.reshape(6, 6), np.diag((3 * x**2).ravel()))
+    result = og.hessian(small(CUBE), "y", "x", diagonal=True)
+    (found,) = result.session().run([result.outputs[0]["name"]], {"x": x})
+    np.testing.assert_allclose(found, 6 * x)
+
+
+def test_validation_and_check(models, tmp_path):
+    result = og.gradients(models / "mlp.onnx", "loss", params=True, validate=True, output=tmp_path / "g.onnx")
+    assert result.validation.status == "passed"
+    assert og.check(tmp_path / "g.onnx")
+    wrong = onnx.load(tmp_path / "g.onnx")
+    name = next(iter(result.gradients.values()))
+    node = next(n for n in wrong.graph.node if name in n.output)
+    node.output[list(node.output).index(name)] = "half"
+    wrong.graph.node.append(helper.make_node("Add", ["half", "half"], [name]))
+    with pytest.raises(og.errors.ValidationFailedError):
+        og.check(wrong)
+
+
+def test_inspect_and_operators(models):
+    assert og.inspect(models / "mlp.onnx")["parameters"]
+    assert og.inspect(onnx.load(models / "mlp.onnx"))["opset"]
+    assert any(row["operator"] == "Softmax" for row in og.operators())
+
+
+def test_errors_have_a_kind_and_a_place(models):
+    with pytest.raises(og.errors.UnknownNameError, match="los"):
+        og.gradients(models / "mlp.onnx", "los", params=True)
+    with pytest.raises(og.errors.InvalidModelError):
+        og.gradients(b"\xff\xff no model", "y", "x")
+    with pytest.raises(og.errors.UsageError):
+        og.gradients(models / "mlp.onnx", "loss")
+    with pytest.raises(og.errors.FileError):
+        og.gradients(models / "no-such-file.onnx", "y", "x")
+    with pytest.raises(TypeError):
+        og.gradients(7, "y", "x")
+    node = helper.make_node("Foo", ["x"], ["y"], "foo", domain="my.own")
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2]) for n in "xy"]
+    graph = helper.make_graph([node], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("my.own", 1)])
+    with pytest.raises(og.errors.NoGradientError) as caught:
+        og.gradients(model, "y", "x")
+    assert "Foo" in str(caught.value.operator) and caught.value.remedy
+
+
+def test_nothing_is_printed(models, capfd):
+    og.gradients(models / "mlp.onnx", "loss", params=True)
+    with pytest.raises(og.Error):
+        og.gradients(models / "mlp.onnx", "los", params=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_other_threads_run_meanwhile(models):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: og.gradients(models / "transformer.onnx", "logits", params=True), range(4)))
+    assert all(r.model == results[0].model for r in results)
