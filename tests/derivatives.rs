@@ -4,6 +4,9 @@
 use onnx_gradients::derivatives::{
     Attack, Class, Derived, Explain, Hessian, Hvp, Jacobian, Jvp, Kept, Method, Mode, PerSample, Steps, Vjp, evidence,
 };
+use onnx_gradients::onnx::proto::{
+    ValueInfoProto, tensor_shape_proto::Dimension, tensor_shape_proto::dimension, type_proto,
+};
 use onnx_gradients::onnx::{ElementType, TensorProto, text};
 use onnx_gradients::validate::{Options, Status, run, validate};
 use onnx_gradients::{Gradients, Model, Unconnected};
@@ -24,6 +27,17 @@ fn compute(derived: &Derived, feeds: &[(&str, &[i64], &[f64])]) -> BTreeMap<Stri
     };
     let computed = run(&derived.model.proto, &feeds.iter().map(feed).collect()).unwrap();
     computed.into_iter().map(|(name, t)| (name, (t.dims.clone(), t.floats().unwrap()))).collect()
+}
+
+/// The shape of an input, with that size where the run decides.
+fn sizes(input: &ValueInfoProto, any: i64) -> Vec<i64> {
+    let type_proto = input.r#type.as_ref().and_then(|t| t.value.as_ref()).unwrap();
+    let type_proto::Value::TensorType(tensor) = type_proto else { panic!("{type_proto:?}") };
+    let size = |d: &Dimension| match &d.value {
+        Some(dimension::Value::DimValue(n)) => *n,
+        _ => any,
+    };
+    tensor.shape.iter().flat_map(|s| &s.dim).map(size).collect()
 }
 
 fn close(found: &(Vec<i64>, Vec<f64>), dims: &[i64], expected: &[f64]) {
@@ -506,6 +520,81 @@ fn gradients_of_samples_are_those_of_each_alone() {
     let factor = 10.0 / (norms[0] + 1e-6);
     close(&found["gradients/w"], &[2, 1], &[34.0 * factor - 6.0, 136.0 * factor + 4.0]);
     close(&found["gradients/b"], &[1], &[17.0 * factor - 1.0]);
+}
+
+/// Out of one pass over all samples where these stay apart, else by a Scan: the same numbers as by the Scan, which a request
+/// that stops somewhere always takes. The last number says which outer nodes are a Scan: none, of what mixes samples, of all.
+#[test]
+fn samples_in_one_pass_have_the_gradients_of_each_alone() {
+    // Gemm in both forms with bias and numbers, MatMul with Add, a bias of one element, a mean over the batch.
+    let mlp = "g (double[N,3] x, double[N,2] t, double[4,3] w, double[4] b, double[4,2] v, double[1] c, double[1,2] d) => (double loss) {
+        p = Gemm<transB=1, alpha=0.5, beta=2.0>(x, w, b)  h = Tanh(p)  q = MatMul(h, v)  r = Add(c, q)  y = Mul(r, d)
+        e = Sub(y, t)  ee = Mul(e, e)  loss = ReduceMean<keepdims=0>(ee)
+    }";
+    let all = ["w", "b", "v", "c", "d"].as_slice();
+    let apart = "g (double[N,3] x, double[3,4] w, double[4] b) => (double[N,4] y, double[N,4] h) { p = MatMul(x, w)  h = Add(p, b)  y = Tanh(h) }";
+    let rows = "g (double[N,2,3] x, double[3,4] w, double[2,1] b, double[4,2] v, double[8,3] u) => (double[N,3] y) <int64[2] s = {0, -1}> {
+        p = MatMul(x, w)  q = Mul(p, b)  h = Tanh(q)  f = Reshape(h, s)  y = MatMul(f, u)  z = MatMul(h, v)
+    }";
+    let second = "g (double[2,N,3] x, double[3,4] w, double[4] b) => (double[2,N,4] y) { p = MatMul(x, w)  q = Add(p, b)  y = Tanh(q) }";
+    let deep = "g (double[N,2,2,3] x, double[3,4] w, double[2,1,4] b) => (double s) { p = MatMul(x, w)  q = Add(p, b)  y = Sigmoid(q)  s = ReduceSum<keepdims=0>(y) }";
+    let run_time = "g (double[N,T,3] x, double[3,4] w) => (double[N,T,4] y) { p = MatMul(x, w)  y = Tanh(p) }";
+    let shared =
+        "g (double[N,3] x, double[3,3] w) => (double[N,3] y) { p = MatMul(x, w)  h = Tanh(p)  y = MatMul(h, w) }";
+    let decay = "g (double[N,3] x, double[3,3] w) => (double[N,3] y, double r) { y = MatMul(x, w)  ww = Mul(w, w)  r = ReduceSum<keepdims=0>(ww) }";
+    let conv = "g (double[N,2,3,3] x, double[2,2,2,2] k, double[2] b) => (double[N,2,2,2] y) { c = Conv(x, k, b)  y = Tanh(c) }";
+    let centred = "g (double[N,3] x, double[3,4] w) => (double[N,4] y) { m = ReduceMean<axes=[0], keepdims=1>(x)  c = Sub(x, m)  p = MatMul(x, w)  q = MatMul(c, w)  y = Tanh(p) }";
+    let mixed = "g (double[N,3] x, double[3,4] w) => (double[N,4] y) { m = ReduceMean<axes=[0], keepdims=1>(x)  h = Div(x, m)  p = MatMul(h, w)  y = Tanh(p) }";
+    let tail = "g (double[N,3] x, double[3,4] w, double[4] b) => (double[N,4] y) { p = MatMul(x, w)  m = ReduceMean<axes=[0], keepdims=1>(p)  h = Mul(p, m)  q = Softmax(h)  y = Add(q, p) }";
+    let transposed = "g (double[3,N] x, double[3,4] w) => (double[N,4] y) { p = Gemm<transA=1>(x, w)  y = Tanh(p) }";
+    let by_rows = "g (double[N,3] x, double[4,2] w) => (double[4,2] y) <int64[2] s = {3, -1}> { r = Reshape(x, s)  t = Transpose(r)  a = MatMul(r, t)  m = ReduceMean<keepdims=1>(a)  y = Mul(w, m) }";
+    let numbers = |n: usize| (0..n).map(|i| (i as f64 * 0.754_877_666).fract() * 2.0 - 0.9).collect::<Vec<_>>();
+    for (graph, axis, ys, xs, scans) in [
+        (mlp, 0, &["loss"][..], all, [1, 1, 1]),
+        (mlp, 0, &["y"], all, [0, 0, 0]),
+        (apart, 0, &["y", "h"], &["w", "b"], [0, 0, 0]),
+        (rows, 0, &["y"], &["w", "b", "u"], [0, 0, 0]),
+        (rows, 0, &["z"], &["w", "v", "b"], [0, 0, 0]),
+        (rows, 0, &["y"], &["w", "v"], [0, 0, 0]),
+        (second, 1, &["y"], &["w", "b"], [0, 0, 0]),
+        (deep, 0, &["s"], &["w", "b"], [1, 1, 1]),
+        (run_time, 0, &["y"], &["w"], [0, 1, 1]),
+        (shared, 0, &["y"], &["w"], [1, 1, 1]),
+        (decay, 0, &["y", "r"], &["w"], [1, 1, 1]),
+        (conv, 0, &["y"], &["k", "b"], [1, 1, 1]),
+        (centred, 0, &["y"], &["w"], [0, 0, 0]),
+        (mixed, 0, &["y"], &["w"], [1, 1, 1]),
+        (tail, 0, &["y"], &["w"], [1, 1, 1]),
+        (tail, 0, &["y"], &["w", "b"], [1, 1, 1]),
+        (transposed, 1, &["y"], &["w"], [1, 1, 1]),
+        (by_rows, 0, &["y"], &["w"], [1, 1, 1]),
+    ] {
+        let kinds = [Kept::Each, Kept::Norms, Kept::Clipped(0.7)];
+        for (kept, scans) in kinds.into_iter().zip(scans) {
+            let build = |call: Gradients| PerSample::new(call, axis).inputs(["x"]).keep(kept).build(&model(graph));
+            let found = build(call(ys, xs)).unwrap();
+            let nodes = &found.model.proto.graph.as_ref().unwrap().node;
+            let what = format!("{kept:?} of {graph}");
+            assert_eq!(nodes.iter().filter(|n| n.op_type() == "Scan").count(), scans, "{what}");
+            if kept == Kept::Each {
+                holds(&found);
+            }
+            let by_scan = build(call(ys, xs).stop(["x"])).unwrap();
+            let feeds = model(graph).proto.graph.unwrap().input.into_iter().map(|input| {
+                let dims = sizes(&input, 5);
+                let values = numbers(dims.iter().product::<i64>() as usize);
+                (input.name.unwrap(), TensorProto::from_floats(ElementType::Double, &dims, &values).unwrap())
+            });
+            let feeds: BTreeMap<_, _> = feeds.collect();
+            let [found, expected] = [found, by_scan].map(|built| run(&built.model.proto, &feeds).unwrap());
+            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
+            for (name, tensor) in &expected {
+                let pair = [&found[name], tensor].map(|t| (t.dims.clone(), t.floats().unwrap()));
+                let near = pair[0].1.iter().zip(&pair[1].1).all(|(a, b)| (a - b).abs() <= 1e-12 * b.abs().max(1.0));
+                assert!(near && pair[0].0 == pair[1].0, "{name}, {what}: {pair:?}");
+            }
+        }
+    }
 }
 
 #[test]

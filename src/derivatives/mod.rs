@@ -27,6 +27,7 @@ mod per_sample;
 mod products;
 #[cfg(feature = "validate")]
 mod reduce;
+mod samples;
 mod workspace;
 
 pub use attack::{Attack, Steps};

@@ -2,6 +2,7 @@
 
 use super::claim::{Claim, Kind};
 use super::products::of_x;
+use super::samples::Together;
 use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
@@ -26,8 +27,9 @@ pub enum Kept {
 
 /// A request for gradients of each sample of a batch.
 ///
-/// A Scan runs the model forward and backward on one sample after the other, so that they are exact whatever the layers:
-/// statistics of a batch, a mean over it, and attention across it are those of that sample alone.
+/// They are exact whatever the layers: statistics of a batch, a mean over it, and attention across it are those of that sample
+/// alone, for which a Scan runs the model forward and backward on one sample after the other. Where every x is used once, in a
+/// layer up to which the samples stay apart, they follow from one backward pass over all of them (`samples.rs`).
 #[derive(Clone, Debug)]
 pub struct PerSample {
     call: Gradients,
@@ -113,6 +115,12 @@ impl PerSample {
         samples: &[(Expr<'g>, usize)],
         count: Expr<'g>,
     ) -> Result<(Vec<Option<Expr<'g>>>, Option<Expr<'g>>)> {
+        if let Kept::Clipped(bound) = self.kept {
+            ensure!(bound > 0.0 && bound.is_finite(), "gradients cannot be clipped to a norm of {bound}");
+        }
+        if let Some(together) = Together::find(w, samples, self.kept)? {
+            return together.run(count, self.kept);
+        }
         let b = w.builder();
         let (ys, xs) = (w.ys(), w.xs());
         let connected = std::cell::RefCell::new(vec![false; xs.len()]);
@@ -123,14 +131,7 @@ impl PerSample {
             *connected.borrow_mut() = gradients.iter().map(Option::is_some).collect();
             anyhow::Ok(gradients.into_iter().flatten().collect::<Vec<_>>())
         };
-        let norm = |gradients: &[Expr<'g>]| {
-            let squares: Vec<_> = gradients.iter().map(|g| g.widened().square().sum_all()).collect();
-            let mut sum = *squares.first().context("the ys depend on none of the xs")?;
-            for square in squares.iter().skip(1) {
-                sum = sum + square.cast_like(sum);
-            }
-            anyhow::Ok(sum.sqrt())
-        };
+        let norm = |gradients: &[Expr<'g>]| norm(gradients.iter().map(|g| g.widened().square().sum_all()));
         let along = [b.range(count)];
         let spread = |found: Vec<Expr<'g>>| {
             let mut found = found.into_iter();
@@ -147,13 +148,11 @@ impl PerSample {
                 Ok((vec![None; xs.len()], norms.first().copied()))
             }
             Kept::Clipped(bound) => {
-                ensure!(bound > 0.0 && bound.is_finite(), "gradients cannot be clipped to a norm of {bound}");
                 let zeros: Vec<_> = xs.iter().map(|x| x.zeros_like().widened()).collect();
                 let step = |sums: &[Expr<'g>], now: &[Expr<'g>]| {
                     let gradients = alone(now[0])?;
                     let norm = norm(&gradients)?;
-                    // The small number keeps a gradient of zero from being divided by zero.
-                    let factor = (norm.like(bound) / (norm + 1e-6)).min(norm.like(1.0));
+                    let factor = clipping(norm, bound);
                     let mut gradients = gradients.into_iter();
                     let connected = connected.borrow().clone();
                     let sums = sums.iter().zip(connected).map(|(sum, connected)| {
@@ -193,4 +192,16 @@ impl PerSample {
         }
         Ok(entries)
     }
+}
+
+/// The norm of gradients, from the sums of the squares of each.
+pub(super) fn norm<'g>(squares: impl IntoIterator<Item = Expr<'g>>) -> Result<Expr<'g>> {
+    let sum = squares.into_iter().reduce(|sum, square| sum + square.cast_like(sum));
+    Ok(sum.context("the ys depend on none of the xs")?.sqrt())
+}
+
+/// What gradients are multiplied by to have at most the norm `bound`.
+pub(super) fn clipping<'g>(norm: Expr<'g>, bound: f64) -> Expr<'g> {
+    // The small number keeps a gradient of zero from being divided by zero.
+    (norm.like(bound) / (norm + 1e-6)).min(norm.like(1.0))
 }

@@ -133,8 +133,14 @@ impl Workspace {
         self.through(&self.nodes_from(0), seeds, xs)
     }
 
+    /// Whether each operator's gradient is what its row in the table says, and none is stopped on its way.
+    pub fn takes_rows_alone(&self) -> bool {
+        let call = &self.call;
+        self.stops.is_empty() && call.rules.is_empty() && call.functions.is_empty() && !call.straight_through
+    }
+
     /// The same, through a list of nodes.
-    fn through<'g>(
+    pub fn through<'g>(
         &'g self,
         nodes: &[NodeId],
         seeds: &[(Expr<'g>, Expr<'g>)],
@@ -263,7 +269,7 @@ impl Workspace {
     }
 
     /// The nodes of the main graph, from a place on, on which one of `to` depends and which depend on one of `from`.
-    fn depending(&self, first: usize, from: &[Expr<'_>], to: &[Expr<'_>]) -> Vec<NodeId> {
+    pub fn depending(&self, first: usize, from: &[Expr<'_>], to: &[Expr<'_>]) -> Vec<NodeId> {
         let graph = self.builder.graph();
         let all = graph.scope(Graph::MAIN).nodes.get(first..).unwrap_or_default();
         let mut below: IdSet<ValueId> = from.iter().map(|e| e.id()).collect();
@@ -330,7 +336,8 @@ impl Workspace {
         inputs.map(|&id| self.builder.expr(id)).collect()
     }
 
-    fn copy<'g>(&'g self, nodes: &[NodeId], from: &[(Expr<'g>, Expr<'g>)], to: &[Expr<'g>]) -> Vec<Expr<'g>> {
+    /// What `to` would be if each of `from` had another value, `nodes` being all that lies between.
+    pub fn copy<'g>(&'g self, nodes: &[NodeId], from: &[(Expr<'g>, Expr<'g>)], to: &[Expr<'g>]) -> Vec<Expr<'g>> {
         let mut map: IdMap<ValueId, ValueId> = from.iter().map(|(old, new)| (old.id(), new.id())).collect();
         self.builder.copy_all(nodes, &mut map);
         to.iter().map(|e| self.builder.expr(map.get(&e.id()).copied().unwrap_or(e.id()))).collect()

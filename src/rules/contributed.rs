@@ -3,7 +3,7 @@
 
 use super::Slot::*;
 use super::elementwise::{gelu_slope, gelu_tanh};
-use super::properties::Moves;
+use super::properties::{Apart, Moves};
 use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::facts::{Known, at, axis, tensor};
@@ -43,7 +43,8 @@ pub const RULES: &[Rule] = &[
         .moves(Moves::InOrder)
         .domain(MICROSOFT),
     rule("Inverse", "dX = -Yᵀ dY Yᵀ", &[Unary(|_x, y, dy| -y.transposed().matmul(dy).matmul(y.transposed()))])
-        .domain(MICROSOFT),
+        .domain(MICROSOFT)
+        .apart(Apart::Nowhere),
     rule(
         "MoE",
         "the gradients of Σ p (act(x W₁ᵀ + b₁) W₂ᵀ + b₂) over the experts with the k largest p = softmax(router)",

@@ -3,6 +3,7 @@
 //! Most rows of elementwise operators need not say anything: the kind of their slots does. The others name a function,
 //! which stands in the family's file, or in its `facts.rs`.
 
+use super::properties::Apart;
 use super::{Rule, Slot, find, newest};
 use crate::graph::facts::value::{self, Calculator, Function};
 use crate::graph::facts::{Infer, Known, Op, broadcast_known, tensor};
@@ -45,6 +46,11 @@ impl Rule {
     /// Whether the row says what is known of the outputs.
     pub fn has_facts(&self) -> bool {
         !matches!(self.facts, Facts::BySlots(_)) || self.by_slots().is_some()
+    }
+
+    /// Whether each element of the output follows from those of the inputs in the same place, which broadcast.
+    pub fn is_elementwise(&self) -> bool {
+        matches!((self.facts, self.apart), (Facts::BySlots(_), Apart::BySlots)) && self.by_slots().is_some()
     }
 
     /// How many inputs the output broadcasts, as the slots say it; all of them where the number is none.

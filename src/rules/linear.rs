@@ -3,14 +3,18 @@
 pub mod facts;
 
 use super::Slot::*;
+use super::properties::{Apart, Rows};
 use super::{Call, Rule, Slot, activation, rule};
 use crate::expr::Expr;
+use crate::graph::Node;
 use crate::onnx::ElementType;
+use crate::onnx::attribute::{get_float, get_int};
 use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)]).facts(|c| facts::matmul(c, 0, 1, c.element(0).or(c.element(1))))
+        .apart(Apart::Rows(|_| Some(Rows { alpha: 1.0, beta: 1.0, transposed: false })))
         .weights(&[0, 1])
         .layer(),
     rule(
@@ -19,6 +23,7 @@ pub const RULES: &[Rule] = &[
         &[Formula(|c| gemm_a(c, c.dy())), Formula(|c| gemm_b(c, c.dy())), Broadcast(|c| gemm_c(c, c.dy()))],
     ).facts(facts::gemm)
     .attributes("alpha beta transA transB")
+    .apart(Apart::Rows(gemm_rows))
     .weights(&[0, 1, 2])
     .layer()
     .since(7),
@@ -139,6 +144,14 @@ impl<'g> Factors<'g> {
             true => dy.gemm(true, self.a, self.trans_a, self.alpha),
         }
     }
+}
+
+/// The rows of A lie one after the other where it is not transposed.
+fn gemm_rows(node: &Node) -> Option<Rows> {
+    let float = |name| f64::from(get_float(&node.attributes, name).unwrap_or(1.0));
+    let flag = |name| get_int(&node.attributes, name).unwrap_or(0) != 0;
+    let rows = Rows { alpha: float("alpha"), beta: float("beta"), transposed: flag("transB") };
+    (!flag("transA")).then_some(rows)
 }
 
 fn gemm<'g>(c: &Call<'g>) -> Factors<'g> {

@@ -47,7 +47,7 @@ use crate::graph::{self, Loaded, Operators};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
 use facts::Facts;
-use properties::{Index, Random};
+use properties::{Apart, Index, Random};
 use rustc_hash::FxHashMap;
 use std::rc::Rc;
 use std::sync::LazyLock;
@@ -155,6 +155,8 @@ pub struct Rule {
     pub periodic: bool,
     /// Whether it is the main operator of a layer, which its biases and scales follow.
     pub layer: bool,
+    /// Along which axes it computes each place by itself.
+    pub apart: Apart,
     /// What the integers of its inputs count.
     pub indices: &'static [Index],
     /// The attributes that name element types, and the types without them.
@@ -194,6 +196,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         sums: false,
         periodic: false,
         layer: false,
+        apart: Apart::BySlots,
         indices: &[],
         types: &[],
         single: (&[], &[]),

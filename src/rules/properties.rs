@@ -4,6 +4,7 @@
 //! by [`super::newest`] where the version does not matter.
 
 use super::{Integers, Rule};
+use crate::graph::Node;
 use crate::onnx::ElementType;
 
 /// How the elements of the first output follow from those of an input.
@@ -34,6 +35,31 @@ pub enum Random {
     Always,
     /// It does where the input with that number is there and true.
     Where(usize),
+}
+
+/// Along which axes of its inputs an operator computes each place by itself, so that samples that lie along one do not mix.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Apart {
+    /// As its slots and what it moves say it: along every axis where its inputs broadcast element by element, along the
+    /// first where it keeps elements in their order and the size of that axis, along none else.
+    #[default]
+    BySlots,
+    /// Along none.
+    Nowhere,
+    /// The last axis of the first input is multiplied by the matrix that the second is, and the third, where there is
+    /// one, added: along every axis of the first but its last. Of a node for which the function says nothing along none.
+    Rows(fn(&Node) -> Option<Rows>),
+}
+
+/// How rows `x` are multiplied: `y = α x op(W) + β c`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rows {
+    /// α.
+    pub alpha: f64,
+    /// β.
+    pub beta: f64,
+    /// Whether op transposes.
+    pub transposed: bool,
 }
 
 /// An axis of a tensor, counted from the end where it is negative.
@@ -146,6 +172,12 @@ impl Rule {
     /// It is the main operator of a layer of a network: the biases and scales that follow it belong to the same layer.
     pub const fn layer(mut self) -> Self {
         self.layer = true;
+        self
+    }
+
+    /// Along which axes it computes each place by itself, where its slots do not say it.
+    pub const fn apart(mut self, apart: Apart) -> Self {
+        self.apart = apart;
         self
     }
 

@@ -58,6 +58,9 @@ def derive(model, command, *options):
     return out
 
 
+PER_SAMPLE = {"per sample": (), "norms of samples": ("--norms",), "clipped sums": ("--clip-norm", "1")}
+
+
 class Timed:
     def __init__(self, path, shapes):
         options = onnxruntime.SessionOptions()
@@ -95,7 +98,8 @@ def main():
                 "jacobian --batch": derive(path, "jacobian", "--ys", "y", "--xs", "x", "--batch", "0"),
             }
             if "--per-sample" in subprocess.run([TOOL, "grad", "--help"], capture_output=True, text=True).stdout:
-                models["per sample"] = derive(path, "grad", "--ys", "y", "--params", "--per-sample", "0")
+                for name, kept in PER_SAMPLE.items():
+                    models[name] = derive(path, "grad", "--ys", "y", "--params", "--per-sample", "0", *kept)
             timed = {name: Timed(model, shapes) for name, model in models.items()}
             for _ in range(30):
                 for t in timed.values():
@@ -108,8 +112,8 @@ def main():
             ratio("hvp", "grad", 2.2)
             ratio("hvp of weights", "grad of weights", 2.2)
             ratio("jacobian --batch", "grad", 11)
-            if "per sample" in best:
-                ratio("per sample", "grad of weights", 3)
+            for name in (n for n in PER_SAMPLE if n in best):
+                ratio(name, "grad of weights", 3)
 
 
 main()
