@@ -631,3 +631,117 @@ fn a_batch_says_what_is_better_or_worse() {
     let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(object["code"], "invalid-data", "{object}");
 }
+
+#[test]
+fn a_batch_that_is_killed_again_and_again_ends_as_one_that_is_not() {
+    const MODELS: usize = 24;
+    let folder = TempDir::new().unwrap();
+    let models = folder.path().join("models");
+    std::fs::create_dir(&models).unwrap();
+    for n in 0..MODELS {
+        let operator = if n % 5 == 4 { "com.own.Odd" } else { "Sin" };
+        let graph = format!("g (float[2] x) => (float[2] y) {{ z = {operator}(x) y = Mul(z, z) }}");
+        let proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
+        Model::from(proto).write(&models.join(format!("{n}.onnx")), true).unwrap();
+    }
+    let from = models.display().to_string();
+    let batch = |out: &Path| {
+        let out = out.display().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-gradients"));
+        command.args([
+            "batch",
+            &from,
+            "-o",
+            &out,
+            "--jobs",
+            "2",
+            "--resume",
+            "--",
+            "grad",
+            "--xs",
+            "x",
+            "--no-validate",
+        ]);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+    };
+    let (whole, killed) = (folder.path().join("whole"), folder.path().join("killed"));
+    assert_eq!(batch(&whole).status().unwrap().code(), Some(1));
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for _ in 0..20 {
+        let mut child = batch(&killed).spawn().unwrap();
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        std::thread::sleep(std::time::Duration::from_millis(random % 50));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert_eq!(batch(&killed).status().unwrap().code(), Some(1));
+    let report = |out: &Path| {
+        let mut lines = batch_report(out);
+        lines.iter_mut().for_each(|(_, _, line)| line["seconds"] = 0.into());
+        lines
+    };
+    assert_eq!(report(&killed), report(&whole));
+    assert_eq!(report(&killed).len(), MODELS);
+    for n in 0..MODELS {
+        let read = |out: &Path| std::fs::read(out.join(format!("{n}.onnx"))).ok();
+        assert_eq!(read(&killed), read(&whole));
+        assert_eq!(read(&whole).is_none(), n % 5 == 4, "{n}");
+    }
+}
+
+#[test]
+fn other_external_data_are_another_model() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("model.onnx");
+    let graph = "g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }";
+    let mut proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
+    let w = &mut proto.graph.as_mut().unwrap().initializer[0];
+    w.float_data.clear();
+    w.raw_data = None;
+    w.data_location = Some(1);
+    w.external_data = vec![onnx_gradients::onnx::proto::StringStringEntryProto {
+        key: Some("location".into()),
+        value: Some("w.bin".into()),
+    }];
+    let data = folder.path().join("w.bin");
+    std::fs::write(&data, [0; 8]).unwrap();
+    std::fs::write(&model, prost::Message::encode_to_vec(&proto)).unwrap();
+    let out = folder.path().join("out");
+    let (from, to) = (model.display().to_string(), out.display().to_string());
+    let resumed = || {
+        let arguments = ["batch", &from, "-o", &to, "--resume", "--json", "--", "grad", "--xs", "x", "--no-validate"];
+        let output = tool(&arguments);
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()["resumed"].as_u64().unwrap()
+    };
+    assert_eq!((resumed(), resumed()), (0, 1));
+    std::fs::write(&data, [1; 8]).unwrap();
+    assert_eq!((resumed(), resumed()), (0, 1));
+}
+
+#[cfg(unix)]
+#[test]
+fn what_a_batch_has_started_ends_with_it() {
+    let folder = TempDir::new().unwrap();
+    // A model that is waited for forever.
+    let pipe = folder.path().join("model.onnx");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-gradients"));
+    command.args(["--end-with-stdin", "inspect"]).arg(&pipe).stdin(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let alive = child.stdin.take();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "it waits for its model");
+    drop(alive);
+    for _ in 0..200 {
+        if child.try_wait().unwrap().is_some() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    child.kill().unwrap();
+    panic!("it has outlived what it was started by");
+}

@@ -15,7 +15,7 @@ use clap::builder::RangedU64ValueParser;
 use compare::Change;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
@@ -92,6 +92,9 @@ fn bytes(text: &str) -> Result<u64> {
     let number: u64 = number.parse().context("it is a number of bytes, as 2G")?;
     number.checked_mul(unit).filter(|&n| n > 0).context("it is out of range")
 }
+
+/// How the names of folders begin whose contents are not kept.
+const SCRATCH: &str = ".batch-";
 
 /// A model, and where what comes of it lies in OUT.
 struct Job {
@@ -285,6 +288,9 @@ fn earlier(args: &Args, report: &Path) -> Result<HashMap<String, Line>> {
     if !report.exists() {
         return Ok(HashMap::new());
     }
+    if args.resume || args.force {
+        tidy(&args.output);
+    }
     if args.force {
         fs::remove_file(report).map_err(file::plain)?;
         return Ok(HashMap::new());
@@ -303,7 +309,7 @@ fn earlier(args: &Args, report: &Path) -> Result<HashMap<String, Line>> {
     Ok(lines.into_iter().map(|line| (line.model.clone(), line)).collect())
 }
 
-/// Of a model's contents, the command and this version.
+/// Of a model's contents, its external data, the command and this version.
 fn key(job: &Job, args: &Args) -> String {
     let mut hasher = DefaultHasher::new();
     let mut part = |bytes: &[u8]| {
@@ -314,13 +320,47 @@ fn key(job: &Job, args: &Args) -> String {
     args.command.iter().for_each(|a| part(a.as_bytes()));
     let limits = format!("{} {:?} {} {}", args.timeout, args.memory, args.no_write, args.round_trip);
     part(limits.as_bytes());
-    let mut buffer = vec![0; 1 << 16];
-    if let Ok(mut file) = File::open(&job.path).map(|f| f.take(i32::MAX as u64)) {
-        while let Ok(n @ 1..) = file.read(&mut buffer) {
-            hasher.write(&buffer[..n]);
-        }
+    let external = contents(&mut hasher, &job.path);
+    // Few models have external data: the others are not decoded.
+    let located =
+        if external { file::read(&job.path).map(|m| file::locations(&m)).unwrap_or_default() } else { BTreeSet::new() };
+    for location in located {
+        hasher.write(location.as_bytes());
+        hasher.write_u8(0xff);
+        let path = file::folder(&job.path).join(location);
+        contents(&mut hasher, &path);
     }
     format!("{:016x}", hasher.finish())
+}
+
+/// Hashes a file's contents. Whether they hold the word by which tensors name the file of their elements.
+fn contents(hasher: &mut DefaultHasher, path: &Path) -> bool {
+    const WORD: &[u8] = b"location";
+    // Pipes and devices have no contents, and may have no end.
+    let Some(mut file) = path.is_file().then(|| File::open(path).ok()).flatten() else { return false };
+    let mut buffer = vec![0; 1 << 16];
+    // A word may lie across two pieces: the end of a piece is kept in front of the next.
+    let (mut kept, mut found) = (0, false);
+    while let Ok(n @ 1..) = file.read(&mut buffer[kept..]) {
+        hasher.write(&buffer[kept..kept + n]);
+        let end = kept + n;
+        found = found || buffer[..end].windows(WORD.len()).any(|window| window == WORD);
+        kept = end.min(WORD.len() - 1);
+        buffer.copy_within(end - kept..end, 0);
+    }
+    hasher.write_u8(0xff);
+    found
+}
+
+/// Removes what a run that was killed has left of models that it had begun.
+fn tidy(output: &Path) {
+    for entry in fs::read_dir(output).into_iter().flatten().flatten() {
+        let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
+        if is_folder && entry.file_name().to_string_lossy().starts_with(SCRATCH) {
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Runs the command for one model.
@@ -342,11 +382,11 @@ type Outcome = (String, Option<String>, Value);
 
 fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
     let scratch =
-        args.no_write.then(|| tempfile::Builder::new().prefix(".batch-").tempdir_in(&args.output)).transpose()?;
+        args.no_write.then(|| tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&args.output)).transpose()?;
     let folder = scratch.as_ref().map_or(args.output.as_path(), |s| s.path());
     let target = folder.join(&job.name);
     let mut command = console::program()?;
-    command.arg(&args.command[0]).args(&args.command[1..]);
+    command.arg("--end-with-stdin").arg(&args.command[0]).args(&args.command[1..]);
     if takes.output {
         fs::create_dir_all(file::folder(&target)).map_err(file::plain)?;
         command.arg("-o").arg(&target);
@@ -360,10 +400,14 @@ fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
     if let Some(memory) = args.memory {
         command.env(console::MEMORY, memory.to_string());
     }
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // It closes when this process ends, however it does: the child then ends too.
+    let alive = child.stdin.take();
     let said = reader(child.stdout.take())?;
     let noted = reader(child.stderr.take())?;
-    let Some(status) = wait(&mut child, Duration::from_secs(args.timeout))? else {
+    let ended = wait(&mut child, Duration::from_secs(args.timeout))?;
+    drop(alive);
+    let Some(status) = ended else {
         let message = format!("it has not ended within {} seconds; --timeout gives it more", args.timeout);
         return Ok(("timeout".to_owned(), Some(message), Value::Null));
     };

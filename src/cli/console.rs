@@ -133,6 +133,16 @@ impl Write for Stream {
     }
 }
 
+/// Ends this process when its stdin closes, as it does when the one that has started it ends, however that comes about.
+pub fn end_with_stdin() {
+    if !is_within() {
+        std::thread::spawn(|| {
+            let _ = io::copy(&mut io::stdin(), &mut io::sink());
+            std::process::exit(1);
+        });
+    }
+}
+
 /// The bytes of the model that `-` stands for.
 pub fn input() -> Box<dyn Read> {
     match INSIDE.with_borrow_mut(|inside| inside.as_mut().map(|i| std::mem::take(&mut i.input))) {

@@ -41,6 +41,9 @@ use console::Stream;
 #[derive(Parser)]
 #[command(name = "onnx-gradients", version, about, max_term_width = 110)]
 struct Cli {
+    /// End when stdin closes: a batch's processes do not outlive it
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -92,7 +95,12 @@ pub fn run() -> ExitCode {
 pub fn run_of(arguments: Vec<OsString>) -> u8 {
     console::set_json(&arguments);
     let command = match Cli::try_parse_from(arguments.into_iter().map(plain_number)) {
-        Ok(cli) => cli.command,
+        Ok(cli) => {
+            if cli.end_with_stdin {
+                console::end_with_stdin();
+            }
+            cli.command
+        }
         Err(error) => return wrong_usage(&error),
     };
     match dispatch(command).and_then(|()| Ok(Stream::Report.flush()?)) {
