@@ -53,7 +53,6 @@ pub fn set_program(program: Vec<OsString>) {
 ///
 /// # Errors
 /// The running program cannot be told.
-#[cfg(feature = "validate")]
 pub fn program() -> io::Result<std::process::Command> {
     let own = || Ok(vec![std::env::current_exe()?.into_os_string()]);
     let program = PROGRAM.get().cloned().map_or_else(own, io::Result::Ok)?;
