@@ -17,25 +17,39 @@
 // They panic where nobody reads: `cli::note` and `writeln!` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-extern crate self as onnx_gradients;
-
+// Rooms that rules, training and validation share with the tests: open, but no part of the interface.
+#[doc(hidden)]
 pub mod backward;
+#[cfg(feature = "cli")]
 mod cli;
 pub mod derivatives;
 mod error;
+#[doc(hidden)]
 pub mod expr;
+#[doc(hidden)]
 pub mod graph;
 mod model;
 pub mod onnx;
+#[doc(hidden)]
 pub mod record;
+#[doc(hidden)]
 pub mod rules;
 pub mod training;
 #[cfg(feature = "validate")]
 pub mod validate;
+#[doc(hidden)]
 pub mod weights;
 
+/// For those who write rules of their own: what [`Gradients::rule`] takes.
+pub mod rule {
+    pub use crate::expr::Expr;
+    pub use crate::rules::{Call, Rule, Slot, rule};
+}
+
+#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub use cli::console::{run_within as command_line_within, set_program as set_command_line_program};
+#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub use cli::{run as command_line, run_of as command_line_of};
 

@@ -1,7 +1,7 @@
 //! The language in which a row says what is known of its outputs before anything runs: element types, shapes, and the values of
 //! computations on shapes.
 //!
-//! [`Known`] is a node as the function of a row sees it, [`value`] the arithmetic on known elements. A function says what is
+//! [`Known`] is a node as the function of a row sees it, `value` the arithmetic on known elements. A function says what is
 //! certain and leaves out the rest; it fails only for inputs that make the operator fail at run time. The functions themselves
 //! stand with the rows, in the families of [`crate::rules`].
 
