@@ -133,7 +133,9 @@ impl<'g> Scores<'g> {
             (Some(bias), _) if self.may_be_blind => {
                 let last = [bias.rank().unwrap_or(1).saturating_sub(1)];
                 let sees = never.less(bias.maximum(&last));
-                (scores + bias, scores + bias.where_(sees), Some(sees))
+                // Not a product with zeros and ones: the bias is infinite where it hides a key.
+                let safe = sees.select(bias, bias.like(0.0));
+                (scores + bias, scores + safe, Some(sees))
             }
             (None, Some(allowed)) if self.may_be_blind => {
                 let last = [allowed.rank().unwrap_or(1).saturating_sub(1)];
