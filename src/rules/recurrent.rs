@@ -523,7 +523,7 @@ fn activations(c: &Call<'_>, defaults: &[&str], directions: usize) -> Result<Vec
     Ok(all.chunks(defaults.len()).map(<[Activation]>::to_vec).collect())
 }
 
-/// `Y`, `Y_h` and, for LSTM, `Y_c`; with `layout=1` (opset 14) the batch comes first.
+/// `Y`, `Y_h` and, for LSTM, `Y_c`; with `layout=1` (version 14) the batch comes first.
 fn facts(c: &Known) -> Result<Vec<Fact>> {
     let three = |i: usize| c.rank(i).is_none_or(|rank| rank == 3);
     ensure!(three(0) && three(1) && three(2), "a recurrent network takes steps, and weights, of rank 3");

@@ -21,7 +21,7 @@ pub fn multinomial(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![tensor(Some(element), Some(vec![batch, c.int("sample_size", 1).into()]))])
 }
 
-/// The mask is boolean since opset 10, of the input's element type before.
+/// The mask is boolean since version 10, of the input's element type before.
 pub fn dropout(c: &Known) -> Result<Vec<Fact>> {
     let mask = if c.op.version < 10 { c.element(0) } else { Some(ElementType::Bool) };
     Ok(vec![c.like(0), Fact { element: mask, ..c.like(0) }])

@@ -66,7 +66,7 @@ pub fn relu(c: &Known) -> Result<Vec<Fact>> {
     })
 }
 
-/// The bounds are inputs since opset 11, attributes before.
+/// The bounds are inputs since version 11, attributes before.
 pub fn clip(c: &Known) -> Result<Vec<Fact>> {
     let mut fact = c.like(0);
     if !c.has("min")

@@ -5,7 +5,7 @@ use crate::graph::facts::{Known, tensor};
 use crate::onnx::ElementType;
 use anyhow::Result;
 
-/// The type is that of the zero point; without one, `output_dtype` (opset 21) or uint8.
+/// The type is that of the zero point; without one, `output_dtype` (version 21) or uint8.
 pub fn quantize(c: &Known) -> Result<Vec<Fact>> {
     let element = match c.input(2) {
         Some(zero_point) => zero_point.element.or_else(|| c.type_attribute("output_dtype")),
@@ -14,7 +14,7 @@ pub fn quantize(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![Fact { element, ..c.like(0) }])
 }
 
-/// The type is `output_dtype` (opset 23), or that of the scale.
+/// The type is `output_dtype` (version 23), or that of the scale.
 pub fn dequantize(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![Fact { element: c.type_attribute("output_dtype").or(c.element(1)), ..c.like(0) }])
 }

@@ -23,7 +23,7 @@ fn exact(c: &Calculator, x: &[Scalar], f: Function, neutral: i64) -> Option<Scal
     }
 }
 
-/// The axes are an attribute in old versions, an input since opset 13 (ReduceSum) and 18 (the others).
+/// The axes are an attribute in old versions, an input since version 13 (ReduceSum) and 18 (the others).
 pub fn reduce(c: &Known, f: Option<Function>) -> Result<Vec<Fact>> {
     let element = c.element(0);
     let keep = c.int("keepdims", 1) != 0;
@@ -78,7 +78,7 @@ pub fn arg(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![tensor(Some(ElementType::Int64), shape)])
 }
 
-/// `k` is an input since opset 10.
+/// `k` is an input since version 10.
 pub fn top_k(c: &Known) -> Result<Vec<Fact>> {
     let k = match c.has("k") {
         true => Some(Dim::Known(c.int("k", 0))),

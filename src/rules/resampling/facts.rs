@@ -52,7 +52,7 @@ fn scaled(dims: &Dims, size: Dim, scale: f64) -> Dim {
     }
 }
 
-/// The scales are an attribute before opset 9, an input since.
+/// The scales are an attribute before version 9, an input since.
 pub fn upsample(c: &Known) -> Result<Vec<Fact>> {
     let scales = c.floats("scales").or_else(|| c.input(1).and_then(Fact::floats));
     Ok(vec![tensor(c.element(0), c.shape(0).map(|shape| rescaled(c, shape, None, scales)))])
@@ -72,7 +72,7 @@ pub fn rescaled(c: &Known, shape: &[Dim], axes: Option<&[usize]>, scales: Option
     result
 }
 
-/// Inputs are `X, scales` in opset 10 and `X, roi, scales, sizes` since; an empty list counts as absent.
+/// Inputs are `X, scales` in version 10 and `X, roi, scales, sizes` since; an empty list counts as absent.
 pub fn resize(c: &Known) -> Result<Vec<Fact>> {
     let element = c.element(0);
     let listed = |i: usize| c.input(i).filter(|f| f.shape.as_deref() != Some(&[Dim::Known(0)]));

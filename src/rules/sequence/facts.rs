@@ -103,7 +103,7 @@ pub fn optional(c: &Known) -> Result<Vec<Fact>> {
     }])
 }
 
-/// Since opset 18 it takes what is no optional too, and gives it back.
+/// Since version 18 it takes what is no optional too, and gives it back.
 pub fn get_element(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     Ok(vec![match input.container {

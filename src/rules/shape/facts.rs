@@ -7,7 +7,7 @@ use crate::graph::{Dim, Fact, Scalar, Value};
 use crate::onnx::ElementType;
 use anyhow::{Result, bail, ensure};
 
-/// `start` and `end` exist since opset 15.
+/// `start` and `end` exist since version 15.
 pub fn shape(c: &Known) -> Result<Vec<Fact>> {
     let Some(shape) = c.shape(0) else {
         return Ok(vec![tensor(Some(ElementType::Int64), Some(c.fresh(1)))]);
@@ -36,7 +36,7 @@ fn relabeled(input: Option<&Fact>, shape: Option<Vec<Dim>>) -> Fact {
     Fact { value, ..tensor(input.element, shape) }
 }
 
-/// 0 copies the input's size, unless `allowzero` (opset 14) says that it is one; -1 is what is left.
+/// 0 copies the input's size, unless `allowzero` (version 14) says that it is one; -1 is what is left.
 pub fn reshape(c: &Known) -> Result<Vec<Fact>> {
     let shape = match c.sizes(1, "shape") {
         Parameter::Absent | Parameter::Unknown(None) => None,
@@ -98,7 +98,7 @@ pub fn flatten(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![relabeled(c.input(0), Some(shape))])
 }
 
-/// The axes are an attribute before opset 13, an input since; without them every dimension of one element goes.
+/// The axes are an attribute before version 13, an input since; without them every dimension of one element goes.
 pub fn squeeze(c: &Known) -> Result<Vec<Fact>> {
     let shape = match (c.shape(0), c.integers(1, "axes")) {
         (Some(shape), Parameter::Known(list)) => {

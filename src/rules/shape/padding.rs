@@ -4,7 +4,7 @@ use crate::graph::facts::{self, Known, Parameter, tensor};
 use crate::graph::{Dim, Fact, Value};
 use anyhow::{Result, bail, ensure};
 
-/// The pads are an attribute before opset 11, an input since; first all that come before, then all that come after.
+/// The pads are an attribute before version 11, an input since; first all that come before, then all that come after.
 pub fn pad(c: &Known) -> Result<Vec<Fact>> {
     let Some(shape) = c.shape(0) else { return Ok(vec![tensor(c.element(0), None)]) };
     let rank = shape.len();

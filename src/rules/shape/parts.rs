@@ -93,7 +93,7 @@ pub fn unique(c: &Known) -> Result<Vec<Fact>> {
 /// What stands for "to the end", or for "to the beginning" when negative.
 const FAR: i64 = i32::MAX as i64;
 
-/// Bounds are attributes before opset 10, inputs since.
+/// Bounds are attributes before version 10, inputs since.
 pub fn slice(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     let Some(shape) = input.shape.as_deref() else {
@@ -210,8 +210,8 @@ fn at_least_zero(dims: &Dims, n: Dim) -> Dim {
     if dims.is_non_negative(n) { n } else { dims.max(n, Dim::Known(0)) }
 }
 
-/// The sizes of the parts are an attribute before opset 13, an input since; without them the parts are equal, but for
-/// the last one where `num_outputs` (opset 18) does not divide the size.
+/// The sizes of the parts are an attribute before version 13, an input since; without them the parts are equal, but for
+/// the last one where `num_outputs` (version 18) does not divide the size.
 pub fn split(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
     let count = c.op.outputs;

@@ -5,7 +5,7 @@ use crate::graph::facts::{Known, axis, tensor};
 use crate::graph::{Dim, Fact};
 use anyhow::Result;
 
-/// The last axis holds real and imaginary part. The axis of the transform is an attribute before opset 20, an input
+/// The last axis holds real and imaginary part. The axis of the transform is an attribute before version 20, an input
 /// since.
 pub fn dft(c: &Known) -> Result<Vec<Fact>> {
     let (element, dims) = (c.element(0), c.dims());
