@@ -41,12 +41,12 @@ pub fn strings(name: &str, values: &[&str]) -> AttributeProto {
 
 /// An attribute that holds a tensor.
 pub fn tensor(name: &str, value: TensorProto) -> AttributeProto {
-    AttributeProto { t: Some(value), ..new(name, AttributeType::Tensor) }
+    AttributeProto { t: Some(Box::new(value)), ..new(name, AttributeType::Tensor) }
 }
 
 /// An attribute that holds a graph: a branch of If, the body of a Loop or Scan.
 pub fn graph(name: &str, value: GraphProto) -> AttributeProto {
-    AttributeProto { g: Some(value), ..new(name, AttributeType::Graph) }
+    AttributeProto { g: Some(Box::new(value)), ..new(name, AttributeType::Graph) }
 }
 
 /// The attribute of that name.
@@ -81,5 +81,5 @@ pub fn get_strings<'a>(attributes: &'a [AttributeProto], name: &str) -> Option<V
 
 /// The value of a tensor attribute.
 pub fn get_tensor<'a>(attributes: &'a [AttributeProto], name: &str) -> Option<&'a TensorProto> {
-    find(attributes, name).and_then(|a| a.t.as_ref())
+    find(attributes, name).and_then(|a| a.t.as_deref())
 }

@@ -339,7 +339,7 @@ impl Body<'_, '_> {
         if a.g.is_none() && a.graphs.is_empty() {
             return Ok(Some(a.clone()));
         }
-        let g = a.g.as_ref().map(|g| self.graph(g)).transpose()?;
+        let g = a.g.as_ref().map(|g| self.graph(g).map(Box::new)).transpose()?;
         let graphs = a.graphs.iter().map(|g| self.graph(g)).collect::<Result<_>>()?;
         Ok(Some(AttributeProto { name: a.name.clone(), r#type: a.r#type, g, graphs, ..Default::default() }))
     }

@@ -42,12 +42,12 @@ impl NodeProto {
 
     /// The graphs in the node's attributes: branches, bodies.
     pub fn bodies(&self) -> impl Iterator<Item = &GraphProto> {
-        self.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+        self.attribute.iter().flat_map(|a| a.g.as_deref().into_iter().chain(&a.graphs))
     }
 
     /// The graphs in the node's attributes, to be changed.
     pub fn bodies_mut(&mut self) -> impl Iterator<Item = &mut GraphProto> {
-        self.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs))
+        self.attribute.iter_mut().flat_map(|a| a.g.as_deref_mut().into_iter().chain(&mut a.graphs))
     }
 
     /// Calls `found` with every name that the node uses: its inputs, and what its bodies use, also what only they know.
@@ -86,7 +86,7 @@ impl NodeProto {
 pub fn constant_value(attributes: &[AttributeProto]) -> Result<Option<Cow<'_, TensorProto>>> {
     for a in attributes {
         let owned = match a.name() {
-            "value" => return Ok(a.t.as_ref().map(Cow::Borrowed)),
+            "value" => return Ok(a.t.as_deref().map(Cow::Borrowed)),
             "value_float" => TensorProto::from_float32(&[], &[a.f()]),
             "value_floats" => TensorProto::from_float32(&[a.floats.len() as i64], &a.floats),
             "value_int" => TensorProto::from_int64(&[], &[a.i()]),

@@ -168,7 +168,7 @@ fn to_single(graph: &mut GraphProto) -> Result<()> {
     for node in &mut graph.node {
         bodies_mut(node).try_for_each(to_single)?;
         for attribute in &mut node.attribute {
-            attribute.t.iter_mut().try_for_each(narrow)?;
+            attribute.t.as_deref_mut().into_iter().try_for_each(narrow)?;
             attribute.sparse_tensor.iter_mut().filter_map(|s| s.values.as_mut()).try_for_each(narrow)?;
             let names_type = matches!(attribute.name(), "to" | "dtype" | "output_datatype" | "stash_type");
             if names_type && attribute.i == Some(ElementType::Double as i64) {

@@ -95,7 +95,7 @@ impl<'a> Known<'a> {
 
     /// The type that an attribute is.
     pub fn declared(&self, name: &str) -> Option<Fact> {
-        let declared = attribute::find(self.op.attributes, name)?.tp.as_ref()?;
+        let declared = attribute::find(self.op.attributes, name)?.tp.as_deref()?;
         Some(crate::graph::fact_of_type(Some(declared), self.dims()))
     }
 

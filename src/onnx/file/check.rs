@@ -24,7 +24,7 @@ fn unique_names(graph: &GraphProto) -> Result<()> {
         ensure!(names.insert(tensor.name()), "graph '{}' has two initializers '{}'", graph.name(), tensor.name());
     }
     let attributes = graph.node.iter().flat_map(|n: &NodeProto| &n.attribute);
-    attributes.flat_map(|a: &AttributeProto| a.g.iter().chain(&a.graphs)).try_for_each(unique_names)
+    attributes.flat_map(|a: &AttributeProto| a.g.as_deref().into_iter().chain(&a.graphs)).try_for_each(unique_names)
 }
 
 /// Checks that a tensor has as many elements as its dimensions say, or lies in a place where external data may lie.

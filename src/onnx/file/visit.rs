@@ -36,12 +36,12 @@ macro_rules! walk {
         }
 
         fn $attribute(a: &$($mut)? AttributeProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
-            a.t.$iter().chain(a.tensors.$iter()).try_for_each(&mut *visit)?;
+            a.t.$iter().map(|t| &$($mut)? **t).chain(a.tensors.$iter()).try_for_each(&mut *visit)?;
             let boxed = a.sparse_tensor.$iter().map(|s| &$($mut)? **s);
             for sparse in boxed.chain(a.sparse_tensors.$iter()) {
                 sparse.values.$iter().chain(sparse.indices.$iter()).try_for_each(&mut *visit)?;
             }
-            a.g.$iter().chain(a.graphs.$iter()).try_for_each(|g| $graph(g, visit))
+            a.g.$iter().map(|g| &$($mut)? **g).chain(a.graphs.$iter()).try_for_each(|g| $graph(g, visit))
         }
     };
 }

@@ -254,9 +254,9 @@ impl<'a> Parser<'a> {
                 a.ints.extend(value.i);
                 a.floats.extend(value.f);
                 a.strings.extend(value.s);
-                a.tensors.extend(value.t);
-                a.graphs.extend(value.g);
-                a.type_protos.extend(value.tp);
+                a.tensors.extend(value.t.map(|t| *t));
+                a.graphs.extend(value.g.map(|g| *g));
+                a.type_protos.extend(value.tp.map(|t| *t));
                 Ok(())
             })?;
             let list = match kind {
@@ -291,17 +291,17 @@ impl<'a> Parser<'a> {
             if tensor {
                 self.accept(b'=');
                 let t = self.tensor(&r#type, name)?;
-                (T::Tensor, AttributeProto { t: Some(t), ..Default::default() })
+                (T::Tensor, AttributeProto { t: Some(Box::new(t)), ..Default::default() })
             } else {
-                (T::TypeProto, AttributeProto { tp: Some(r#type), ..Default::default() })
+                (T::TypeProto, AttributeProto { tp: Some(Box::new(r#type)), ..Default::default() })
             }
         } else if !word.is_empty() && !is_special_number(word) {
             let name = self.identifier()?;
-            (T::Graph, AttributeProto { g: Some(self.graph(name)?), ..Default::default() })
+            (T::Graph, AttributeProto { g: Some(Box::new(self.graph(name)?)), ..Default::default() })
         } else {
             match self.literal()? {
                 Literal::String(name) if self.peek() == Some(b'(') => {
-                    (T::Graph, AttributeProto { g: Some(self.graph(name)?), ..Default::default() })
+                    (T::Graph, AttributeProto { g: Some(Box::new(self.graph(name)?)), ..Default::default() })
                 }
                 Literal::String(s) => (T::String, AttributeProto { s: Some(Bytes::from(s)), ..Default::default() }),
                 Literal::Int(text) if wanted != T::Float => {

@@ -160,7 +160,7 @@ fn constant_integers(graph: &GraphProto) -> HashMap<String, Vec<i64>> {
     let nodes = graph.node.iter().filter(|n| n.op_type() == "Constant").filter_map(|n| {
         let a = n.attribute.first()?;
         let values = match a.name() {
-            "value" => read(a.t.as_ref()?)?,
+            "value" => read(a.t.as_deref()?)?,
             "value_ints" => a.ints.clone(),
             _ => return None,
         };
