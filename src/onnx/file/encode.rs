@@ -119,7 +119,12 @@ fn spliced<'a>(
     if let Some(graph) = &model.graph {
         let mut fields = splice::items(&graph.frame().encode_to_vec().into())?;
         for node in &graph.node {
-            fields.push(Item { tag: 1, content: Content::Pieces(node_pieces(node, external)) });
+            // What bodies hold may go out, and it is found out now where to.
+            let content = match node.bodies().next() {
+                None => Content::Node(node),
+                Some(_) => Content::Pieces(node_pieces(node, external)),
+            };
+            fields.push(Item { tag: 1, content });
         }
         for tensor in &graph.initializer {
             fields.push(Item { tag: 5, content: Content::Pieces(tensor_pieces(tensor, Some(&mut *external))) });
@@ -161,8 +166,11 @@ impl<'a> Pieces<'a> {
 
     /// The fields of a message, beside those that are already there.
     fn message(&mut self, message: &impl Message) {
-        // Writing into a vector fails only where memory ends.
-        self.own(|bytes| message.encode_raw(bytes));
+        self.own(|bytes| {
+            // Writing into a vector fails only where memory ends.
+            bytes.reserve(message.encoded_len());
+            message.encode_raw(bytes);
+        });
     }
 
     fn key(&mut self, tag: u32, len: u64) {
@@ -176,6 +184,26 @@ impl<'a> Pieces<'a> {
     pub fn nested(&mut self, tag: u32, pieces: Pieces<'a>) {
         self.key(tag, pieces.len);
         pieces.list.into_iter().for_each(|piece| self.push(piece));
+    }
+
+    /// A field that holds a node without bodies.
+    pub fn node(&mut self, tag: u32, node: &'a NodeProto) {
+        if holds_messages(node) {
+            return self.nested(tag, node_pieces(node, &mut External::default()));
+        }
+        self.key(tag, node.encoded_len() as u64);
+        self.message(node);
+    }
+
+    /// Whether these are the bytes.
+    pub fn is(&self, bytes: &Bytes) -> bool {
+        let mut rest: &[u8] = bytes;
+        self.len == rest.len() as u64
+            && self.list.iter().all(|piece| {
+                let (next, behind) = rest.split_at(piece.len() as usize);
+                rest = behind;
+                piece.is(next)
+            })
     }
 
     /// All bytes.
@@ -218,6 +246,16 @@ impl Piece<'_> {
             Piece::Raw(bytes) => bytes.len() as u64,
             Piece::Floats(values) => values.len() as u64 * 4,
             Piece::Tensor(tensor) => tensor.encoded_len() as u64,
+        }
+    }
+
+    fn is(&self, bytes: &[u8]) -> bool {
+        match self {
+            Piece::Own(own) => own == bytes,
+            // Weights that are still where they were read are not looked at.
+            Piece::Raw(own) => own.as_ptr() == bytes.as_ptr() || own == bytes,
+            Piece::Floats(values) => values.iter().flat_map(|v| v.to_le_bytes()).eq(bytes.iter().copied()),
+            Piece::Tensor(tensor) => tensor.encode_to_vec() == bytes,
         }
     }
 
@@ -269,7 +307,7 @@ pub fn function_pieces(function: &FunctionProto) -> Pieces<'_> {
 /// A node.
 pub fn node_pieces<'a>(node: &'a NodeProto, external: &mut External<'a>) -> Pieces<'a> {
     let mut pieces = Pieces::default();
-    if node.attribute.iter().all(|a| a.t.is_none() && a.g.is_none() && a.tensors.is_empty() && a.graphs.is_empty()) {
+    if !holds_messages(node) {
         pieces.message(node);
         return pieces;
     }
@@ -289,6 +327,11 @@ pub fn node_pieces<'a>(node: &'a NodeProto, external: &mut External<'a>) -> Piec
         pieces.nested(5, attribute_pieces(attribute, external));
     }
     pieces
+}
+
+/// Whether an attribute of a node holds tensors or graphs.
+fn holds_messages(node: &NodeProto) -> bool {
+    node.attribute.iter().any(|a| a.t.is_some() || a.g.is_some() || !a.tensors.is_empty() || !a.graphs.is_empty())
 }
 
 fn attribute_pieces<'a>(a: &'a AttributeProto, external: &mut External<'a>) -> Pieces<'a> {

@@ -27,6 +27,8 @@ pub struct Item<'a> {
 pub enum Content<'a> {
     /// A message in pieces.
     Pieces(Pieces<'a>),
+    /// A node without bodies, which is put into pieces where it is written: a model has many.
+    Node(&'a NodeProto),
     /// A message by its fields.
     Items(Vec<Item<'a>>),
     /// A field that is written already, with its number.
@@ -109,6 +111,10 @@ fn matching(
     let mut next = 0;
     let mut by_key: Option<HashMap<Bytes, Vec<usize>>> = None;
     for (i, item) in new.iter().enumerate().filter_map(|(i, item)| Some((i, item.as_ref()?))) {
+        // All that the file has stands for something, and the rest is new.
+        if next == places.len() {
+            break;
+        }
         if let Some(&place) = places.get(next)
             && is_same(known, &old[place], item)
         {
@@ -146,6 +152,9 @@ fn key(known: &wire::Known, item: &Item<'_>) -> Option<Bytes> {
     match (&item.content, key) {
         (Content::Field(field), None) => Some(field.payload.clone()),
         (Content::Field(field), Some(key)) => Some(wire::first(&field.payload, key?).unwrap_or_default()),
+        (Content::Node(node), _) => {
+            Some(node.output.first().map(|name| Bytes::copy_from_slice(name.as_bytes())).unwrap_or_default())
+        }
         (Content::Pieces(pieces), Some(key)) => match pieces.list.first() {
             Some(Piece::Own(bytes)) => Some(wire::first(&Bytes::copy_from_slice(bytes), key?).unwrap_or_default()),
             Some(Piece::Raw(bytes)) => Some(wire::first(bytes, key?).unwrap_or_default()),
@@ -165,6 +174,10 @@ fn is_same(known: &wire::Known, old: &Field, item: &Item<'_>) -> bool {
             Some(kind) => respelled(kind.name, &old.payload).is_some_and(|bytes| bytes == field.payload),
             None => false,
         },
+        Content::Node(node) => {
+            let pieces = node_pieces(node, &mut External::default());
+            pieces.is(&old.payload) || is_same(known, old, &Item { tag: item.tag, content: Content::Pieces(pieces) })
+        }
         Content::Pieces(pieces) => {
             let payload = || old.payload.clone();
             known.message().is_some_and(|kind| match kind.name {
@@ -210,6 +223,10 @@ fn changed<'a>(out: &mut Pieces<'a>, known: &wire::Known, old: &Field, item: Ite
             };
         }
         Content::Field(field) => (field.whole.clone(), items(&field.payload)),
+        Content::Node(node) => {
+            let content = Content::Pieces(node_pieces(node, &mut External::default()));
+            return changed(out, known, old, Item { tag: item.tag, content });
+        }
         Content::Pieces(pieces) => {
             let payload: Bytes = pieces.to_vec().into();
             let mut whole = Pieces::default();
@@ -228,6 +245,7 @@ fn write<'a>(out: &mut Pieces<'a>, item: Item<'a>) {
     match item.content {
         Content::Field(field) => out.push(Piece::Raw(field.whole)),
         Content::Pieces(pieces) => out.nested(item.tag, pieces),
+        Content::Node(node) => out.node(item.tag, node),
         Content::Items(items) => {
             let mut pieces = Pieces::default();
             items.into_iter().for_each(|item| write(&mut pieces, item));
