@@ -5,7 +5,7 @@ use onnx_gradients::onnx::{TensorProto, text};
 use onnx_gradients::training::select::Choice;
 use onnx_gradients::training::{LossSpec, Trainable};
 use onnx_gradients::weights::{self, Kind};
-use onnx_gradients::{Gradients, Model, Seed};
+use onnx_gradients::{Gradients, Model, Seed, rules};
 
 /// A model; tensors that are declared without values hold different ones.
 fn parse(body: &str) -> Model {
@@ -24,7 +24,8 @@ fn parse(body: &str) -> Model {
 /// The weights of a model, sorted, and the others with why they are none.
 fn found(model: &Model) -> (Vec<String>, Vec<(String, Kind, String)>) {
     let ys: Vec<String> = model.proto.graph.as_ref().unwrap().output.iter().map(|o| o.name().to_owned()).collect();
-    let tensors = weights::of(&model.proto, &ys).unwrap();
+    let loaded = rules::load(&model.proto).unwrap();
+    let tensors = weights::of(&model.proto, &loaded, &ys).unwrap();
     let (mut own, mut others) = (Vec::new(), Vec::new());
     for t in tensors {
         match t.kind {

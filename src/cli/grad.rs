@@ -82,10 +82,10 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let loaded = rules::load(&model.proto)?;
     let request = request(args, &model, &loaded)?;
-    let again = model.clone();
+    let again = args.files.validates().then(|| model.clone());
     let mut output = request.build_loaded(model, loaded)?;
     // Gradients are compared with what the ys do: what is validated still holds them.
-    let whole = args.files.only_gradients.then(|| output.model.clone());
+    let whole = (args.files.only_gradients && args.files.validates()).then(|| output.model.clone());
     if args.files.only_gradients {
         output.drop_model_outputs();
     }
@@ -93,7 +93,8 @@ pub fn run(args: &Args) -> Result<()> {
     let (warnings, validation) =
         args.files.write_valid(call, &output.model, whole.as_ref(), output.warnings.clone(), || {
             let seeds = vec![Seed::Input(None); output.seeds.len()];
-            let reseeded = args.grad_ys.is_empty().then(|| request.clone().seeds(seeds).build(&again))?.ok()?;
+            let again = again.as_ref().filter(|_| args.grad_ys.is_empty())?;
+            let reseeded = request.clone().seeds(seeds).build(again).ok()?;
             Some((reseeded.record.name.clone(), reseeded.model))
         })?;
     let json = args.files.json;

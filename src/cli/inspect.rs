@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> Result<()> {
     let named = |ids: &[ValueId]| ids.iter().map(|id| (selection.name(*id), kind(id))).collect::<Vec<_>>();
     let outputs = named(&scope.outputs);
     let ys: Vec<String> = scope.outputs.iter().map(|&y| selection.name(y)).collect();
-    let constants = weights::of(&model.proto, &ys)?;
+    let constants = weights::of(&model.proto, &loaded, &ys)?;
     let is_weight = |t: &&Tensor<'_>| t.kind == Kind::Weight;
     let defaults: HashSet<&str> = model.proto.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
     let given: Vec<ValueId> =

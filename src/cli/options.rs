@@ -131,7 +131,7 @@ impl CallArgs {
         let mut xs = selection.expand(&self.xs);
         if self.params {
             selection.find("ys", &ys)?;
-            let tensors = weights::of(model, &ys)?;
+            let tensors = weights::of(model, loaded, &ys)?;
             let mut found: Vec<&Tensor<'_>> = tensors.iter().filter(|t| t.kind == Kind::Weight).collect();
             // What lies inside a function has no name outside of it.
             found.retain(|t| loaded.names.contains_key(t.name.as_str()));
@@ -266,6 +266,11 @@ impl FileArgs {
         let beside_model = self.to_stdout() && !console::is_within();
         let mut stream = if beside_model { Stream::Notes } else { Stream::Report };
         Ok(stream.write_all(text.as_bytes())?)
+    }
+
+    /// Whether the result is run before it is written.
+    pub fn validates(&self) -> bool {
+        cfg!(feature = "validate") && !self.no_validate
     }
 
     fn to_stdout(&self) -> bool {

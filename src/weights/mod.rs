@@ -119,27 +119,27 @@ pub fn tensors<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Ve
     tensors.into_iter().map(|(_, tensor)| tensor).collect()
 }
 
-/// The weights of a model by name, in the order in which nodes use them; see [`tensors`]. Functions are looked into.
+/// The weights of a model by name, in the order in which nodes use them; see [`tensors`]. Functions are looked into. `loaded` is
+/// the model.
 ///
 /// # Errors
 /// The model cannot be loaded.
-pub fn of(model: &ModelProto, ys: &[String]) -> Result<Vec<Tensor<'static>>> {
-    let inlined;
-    let model = match model.functions.is_empty() {
-        true => model,
-        false => {
-            inlined = inline_functions(model, &|_| true)?;
-            &inlined
-        }
+pub fn of<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[String]) -> Result<Vec<Tensor<'m>>> {
+    let named = |loaded: &Loaded| -> Vec<ValueId> {
+        ys.iter().filter_map(|y| loaded.names.get(y.as_str()).copied()).collect()
     };
-    let loaded = rules::load(model)?;
-    let ys: Vec<ValueId> = ys.iter().filter_map(|y| loaded.names.get(y.as_str()).copied()).collect();
+    if model.functions.is_empty() {
+        return Ok(tensors(model, loaded, &named(loaded)));
+    }
+    let model = inline_functions(model, &|_| true)?;
+    let loaded = rules::load(&model)?;
+    let ys = named(&loaded);
     let owned = |t: Tensor<'_>| {
         // Whoever asks for names alone is given no copies of what they hold.
         let shell = TensorProto { dims: t.value.dims.clone(), data_type: t.value.data_type, ..Default::default() };
         Tensor { value: Cow::Owned(shell), ..t }
     };
-    Ok(tensors(model, &loaded, &ys).into_iter().map(owned).collect())
+    Ok(tensors(&model, &loaded, &ys).into_iter().map(owned).collect())
 }
 
 /// Names in quotes, no more than five of them.
