@@ -2,6 +2,7 @@
 
 use super::Flow;
 use crate::expr::Expr;
+use smallvec::{SmallVec, smallvec};
 
 /// How the gradients that arrive at one tensor are summed. The numbers are the same but for rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub enum Aggregation {
 /// What has arrived at a tensor so far.
 #[derive(Debug, Default)]
 pub struct Accumulator<'g> {
-    terms: Vec<Expr<'g>>,
+    terms: SmallVec<[Expr<'g>; 1]>,
     zero: bool,
 }
 
@@ -44,7 +45,7 @@ impl<'g> Accumulator<'g> {
             terms => Expr::add_n(terms),
         };
         // Asked again, of an x, it is the same sum.
-        self.terms = vec![sum];
+        self.terms = smallvec![sum];
         Some(Flow::Value(sum))
     }
 }

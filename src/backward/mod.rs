@@ -51,7 +51,8 @@ pub struct Pass<'g> {
     own_rules: &'g [Rule],
     /// Functions that go before every row: the user's own gradients.
     own_functions: &'g [FunctionProto],
-    known: RefCell<IdMap<NodeId, Known<'g>>>,
+    /// Of each node what gives its gradient, by number, where somebody has asked.
+    known: RefCell<Vec<Option<Known<'g>>>>,
     rounding: Rounding,
 }
 

@@ -33,7 +33,7 @@ impl<'g> Known<'g> {
 impl<'g> Pass<'g> {
     /// What gives the gradient of a node: it is looked up once.
     pub(super) fn known(&self, id: NodeId) -> Known<'g> {
-        if let Some(&known) = self.known.borrow().get(&id) {
+        if let Some(&Some(known)) = self.known.borrow().get(id.number()) {
             return known;
         }
         let graph = self.builder.graph();
@@ -44,7 +44,10 @@ impl<'g> Pass<'g> {
             Some(function) => Known::Function(function),
             None => row().map_or(Known::Nothing, Known::Row),
         };
-        self.known.borrow_mut().insert(id, known);
+        let mut all = self.known.borrow_mut();
+        let count = all.len().max(graph.node_count());
+        all.resize(count, None);
+        all[id.number()] = Some(known);
         known
     }
 

@@ -355,7 +355,7 @@ impl Gradients {
         builder: &Builder,
         ys: &[ValueId],
         seeded: &[(ValueId, Expr)],
-        names: &IdMap<ValueId, String>,
+        names: &IdMap<ValueId, Rc<str>>,
     ) -> Vec<SeedOf> {
         let mut seeded = seeded.iter().peekable();
         let seed_of = |(i, &y): (usize, &ValueId)| {
@@ -363,7 +363,7 @@ impl Gradients {
             let expr = seeded.next_if(|(of, _)| *of == y).map(|(_, e)| *e);
             let name = expr.and_then(|e| {
                 let model = builder.graph().value(e.id()).name.as_deref().map(str::to_owned);
-                model.or_else(|| names.get(&e.id()).cloned())
+                model.or_else(|| names.get(&e.id()).map(|name| name.as_ref().to_owned()))
             });
             let fill = match given {
                 Seed::Ones if expr.is_some() => Some(1.0),

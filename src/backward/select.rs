@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::graph::{Graph, IdSet, Loaded, Node, ValueId};
 use anyhow::Result;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 /// Finds tensors of the main graph by name.
@@ -185,15 +185,19 @@ pub(crate) fn matches(pattern: &str, text: &str) -> bool {
 
 /// A scope name that no tensor of the model begins with: `gradients`, else `gradients_1`, and so on.
 pub fn free_scope(name: &str, names: impl Iterator<Item = impl AsRef<str>>) -> String {
-    let depth = name.split('/').count();
-    let mut prefixes: HashMap<String, ()> = HashMap::new();
+    let depth = name.matches('/').count();
+    let mut prefixes: HashSet<String> = HashSet::new();
     for taken in names {
-        let prefix = taken.as_ref().split('/').take(depth).collect::<Vec<_>>().join("/");
-        prefixes.entry(prefix).or_default();
+        let taken = taken.as_ref();
+        let prefix = taken.match_indices('/').nth(depth).map_or(taken, |(end, _)| &taken[..end]);
+        // Few names begin like the scope.
+        if prefix.starts_with(name) && !prefixes.contains(prefix) {
+            prefixes.insert(prefix.to_owned());
+        }
     }
     (0..)
         .map(|i| if i == 0 { name.to_owned() } else { format!("{name}_{i}") })
-        .find(|candidate| !prefixes.contains_key(candidate))
+        .find(|candidate| !prefixes.contains(candidate))
         .unwrap_or_else(|| name.to_owned())
 }
 

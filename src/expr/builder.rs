@@ -6,20 +6,12 @@ use crate::graph::{Dims, Fact, Graph, IdMap, IdSet, NewNode, NodeId, Origin, Pro
 use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
 use anyhow::{Error, Result, anyhow};
 use prost::Message;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use smallvec::SmallVec;
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::rc::Rc;
-
-/// Two nodes with equal keys compute the same.
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
-    op_type: Rc<str>,
-    inputs: SmallVec<[Option<ValueId>; 4]>,
-    attributes: Vec<u8>,
-    outputs: usize,
-}
 
 /// Results of constant folding are written into the graph up to this many elements: shapes, axes, scales.
 const MAX_FOLDED: usize = 64;
@@ -31,7 +23,10 @@ const OLDEST: i64 = 7;
 /// Appends nodes to a graph.
 pub struct Builder {
     graph: RefCell<Graph>,
-    nodes: RefCell<HashMap<Key, NodeId>>,
+    /// By a hash of what they compute the nodes that do; what they are in the graph says whether two compute the same.
+    nodes: RefCell<IdMap<u64, SmallVec<[NodeId; 2]>>>,
+    /// By how they are encoded the attributes of nodes: those that are equal are one.
+    attributes: RefCell<HashMap<Vec<u8>, Rc<[AttributeProto]>>>,
     strings: RefCell<FxHashMap<&'static str, Rc<str>>>,
     error: RefCell<Option<Error>>,
     /// Values in which single elements may be infinite although all that the model computes is finite.
@@ -55,6 +50,7 @@ impl Builder {
         Builder {
             graph: RefCell::new(graph),
             nodes: RefCell::default(),
+            attributes: RefCell::default(),
             strings: RefCell::default(),
             error: RefCell::default(),
             wild: RefCell::default(),
@@ -237,34 +233,27 @@ impl Builder {
         while inputs.last() == Some(&None) {
             inputs.pop();
         }
-        let mut encoded = Vec::new();
-        for attribute in &attributes {
-            // Encoding into a vector, which grows, does not fail.
-            let _ = attribute.encode_length_delimited(&mut encoded);
-        }
-        let key = bodies.is_empty().then(|| Key {
-            op_type: op_type.clone(),
-            inputs: inputs.clone(),
-            attributes: encoded,
-            outputs,
-        });
-        if let Some(known) = key.as_ref().and_then(|k| self.nodes.borrow().get(k).copied())
-            && self.graph().is_visible(self.graph().node(known).scope, self.scope())
-        {
-            return self.outputs(known);
-        }
         let new = NewNode {
             op_type,
             domain: self.string(domain),
             inputs,
             outputs: (0..outputs).map(|_| Some(None)).collect(),
-            attributes: attributes.into(),
+            attributes: self.shared(attributes),
             bodies: bodies.into_iter().map(|(name, scope)| (self.string(name), scope)).collect(),
             name: None,
             origin: Origin::Backward(self.forward.get()),
             // What a formula rounds stays rounded, also for who counts the model's own rounding as the identity.
             stop: matches!(op, "Ceil" | "Floor" | "Round"),
         };
+        let hash = new.bodies.is_empty().then(|| hash_of(op, &new));
+        let known = hash.and_then(|hash| self.same(hash, &new));
+        if let Some(known) = known
+            && self.graph().is_visible(self.graph().node(known).scope, self.scope())
+        {
+            let mut found = self.outputs(known);
+            found.truncate(outputs);
+            return found;
+        }
         let facts = match self.infer(&new) {
             Ok(facts) => facts,
             Err(error) => {
@@ -281,10 +270,36 @@ impl Builder {
         let scope = self.scope();
         let node = self.graph_mut().push(scope, new, facts);
         self.note_wild(node);
-        if let Some(key) = key {
-            self.nodes.borrow_mut().insert(key, node);
+        if let Some(hash) = hash {
+            let mut nodes = self.nodes.borrow_mut();
+            let list = nodes.entry(hash).or_default();
+            // Of two that compute the same the later one is visible where the earlier one is not.
+            list.retain(|id| Some(*id) != known);
+            list.push(node);
         }
         self.outputs(node)
+    }
+
+    /// The node that has been written for what a new one computes.
+    fn same(&self, hash: u64, new: &NewNode) -> Option<NodeId> {
+        let (nodes, graph) = (self.nodes.borrow(), self.graph());
+        let same = |id: &NodeId| {
+            let node = graph.node(*id);
+            (&node.op_type, &node.domain, &node.inputs) == (&new.op_type, &new.domain, &new.inputs)
+                && Rc::ptr_eq(&node.attributes, &new.attributes)
+                && node.outputs.len() >= new.outputs.len()
+        };
+        nodes.get(&hash)?.iter().copied().find(same)
+    }
+
+    /// The attributes, of which equal ones are kept once.
+    fn shared(&self, attributes: Vec<AttributeProto>) -> Rc<[AttributeProto]> {
+        let mut encoded = Vec::with_capacity(attributes.iter().map(|a| a.encoded_len() + 2).sum());
+        for attribute in &attributes {
+            // Encoding into a vector, which grows, does not fail.
+            let _ = attribute.encode_length_delimited(&mut encoded);
+        }
+        self.attributes.borrow_mut().entry(encoded).or_insert_with(|| attributes.into()).clone()
     }
 
     /// The facts of a node's outputs. Values in them follow from literals and from shapes alone.
@@ -367,4 +382,10 @@ impl Builder {
     pub(super) fn string(&self, text: &'static str) -> Rc<str> {
         self.strings.borrow_mut().entry(text).or_insert_with(|| text.into()).clone()
     }
+}
+
+/// A hash of what a node computes, whose attributes are [`Builder::shared`].
+fn hash_of(op: &str, new: &NewNode) -> u64 {
+    let attributes: *const [AttributeProto] = &*new.attributes;
+    FxBuildHasher.hash_one((op, &new.inputs, attributes.cast::<()>(), new.outputs.len()))
 }

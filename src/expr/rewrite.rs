@@ -206,10 +206,10 @@ fn write(
     *graph = builder.into_graph();
     let outputs = built?;
     let demanded: Vec<(ValueId, NodeId)> = graph.demanded(first, value).collect();
-    let ids = outputs.iter().map(|(name, id)| (*id, name.to_string())).collect();
+    let ids = outputs.iter().map(|(name, id)| (*id, name.clone())).collect();
     let Part { nodes, names: new } = write::part(graph, scope, name, ids, demanded, names);
     let node_names = nodes.iter().map(|(id, node)| (*id, Rc::from(node.name())));
-    graph.adopt(scope, first, kept, node_names, new.iter().map(|(id, name)| (*id, name.as_str().into())));
+    graph.adopt(scope, first, kept, node_names, new);
     written.extend(nodes);
     Ok(outputs)
 }

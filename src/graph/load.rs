@@ -113,7 +113,8 @@ fn load_with(
         scopes: Vec::new(),
         inner_names: HashSet::new(),
         warnings: Vec::new(),
-        strings: HashMap::new(),
+        strings: HashSet::new(),
+        no_attributes: [].into(),
         // Files older than this list every initializer among the inputs, where it cannot mean "to be overridden".
         overridable: model.ir_version() >= 4,
         branches: 0,
@@ -177,7 +178,8 @@ pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Resu
         scopes: Vec::new(),
         inner_names: HashSet::new(),
         warnings: Vec::new(),
-        strings: HashMap::new(),
+        strings: HashSet::new(),
+        no_attributes: [].into(),
         overridable: true,
         branches: 0,
         broken: None,
@@ -198,7 +200,9 @@ struct Loader<'r> {
     /// Facts by name, for outputs of nodes of which inference knows nothing.
     known: HashMap<Rc<str>, Fact>,
     warnings: Vec<String>,
-    strings: HashMap<String, Rc<str>>,
+    strings: HashSet<Rc<str>>,
+    /// What nodes without attributes have.
+    no_attributes: Rc<[AttributeProto]>,
     overridable: bool,
     /// In how many branches of an If the loader stands.
     branches: usize,
@@ -318,7 +322,10 @@ impl Loader<'_> {
         if proto.attribute.iter().any(|a| !a.graphs.is_empty()) {
             return Err(Error::unsupported("an attribute that is a list of graphs is not supported").into());
         }
-        let attributes: Rc<[AttributeProto]> = attributes.into_iter().cloned().collect();
+        let attributes = match attributes.is_empty() {
+            true => self.no_attributes.clone(),
+            false => attributes.into_iter().cloned().collect(),
+        };
         let op_type = self.string(proto.op_type());
         let domain = self.string(canonical_domain(proto.domain()));
         let (mut bodies, mut broken) = (Vec::new(), Vec::new());
@@ -523,7 +530,7 @@ impl Loader<'_> {
             Some(string) => string.clone(),
             None => {
                 let string: Rc<str> = text.into();
-                self.strings.insert(text.to_owned(), string.clone());
+                self.strings.insert(string.clone());
                 string
             }
         }

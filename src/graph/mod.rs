@@ -33,6 +33,13 @@ pub struct ValueId(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
 
+impl NodeId {
+    /// Its number: nodes are counted from 0.
+    pub fn number(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A scope of a [`Graph`]: the main graph, or the body of a control-flow node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScopeId(u32);

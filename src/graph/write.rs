@@ -5,6 +5,7 @@ use crate::onnx::proto::{NodeProto, OperatorSetIdProto, tensor_shape_proto::dime
 use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto};
 use crate::onnx::{GraphProto, ModelProto, Names, attribute};
 use anyhow::{Context, Result};
+use std::rc::Rc;
 
 /// What to write.
 #[derive(Debug, Default)]
@@ -27,7 +28,7 @@ pub struct Written {
     /// How many nodes have been added to the main graph.
     pub nodes: usize,
     /// The names that the new values have got.
-    pub names: IdMap<ValueId, String>,
+    pub names: IdMap<ValueId, Rc<str>>,
     /// Outputs that forward nodes have got in addition: the node, and the name of the output.
     pub demanded: Vec<(String, String)>,
 }
@@ -47,7 +48,7 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
     let mut writer = Writer {
         graph,
         scope: &request.name,
-        names: request.outputs.iter().chain(&request.inputs).cloned().collect(),
+        names: request.outputs.iter().chain(&request.inputs).map(|(v, name)| (*v, Rc::from(&**name))).collect(),
         unique: taken,
         placed: main.iter().copied().zip(placed.iter().cloned()).collect(),
     };
@@ -61,10 +62,11 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
             if node.output.len() <= i {
                 node.output.resize(i + 1, String::new());
             }
-            node.output[i] = name.clone();
-            written.demanded.push((graph.describe(id), name));
+            node.output[i] = name.as_ref().into();
+            written.demanded.push((graph.describe(id), node.output[i].clone()));
         }
     }
+    proto.node.reserve_exact(live.len());
     for &id in main {
         if live.contains(&id) {
             let node = writer.node(id);
@@ -91,7 +93,7 @@ pub struct Part {
     /// The nodes, in topological order.
     pub nodes: Vec<(NodeId, NodeProto)>,
     /// The names of the values that had none.
-    pub names: IdMap<ValueId, String>,
+    pub names: IdMap<ValueId, Rc<str>>,
 }
 
 /// The new nodes of `inside` on which the values of the given names depend. `demanded` are outputs that forward nodes have got in
@@ -100,7 +102,7 @@ pub fn part(
     graph: &Graph,
     inside: ScopeId,
     scope: &str,
-    outputs: IdMap<ValueId, String>,
+    outputs: IdMap<ValueId, Rc<str>>,
     demanded: impl IntoIterator<Item = (ValueId, NodeId)>,
     unique: &mut Names,
 ) -> Part {
@@ -134,7 +136,7 @@ fn live_nodes(graph: &Graph, scope: ScopeId, outputs: impl Iterator<Item = Value
 struct Writer<'a> {
     graph: &'a Graph,
     scope: &'a str,
-    names: IdMap<ValueId, String>,
+    names: IdMap<ValueId, Rc<str>>,
     unique: Names,
     /// The model's nodes, where their placement is wanted.
     placed: IdMap<NodeId, NodeProto>,
@@ -148,8 +150,9 @@ impl Writer<'_> {
             Origin::Model => None,
         };
         let base = self.base(forward, &node.op_type);
-        let name = self.unique.fresh(base);
-        let input = node.inputs.iter().map(|i| i.map_or_else(String::new, |i| self.name_of(i, &name))).collect();
+        let name = self.unique.shared(&base);
+        let written = |name: Rc<str>| name.as_ref().to_owned();
+        let input = node.inputs.iter().map(|i| i.map_or_else(String::new, |i| written(self.name_of(i, &name)))).collect();
         let mut attributes = node.attributes.to_vec();
         for (attribute, scope) in &node.bodies {
             attributes.push(attribute::graph(attribute, self.body(*scope, &format!("{name}/{attribute}"))));
@@ -157,19 +160,19 @@ impl Writer<'_> {
         let only = node.outputs.iter().flatten().count() == 1;
         let output = node.outputs.iter().enumerate().map(|(i, output)| match output {
             None => String::new(),
-            Some(output) => match self.names.get(output) {
+            Some(output) => written(match self.names.get(output) {
                 Some(name) => name.clone(),
                 None => {
-                    let unique = if only { name.clone() } else { self.unique.fresh(format!("{name}:{i}")) };
+                    let unique = if only { name.clone() } else { self.unique.shared(&format!("{name}:{i}")) };
                     self.names.insert(*output, unique.clone());
                     unique
                 }
-            },
+            }),
         });
         let mut proto = NodeProto {
             output: output.collect(),
             input,
-            name: Some(name),
+            name: Some(written(name)),
             op_type: Some(node.op_type.to_string()),
             domain: (!node.domain.is_empty()).then(|| node.domain.to_string()),
             attribute: attributes,
@@ -191,8 +194,8 @@ impl Writer<'_> {
             node.name.clone().or_else(output).unwrap_or_else(|| node.op_type.clone())
         });
         match label {
-            Some(label) => format!("{}/{label}/{op}", self.scope),
-            None => format!("{}/{op}", self.scope),
+            Some(label) => [self.scope, "/", &label, "/", op].concat(),
+            None => [self.scope, "/", op].concat(),
         }
     }
 
@@ -211,19 +214,16 @@ impl Writer<'_> {
     }
 
     /// The name of a value: the model's, the one that it has got, or a new one.
-    fn name_of(&mut self, value: ValueId, base: &str) -> String {
-        if let Some(name) = self.names.get(&value) {
+    fn name_of(&mut self, value: ValueId, base: &str) -> Rc<str> {
+        if let Some(name) = self.names.get(&value).or(self.graph.value(value).name.as_ref()) {
             return name.clone();
         }
-        if let Some(name) = &self.graph.value(value).name {
-            return name.to_string();
-        }
-        let name = self.unique.fresh(base.to_owned());
+        let name = self.unique.shared(base);
         self.names.insert(value, name.clone());
         name
     }
 
-    fn name_value(&mut self, value: ValueId, forward: NodeId, what: &str) -> String {
+    fn name_value(&mut self, value: ValueId, forward: NodeId, what: &str) -> Rc<str> {
         let base = self.base(Some(forward), what);
         self.name_of(value, &base)
     }

@@ -24,17 +24,33 @@ impl Names {
 
     /// Takes the name, or where it is taken `name_1`, `name_2` and so on.
     pub fn fresh(&mut self, name: String) -> String {
-        if self.taken.insert(name.as_str().into()) {
-            return name;
+        self.shared(&name).as_ref().into()
+    }
+
+    /// As [`Names::fresh`]; the name that is kept and the one that is given out are one.
+    pub fn shared(&mut self, name: &str) -> Rc<str> {
+        if !self.taken.contains(name) {
+            return self.take(name);
         }
-        let number = self.asked.entry(name.clone()).or_default();
-        loop {
-            *number += 1;
+        let mut number = self.asked.get(name).copied().unwrap_or_default();
+        let free = loop {
+            number += 1;
             let numbered = format!("{name}_{number}");
-            if self.taken.insert(numbered.as_str().into()) {
-                return numbered;
+            if !self.taken.contains(numbered.as_str()) {
+                break numbered;
             }
+        };
+        match self.asked.get_mut(name) {
+            Some(asked) => *asked = number,
+            None => drop(self.asked.insert(name.into(), number)),
         }
+        self.take(&free)
+    }
+
+    fn take(&mut self, name: &str) -> Rc<str> {
+        let name: Rc<str> = name.into();
+        self.taken.insert(name.clone());
+        name
     }
 }
 
