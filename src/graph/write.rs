@@ -152,7 +152,8 @@ impl Writer<'_> {
         let base = self.base(forward, &node.op_type);
         let name = self.unique.shared(&base);
         let written = |name: Rc<str>| name.as_ref().to_owned();
-        let input = node.inputs.iter().map(|i| i.map_or_else(String::new, |i| written(self.name_of(i, &name)))).collect();
+        let input =
+            node.inputs.iter().map(|i| i.map_or_else(String::new, |i| written(self.name_of(i, &name)))).collect();
         let mut attributes = node.attributes.to_vec();
         for (attribute, scope) in &node.bodies {
             attributes.push(attribute::graph(attribute, self.body(*scope, &format!("{name}/{attribute}"))));

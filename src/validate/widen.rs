@@ -90,13 +90,15 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
             let sparse = node.attribute.iter_mut().filter_map(|a| a.sparse_tensor.as_mut());
             sparse.filter_map(|s| s.values.as_mut()).try_for_each(widen)?;
         }
-        "ConstantOfShape" => match node.attribute.iter_mut().find(|a| a.name() == "value").and_then(|a| a.t.as_deref_mut()) {
-            Some(value) => widen(value)?,
-            None => {
-                let zero = TensorProto::from_floats(ElementType::Double, &[1], &[0.0])?;
-                node.attribute.push(attribute::tensor("value", zero));
+        "ConstantOfShape" => {
+            match node.attribute.iter_mut().find(|a| a.name() == "value").and_then(|a| a.t.as_deref_mut()) {
+                Some(value) => widen(value)?,
+                None => {
+                    let zero = TensorProto::from_floats(ElementType::Double, &[1], &[0.0])?;
+                    node.attribute.push(attribute::tensor("value", zero));
+                }
             }
-        },
+        }
         _ => (),
     }
     let Some(rule) = newest("", node.op_type()) else {

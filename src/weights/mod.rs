@@ -125,9 +125,8 @@ pub fn tensors<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Ve
 /// # Errors
 /// The model cannot be loaded.
 pub fn of<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[String]) -> Result<Vec<Tensor<'m>>> {
-    let named = |loaded: &Loaded| -> Vec<ValueId> {
-        ys.iter().filter_map(|y| loaded.names.get(y.as_str()).copied()).collect()
-    };
+    let named =
+        |loaded: &Loaded| -> Vec<ValueId> { ys.iter().filter_map(|y| loaded.names.get(y.as_str()).copied()).collect() };
     if model.functions.is_empty() {
         return Ok(tensors(model, loaded, &named(loaded)));
     }
