@@ -4,9 +4,9 @@
 //! The times mean little by themselves; that ten times the layers take ten times as long is what they show.
 
 use divan::Bencher;
-use onnx_gradients::onnx::file::{read_bytes, write_to};
+use onnx_gradients::internals::load;
 use onnx_gradients::onnx::{ModelProto, text};
-use onnx_gradients::{Gradients, Model, rules};
+use onnx_gradients::{Gradients, Model};
 use prost::Message;
 
 const LAYERS: [usize; 3] = [1_000, 10_000, 100_000];
@@ -66,13 +66,13 @@ fn gradients(model: &Model) -> ModelProto {
 #[divan::bench(args = LAYERS, sample_count = 5)]
 fn read_chain(bencher: Bencher, layers: usize) {
     let bytes = bytes::Bytes::from(chain(layers).proto.encode_to_vec());
-    bencher.bench(|| read_bytes(bytes.clone()).expect("a model"));
+    bencher.bench(|| Model::from_bytes(bytes.clone()).expect("a model"));
 }
 
 #[divan::bench(args = LAYERS, sample_count = 5)]
 fn load_chain(bencher: Bencher, layers: usize) {
     let model = chain(layers);
-    bencher.bench(|| rules::load(&model.proto).expect("a model"));
+    bencher.bench(|| load(&model.proto).expect("a model"));
 }
 
 #[divan::bench(args = LAYERS, sample_count = 5)]
@@ -83,8 +83,8 @@ fn differentiate_chain(bencher: Bencher, layers: usize) {
 
 #[divan::bench(args = LAYERS, sample_count = 5)]
 fn write_chain(bencher: Bencher, layers: usize) {
-    let written = gradients(&chain(layers));
-    bencher.bench(|| write_to(&written, std::io::sink()).expect("a sink"));
+    let written = Model::from(gradients(&chain(layers)));
+    bencher.bench(|| written.to_bytes().expect("memory takes it"));
 }
 
 #[divan::bench(args = WIDTHS, sample_count = 5)]

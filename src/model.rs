@@ -18,7 +18,7 @@ pub struct Model {
     pub folder: Option<PathBuf>,
     /// The bytes of the file that it was read from, which its weights share. What the model has in common with them is written
     /// as it was.
-    pub source: Option<Bytes>,
+    pub(crate) source: Option<Bytes>,
 }
 
 impl Model {
@@ -30,6 +30,26 @@ impl Model {
         let path = path.as_ref();
         let (proto, source) = file::read_with_source(path)?;
         Ok(Model { proto, folder: Some(file::folder(path).to_owned()), source: Some(source) })
+    }
+
+    /// Reads a model from the bytes of a file, which its weights share. External data have no folder that they could lie in.
+    ///
+    /// # Errors
+    /// What is no ONNX model.
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Self, Error> {
+        let source = bytes.into();
+        let proto = file::read_bytes(source.clone())?;
+        Ok(Model { proto, folder: None, source: Some(source) })
+    }
+
+    /// The bytes of the model's file.
+    ///
+    /// # Errors
+    /// What one file cannot hold: more than 2 GiB without external data.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        file::write_stream(&self.proto, self.source.as_ref(), &mut bytes).or_kind(Error::unsupported)?;
+        Ok(bytes)
     }
 
     /// Writes the model to a file that does not exist yet, all of it or nothing.

@@ -3,10 +3,9 @@
 
 mod common;
 
-use onnx_gradients::graph::{Graph, ScopeId, ValueId};
+use onnx_gradients::internals::{Graph, ScopeId, ValueId, load};
 use onnx_gradients::onnx::ModelProto;
 use onnx_gradients::onnx::proto::{tensor_shape_proto::dimension, type_proto};
-use onnx_gradients::rules;
 use std::collections::HashMap;
 
 /// How often as much as goes in and comes out may be held at a time.
@@ -94,7 +93,7 @@ fn what_is_held_is_a_small_multiple_of_what_goes_in_and_out() {
         sized(&mut plain, &sizes);
         sized(&mut model, &sizes);
         // Sizes that follow from others are right as they are.
-        let (Ok(plain), Ok(loaded)) = (rules::load(&plain), rules::load(&model)) else { continue };
+        let (Ok(plain), Ok(loaded)) = (load(&plain), load(&model)) else { continue };
         measured += 1;
         let graph = &loaded.graph;
         let main = graph.scope(Graph::MAIN);

@@ -2,9 +2,8 @@
 #![cfg(feature = "validate")]
 
 use onnx_gradients::onnx::{ElementType, ModelProto, NodeProto, TensorProto, text};
-use onnx_gradients::record::{Gradient, Record, SeedOf};
 use onnx_gradients::validate::{Options, Status, Validation, validate};
-use onnx_gradients::{Gradients, Output};
+use onnx_gradients::{Gradient, Gradients, Output, Record, SeedOf};
 use std::time::Duration;
 
 /// Time enough, however busy the machine is.

@@ -7,7 +7,7 @@ use common::Case;
 use libtest_mimic::{Arguments, Failed, Trial};
 use onnx_gradients::onnx::TensorProto;
 use onnx_gradients::validate::{Options, Status, validate};
-use onnx_gradients::{Model, Output, rules};
+use onnx_gradients::{Model, Output, internals};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
@@ -70,7 +70,7 @@ fn compare(case: &Case, output: &Output, inputs: BTreeMap<String, TensorProto>, 
     let reason = validation.reason.unwrap_or_default();
     // Its gradient is not the slope of what it computes: tests/straight_through.rs checks it.
     let conventional =
-        || case.operators().iter().any(|(domain, op)| rules::newest(domain, op).is_some_and(|r| r.conventional));
+        || case.operators().iter().any(|(domain, op)| internals::newest(domain, op).is_some_and(|r| r.conventional));
     // All that the case uses of the list is missing, and nothing else is.
     let absent: BTreeSet<&str> = reason.strip_prefix("tract has no ").into_iter().flat_map(|r| r.split(", ")).collect();
     if let Some(learnt) = NOT_IN_TRACT.iter().find(|op| has(case, op) && !absent.contains(*op)) {

@@ -149,7 +149,7 @@ fn records_do_not_change_shapes() {
                 key: Some("onnx-gradients/g".into()),
                 value: Some(record(name, x)),
             });
-            let loaded = onnx_gradients::rules::load(&model).unwrap();
+            let loaded = onnx_gradients::internals::load(&model).unwrap();
             let fact = loaded.graph.fact(loaded.names[name]);
             let shape = loaded.graph.dims.display(fact.shape.as_ref().unwrap());
             assert_eq!(shape, "[n, 3]", "{name}, {x}");

@@ -1,8 +1,7 @@
 //! `Gradient` nodes of ai.onnx.preview.training become plain ONNX that computes what their specification says.
 
-use onnx_gradients::Model;
-use onnx_gradients::backward::Lowered;
 use onnx_gradients::onnx::text;
+use onnx_gradients::{Lowered, Model};
 
 /// A model at opset 17 that may hold Gradient nodes, from its graph in text syntax.
 fn model(graph: &str) -> Model {
@@ -16,7 +15,7 @@ fn lowered(graph: &str) -> Lowered {
     let nodes = &proto.graph.as_ref().unwrap().node;
     assert!(nodes.iter().all(|n| n.domain().is_empty()), "{}", text::print_nodes(nodes));
     assert_eq!(proto.opset("ai.onnx.preview.training"), None);
-    onnx_gradients::rules::load(proto).unwrap();
+    onnx_gradients::internals::load(proto).unwrap();
     lowered
 }
 

@@ -2,7 +2,8 @@
 
 mod common;
 
-use onnx_gradients::rules::{self, Rule};
+use onnx_gradients::internals;
+use onnx_gradients::rule::Rule;
 
 /// The operators of the standard, by domain and name, with the versions of the domain that changed them.
 fn standard() -> Vec<(String, String, Vec<i64>)> {
@@ -25,7 +26,7 @@ fn every_operator_of_the_standard_has_a_row_with_facts() {
     let missing: Vec<String> = standard()
         .into_iter()
         .filter(|(domain, op, _)| {
-            !LOWERED.contains(&op.as_str()) && !rules::newest(domain, op).is_some_and(Rule::has_facts)
+            !LOWERED.contains(&op.as_str()) && !internals::newest(domain, op).is_some_and(Rule::has_facts)
         })
         .map(|(domain, op, _)| format!("{domain} {op}"))
         .collect();
@@ -38,7 +39,7 @@ fn every_operator_has_a_row_at_its_newest_version() {
     let missing: Vec<String> = standard()
         .into_iter()
         .filter(|(_, op, _)| !LOWERED.contains(&op.as_str()))
-        .filter(|(domain, op, versions)| rules::find(domain, op, *versions.last().unwrap()).is_none())
+        .filter(|(domain, op, versions)| internals::find(domain, op, *versions.last().unwrap()).is_none())
         .map(|(domain, op, versions)| format!("{domain} {op} at {}", versions.last().unwrap()))
         .collect();
     assert!(missing.is_empty(), "no row holds for the newest version of: {missing:#?}");
@@ -47,7 +48,7 @@ fn every_operator_has_a_row_at_its_newest_version() {
 #[test]
 fn no_row_is_for_an_operator_that_does_not_exist() {
     let known = standard();
-    let strangers: Vec<String> = rules::all()
+    let strangers: Vec<String> = internals::all()
         .filter(|r| r.domain != "com.microsoft" && r.op != "SimplifiedLayerNormalization")
         .filter(|r| !known.iter().any(|(domain, op, _)| domain == r.domain && op == r.op))
         .map(Rule::name)
@@ -58,10 +59,9 @@ fn no_row_is_for_an_operator_that_does_not_exist() {
 /// What a made-up operator takes: a row, and a case. Nothing else names it: here stand two of each.
 #[cfg(feature = "validate")]
 mod made_up {
-    use onnx_gradients::graph::facts::tensor;
     use onnx_gradients::onnx::{ElementType, TensorProto, text};
-    use onnx_gradients::rules::Slot::{Formula, Unary};
-    use onnx_gradients::rules::{Rule, rule};
+    use onnx_gradients::rule::Slot::{Formula, Unary};
+    use onnx_gradients::rule::{Rule, rule, tensor};
     use onnx_gradients::{Gradients, Model};
 
     /// The cube of each element. Its facts follow from the kind of its slot.

@@ -2,9 +2,10 @@
 
 mod common;
 
+use onnx_gradients::internals;
 use onnx_gradients::onnx::proto::type_proto::Value;
 use onnx_gradients::onnx::{ElementType, GraphProto, text};
-use onnx_gradients::rules::{self, Integers, Rule, Slot};
+use onnx_gradients::rule::{Integers, Rule, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Whether a row gives a gradient to any input.
@@ -14,7 +15,7 @@ fn differentiates(rule: &Rule) -> bool {
 
 #[test]
 fn no_two_rows_hold_for_one_version() {
-    let rows: Vec<&Rule> = rules::all().collect();
+    let rows: Vec<&Rule> = internals::all().collect();
     for (i, a) in rows.iter().enumerate() {
         for b in &rows[i + 1..] {
             let overlap = a.since <= b.until && b.since <= a.until;
@@ -28,13 +29,13 @@ fn every_row_with_a_gradient_has_a_case() {
     let mut covered: BTreeSet<(String, String, i64)> = BTreeSet::new();
     for case in common::all() {
         for (domain, op) in case.operators() {
-            if let Some(rule) = rules::find(&domain, &op, case.model.opset(&domain).unwrap_or(1)) {
+            if let Some(rule) = internals::find(&domain, &op, case.model.opset(&domain).unwrap_or(1)) {
                 covered.insert((domain, op, rule.since));
             }
         }
     }
     let missing =
-        rules::all().filter(|r| differentiates(r) && !covered.contains(&(r.domain.into(), r.op.into(), r.since)));
+        internals::all().filter(|r| differentiates(r) && !covered.contains(&(r.domain.into(), r.op.into(), r.since)));
     let missing: Vec<String> = missing.map(|r| format!("{} ({})", r.name(), r.versions())).collect();
     assert!(missing.is_empty(), "rows without a case in tests/cases: {}", missing.join(", "));
 }
@@ -46,7 +47,7 @@ fn what_rules_emit_has_rules() {
         let output = case.differentiate().unwrap_or_else(|e| panic!("{}, opset {}: {e:#}", case.title, case.opset));
         let graph = output.model.proto.graph.as_ref().unwrap();
         for op in emitted(graph, case.model.graph.as_ref().unwrap().node.len()) {
-            if rules::find("", &op, case.opset).is_none() {
+            if internals::find("", &op, case.opset).is_none() {
                 missing.insert(op, format!("{} at opset {}", case.title, case.opset));
             }
         }
@@ -83,7 +84,7 @@ fn old_constants_are_numbers() {
 #[test]
 fn the_reference_is_up_to_date() {
     let path = common::folder("docs/operators.md");
-    let now = rules::reference::markdown();
+    let now = internals::markdown();
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&path, &now).unwrap();
     }
@@ -142,7 +143,7 @@ fn snapshots_are_up_to_date() {
 #[test]
 fn properties_fit_the_slots() {
     let mut wrong = Vec::new();
-    for rule in rules::all() {
+    for rule in internals::all() {
         let stops = |i: usize| matches!(rule.slot(i), Some(Slot::Stop(_)));
         // The operators that differentiate one formula for all of their inputs have no slots of their own for integers.
         let through = |i: usize| {
@@ -178,7 +179,7 @@ fn rows_in_float32_take_half_precision() {
     for mut case in common::all() {
         let opset = |domain: &str| case.model.opset(domain).unwrap_or(1);
         let Ok([(domain, op)]) = <[_; 1]>::try_from(case.operators()) else { continue };
-        let row = rules::find(&domain, &op, opset(&domain)).filter(|r| r.in_float32 && domain != "ai.onnx.ml");
+        let row = internals::find(&domain, &op, opset(&domain)).filter(|r| r.in_float32 && domain != "ai.onnx.ml");
         let Some(row) = row.filter(|_| case.order > 0) else { continue };
         let graph = case.model.graph.as_mut().unwrap();
         for value in graph.input.iter_mut().chain(&mut graph.output) {
@@ -206,13 +207,14 @@ fn rows_in_float32_take_half_precision() {
         taken.insert(row.name());
     }
     // What rounds to integers stands beside its inverse in all cases.
-    let marked = rules::all().filter(|r| r.in_float32 && r.domain != "ai.onnx.ml" && r.integers != Integers::Rounded);
+    let marked =
+        internals::all().filter(|r| r.in_float32 && r.domain != "ai.onnx.ml" && r.integers != Integers::Rounded);
     let missing: Vec<String> = marked.map(Rule::name).filter(|name| !taken.contains(name)).collect();
     assert!(missing.is_empty(), "rows in float32 without a case of one node: {}", missing.join(", "));
 }
 
 #[test]
 fn every_row_says_what_is_known_of_its_outputs() {
-    let silent: Vec<String> = rules::all().filter(|r| !r.has_facts()).map(Rule::name).collect();
+    let silent: Vec<String> = internals::all().filter(|r| !r.has_facts()).map(Rule::name).collect();
     assert!(silent.is_empty(), "rows without facts (.facts, .values, .facts_of_bodies): {silent:#?}");
 }

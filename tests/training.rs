@@ -2,17 +2,12 @@
 #![cfg(feature = "validate")]
 
 use onnx_gradients::Model;
+use onnx_gradients::internals::{self, Precision, Run, Tensors, tensor};
 use onnx_gradients::onnx::{ElementType, ModelProto, TensorProto, text};
-use onnx_gradients::training::data::Data;
-use onnx_gradients::training::export::{Adapters, export};
-use onnx_gradients::training::optimizers::Hyper;
-use onnx_gradients::training::select::Choice;
-use onnx_gradients::training::state::{self, State};
-use onnx_gradients::training::trainer::{CHECKPOINT, Epoch, Options, train};
-use onnx_gradients::training::{Artifacts, LossSpec, Trainable};
-use onnx_gradients::validate::Engine;
-use onnx_gradients::validate::engine::{Precision, Run};
-use onnx_gradients::validate::tensors::{self, Tensors};
+use onnx_gradients::training::{
+    Adapters, Artifacts, CHECKPOINT, Choice, Data, Epoch, Hyper, LOSSES, LossSpec, METRICS, Manifest, OPTIMIZERS,
+    Options, Schedule, State, Trainable, export, optimizer, read_state, train,
+};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -41,15 +36,14 @@ fn run(artifacts: &Artifacts, name: &str, precision: Precision, own: &[(&str, Te
 }
 
 fn run_with(model: &ModelProto, precision: Precision, feeds: &State) -> Values {
-    let feeds: Tensors = feeds.iter().map(|(n, t)| (n.clone(), Arc::new(tensors::tensor(t).unwrap()))).collect();
+    let feeds: Tensors = feeds.iter().map(|(n, t)| (n.clone(), Arc::new(tensor(t).unwrap()))).collect();
     let plan = prepare(model, &feeds, precision);
     let results = plan.run(&feeds).unwrap_or_else(|e| panic!("{e}"));
     results.iter().map(|(n, t)| (n.clone(), t.values())).collect()
 }
 
 fn prepare(model: &ModelProto, feeds: &Tensors, precision: Precision) -> Box<dyn Run> {
-    let engine = Engine::default().open().unwrap_or_else(|e| panic!("{e}"));
-    engine.prepare(model, feeds, precision).unwrap_or_else(|e| panic!("{e}"))
+    internals::prepare(model, feeds, precision).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn float(dims: &[i64], values: &[f64]) -> TensorProto {
@@ -109,17 +103,17 @@ fn optimizers_agree_with_their_references_over_twenty_steps() {
     model.proto.graph.as_mut().unwrap().initializer.push(w);
     let mut names: Vec<&str> = reference.cases.iter().map(|c| c.optimizer.as_str()).collect();
     names.dedup();
-    assert_eq!(names, onnx_gradients::training::optimizers::OPTIMIZERS.iter().map(|o| o.name).collect::<Vec<_>>());
+    assert_eq!(names, OPTIMIZERS.iter().map(|o| o.name).collect::<Vec<_>>());
     for case in &reference.cases {
         let request = Trainable::new([LossSpec::new("y")]).optimizer(&case.optimizer, Some(case.hyper));
         let artifacts = request.build(&model).unwrap();
         let mut state: Tensors =
-            (artifacts.state.iter()).map(|(n, t)| (n.clone(), Arc::new(tensors::tensor(t).unwrap()))).collect();
-        let rate = tensors::tensor(&double(&[], &[reference.lr])).unwrap();
+            (artifacts.state.iter()).map(|(n, t)| (n.clone(), Arc::new(tensor(t).unwrap()))).collect();
+        let rate = tensor(&double(&[], &[reference.lr])).unwrap();
         state.insert("learning_rate".to_owned(), Arc::new(rate));
         let mut plan = None;
         for (t, (gradient, expected)) in reference.gradients.iter().zip(&case.path).enumerate() {
-            let x = tensors::tensor(&double(&reference.shape, gradient)).unwrap();
+            let x = tensor(&double(&reference.shape, gradient)).unwrap();
             state.insert("x".to_owned(), Arc::new(x));
             let plan = plan.get_or_insert_with(|| prepare(role(&artifacts, "train"), &state, Precision::Double));
             let results = plan.run(&state).unwrap_or_else(|e| panic!("{}: {e}", case.optimizer));
@@ -154,7 +148,7 @@ struct Target {
 fn losses_agree_with_their_references_gradients_included() {
     let text = std::fs::read_to_string(folder("tests/references/losses.json")).unwrap();
     let cases: Vec<LossCase> = serde_json::from_str(&text).unwrap();
-    for row in onnx_gradients::training::losses::LOSSES {
+    for row in LOSSES {
         assert!(cases.iter().any(|c| c.loss.split(',').next() == Some(row.name)), "{} has no reference", row.name);
     }
     for opset in [11, 13, 17, 21] {
@@ -336,7 +330,7 @@ fn the_manifest_names_inputs_and_outputs_in_their_order() {
     assert_eq!(step.outputs[..3], ["loss", "accuracy", "gradient_norm"]);
     assert!(step.outputs[3..].iter().eq(back));
     let text = serde_json::to_string(&artifacts.manifest).unwrap();
-    assert_eq!(serde_json::from_str::<onnx_gradients::training::Manifest>(&text).unwrap(), artifacts.manifest);
+    assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), artifacts.manifest);
 }
 
 #[test]
@@ -649,7 +643,7 @@ fn groups_decay_and_several_losses() {
         17,
         "g (double[N,2] x) => (double[N,2] y, double[N,2] z) <double[2] a = {1, 2}, double[2] b = {3, 4}> { y = Mul (x, a) z = Add (x, b) }",
     );
-    let hyper = Hyper { weight_decay: 0.5, ..onnx_gradients::training::optimizers::find("sgd").unwrap().defaults() };
+    let hyper = Hyper { weight_decay: 0.5, ..optimizer("sgd").unwrap().defaults() };
     let losses = [LossSpec::parse("mse:y,sum").unwrap(), LossSpec::parse("0.5*mse:z,sum").unwrap()];
     let request = Trainable::new(losses).optimizer("sgd", Some(hyper)).no_decay(["a"]).groups([("b".to_owned(), 0.1)]);
     let artifacts = request.build(&model).unwrap();
@@ -705,9 +699,9 @@ fn another_model_may_be_the_loss() {
 #[test]
 fn the_documentation_has_every_loss_optimizer_and_metric() {
     let text = std::fs::read_to_string(folder("docs/training.md")).unwrap().replace("&#124;", "|");
-    let losses = onnx_gradients::training::losses::LOSSES.iter().map(|l| (l.name, l.formula));
-    let optimizers = onnx_gradients::training::optimizers::OPTIMIZERS.iter().map(|o| (o.name, o.formula));
-    let metrics = onnx_gradients::training::metrics::METRICS.iter().map(|m| (m.name, m.formula));
+    let losses = LOSSES.iter().map(|l| (l.name, l.formula));
+    let optimizers = OPTIMIZERS.iter().map(|o| (o.name, o.formula));
+    let metrics = METRICS.iter().map(|m| (m.name, m.formula));
     for (name, formula) in losses.chain(optimizers).chain(metrics) {
         assert!(text.contains(&format!("| `{name}` | {formula} |")), "docs/training.md lacks {name}");
     }
@@ -790,7 +784,7 @@ fn a_training_survives_being_killed() {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(std::fs::read(folder.join("manifest.json")).unwrap(), manifest);
-        let Ok((state, metadata)) = state::read(&folder.join(CHECKPOINT)) else {
+        let Ok((state, metadata)) = read_state(&folder.join(CHECKPOINT)) else {
             assert_eq!(attempt, 0, "a checkpoint is gone");
             return;
         };
@@ -798,7 +792,7 @@ fn a_training_survives_being_killed() {
         let step = state.iter().find(|(n, _)| n == "step").unwrap().1.integers().unwrap()[0] as f64;
         assert!(step >= last, "the training went back from step {last} to {step}");
         last = step;
-        let manifest = onnx_gradients::training::Manifest::read(&folder).unwrap();
+        let manifest = Manifest::read(&folder).unwrap();
         export(&manifest, &model("digits-mlp").proto, &state, Adapters::Merged).unwrap();
     }
 }
@@ -832,11 +826,11 @@ fn what_is_replaced_is_there_whole_whenever_the_program_is_killed() {
     let arguments = [&text(&mlp), "-o", &text(&folder), "--loss", "cross-entropy", "--force"].map(str::to_owned);
     let arguments: Vec<&str> = std::iter::once("trainable").chain(arguments.iter().map(String::as_str)).collect();
     kill_at_any_moment(&arguments, &mut || {
-        let manifest = onnx_gradients::training::Manifest::read(&folder).unwrap();
+        let manifest = Manifest::read(&folder).unwrap();
         for file in &manifest.models {
             Model::load(folder.join(&file.file)).unwrap();
         }
-        let (state, _) = state::read(&folder.join(&manifest.initial_state)).unwrap();
+        let (state, _) = read_state(&folder.join(&manifest.initial_state)).unwrap();
         assert_eq!(state.len(), manifest.state.len());
     });
     let state = text(&folder.join("state.safetensors"));
@@ -873,13 +867,13 @@ fn trained(model: &Model, request: Trainable, data: &Data, options: &Options) ->
     let artifacts = request.build(model).unwrap();
     artifacts.write(&folder, true).unwrap();
     let history = silent(&folder, data, options, false).unwrap();
-    let (state, _) = state::read(&folder.join(CHECKPOINT)).unwrap();
+    let (state, _) = read_state(&folder.join(CHECKPOINT)).unwrap();
     let (exported, _) = export(&artifacts.manifest, &model.proto, &state, Adapters::Merged).unwrap();
     (history.last().unwrap().held_out.as_ref().unwrap()["accuracy"], Model::from(exported))
 }
 
 fn cosine(epochs: usize, rate: f64) -> Options {
-    let schedule = onnx_gradients::training::trainer::Schedule::Cosine;
+    let schedule = Schedule::Cosine;
     Options { epochs, rate, schedule, ..Options::default() }
 }
 

@@ -8,8 +8,8 @@ use onnx_gradients::onnx::proto::{
 use onnx_gradients::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, attribute,
 };
-use onnx_gradients::record::{Gradient, Record, SeedOf};
 use onnx_gradients::validate::{Options, Status, Validation, validate};
+use onnx_gradients::{Gradient, Record, SeedOf};
 
 const FLOAT: ElementType = ElementType::Float;
 

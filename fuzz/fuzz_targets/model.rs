@@ -12,11 +12,10 @@ mod mutate;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use mutate::Random;
-use onnx_gradients::backward::{Selection, support};
+use onnx_gradients::internals::{Graph, Loaded, Selection, ValueId, load, support};
 use onnx_gradients::onnx::ModelProto;
-use onnx_gradients::onnx::file::{read_bytes, write_to};
 use onnx_gradients::training::{LossSpec, Trainable};
-use onnx_gradients::{Aggregation, Gradients, Model, Seed, Unconnected, graph, rules};
+use onnx_gradients::{Aggregation, Gradients, Model, Seed, Unconnected};
 use prost::Message;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -45,9 +44,9 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max: usize, seed: u32| {
 fn process(bytes: &[u8]) -> anyhow::Result<()> {
     let hash = bytes.iter().fold(bytes.len() as u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)) >> 20;
     let choice = |shift: u32, n: usize| (hash >> shift) as usize % n;
-    let model = Model::from(read_bytes(bytes.to_vec().into())?);
-    let loaded = rules::load(&model.proto)?;
-    for &node in &loaded.graph.scope(graph::Graph::MAIN).nodes {
+    let model = Model::from_bytes(bytes.to_vec())?;
+    let loaded = load(&model.proto)?;
+    for &node in &loaded.graph.scope(Graph::MAIN).nodes {
         support(&loaded.graph, node);
     }
     match choice(0, 8) {
@@ -97,17 +96,16 @@ fn process(bytes: &[u8]) -> anyhow::Result<()> {
 }
 
 /// Everything that a model can be asked for.
-fn wanted(loaded: &graph::Loaded) -> (Vec<String>, Vec<String>) {
+fn wanted(loaded: &Loaded) -> (Vec<String>, Vec<String>) {
     let selection = Selection::new(loaded);
-    let names = |ids: Vec<graph::ValueId>| ids.into_iter().map(|id| selection.name(id)).collect::<Vec<_>>();
+    let names = |ids: Vec<ValueId>| ids.into_iter().map(|id| selection.name(id)).collect::<Vec<_>>();
     (names(selection.outputs()), names([selection.inputs(), selection.parameters()].concat()))
 }
 
 /// What is written is read, and loads.
-fn read_back(model: &Model) -> (Model, graph::Loaded) {
-    let mut bytes = Vec::new();
-    write_to(&model.proto, &mut bytes).expect("memory takes it");
-    let again = read_bytes(bytes.into()).expect("what was written is read");
-    let loaded = rules::load(&again).expect("what was written loads");
-    (Model::from(again), loaded)
+fn read_back(model: &Model) -> (Model, Loaded) {
+    let bytes = Model::from(model.proto.clone()).to_bytes().expect("memory takes it");
+    let again = Model::from_bytes(bytes).expect("what was written is read");
+    let loaded = load(&again.proto).expect("what was written loads");
+    (again, loaded)
 }

@@ -216,7 +216,7 @@ impl Gradients {
     ///
     /// # Errors
     /// As [`Gradients::build`].
-    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Output, Error> {
+    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Output, Error> {
         Ok(self.appended(model, loaded)?)
     }
 

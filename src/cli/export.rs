@@ -3,8 +3,7 @@
 use super::console::Stream;
 use crate::Model;
 use crate::onnx::file::same_file;
-use crate::training::export::{Adapters, export};
-use crate::training::{Manifest, state};
+use crate::training::{Adapters, Manifest, export, read_state};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::io::Write;
@@ -53,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(folder) = &model.folder {
         crate::onnx::file::load_external(&mut model.proto, folder)?;
     }
-    let (state, _) = state::read(&path)?;
+    let (state, _) = read_state(&path)?;
     let adapters = match args.lora {
         Lora::Merged => Adapters::Merged,
         Lora::Apart => Adapters::Apart,

@@ -30,11 +30,11 @@ pub struct MatrixArgs {
     pub batch: Option<i64>,
     /// By which passes
     #[arg(long, value_enum, default_value = "auto")]
-    pub mode: Passes,
+    pub(super) mode: Passes,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-pub enum Passes {
+pub(super) enum Passes {
     /// The fewer of the two
     Auto,
     /// One for each element of x

@@ -223,8 +223,8 @@ impl FileArgs {
             return Ok(Model::load(&self.model)?);
         }
         let bytes = file::read_stream(console::input()).context("stdin")?;
-        let proto = file::read_bytes(bytes.clone()).context("stdin")?;
-        Ok(Model { proto, folder: Some(PathBuf::from(".")), source: Some(bytes) })
+        let model = Model::from_bytes(bytes).context("stdin")?;
+        Ok(Model { folder: Some(PathBuf::from(".")), ..model })
     }
 
     /// Validates what is to be written of a request, and writes it unless that fails; `whole` is the same with the outputs that

@@ -3,9 +3,8 @@
 use super::console::{self, Stream};
 use super::curve;
 use super::table::Table;
-use crate::training::data::Data;
-use crate::training::trainer::{CHECKPOINT, Epoch, Event, Options, Schedule, train};
-use crate::training::{Manifest, manifest};
+
+use crate::training::{CHECKPOINT, Data, Epoch, Event, Manifest, Options, Schedule, train};
 use crate::weights::listed;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
@@ -140,7 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn loss(epoch: &Epoch, manifest: &manifest::Manifest) -> Option<f64> {
+fn loss(epoch: &Epoch, manifest: &Manifest) -> Option<f64> {
     epoch.held_out.as_ref()?.get(&manifest.loss).copied()
 }
 

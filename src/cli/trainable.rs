@@ -3,8 +3,7 @@
 use super::console::Stream;
 use super::table::Table;
 use crate::Model;
-use crate::training::select::Choice;
-use crate::training::{Artifacts, LossSpec, Trainable, optimizers};
+use crate::training::{Artifacts, Choice, Input, LossSpec, Trainable, optimizer};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use std::io::Write;
@@ -156,7 +155,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn request(args: &Args) -> Result<Trainable> {
     let losses = args.loss.iter().map(|l| LossSpec::parse(l)).collect::<Result<Vec<_>>>()?;
-    let mut hyper = optimizers::find(&args.optimizer)?.defaults();
+    let mut hyper = optimizer(&args.optimizer)?.defaults();
     let given = [
         (&mut hyper.momentum, args.momentum),
         (&mut hyper.beta1, args.beta1),
@@ -251,9 +250,8 @@ fn print(artifacts: &Artifacts, args: &Args, out: &mut impl Write) -> std::io::R
     for decision in &m.decisions {
         writeln!(out, "- {decision}")?;
     }
-    let names = |inputs: &[crate::training::manifest::Input]| {
-        inputs.iter().map(|i| format!("'{}' ({})", i.name, i.r#type)).collect::<Vec<_>>().join(", ")
-    };
+    let names =
+        |inputs: &[Input]| inputs.iter().map(|i| format!("'{}' ({})", i.name, i.r#type)).collect::<Vec<_>>().join(", ");
     writeln!(out, "data: {}", names(&m.data))?;
     if !m.labels.is_empty() {
         writeln!(out, "labels: {}", names(&m.labels))?;

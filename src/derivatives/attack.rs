@@ -88,7 +88,7 @@ impl Attack {
     ///
     /// # Errors
     /// Those of [`Attack::build`].
-    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
+    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         ensure!(self.epsilon >= 0.0 && self.epsilon.is_finite(), "epsilon is {}, and no distance", self.epsilon);
         if let Some((low, high)) = self.range {
             ensure!(low <= high, "the range from {low} to {high} is empty");

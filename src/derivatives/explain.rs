@@ -126,7 +126,7 @@ impl Explain {
     ///
     /// # Errors
     /// Those of [`Explain::build`].
-    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
+    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         let mut w = Workspace::open(&self.call, model, loaded)?;
         if !self.keep_softmax {
             w.take_off_softmax()?;

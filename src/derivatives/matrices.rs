@@ -88,7 +88,7 @@ impl Jacobian {
     ///
     /// # Errors
     /// Those of [`Jacobian::build`].
-    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
+    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         let w = Workspace::open(&self.call, model, loaded)?;
         let (ys, xs) = w.names();
         let mut outputs = Vec::new();
@@ -136,7 +136,7 @@ impl Hessian {
     ///
     /// # Errors
     /// Those of [`Jacobian::build`].
-    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
+    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         let w = Workspace::open(&self.call, model, loaded)?;
         let (_, names) = w.names();
         let mut outputs = Vec::new();

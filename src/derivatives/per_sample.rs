@@ -69,7 +69,7 @@ impl PerSample {
     ///
     /// # Errors
     /// Those of [`PerSample::build`].
-    pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
+    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         let w = Workspace::open(&self.call, model, loaded)?;
         let mut outputs = Vec::new();
         let (found, samples) = {

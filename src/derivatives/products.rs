@@ -38,7 +38,7 @@ macro_rules! request {
             ///
             /// # Errors
             /// Those of `build`.
-            pub fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
+            pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
                 self.write(Workspace::open(&self.0, model, loaded)?)
             }
         }

@@ -6,19 +6,19 @@ use crate::graph::{Fact, IdMap, IdSet, NewNode, NodeId, Origin, ScopeId, ValueId
 impl Builder {
     /// A new scope inside the current one, with its inputs, which are of the given facts. What is built inside
     /// [`Builder::within`] is appended to it, until it is [`Builder::close`]d.
-    pub fn open(&self, inputs: Vec<Fact>) -> (ScopeId, Vec<Expr<'_>>) {
+    pub(crate) fn open(&self, inputs: Vec<Fact>) -> (ScopeId, Vec<Expr<'_>>) {
         let scope = self.graph_mut().open_scope(self.scope());
         (scope, inputs.into_iter().map(|fact| self.add_input(scope, fact)).collect())
     }
 
     /// One more input of a scope that is open, of which the facts but no elements are known.
-    pub fn add_input(&self, scope: ScopeId, fact: Fact) -> Expr<'_> {
+    pub(crate) fn add_input(&self, scope: ScopeId, fact: Fact) -> Expr<'_> {
         let input = self.graph_mut().push_input(scope, None, Fact { value: None, ..fact });
         self.expr(input)
     }
 
     /// Appends what `write` builds to a scope that is open.
-    pub fn within<T>(&self, scope: ScopeId, write: impl FnOnce() -> T) -> T {
+    pub(crate) fn within<T>(&self, scope: ScopeId, write: impl FnOnce() -> T) -> T {
         let outside = self.scope.replace(scope);
         let result = write();
         self.scope.set(outside);
@@ -27,7 +27,7 @@ impl Builder {
 
     /// Says what the outputs of a scope are, and drops the nodes that none of them needs, and the inputs after the
     /// first `inputs` that no node uses.
-    pub fn close(&self, scope: ScopeId, outputs: &[Expr<'_>], inputs: usize) {
+    pub(crate) fn close(&self, scope: ScopeId, outputs: &[Expr<'_>], inputs: usize) {
         let mut seen = IdSet::default();
         let outputs = self.within(scope, || {
             // An output of a body is computed in it, and is one only: others get a node of their own.
@@ -60,7 +60,7 @@ impl Builder {
 
     /// Writes the nodes of a body into the current scope, its inputs replaced by `inputs`, and returns its outputs with
     /// the nodes that have been written.
-    pub fn splice<'g>(&'g self, body: ScopeId, inputs: &[Expr<'g>]) -> (Vec<Expr<'g>>, Vec<NodeId>) {
+    pub(crate) fn splice<'g>(&'g self, body: ScopeId, inputs: &[Expr<'g>]) -> (Vec<Expr<'g>>, Vec<NodeId>) {
         let mut map: IdMap<ValueId, ValueId> = IdMap::default();
         let inputs: Vec<ValueId> = inputs.iter().map(|&e| self.written(e).id).collect();
         map.extend(self.graph().scope(body).inputs.iter().copied().zip(inputs));

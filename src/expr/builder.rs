@@ -44,7 +44,7 @@ pub struct Builder {
 
 impl Builder {
     /// A builder that appends to the main graph.
-    pub fn new(mut graph: Graph) -> Self {
+    pub(crate) fn new(mut graph: Graph) -> Self {
         let orphan = graph.open_scope(Graph::MAIN);
         let nothing = graph.push_input(orphan, None, Fact::default());
         Builder {
@@ -64,17 +64,17 @@ impl Builder {
     }
 
     /// The graph, to look at. The borrow ends before anything is appended.
-    pub fn graph(&self) -> Ref<'_, Graph> {
+    pub(crate) fn graph(&self) -> Ref<'_, Graph> {
         self.graph.borrow()
     }
 
     /// The graph, to change. The borrow ends before anything else is asked.
-    pub fn graph_mut(&self) -> RefMut<'_, Graph> {
+    pub(crate) fn graph_mut(&self) -> RefMut<'_, Graph> {
         self.graph.borrow_mut()
     }
 
     /// The finished graph.
-    pub fn into_graph(self) -> Graph {
+    pub(crate) fn into_graph(self) -> Graph {
         self.graph.into_inner()
     }
 
@@ -84,7 +84,7 @@ impl Builder {
     }
 
     /// The value as an expression.
-    pub fn expr(&self, id: ValueId) -> Expr<'_> {
+    pub(crate) fn expr(&self, id: ValueId) -> Expr<'_> {
         Expr { builder: self, id }
     }
 
@@ -98,12 +98,12 @@ impl Builder {
     }
 
     /// The scope that nodes are appended to.
-    pub fn scope(&self) -> ScopeId {
+    pub(crate) fn scope(&self) -> ScopeId {
         self.scope.get()
     }
 
     /// Says which node's gradient the nodes to come help to compute; returns the one that was said before.
-    pub fn set_forward(&self, forward: Option<NodeId>) -> Option<NodeId> {
+    pub(crate) fn set_forward(&self, forward: Option<NodeId>) -> Option<NodeId> {
         self.forward.replace(forward)
     }
 
@@ -114,7 +114,7 @@ impl Builder {
     }
 
     /// What could not be built since the last time that somebody asked.
-    pub fn take_error(&self) -> Option<Error> {
+    pub(crate) fn take_error(&self) -> Option<Error> {
         self.error.take()
     }
 

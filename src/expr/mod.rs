@@ -16,7 +16,7 @@ mod unbroadcast;
 mod zero;
 
 pub use builder::Builder;
-pub use ops::{Along, ConvLike, PREVIEW, Pads, Pool, Resized, Rounding};
+pub use ops::{Along, ConvLike, PREVIEW, Pool, Resized, Rounding};
 
 use crate::graph::{Dim, Fact, Scalar, ValueId};
 use crate::onnx::ElementType;
@@ -43,7 +43,7 @@ impl std::fmt::Debug for Expr<'_> {
 
 impl<'g> Expr<'g> {
     /// The value in the graph.
-    pub fn id(self) -> ValueId {
+    pub(crate) fn id(self) -> ValueId {
         self.id
     }
 

@@ -13,7 +13,7 @@ mod load;
 mod ranks;
 pub mod write;
 
-pub use dim::{Dim, Dims};
+pub use dim::{Dim, Dims, Symbol};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
 pub use load::{Loaded, Place, Replace, Replacement, fact_of_type, load, load_body, load_replacing};
 

@@ -405,48 +405,4 @@ fn forget_symbols(r#type: &mut TypeProto) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::onnx::proto::StringStringEntryProto;
-    use crate::onnx::text::parse;
-
-    #[test]
-    fn growth_has_limits() {
-        let header = r#"<domain: "m", opset_import: ["" : 18, "m" : 1]>"#;
-        let doubling: String =
-            (0..40).map(|i| format!("{header} F{i} (a) => (c) {{ b = m.F{0} (a) c = m.F{0} (b) }} ", i + 1)).collect();
-        let last = format!("{header} F40 (a) => (b) {{ b = Relu (a) }}");
-        let chain: String = (0..200).map(|i| format!("{header} F{i} (a) => (b) {{ b = m.F{} (a) }} ", i + 1)).collect();
-        for (functions, message) in [(doubling + &last, "too large"), (chain, "nest deeper")] {
-            let text = format!(
-                r#"<ir_version: 10, opset_import: ["" : 18, "m" : 1]> g (x) => (y) {{ y = m.F0 (x) }} {functions}"#
-            );
-            let error = parse(&text).and_then(|model| inline_functions(&model, &|_| true)).map(|_| ());
-            assert!(error.is_err_and(|e| format!("{e:#}").contains(message)), "{message}");
-        }
-    }
-
-    /// What is copied to each node or call counts by its length: a constant, a name, metadata of the call.
-    #[test]
-    fn what_is_carried_is_counted() -> Result<()> {
-        let long = "n".repeat(50_000);
-        let many = |input: &str| (0..200).map(|i| format!("b{i} = Add ({input}, a) ")).collect::<String>();
-        for (call, body, calls) in [
-            ("", format!("v = Constant <value_string = \"{long}\"> () b199 = Relu (a)"), 200),
-            ("", format!("{long} = Relu (a) {}", many(&long)), 20),
-            (&*long, many("a"), 1),
-        ] {
-            let calls: String = (0..calls).map(|k| format!("y{k} = m.F (x) ")).collect();
-            let mut model = parse(&format!(
-                r#"<ir_version: 10, opset_import: ["" : 18, "m" : 1]> g (x) => (y0) {{ {calls} }}
-                    <domain: "m", opset_import: ["" : 18]> F (a) => (b199) {{ {body} }}"#
-            ))?;
-            for node in model.graph.iter_mut().flat_map(|g| &mut g.node).filter(|_| !call.is_empty()) {
-                node.metadata_props = vec![StringStringEntryProto { key: None, value: Some(call.to_owned()) }];
-            }
-            let error = inline_functions(&model, &|_| true).map(drop);
-            assert!(error.is_err_and(|e| format!("{e:#}").contains("too large")));
-        }
-        Ok(())
-    }
-}
+mod tests;

@@ -2,8 +2,8 @@
 
 pub mod attribute;
 mod element;
-pub mod file;
-pub mod inline;
+pub(crate) mod file;
+pub(crate) mod inline;
 mod names;
 mod node;
 pub mod npy;
@@ -16,18 +16,18 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 
-pub use names::Names;
-pub use node::constant_value;
+pub(crate) use names::Names;
+pub(crate) use node::constant_value;
 pub use proto::tensor_proto::DataType as ElementType;
 pub use proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
 };
 
 /// The newest version of the standard's operators that is known here.
-pub const NEWEST_OPSET: i64 = 26;
+pub(crate) const NEWEST_OPSET: i64 = 26;
 
 /// The domain of the standard's operators has two spellings; this is the one that compares.
-pub fn canonical_domain(domain: &str) -> &str {
+pub(crate) fn canonical_domain(domain: &str) -> &str {
     if domain == "ai.onnx" { "" } else { domain }
 }
 
@@ -38,7 +38,7 @@ impl ModelProto {
     }
 
     /// Imports `domain` at that version where a node needs it and the model does not import it yet.
-    pub fn import(&mut self, domain: &str, version: i64) {
+    pub(crate) fn import(&mut self, domain: &str, version: i64) {
         let used = self.graph.iter().flat_map(|g| &g.node).any(|n| n.domain() == domain);
         if used && self.opset(domain).is_none() {
             let import = proto::OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(version) };
@@ -48,7 +48,7 @@ impl ModelProto {
 
     /// The version of the standard's operators. A model of other domains alone does not import them: it gets the newest that
     /// its IR version was made with.
-    pub fn opset_or_default(&self) -> i64 {
+    pub(crate) fn opset_or_default(&self) -> i64 {
         self.opset("").unwrap_or(match self.ir_version() {
             ..=2 => 1,
             3 => 8,
@@ -69,7 +69,7 @@ impl ModelProto {
 
 impl GraphProto {
     /// The graph without its nodes and initializers.
-    pub fn frame(&self) -> GraphProto {
+    pub(crate) fn frame(&self) -> GraphProto {
         GraphProto {
             node: Vec::new(),
             name: self.name.clone(),

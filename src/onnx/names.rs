@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 /// Names that are taken.
 #[derive(Clone, Debug, Default)]
-pub struct Names {
+pub(crate) struct Names {
     taken: HashSet<Rc<str>>,
     /// How often a name was asked for that was taken: no number is tried twice.
     asked: HashMap<String, usize>,
@@ -13,22 +13,22 @@ pub struct Names {
 
 impl Names {
     /// Whether something has the name.
-    pub fn contains(&self, name: &str) -> bool {
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.taken.contains(name)
     }
 
     /// The taken names, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &Rc<str>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Rc<str>> {
         self.taken.iter()
     }
 
     /// Takes the name, or where it is taken `name_1`, `name_2` and so on.
-    pub fn fresh(&mut self, name: String) -> String {
+    pub(crate) fn fresh(&mut self, name: String) -> String {
         self.shared(&name).as_ref().into()
     }
 
     /// As [`Names::fresh`]; the name that is kept and the one that is given out are one.
-    pub fn shared(&mut self, name: &str) -> Rc<str> {
+    pub(crate) fn shared(&mut self, name: &str) -> Rc<str> {
         if !self.taken.contains(name) {
             return self.take(name);
         }

@@ -11,7 +11,7 @@ const LARGEST_DENSE: usize = 1 << 28;
 
 impl NodeProto {
     /// A node of an operator of the standard with one output, as which it is called.
-    pub fn new(op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> Self {
+    pub(crate) fn new(op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> Self {
         NodeProto {
             op_type: Some(op.to_owned()),
             name: Some(output.to_owned()),
@@ -23,12 +23,12 @@ impl NodeProto {
     }
 
     /// A Constant node that holds a tensor.
-    pub fn constant(output: &str, value: TensorProto) -> Self {
+    pub(crate) fn constant(output: &str, value: TensorProto) -> Self {
         NodeProto::new("Constant", &[], output, vec![attribute::tensor("value", value)])
     }
 
     /// Whether the node is this operator of the standard.
-    pub fn is(&self, op: &str) -> bool {
+    pub(crate) fn is(&self, op: &str) -> bool {
         self.op_type() == op && canonical_domain(self.domain()).is_empty()
     }
 
@@ -36,35 +36,35 @@ impl NodeProto {
     ///
     /// # Errors
     /// A sparse tensor whose parts contradict each other, or that is too large to be written out.
-    pub fn constant_value(&self) -> Result<Option<Cow<'_, TensorProto>>> {
+    pub(crate) fn constant_value(&self) -> Result<Option<Cow<'_, TensorProto>>> {
         if self.is("Constant") { constant_value(&self.attribute) } else { Ok(None) }
     }
 
     /// The graphs in the node's attributes: branches, bodies.
-    pub fn bodies(&self) -> impl Iterator<Item = &GraphProto> {
+    pub(crate) fn bodies(&self) -> impl Iterator<Item = &GraphProto> {
         self.attribute.iter().flat_map(|a| a.g.as_deref().into_iter().chain(&a.graphs))
     }
 
     /// The graphs in the node's attributes, to be changed.
-    pub fn bodies_mut(&mut self) -> impl Iterator<Item = &mut GraphProto> {
+    pub(crate) fn bodies_mut(&mut self) -> impl Iterator<Item = &mut GraphProto> {
         self.attribute.iter_mut().flat_map(|a| a.g.as_deref_mut().into_iter().chain(&mut a.graphs))
     }
 
     /// Calls `found` with every name that the node uses: its inputs, and what its bodies use, also what only they know.
-    pub fn uses<'a>(&'a self, found: &mut dyn FnMut(&'a str)) {
+    pub(crate) fn uses<'a>(&'a self, found: &mut dyn FnMut(&'a str)) {
         self.input.iter().filter(|i| !i.is_empty()).for_each(|i| found(i));
         self.bodies().for_each(|body| body.uses(found));
     }
 
     /// Whether the node, or one in its bodies, takes a tensor.
-    pub fn takes(&self, name: &str) -> bool {
+    pub(crate) fn takes(&self, name: &str) -> bool {
         let mut taken = false;
         self.uses(&mut |used| taken |= used == name);
         taken
     }
 
     /// Lets the node and its bodies take other tensors in the place of those that `names` maps.
-    pub fn redirect(&mut self, names: &HashMap<String, String>) {
+    pub(crate) fn redirect(&mut self, names: &HashMap<String, String>) {
         let rename = |name: &mut String| {
             if let Some(new) = names.get(name) {
                 name.clone_from(new);
@@ -83,7 +83,7 @@ impl NodeProto {
 ///
 /// # Errors
 /// A sparse tensor whose parts contradict each other, or that is too large to be written out.
-pub fn constant_value(attributes: &[AttributeProto]) -> Result<Option<Cow<'_, TensorProto>>> {
+pub(crate) fn constant_value(attributes: &[AttributeProto]) -> Result<Option<Cow<'_, TensorProto>>> {
     for a in attributes {
         let owned = match a.name() {
             "value" => return Ok(a.t.as_deref().map(Cow::Borrowed)),
@@ -101,13 +101,13 @@ pub fn constant_value(attributes: &[AttributeProto]) -> Result<Option<Cow<'_, Te
 
 impl GraphProto {
     /// Calls `found` with every name that nodes and outputs of the graph, or of the bodies in it, use.
-    pub fn uses<'a>(&'a self, found: &mut dyn FnMut(&'a str)) {
+    pub(crate) fn uses<'a>(&'a self, found: &mut dyn FnMut(&'a str)) {
         self.node.iter().for_each(|node| node.uses(found));
         self.output.iter().for_each(|o| found(o.name()));
     }
 
     /// Calls `found` with every name that the graph, or a body in it, gives to a tensor or a node.
-    pub fn defines<'a>(&'a self, found: &mut dyn FnMut(&'a str)) {
+    pub(crate) fn defines<'a>(&'a self, found: &mut dyn FnMut(&'a str)) {
         self.input.iter().chain(&self.output).chain(&self.value_info).for_each(|v| found(v.name()));
         let sparse = self.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
         self.initializer.iter().chain(sparse).for_each(|t| found(t.name()));
@@ -120,7 +120,7 @@ impl GraphProto {
 
     /// The tensors of constants by name, in order: initializers, then what Constant nodes hold. Those of bodies are not among
     /// them, nor strings, nor sparse tensors that cannot be read.
-    pub fn constants(&self) -> impl Iterator<Item = (&str, Cow<'_, TensorProto>)> {
+    pub(crate) fn constants(&self) -> impl Iterator<Item = (&str, Cow<'_, TensorProto>)> {
         let nodes = self.node.iter().filter_map(|node| {
             let value = node.constant_value().ok().flatten()?;
             Some((node.output.first()?.as_str(), value))
@@ -129,20 +129,20 @@ impl GraphProto {
     }
 
     /// Lets no input be given that has a default: an initializer of its name.
-    pub fn close_defaults(&mut self) {
+    pub(crate) fn close_defaults(&mut self) {
         let defaults: HashSet<&str> = self.initializer.iter().map(|t| t.name()).collect();
         self.input.retain(|i| !defaults.contains(i.name()));
     }
 
     /// Takes out what gives tensors of the graph these names: initializers, inputs, nodes.
-    pub fn remove(&mut self, names: &HashSet<&str>) {
+    pub(crate) fn remove(&mut self, names: &HashSet<&str>) {
         self.initializer.retain(|t| !names.contains(t.name()));
         self.input.retain(|i| !names.contains(i.name()));
         self.node.retain(|n| !n.output.iter().any(|o| names.contains(o.as_str())));
     }
 
     /// Drops the nodes, initializers, inputs and declarations that no output needs.
-    pub fn prune(&mut self) {
+    pub(crate) fn prune(&mut self) {
         let mut needed: HashSet<String> = self.output.iter().map(|o| o.name().to_owned()).collect();
         let mut nodes = Vec::with_capacity(self.node.len());
         for node in std::mem::take(&mut self.node).into_iter().rev() {
@@ -167,14 +167,14 @@ impl GraphProto {
 
 impl ModelProto {
     /// Drops what no output of the main graph needs; see [`GraphProto::prune`].
-    pub fn prune(&mut self) {
+    pub(crate) fn prune(&mut self) {
         if let Some(graph) = &mut self.graph {
             graph.prune();
         }
     }
 
     /// Every name that something in the model's graph has, in bodies too.
-    pub fn names(&self) -> Names {
+    pub(crate) fn names(&self) -> Names {
         let mut names = Names::default();
         if let Some(graph) = &self.graph {
             graph.defines(&mut |name| names.extend([name]));
@@ -188,7 +188,7 @@ impl SparseTensorProto {
     ///
     /// # Errors
     /// Parts that are missing or contradict each other; elements of less than a byte; a tensor that is too large.
-    pub fn dense(&self) -> Result<TensorProto> {
+    pub(crate) fn dense(&self) -> Result<TensorProto> {
         let (Some(values), Some(indices)) = (&self.values, &self.indices) else {
             bail!("a sparse tensor lacks a part")
         };

@@ -7,7 +7,7 @@ use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// The pass that calls a rule, as the rule asks it for gradients of what it has written itself.
-pub trait Differentiate<'g> {
+pub(crate) trait Differentiate<'g> {
     /// Where gradients are written to.
     fn builder(&self) -> &'g Builder;
 
@@ -38,7 +38,7 @@ pub trait Differentiate<'g> {
 }
 
 /// A body that is computed again.
-pub struct Replay<'g> {
+pub(crate) struct Replay<'g> {
     pass: &'g dyn Differentiate<'g>,
     /// Its outputs.
     pub outputs: Vec<Expr<'g>>,
@@ -98,7 +98,7 @@ impl<'g> Cotangents<'g> {
     }
 
     /// The gradients of values, inputs or such that a body captures, which lead to an x.
-    pub fn values(mut self, pairs: impl IntoIterator<Item = (ValueId, Expr<'g>)>) -> Self {
+    pub(crate) fn values(mut self, pairs: impl IntoIterator<Item = (ValueId, Expr<'g>)>) -> Self {
         self.found.extend(pairs);
         self
     }
@@ -258,7 +258,7 @@ impl<'g> Call<'g> {
     }
 
     /// Whether an input, or a value that a body captures, leads to an x.
-    pub fn wants(&self, value: ValueId) -> bool {
+    pub(crate) fn wants(&self, value: ValueId) -> bool {
         self.wanted.binary_search(&value).is_ok()
     }
 
@@ -386,18 +386,13 @@ impl<'g> Call<'g> {
     ///
     /// # Errors
     /// The node has no such attribute.
-    pub fn body(&self, name: &str) -> Result<ScopeId> {
+    pub(crate) fn body(&self, name: &str) -> Result<ScopeId> {
         self.opt_body(name).with_context(|| format!("attribute {name} is missing"))
     }
 
     /// A body, where the node has that attribute.
-    pub fn opt_body(&self, name: &str) -> Option<ScopeId> {
+    pub(crate) fn opt_body(&self, name: &str) -> Option<ScopeId> {
         self.node.bodies.iter().find(|(n, _)| &**n == name).map(|(_, body)| *body)
-    }
-
-    /// The node.
-    pub fn node(&self) -> &Node {
-        &self.node
     }
 
     /// The gradients of the outputs, where they have any, in their order.
@@ -406,13 +401,13 @@ impl<'g> Call<'g> {
     }
 
     /// The values that bodies capture and that lead to an x, each once.
-    pub fn wanted_captures(&self) -> Vec<Expr<'g>> {
+    pub(crate) fn wanted_captures(&self) -> Vec<Expr<'g>> {
         let captures = self.builder().graph().captures(self.id);
         captures.into_iter().filter(|&v| self.wants(v)).map(|v| self.builder().expr(v)).collect()
     }
 
     /// The tensors through which a gradient can reach one of `xs`, of those that `nodes` compute from them.
-    pub fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId> {
+    pub(crate) fn live(&self, nodes: &[NodeId], xs: &[ValueId]) -> IdSet<ValueId> {
         self.pass.live(nodes, xs)
     }
 
@@ -420,7 +415,7 @@ impl<'g> Call<'g> {
     ///
     /// # Errors
     /// It has not as many inputs, or a sparse initializer.
-    pub fn replay(&self, body: ScopeId, inputs: &[Expr<'g>]) -> Result<Replay<'g>> {
+    pub(crate) fn replay(&self, body: ScopeId, inputs: &[Expr<'g>]) -> Result<Replay<'g>> {
         let (count, sparse) = {
             let graph = self.builder().graph();
             let scope = graph.scope(body);
@@ -437,7 +432,11 @@ impl<'g> Call<'g> {
     ///
     /// # Errors
     /// An operator between them without a gradient.
-    pub fn differentiate(&self, ys: &[(Expr<'g>, Expr<'g>)], xs: &[Expr<'g>]) -> Result<IdMap<ValueId, Expr<'g>>> {
+    pub(crate) fn differentiate(
+        &self,
+        ys: &[(Expr<'g>, Expr<'g>)],
+        xs: &[Expr<'g>],
+    ) -> Result<IdMap<ValueId, Expr<'g>>> {
         self.pass.through_formula(ys, xs)
     }
 

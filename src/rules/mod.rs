@@ -12,7 +12,7 @@ mod control;
 mod convolution;
 mod dropout;
 mod elementwise;
-pub mod facts;
+pub(crate) mod facts;
 mod indexing;
 mod iteration;
 mod linear;
@@ -23,12 +23,12 @@ mod opaque;
 mod optimizers;
 mod pooling;
 mod ports;
-pub mod properties;
+pub(crate) mod properties;
 mod quantization;
 mod quantized;
 mod recurrent;
 mod reduction;
-pub mod reference;
+pub(crate) mod reference;
 mod regions;
 mod resampling;
 mod sequence;
@@ -39,7 +39,8 @@ mod source;
 mod text;
 mod window;
 
-pub use call::{Call, Cotangents, Differentiate, Replay};
+pub use call::{Call, Cotangents};
+pub(crate) use call::{Differentiate, Replay};
 pub use properties::Moves;
 
 use crate::expr::Expr;
@@ -136,7 +137,7 @@ pub struct Rule {
     /// Whether the formula computes half precision in float32.
     pub in_float32: bool,
     /// Where the facts of its outputs come from.
-    pub facts: Facts,
+    pub(crate) facts: Facts,
     /// How the elements of its first output follow from those of an input.
     pub moves: Moves,
     /// Whether it draws random numbers.
@@ -156,7 +157,7 @@ pub struct Rule {
     /// Whether it is the main operator of a layer, which its biases and scales follow.
     pub layer: bool,
     /// Along which axes it computes each place by itself.
-    pub apart: Apart,
+    pub(crate) apart: Apart,
     /// What the integers of its inputs count.
     pub indices: &'static [Index],
     /// The attributes that name element types, and the types without them.

@@ -39,7 +39,7 @@ pub enum Random {
 
 /// Along which axes of its inputs an operator computes each place by itself, so that samples that lie along one do not mix.
 #[derive(Clone, Copy, Debug, Default)]
-pub enum Apart {
+pub(crate) enum Apart {
     /// As its slots and what it moves say it: along every axis where its inputs broadcast element by element, along the
     /// first where it keeps elements in their order and the size of that axis, along none else.
     #[default]
@@ -53,7 +53,7 @@ pub enum Apart {
 
 /// How rows `x` are multiplied: `y = α x op(W) + β c`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rows {
+pub(crate) struct Rows {
     /// α.
     pub alpha: f64,
     /// β.
@@ -176,7 +176,7 @@ impl Rule {
     }
 
     /// Along which axes it computes each place by itself, where its slots do not say it.
-    pub const fn apart(mut self, apart: Apart) -> Self {
+    pub(crate) const fn apart(mut self, apart: Apart) -> Self {
         self.apart = apart;
         self
     }

@@ -110,7 +110,7 @@ impl Adapter {
     ///
     /// # Errors
     /// An element type that is not of floating point.
-    pub fn initial(&self, element: ElementType, random: &mut super::state::Random) -> Result<[TensorProto; 2]> {
+    pub(crate) fn initial(&self, element: ElementType, random: &mut super::state::Random) -> Result<[TensorProto; 2]> {
         let fan_in = if self.left_first { self.shapes[0][0] } else { self.shapes[1][1] };
         let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
         let mut matrix = |i: usize, random_one: bool| {
@@ -123,7 +123,7 @@ impl Adapter {
     }
 
     /// The tensor to which the product is added: the weight, or the output of the layer that has integers for a weight.
-    pub fn place(&self) -> &str {
+    pub(crate) fn place(&self) -> &str {
         self.beside.as_ref().map_or(&self.weight, |b| &b.output)
     }
 
@@ -131,7 +131,7 @@ impl Adapter {
     ///
     /// # Errors
     /// They are not there.
-    pub fn sum<'g>(&self, here: &Here<'g>, w: Expr<'g>) -> Result<Expr<'g>> {
+    pub(crate) fn sum<'g>(&self, here: &Here<'g>, w: Expr<'g>) -> Result<Expr<'g>> {
         let matrix = |name: &str| Ok::<_, Error>(here.tensor(name)?.cast_like(w));
         let (left, right) = (matrix(&self.left)?, matrix(&self.right)?);
         let Some(beside) = &self.beside else {
@@ -146,7 +146,7 @@ impl Adapter {
     ///
     /// # Errors
     /// Tensors of other shapes.
-    pub fn merged(&self, weight: &[f64], left: &[f64], right: &[f64]) -> Result<Vec<f64>> {
+    pub(crate) fn merged(&self, weight: &[f64], left: &[f64], right: &[f64]) -> Result<Vec<f64>> {
         let [[rows, rank], [_, columns]] = self.shapes.map(|s| s.map(|d| d.max(0) as usize));
         let fits = weight.len() == rows * columns && left.len() == rows * rank && right.len() == rank * columns;
         ensure!(fits, "the LoRA matrices of '{}' do not fit it", self.weight);

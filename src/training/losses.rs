@@ -15,7 +15,7 @@ pub struct Loss {
     /// What the target is.
     pub target: Target,
     /// What the output is expected to be, and so which last operator of the model is taken off.
-    pub of: Domain,
+    pub(crate) of: Domain,
     f: for<'g> fn(&Call<'g>) -> Result<Expr<'g>>,
 }
 

@@ -7,27 +7,37 @@ mod artifacts;
 mod assemble;
 mod build;
 #[cfg(feature = "validate")]
-pub mod data;
+mod data;
 pub(crate) mod ending;
-pub mod export;
-pub mod lora;
+mod export;
+mod lora;
 mod loss_model;
-pub mod losses;
-pub mod manifest;
-pub mod metrics;
-pub mod modes;
-pub mod optimizers;
+mod losses;
+mod manifest;
+mod metrics;
+mod modes;
+mod optimizers;
 mod parameters;
-pub mod plan;
+mod plan;
 mod request;
-pub mod select;
-pub mod state;
-pub mod step;
+mod select;
+mod state;
+mod step;
 #[cfg(feature = "validate")]
-pub mod trainer;
+mod trainer;
 
+pub use crate::weights::{Kind, Source};
 pub use artifacts::Artifacts;
-pub use losses::LossSpec;
-pub use manifest::Manifest;
-pub use metrics::MetricSpec;
+#[cfg(feature = "validate")]
+pub use data::Data;
+pub use export::{Adapters, export};
+pub use lora::{Adapter, Beside};
+pub use losses::{LOSSES, Loss, LossSpec, Target};
+pub use manifest::{Feed, Input, Manifest, ModelFile, OptimizerEntry, Parameter};
+pub use metrics::{METRICS, Metric};
+pub use optimizers::{Hyper, OPTIMIZERS, Optimizer, find as optimizer};
 pub use request::Trainable;
+pub use select::{Choice, Entry};
+pub use state::{State, read as read_state, write as write_state};
+#[cfg(feature = "validate")]
+pub use trainer::{CHECKPOINT, Epoch, Event, Options, Schedule, Trained, train};

@@ -38,7 +38,7 @@ pub struct Hyper {
 const HYPER: Hyper = Hyper { momentum: 0.9, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
 
 /// What an update is made of.
-pub struct Update<'g> {
+pub(crate) struct Update<'g> {
     /// The parameter.
     pub w: Expr<'g>,
     /// Its gradient.
@@ -183,7 +183,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// Another number of states than the row names.
-    pub fn update<'g>(&self, u: &Update<'g>) -> Result<(Expr<'g>, Vec<Expr<'g>>)> {
+    pub(crate) fn update<'g>(&self, u: &Update<'g>) -> Result<(Expr<'g>, Vec<Expr<'g>>)> {
         ensure!(u.states.len() == self.states.len(), "{} keeps {} states", self.name, self.states.len());
         Ok((self.f)(u))
     }

@@ -79,7 +79,7 @@ impl Choice {
     ///
     /// # Errors
     /// Patterns that match nothing; nothing is left; integers that cannot be read.
-    pub fn select(&self, model: &ModelProto, tensors: Vec<Tensor<'_>>, find: &FindBeside<'_>) -> Result<Chosen> {
+    pub(crate) fn select(&self, model: &ModelProto, tensors: Vec<Tensor<'_>>, find: &FindBeside<'_>) -> Result<Chosen> {
         let (named, sign) = self.asked(&tensors)?;
         let layers: BTreeSet<usize> = tensors.iter().filter(|t| t.kind == Kind::Weight).map(|t| t.layer).collect();
         let last = self.last.map(|n| layers.into_iter().take(n).collect::<BTreeSet<_>>());

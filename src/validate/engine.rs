@@ -44,7 +44,7 @@ impl Choice {
     ///
     /// # Errors
     /// The library of an ONNX Runtime is not found, or is no ONNX Runtime.
-    pub fn open(&self) -> Result<Box<dyn Engine>, Trouble> {
+    pub(crate) fn open(&self) -> Result<Box<dyn Engine>, Trouble> {
         match self {
             #[cfg(feature = "tract")]
             Choice::Tract => Ok(Box::new(super::tract::Tract)),

@@ -9,7 +9,7 @@ compile_error!("validation runs in an engine: the features `tract` and `onnxrunt
 mod case;
 mod draw;
 mod edit;
-pub mod engine;
+pub(crate) mod engine;
 mod forward;
 mod integers;
 #[cfg(feature = "tract")]
@@ -20,7 +20,7 @@ mod report;
 mod run;
 mod sizes;
 mod slopes;
-pub mod tensors;
+pub(crate) mod tensors;
 #[cfg(feature = "tract")]
 mod tract;
 mod verdict;

@@ -7,6 +7,8 @@
 
 mod flow;
 mod quantized;
+#[cfg(test)]
+mod tests;
 
 pub use quantized::{Grid, Quantized};
 

@@ -5,12 +5,6 @@ use crate::graph::{Dim, Dims, Fact, Shape};
 use crate::onnx::{ElementType, attribute};
 use anyhow::{Result, bail, ensure};
 
-/// The facts of the outputs of one operator.
-pub type Rule = fn(&Known) -> Result<Vec<Fact>>;
-
-/// An operator and its rule.
-pub type Row = (&'static str, Rule);
-
 /// Lists of integers that are longer than this are not shapes: no tensor has so many dimensions.
 const MAX_RANK: i64 = 64;
 

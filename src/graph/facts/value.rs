@@ -8,7 +8,9 @@ use std::cmp::Ordering;
 
 /// Arithmetic whose results have one element type.
 pub struct Calculator<'a> {
+    /// The symbolic sizes of the graph.
     pub dims: &'a Dims,
+    /// The element type of the output.
     pub element: ElementType,
 }
 

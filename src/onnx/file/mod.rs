@@ -5,11 +5,13 @@ mod diff;
 mod encode;
 mod external;
 mod splice;
+#[cfg(test)]
+mod tests;
 pub(crate) mod unfinished;
 mod visit;
 pub mod wire;
 
-pub use diff::{Change, Difference, diff};
+pub use diff::{Difference, diff};
 pub use external::{is_inside, load_external, locations, rebase_external};
 
 use super::ModelProto;
@@ -199,18 +201,10 @@ fn write_files(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Re
     })
 }
 
-/// Writes a model to a stream.
-///
-/// # Errors
-/// Those of the stream; a model above protobuf's limit of 2 GB.
-pub fn write_to(model: &ModelProto, out: impl Write) -> Result<()> {
-    write_stream(model, None, out)
-}
-
 /// Writes a model to a stream, what it has in common with its source as there; see [`WriteOptions::source`].
 ///
 /// # Errors
-/// Those of [`write_to`].
+/// Those of the stream; a model above protobuf's limit of 2 GB.
 pub fn write_stream(model: &ModelProto, source: Option<&Bytes>, mut out: impl Write) -> Result<()> {
     let encoded = Encoded::new(model, None, source);
     ensure!(encoded.len() <= LARGEST, "the model is larger than 2 GB, the limit of protobuf: write it to a file");

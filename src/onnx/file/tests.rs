@@ -1,9 +1,9 @@
 //! Model and tensor files: what is refused, and that what is written is what was read.
 
+use crate::onnx::file::{self, WriteOptions};
+use crate::onnx::proto::{StringStringEntryProto, tensor_proto::DataLocation};
+use crate::onnx::{ElementType, ModelProto, TensorProto, attribute, npy, text};
 use anyhow::Result;
-use onnx_gradients::onnx::file::{self, WriteOptions};
-use onnx_gradients::onnx::proto::{StringStringEntryProto, tensor_proto::DataLocation};
-use onnx_gradients::onnx::{ElementType, ModelProto, TensorProto, attribute, npy, text};
 use prost::Message;
 use std::fs;
 use std::path::Path;
@@ -130,10 +130,10 @@ fn inconsistent_models_are_refused() {
 
 #[test]
 fn nesting_without_end_is_refused() {
-    let mut graph = onnx_gradients::onnx::GraphProto::default();
+    let mut graph = crate::onnx::GraphProto::default();
     for _ in 0..200 {
         let attribute = vec![attribute::graph("body", std::mem::take(&mut graph))];
-        graph.node = vec![onnx_gradients::onnx::NodeProto { attribute, ..Default::default() }];
+        graph.node = vec![crate::onnx::NodeProto { attribute, ..Default::default() }];
     }
     let m = ModelProto { graph: Some(graph), ..model() };
     refused(&m, "nest too deeply");
@@ -147,7 +147,7 @@ fn a_model_comes_back_and_shares_the_buffer() -> Result<()> {
     file::write(&model, &path, WriteOptions::default())?;
     assert_same(&file::read(&path)?, &model);
     let mut stream = Vec::new();
-    file::write_to(&model, &mut stream)?;
+    file::write_stream(&model, None, &mut stream)?;
     assert_eq!(stream, fs::read(&path)?);
     let bytes = bytes::Bytes::from(stream);
     let range = bytes.as_ptr_range();
@@ -432,11 +432,11 @@ fn what_a_file_holds_is_written_as_it_was() -> Result<()> {
     let [from, same, to] = ["from.onnx", "same.onnx", "to.onnx"].map(|name| folder.path().join(name));
     let bytes = strange();
     fs::write(&from, &bytes)?;
-    let model = onnx_gradients::Model::load(&from)?;
+    let model = crate::Model::load(&from)?;
     model.save(&same)?;
     assert_eq!(fs::read(&same)?, bytes);
 
-    let output = onnx_gradients::Gradients::new(["y"], ["x", "w"]).build(&model)?;
+    let output = crate::Gradients::new(["y"], ["x", "w"]).build(&model)?;
     output.model.save(&to)?;
     let written = fs::read(&to)?;
     assert_eq!(file::read(&to)?, output.model.proto, "it says what the model says");
@@ -476,7 +476,7 @@ fn compared(model: &ModelProto, change: impl FnOnce(&mut ModelProto)) -> file::D
 #[test]
 fn every_change_of_a_model_is_found() {
     type Change = fn(&mut ModelProto);
-    fn graph(m: &mut ModelProto) -> &mut onnx_gradients::onnx::GraphProto {
+    fn graph(m: &mut ModelProto) -> &mut crate::onnx::GraphProto {
         m.graph.as_mut().unwrap()
     }
     let changes: [(&str, Change); 24] = [
@@ -502,7 +502,7 @@ fn every_change_of_a_model_is_found() {
         }),
         ("graph.node['z'].attribute['else_branch'].g.node['twin']", |m| {
             let body = graph(m).node[1].attribute[1].g.as_mut().unwrap();
-            let twin = onnx_gradients::onnx::NodeProto { output: vec!["twin".into()], ..body.node[0].clone() };
+            let twin = crate::onnx::NodeProto { output: vec!["twin".into()], ..body.node[0].clone() };
             body.node.push(twin);
         }),
         ("graph.node['y'].domain", |m| graph(m).node[2].domain = Some("com.y".into())),
@@ -523,7 +523,7 @@ fn every_change_of_a_model_is_found() {
         assert!(!difference.only_adds(), "{path}");
     }
     let added = compared(&model, |m| {
-        let node = onnx_gradients::onnx::NodeProto { output: vec!["new".into()], ..graph(m).node[0].clone() };
+        let node = crate::onnx::NodeProto { output: vec!["new".into()], ..graph(m).node[0].clone() };
         graph(m).node.insert(1, node);
         graph(m).node[2].output.push("mask".into());
     });

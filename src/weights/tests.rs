@@ -1,11 +1,11 @@
 //! What a weight is (docs/weights.md), by models of the kinds that exporters write.
 
-use onnx_gradients::graph::{Dims, Fact, fact_of_type};
-use onnx_gradients::onnx::{TensorProto, text};
-use onnx_gradients::training::select::Choice;
-use onnx_gradients::training::{LossSpec, Trainable};
-use onnx_gradients::weights::{self, Kind};
-use onnx_gradients::{Gradients, Model, Seed, rules};
+use crate::graph::{Dims, Fact, fact_of_type};
+use crate::onnx::{TensorProto, text};
+use crate::training::Choice;
+use crate::training::{LossSpec, Trainable};
+use crate::weights::{self, Kind};
+use crate::{Gradients, Model, Seed, rules};
 
 /// A model; tensors that are declared without values hold different ones.
 fn parse(body: &str) -> Model {
