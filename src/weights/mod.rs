@@ -75,8 +75,21 @@ pub struct Tensor<'m> {
     pub value: Cow<'m, TensorProto>,
     /// The number of layers behind its own.
     pub layer: usize,
+    /// Where it stands: the node that says what it is.
+    pub place: Option<Place>,
     /// The first layer that takes it: the operator, the input, and the attributes of its node.
     pub product: Option<Product>,
+}
+
+/// An input of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// The node, by its name or its first output's.
+    pub node: String,
+    /// Its operator.
+    pub operator: String,
+    /// The number of the input.
+    pub input: usize,
 }
 
 /// A matrix product, convolution or other layer that takes a weight.
@@ -192,7 +205,7 @@ struct Look {
     bits: bool,
     /// They are one number.
     uniform: bool,
-    /// The first of the rows is all ones or all zeros, and all are sines: what position 0 has.
+    /// The first of the rows is all ones or all zeros, as that of position 0, and the others are sines or cosines.
     sines: bool,
 }
 
@@ -209,9 +222,25 @@ impl Look {
             hides: all(&|v| v == 0.0 || v <= -1e3) && any(&|v| v != 0.0),
             bits: all(&|v| v == 0.0 || v == 1.0) && any(&|v| v == 0.0) && any(&|v| v == 1.0),
             uniform: all(&|v| values.first() == Some(&v)),
-            sines: all(&|v| v.abs() <= 1.0) && (row(0.0) || row(1.0)) && values.len() > columns,
+            sines: all(&|v| v.abs() <= 1.0)
+                && (row(0.0) || row(1.0))
+                && values.len() > columns
+                && doubles(&values, columns),
         })
     }
+}
+
+/// Whether the row of position 2 has the sines or cosines of the doubled angles of position 1, if there are so many rows. A table
+/// of words whose first one is padding begins with zeros as well.
+fn doubles(values: &[f64], columns: usize) -> bool {
+    /// Tables may be rounded to half precision.
+    const ROUNDING: f64 = 2e-2;
+    let mut rows = values.chunks_exact(columns).skip(1);
+    let (Some(first), Some(second)) = (rows.next(), rows.next()) else { return true };
+    first.iter().zip(second).all(|(&s, &t)| {
+        let sine = (t * t - 4.0 * s * s * (1.0 - s * s)).abs() < ROUNDING;
+        sine || (t - (2.0 * s * s - 1.0)).abs() < ROUNDING
+    })
 }
 
 /// What is asked of a candidate.
@@ -245,6 +274,7 @@ impl Asks<'_> {
                 element,
                 value: c.value,
                 layer: place.or(role.first()).map_or(0, |first| self.flow.layer(first)),
+                place: place.or(role.first()).map(|first| self.place(first)),
                 product: role.used(Use::Place).and_then(|place| self.product(place)),
             },
         ))
@@ -268,6 +298,7 @@ impl Asks<'_> {
                 element,
                 value: Cow::Owned(value),
                 layer: 0,
+                place: role.first().map(|first| self.place(first)),
                 product: None,
             };
             (role.first(), tensor)
@@ -370,6 +401,12 @@ impl Asks<'_> {
         let node = Some(self.graph.node(node)).filter(|_| i < 2)?;
         let transposes = attribute::get_int(&node.attributes, if i == 0 { "transA" } else { "transB" });
         Some(Product { op: node.op_type.to_string(), second: i == 1, transposes: transposes.unwrap_or(0) != 0 })
+    }
+
+    fn place(&self, (node, input): Operand) -> Place {
+        let place = self.graph.place(node);
+        let (node, operator) = (place.node.unwrap_or_default(), place.operator.unwrap_or_default());
+        Place { node, operator, input }
     }
 
     fn describe(&self, (node, i): Operand) -> String {

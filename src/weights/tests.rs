@@ -129,9 +129,15 @@ fn what_positions_alone_reach_is_no_weight() {
     );
     // Tables of cosines, looked up by given positions or cut off at the length.
     check(
-        "(float[B,T,2] x, int64[T] at) => (float[B,T,2] y) <float[3,2] cos = {1, 1, 0.5, 0.9, -0.4, 0.6}, float[3,2] sin = {0, 0, 0.8, 0.4, 0.9, 0.7}, float[2,2] w>
+        "(float[B,T,2] x, int64[T] at) => (float[B,T,2] y) <float[3,2] cos = {1, 1, 0.5403, 0.9211, -0.4161, 0.6967}, float[3,2] sin = {0, 0, 0.8415, 0.3894, 0.9093, 0.7174}, float[2,2] w>
          { q = MatMul (x, w) c = Gather (cos, at) s = Gather (sin, at) qc = Mul (q, c) qs = Mul (q, s) y = Add (qc, qs) }",
         &["w"],
+    );
+    // Factors that are looked up and begin with zeros for padding are no sines.
+    check(
+        "(float[B,T,2] x, int64[T] at) => (float[B,T,2] y) <float[4,2] factors = {0, 0, 0.1, -0.2, 0.3, 0.1, -0.4, 0.2}, float[2,2] w>
+         { q = MatMul (x, w) f = Gather (factors, at) y = Mul (q, f) }",
+        &["factors", "w"],
     );
     // Slopes of ALiBi.
     check(
