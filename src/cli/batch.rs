@@ -2,6 +2,8 @@
 
 mod compare;
 mod page;
+mod reasons;
+mod settings;
 
 use super::console::{self, Stream};
 use super::failure::Reported;
@@ -13,8 +15,11 @@ use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
 use clap::builder::RangedU64ValueParser;
 use compare::Change;
+use page::Entry;
+use reasons::Reason;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use settings::Settings;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -28,13 +33,20 @@ use std::time::{Duration, Instant};
 
 /// Run a command over many models, a process each, with limits, a report and the means to go on after an interruption
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
+#[command(after_help = r#"Examples:
   onnx-gradients batch models -o out -- grad --params
   onnx-gradients batch 'zoo/*-int8.onnx' -o out --jobs 4 --timeout 60 --allow not-validated -- grad --inputs --straight-through
   onnx-gradients batch list.txt -o out --no-write --resume -- grad --params
 
+Options of single models stand in a TOML file beside them: list.toml for list.txt, batch.toml in a folder, or --settings FILE.
+Each of its tables is called by a model or a pattern, each key is an option of the command, in place of what the command says:
+  ["bert-*"]
+  dim = { batch = 2, seq = 8 }
+  input = { ids = "ids.npy" }
+  ys = ["loss"]
+
 OUT/report.jsonl gets a line as each model ends: its code (ok, or one of docs/errors.md), seconds, and what the command has
-said. OUT/report.html shows all of it. What the command writes lies in OUT by the path of its model. Exit code 0 where all succeed or have an allowed code.")]
+said. OUT/report.html shows all of it. What the command writes lies in OUT by the path of its model. Exit code 0 where all succeed or have an allowed code."#)]
 pub struct Args {
     /// A folder (all .onnx files in it and below), a pattern with `*` and `?`, a list of paths in a text file, or a model
     models: String,
@@ -65,6 +77,9 @@ pub struct Args {
     /// Hold what is written against its model (see diff): it only adds, or its code is `different`
     #[arg(long)]
     round_trip: bool,
+    /// Options of single models, by name or pattern [default: LIST.toml beside a list, batch.toml in a folder, where there is one]
+    #[arg(long, value_name = "FILE.toml")]
+    settings: Option<PathBuf>,
     /// An earlier report.jsonl: say what is better or worse now
     #[arg(long, value_name = "OLD.jsonl")]
     compare: Option<PathBuf>,
@@ -100,6 +115,8 @@ const SCRATCH: &str = ".batch-";
 struct Job {
     path: PathBuf,
     name: String,
+    /// The command with the options of this model.
+    command: Vec<String>,
 }
 
 /// A line of the report.
@@ -113,8 +130,20 @@ struct Line {
     code: String,
     /// What failed.
     message: Option<String>,
+    /// The exit code of the command, if it has ended by itself.
+    #[serde(default)]
+    exit: Option<i32>,
     seconds: f64,
     bytes: u64,
+    /// How many nodes the model has of each operator.
+    #[serde(default)]
+    operators: BTreeMap<String, u64>,
+    /// The command and its options.
+    #[serde(default)]
+    command: Vec<String>,
+    /// The version of this program.
+    #[serde(default)]
+    version: String,
     /// What the command has said.
     report: Value,
 }
@@ -132,7 +161,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.round_trip && !takes.output {
         return Err(Error::usage(format_args!("'{}' writes no model to compare", args.command[0])).into());
     }
-    let jobs = find(args)?;
+    let (base, mut jobs) = find(args)?;
+    let mut warnings = settle(args, &takes, &base, &mut jobs)?;
     // Before the first line is written: it may be the report that this run replaces.
     let old = args.compare.as_deref().map(compare::read).transpose()?;
     fs::create_dir_all(&args.output).map_err(file::plain).with_context(|| args.output.display().to_string())?;
@@ -182,11 +212,16 @@ pub fn run(args: &Args) -> Result<()> {
     // In the order of the models, one line each, however often it was interrupted.
     let text = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;
     file::replace(&report, true, |out| out.write_all(text.as_bytes()))?;
-    let entries: Vec<_> = lines.iter().map(|line| page::Entry { line, success: is_success(line, args) }).collect();
-    let changes = old.map(|old| compare::compare(&old, &entries, |line| is_success(line, args)));
-    let page = page::page(&args.command, &entries, changes.as_deref())?;
+    let entries: Vec<Entry> = lines.iter().map(|line| Entry { line, success: is_success(line, args) }).collect();
+    let changes = old.as_deref().map(|old| compare::compare(old, &entries, |line| is_success(line, args)));
+    warnings.extend(old.as_deref().into_iter().flat_map(|old| compare::conditions(old, &lines)));
+    let reasons = reasons::reasons(&entries);
+    let page = page::page(&args.command, &entries, &reasons, changes.as_deref(), &warnings)?;
     file::replace(&args.output.join("report.html"), true, |out| out.write_all(page.as_bytes()))?;
-    summary(args, &lines, lines.len() - open.len(), changes.as_deref())
+    for warning in &warnings {
+        super::note(format_args!("warning: {warning}"));
+    }
+    summary(args, &entries, &reasons, lines.len() - open.len(), changes.as_deref(), &warnings)
 }
 
 fn is_success(line: &Line, args: &Args) -> bool {
@@ -209,8 +244,27 @@ fn takes(command: &[String]) -> Result<Takes> {
     Ok(Takes { output: has("output"), force: has("force"), json: has("json") })
 }
 
-/// The models, in the order of their paths or of the list.
-fn find(args: &Args) -> Result<Vec<Job>> {
+/// Gives each model the command with its own options; returns what is to be said of them.
+fn settle(args: &Args, takes: &Takes, base: &Path, jobs: &mut [Job]) -> Result<Vec<String>> {
+    let beside = settings::beside(Path::new(&args.models), base);
+    let path = args.settings.clone().or_else(|| beside.is_file().then_some(beside));
+    let settings = match path {
+        Some(path) => {
+            let mut cli = super::Cli::command();
+            cli.build();
+            let name = args.command.first().context("no command")?;
+            Settings::read(&path, cli.find_subcommand(name).context("no command")?, takes)?
+        }
+        None => Settings::default(),
+    };
+    for job in jobs.iter_mut() {
+        job.command = settings.applied(&args.command, &job.name);
+    }
+    Ok(settings.warnings())
+}
+
+/// The models, in the order of their paths or of the list, and the folder from which they are named.
+fn find(args: &Args) -> Result<(PathBuf, Vec<Job>)> {
     let given = Path::new(&args.models);
     let is_model = |path: &Path| path.extension() == Some(OsStr::new("onnx"));
     let (base, mut paths) = if given.is_dir() {
@@ -223,7 +277,11 @@ fn find(args: &Args) -> Result<Vec<Job>> {
         let text = std::str::from_utf8(&whole).ok().context("the list is no text")?;
         let named = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let paths: Vec<PathBuf> = named.map(|line| base.join(line)).collect();
-        return Ok(named_jobs(&base, paths));
+        if paths.is_empty() {
+            return Err(Error::io(format_args!("{}: the list names no model", args.models)).into());
+        }
+        let jobs = named_jobs(&base, paths);
+        return Ok((base, jobs));
     } else if args.models.contains(['*', '?']) {
         let plain = given.components().take_while(|c| !c.as_os_str().to_string_lossy().contains(['*', '?']));
         let base: PathBuf = plain.collect();
@@ -239,7 +297,8 @@ fn find(args: &Args) -> Result<Vec<Job>> {
     if paths.is_empty() {
         return Err(Error::io(format_args!("{}: no model is found; models end in .onnx", args.models)).into());
     }
-    Ok(named_jobs(&base, paths))
+    let jobs = named_jobs(&base, paths);
+    Ok((base, jobs))
 }
 
 /// The files in a folder and below. Links to files are followed, links to folders, hidden folders and OUT are not.
@@ -278,7 +337,7 @@ fn named_jobs(base: &Path, paths: Vec<PathBuf>) -> Vec<Job> {
         let name = name(&path);
         let unique =
             (1..).map(|n| if n == 1 { name.clone() } else { format!("{n}/{name}") }).find(|n| taken.insert(n.clone()));
-        jobs.extend(unique.map(|name| Job { path, name }));
+        jobs.extend(unique.map(|name| Job { path, name, command: Vec::new() }));
     }
     jobs
 }
@@ -317,7 +376,7 @@ fn key(job: &Job, args: &Args) -> String {
         hasher.write_u8(0xff);
     };
     part(env!("CARGO_PKG_VERSION").as_bytes());
-    args.command.iter().for_each(|a| part(a.as_bytes()));
+    job.command.iter().for_each(|a| part(a.as_bytes()));
     let limits = format!("{} {:?} {} {}", args.timeout, args.memory, args.no_write, args.round_trip);
     part(limits.as_bytes());
     let external = contents(&mut hasher, &job.path);
@@ -329,6 +388,13 @@ fn key(job: &Job, args: &Args) -> String {
         hasher.write_u8(0xff);
         let path = file::folder(&job.path).join(location);
         contents(&mut hasher, &path);
+    }
+    // What options name belongs to it as well: values of inputs, seeds.
+    for argument in &job.command {
+        let values = argument.rsplit(['=', ':']).next().into_iter().chain([argument.as_str()]);
+        for value in values {
+            contents(&mut hasher, Path::new(value));
+        }
     }
     format!("{:016x}", hasher.finish())
 }
@@ -367,18 +433,38 @@ fn tidy(output: &Path) {
 fn one(args: &Args, takes: &Takes, job: &Job, key: &str) -> Line {
     let start = Instant::now();
     let bytes = fs::metadata(&job.path).map_or(0, |m| m.len());
-    let (code, message, report) = match attempt(args, takes, job) {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            let error = Error::from(error);
-            (error.code().to_owned(), Some(error.to_string()), Value::Null)
-        }
-    };
+    let outcome = attempt(args, takes, job).unwrap_or_else(|error| {
+        let error = Error::from(error);
+        Outcome { code: error.code().to_owned(), message: Some(error.to_string()), exit: None, report: Value::Null }
+    });
+    // Protobuf ends at two gigabytes, and pipes may have no end.
+    let whole = (job.path.is_file() && bytes < 1 << 31).then(|| file::read_whole(&job.path).ok()).flatten();
+    let operators = whole.map(|whole| file::operators(&whole)).unwrap_or_default();
     let seconds = (start.elapsed().as_secs_f64() * 1e3).round() / 1e3;
-    Line { model: job.name.clone(), key: key.to_owned(), code, message, seconds, bytes, report }
+    let Outcome { code, message, exit, report } = outcome;
+    let (model, key, command) = (job.name.clone(), key.to_owned(), job.command.clone());
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    Line { model, key, code, message, exit, seconds, bytes, operators, command, version, report }
 }
 
-type Outcome = (String, Option<String>, Value);
+/// What has become of a command.
+struct Outcome {
+    code: String,
+    message: Option<String>,
+    exit: Option<i32>,
+    report: Value,
+}
+
+/// Why nothing is known of the gradients, where a report says that they were not validated although they should have been.
+fn not_validated(report: &Value) -> Option<String> {
+    let validation = &report["validation"];
+    let skipped = |v: &&Value| v["status"] == "skipped" && v["reason"] != "--no-validate";
+    // `check` says of each call what it has found.
+    let calls =
+        report.as_object().into_iter().flat_map(|calls| calls.values()).filter(|call| call["gradients"].is_array());
+    let found = std::iter::once(validation).chain(calls).find(skipped)?;
+    Some(found["reason"].as_str().unwrap_or_default().to_owned())
+}
 
 fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
     let scratch =
@@ -386,13 +472,13 @@ fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
     let folder = scratch.as_ref().map_or(args.output.as_path(), |s| s.path());
     let target = folder.join(&job.name);
     let mut command = console::program()?;
-    command.arg("--end-with-stdin").arg(&args.command[0]).args(&args.command[1..]);
+    command.arg("--end-with-stdin").args(&job.command);
     if takes.output {
         fs::create_dir_all(file::folder(&target)).map_err(file::plain)?;
         command.arg("-o").arg(&target);
     }
     for (taken, option) in [(takes.force && takes.output, "--force"), (takes.json, "--json")] {
-        if taken && !args.command.iter().any(|a| a == option) {
+        if taken && !job.command.iter().any(|a| a == option) {
             command.arg(option);
         }
     }
@@ -409,17 +495,18 @@ fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
     drop(alive);
     let Some(status) = ended else {
         let message = format!("it has not ended within {} seconds; --timeout gives it more", args.timeout);
-        return Ok(("timeout".to_owned(), Some(message), Value::Null));
+        return Ok(Outcome { code: "timeout".to_owned(), message: Some(message), exit: None, report: Value::Null });
     };
     let text = |t: std::thread::JoinHandle<String>| t.join().unwrap_or_default();
     let (said, noted) = (text(said), text(noted));
     let report: Value = serde_json::from_str(&said).unwrap_or(Value::Null);
     let last = || noted.lines().last().map(|line| line.trim_start_matches("error: ").to_owned());
-    let failed = |code: &str, message: Option<String>| (code.to_owned(), message, report.clone());
-    Ok(match status.code() {
-        Some(0) if report["validation"]["status"] == "skipped" && report["validation"]["reason"] != "--no-validate" => {
-            failed("not-validated", report["validation"]["reason"].as_str().map(str::to_owned))
-        }
+    let exit = status.code();
+    let failed =
+        |code: &str, message: Option<String>| Outcome { code: code.to_owned(), message, exit, report: report.clone() };
+    let no_memory = || noted.contains("memory allocation") || noted.contains("allocate memory");
+    Ok(match exit {
+        Some(0) if not_validated(&report).is_some() => failed("not-validated", not_validated(&report)),
         Some(0) if args.round_trip => {
             let (a, b) = (file::read_whole(&job.path)?, file::read_whole(&target)?);
             let difference = file::diff(&a, &b).context("fields of a kind that no model has")?;
@@ -434,10 +521,13 @@ fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
             failed(report["code"].as_str().unwrap_or_default(), message)
         }
         Some(1 | 2) => failed("unsupported", last()),
+        // A panic ends by itself, unless it was for want of memory.
+        Some(101) if !no_memory() => failed("internal", last()),
         // What ends by a signal under a limit of memory has most likely met it.
         _ if args.memory.is_some() => {
             failed("out-of-memory", Some(format!("it ended with {status}; --memory gives it more")))
         }
+        _ if no_memory() => failed("out-of-memory", last()),
         _ => failed("internal", Some(format!("it ended with {status}"))),
     })
 }
@@ -499,27 +589,36 @@ impl Progress {
     }
 }
 
-/// Prints how many there are of each code, by operator where one is named, and fails where one has not succeeded.
-fn summary(args: &Args, lines: &[&Line], resumed: usize, changes: Option<&[Change]>) -> Result<()> {
-    let mut reasons: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
-    for line in lines {
-        let operator = line.report["operator"].as_str().unwrap_or_default();
-        reasons.entry((&line.code, operator)).or_default().push(&line.model);
-    }
-    let failed = lines.iter().filter(|line| !is_success(line, args)).count();
+/// Prints how many there are of each reason, and fails where one has not succeeded.
+fn summary(
+    args: &Args,
+    entries: &[Entry],
+    reasons: &[Reason],
+    resumed: usize,
+    changes: Option<&[Change]>,
+    warnings: &[String],
+) -> Result<()> {
+    let total = entries.len();
+    let failed = entries.iter().filter(|entry| !entry.success).count();
     let error = (failed > 0).then(|| {
         let report = args.output.join("report.jsonl");
-        let total = lines.len();
         Error::unsupported(format_args!("{failed} of {total} models have not succeeded; {} says why", report.display()))
     });
+    let good: Vec<&Entry> = entries.iter().filter(|entry| entry.line.code == "ok").collect();
+    let first = |n: usize| entries[n].line.model.as_str();
     let mut out = Stream::Report;
     if args.json {
-        let codes = reasons.iter().map(|((code, operator), models)| {
-            let operator = (!operator.is_empty()).then_some(operator);
-            json!({ "code": code, "operator": operator, "count": models.len() })
+        let ok = (!good.is_empty()).then(|| json!({ "code": "ok", "operator": null, "count": good.len() }));
+        let codes = reasons.iter().map(|reason| {
+            let operator = (!reason.operator.is_empty()).then_some(reason.operator);
+            json!({
+                "code": reason.code, "operator": operator, "count": reason.models.len(), "what": reason.text,
+                "first": first(reason.models[0]),
+            })
         });
         let mut report = json!({
-            "models": lines.len(), "resumed": resumed, "failed": failed, "codes": codes.collect::<Vec<_>>(),
+            "models": total, "resumed": resumed, "failed": failed, "codes": ok.into_iter().chain(codes).collect::<Vec<_>>(),
+            "warnings": warnings,
         });
         if let Some(changes) = changes {
             report["changes"] = json!(changes);
@@ -529,10 +628,12 @@ fn summary(args: &Args, lines: &[&Line], resumed: usize, changes: Option<&[Chang
         }
         writeln!(out, "{report}")?;
     } else {
-        let mut table = Table::new(["models", "code", "operator", "first"]);
-        for ((code, operator), models) in &reasons {
-            let first = models.first().copied().unwrap_or_default();
-            table.row([models.len().to_string(), (*code).to_owned(), (*operator).to_owned(), first.to_owned()]);
+        let mut table = Table::new(["what", "code", "first"]);
+        if let Some(entry) = good.first() {
+            table.row([good.len().to_string(), "ok".to_owned(), entry.line.model.clone()]);
+        }
+        for reason in reasons {
+            table.row([reason.text.clone(), reason.code.to_owned(), first(reason.models[0]).to_owned()]);
         }
         write!(out, "{table}")?;
         if let Some(changes) = changes {

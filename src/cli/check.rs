@@ -2,6 +2,7 @@
 
 use super::console::{self, Stream};
 use super::one_line;
+use super::options::{dim, pair};
 use super::table::Table;
 use crate::Error;
 use crate::Model;
@@ -395,18 +396,6 @@ fn known<'a>(
         .collect();
     ensure!(unknown.is_empty(), "{}", unknown.join("; "));
     Ok(())
-}
-
-/// Names may hold any character, files and numbers hardly ever an equals sign.
-fn pair(text: &str) -> Result<(String, String)> {
-    let (name, value) = text.rsplit_once('=').context("it is not of the form NAME=VALUE")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
-fn dim(text: &str) -> Result<(String, i64)> {
-    let (symbol, size) = pair(text)?;
-    let size = size.parse().ok().filter(|&size| size > 0).context("a size is a whole number from 1")?;
-    Ok((symbol, size))
 }
 
 /// `NAME=1x64xT`: numbers and names.

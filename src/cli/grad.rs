@@ -89,6 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.files.only_gradients {
         output.drop_model_outputs();
     }
+    output.warnings.extend(args.call.notes());
     let call = &output.record.name;
     let (warnings, validation) =
         args.files.write_valid(call, &output.model, whole.as_ref(), output.warnings.clone(), || {

@@ -14,12 +14,14 @@ mod export;
 mod failure;
 mod grad;
 mod hessian;
+mod html;
 mod hvp;
 mod inspect;
 mod jacobian;
 mod jvp;
 mod ops;
 mod options;
+mod print;
 #[cfg(feature = "validate")]
 mod reduce;
 mod table;
@@ -65,6 +67,7 @@ enum Command {
     Inspect(inspect::Args),
     Ops(ops::Args),
     Diff(diff::Args),
+    Print(print::Args),
     Batch(batch::Args),
     Trainable(Box<trainable::Args>),
     #[cfg(feature = "validate")]
@@ -133,6 +136,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Ops(args) => ops::run(&args),
         Command::Diff(args) => diff::run(&args),
+        Command::Print(args) => print::run(&args),
         Command::Batch(args) => batch::run(&args),
         Command::Trainable(args) => trainable::run(&args),
         #[cfg(feature = "validate")]

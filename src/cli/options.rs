@@ -10,11 +10,25 @@ use crate::{Aggregation, Gradients, Model, Unconnected, graph};
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 #[cfg(feature = "validate")]
 use std::time::Instant;
+
+/// Names may hold any character, files and numbers hardly ever an equals sign.
+pub fn pair(text: &str) -> Result<(String, String)> {
+    let (name, value) = text.rsplit_once('=').context("it is not of the form NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// The size of a symbol: `batch=4`.
+pub fn dim(text: &str) -> Result<(String, i64)> {
+    let (symbol, size) = pair(text)?;
+    let size = size.parse().ok().filter(|&size| size > 0).context("a size is a whole number from 1")?;
+    Ok((symbol, size))
+}
 
 /// What is differentiated, and how.
 #[derive(clap::Args)]
@@ -58,6 +72,9 @@ pub struct CallArgs {
     /// input gradients
     #[arg(long, value_name = "FILE", num_args = 1..)]
     gradient_functions: Vec<PathBuf>,
+    /// What the request says beside what is asked for.
+    #[arg(skip)]
+    notes: RefCell<Vec<String>>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -117,6 +134,11 @@ impl CallArgs {
         &self.gradient_functions
     }
 
+    /// What [`CallArgs::request`] has to say, for the warnings of a report.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.take()
+    }
+
     /// The request of the options.
     ///
     /// # Errors
@@ -129,6 +151,9 @@ impl CallArgs {
             false => selection.expand(&self.ys),
         };
         let mut xs = selection.expand(&self.xs);
+        let defaults: HashSet<&str> = model.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
+        let mut inputs = if self.inputs { names(&selection.inputs()) } else { vec![] };
+        inputs.retain(|x| !defaults.contains(x.as_str()));
         if self.params {
             selection.find("ys", &ys)?;
             let tensors = weights::of(model, loaded, &ys)?;
@@ -137,18 +162,15 @@ impl CallArgs {
             found.retain(|t| loaded.names.contains_key(t.name.as_str()));
             let before = xs.len();
             xs.extend(found.iter().map(|t| t.name.clone()));
-            let looked = || weights::none_found(model, tensors.iter().map(|t| (t.name.as_str(), t.kind)));
-            ensure!(
-                xs.len() > before,
-                "--params finds no weight that {} depends on: {}",
-                weights::listed(&ys),
-                looked()
-            );
+            if xs.len() == before {
+                let looked = weights::none_found(model, tensors.iter().map(|t| (t.name.as_str(), t.kind)));
+                let none = format!("--params finds no weight that {} depends on: {looked}", weights::listed(&ys));
+                // Where something else is asked for, that is what there is.
+                ensure!(!xs.is_empty() || !inputs.is_empty(), none);
+                self.notes.borrow_mut().push(none);
+            }
         }
-        if self.inputs {
-            let defaults: HashSet<&str> = model.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
-            xs.extend(names(&selection.inputs()).into_iter().filter(|x| !defaults.contains(x.as_str())));
-        }
+        xs.extend(inputs);
         let mut functions = Vec::new();
         for path in &self.gradient_functions {
             let file = || read_functions(file::read_whole(path)?);

@@ -13,6 +13,11 @@ impl Table {
         Table { rows: vec![headings.map(str::to_owned).to_vec()] }
     }
 
+    /// Whether it has no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.len() < 2
+    }
+
     /// Adds a row. Names may have any length: what is too long for a table is cut in its middle.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.iter().map(|cell| cut(&super::one_line(cell))).collect());

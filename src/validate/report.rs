@@ -105,6 +105,9 @@ pub struct GradientCheck {
     pub finite: bool,
     /// Whether the gradient has x's shape.
     pub shape: bool,
+    /// The gradient's norm, the root of the sum of its squares, at the first input, where it is finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm: Option<f64>,
     /// The largest relative error along the directions.
     pub error: Option<f64>,
     /// The largest that is taken for rounding.

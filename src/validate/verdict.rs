@@ -171,6 +171,8 @@ impl Verdict<'_> {
         for (check, ledger) in validation.gradients.iter_mut().zip(&mut self.ledgers) {
             let gradient = check.gradient.as_ref().and_then(|g| place.wide.value_of(g));
             check.finite = gradient.is_none_or(|g| g.is_finite());
+            let norm = gradient.map(|g| g.values().iter().map(|v| v * v).sum::<f64>().sqrt());
+            check.norm = norm.filter(|norm| norm.is_finite());
             let x = place.wide.value_of(&check.x);
             check.shape = gradient.is_none_or(|g| x.is_some_and(|x| x.dims() == g.dims()));
             check.bound = place.rounding(self.case).bound();

@@ -6,7 +6,7 @@ use crate::Error;
 use crate::onnx::file;
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 /// Which way something has changed.
@@ -90,6 +90,31 @@ pub fn compare(old: &[Line], new: &[Entry], is_success: impl Fn(&Line) -> bool) 
     changes
 }
 
+/// What is to be known of the comparison itself: other versions, other commands.
+pub fn conditions(old: &[Line], new: &[&Line]) -> Vec<String> {
+    let mut said = Vec::new();
+    // Reports of before these were kept say nothing of them.
+    let was: HashMap<&str, &Line> =
+        old.iter().filter(|l| !l.version.is_empty()).map(|l| (l.model.as_str(), l)).collect();
+    let both = || new.iter().filter_map(|line| Some((*line, *was.get(line.model.as_str())?)));
+    let versions: BTreeSet<(&str, &str)> =
+        both().filter(|(a, b)| a.version != b.version).map(|(a, b)| (a.version.as_str(), b.version.as_str())).collect();
+    said.extend(
+        versions.iter().map(|(now, then)| format!("the earlier report is of version {then}, this one of {now}")),
+    );
+    let mut commands: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for (now, then) in both().filter(|(a, b)| a.command != b.command) {
+        *commands.entry((now.command.join(" "), then.command.join(" "))).or_default() += 1;
+    }
+    let mut commands: Vec<_> = commands.into_iter().collect();
+    commands.sort_by_key(|(_, count)| usize::MAX - count);
+    if let Some(((now, then), count)) = commands.first() {
+        let more = if commands.len() > 1 { ", and others" } else { "" };
+        said.push(format!("the earlier report is of another command: '{now}' was '{then}', of {count} models{more}"));
+    }
+    said
+}
+
 /// How many there are of each way.
 pub fn counts(changes: &[Change]) -> BTreeMap<Way, usize> {
     let mut counts = BTreeMap::new();
@@ -123,6 +148,11 @@ fn change(was: &Entry, is: &Entry) -> Option<(Way, String)> {
         return Some((way, format!("{now}, was {before}")));
     }
     let mut found = Vec::new();
+    if was.line.exit.is_some() && was.line.exit != is.line.exit {
+        let exit =
+            |e: &Entry| e.line.exit.map_or_else(|| "no exit code".to_owned(), |code| format!("exit code {code}"));
+        found.push((Way::Other, format!("{}, was {}", exit(is), exit(was))));
+    }
     let direction = |is_less: bool| if is_less { Way::Better } else { Way::Worse };
     if let (Some(a), Some(b)) = (was.error(), is.error()) {
         let (low, high) = (a.min(b), a.max(b));

@@ -4,46 +4,17 @@
 
 use super::Line;
 use super::compare::{self, Change, Way};
+use super::reasons::Reason;
+use crate::cli::html::{self, Plain, path, size, time};
+use crate::rules;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Write};
 
-const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
 /// Of a model's gradients the page lists as many; report.jsonl has all.
 const MOST_GRADIENTS: usize = 200;
-
-/// Text from a model or a path, as text of the page: no markup, and nothing that hides or turns around what stands
-/// beside it.
-struct Plain<'a>(&'a str);
-
-impl Display for Plain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                '\n' | '\t' => f.write_char(' ')?,
-                // Marks that change the direction of text, and those of no width.
-                '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' => {
-                    write!(f, "\\u{{{:x}}}", c as u32)?;
-                }
-                c if c.is_control() => write!(f, "\\u{{{:x}}}", c as u32)?,
-                c => f.write_char(c)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A path as text of the page, which may be broken behind each folder.
-fn path(name: &str) -> String {
-    Plain(name).to_string().replace('/', "/<wbr>")
-}
 
 /// A line, and how it counts.
 pub struct Entry<'a> {
@@ -66,21 +37,28 @@ impl Entry<'_> {
         self.line.report["operator"].as_str().unwrap_or_default()
     }
 
-    /// What is found of each gradient: by `grad` and the like below `validation`, by `check` at the top.
-    fn checks(&self) -> &[Value] {
+    /// What is found of each gradient: by `grad` and the like below `validation`, by `check` of each call.
+    fn checks(&self) -> Vec<&Value> {
+        fn list(value: &Value) -> &[Value] {
+            value.as_array().map_or(&[], Vec::as_slice)
+        }
         let report = &self.line.report;
         let lists = [&report["validation"]["gradients"], &report["gradients"], &report["nodes"]];
-        lists.into_iter().find_map(|list| list.as_array().filter(|l| !l.is_empty())).map_or(&[], Vec::as_slice)
+        if let Some(found) = lists.into_iter().map(list).find(|l| !l.is_empty()) {
+            return found.iter().collect();
+        }
+        let calls = report.as_object().into_iter().flat_map(|calls| calls.values());
+        calls.flat_map(|call| list(&call["gradients"])).collect()
     }
 
     /// The largest error of a gradient that was compared.
     pub fn error(&self) -> Option<f64> {
-        let compared = self.checks().iter().filter(|g| g["compared"] == true);
+        let compared = self.checks().into_iter().filter(|g| g["compared"] == true);
         compared.filter_map(|g| g["error"].as_f64()).reduce(f64::max)
     }
 
     /// Its message without the names in it, by which messages of one kind are counted together.
-    fn reason(&self) -> String {
+    pub fn reason(&self) -> String {
         let message = self.line.message.as_deref().unwrap_or_default();
         // Messages begin with the path of the model, which no two share.
         let message = message
@@ -97,29 +75,33 @@ impl Entry<'_> {
     }
 }
 
-/// The page; `changes` are since an earlier report, if one is compared.
+/// The page; `changes` are since an earlier report, if one is compared, and `warnings` what is to be known of all.
 ///
 /// # Errors
 /// None but those of formatting.
-pub fn page(command: &[String], entries: &[Entry], changes: Option<&[Change]>) -> Result<String, fmt::Error> {
-    let mut out = String::new();
+pub fn page(
+    command: &[String],
+    entries: &[Entry],
+    reasons: &[Reason],
+    changes: Option<&[Change]>,
+    warnings: &[String],
+) -> Result<String, fmt::Error> {
     let command = command.join(" ");
+    let mut out = html::head(&format!("onnx-gradients batch: {command}"), "");
     write!(
         out,
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src \
-         'unsafe-inline'\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>onnx-gradients batch: {}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
-         <h1>onnx-gradients batch</h1>\n<div class=\"dim\"><code>{}</code> · version {}</div>\n",
-        Plain(&command),
+        "<h1>onnx-gradients batch</h1>\n<div class=\"dim\"><code>{}</code> · version {}</div>\n",
         Plain(&command),
         env!("CARGO_PKG_VERSION"),
     )?;
     summary(&mut out, entries)?;
+    for warning in warnings {
+        writeln!(out, "<p><span class=\"allowed\">warning:</span> {}</p>", Plain(warning))?;
+    }
     if let Some(changes) = changes {
         compared(&mut out, entries, changes)?;
     }
-    reasons(&mut out, entries)?;
+    obstacles(&mut out, entries, reasons)?;
     table(&mut out, entries)?;
     writeln!(out, "<h2>Each model</h2>")?;
     entries.iter().enumerate().try_for_each(|(n, entry)| section(&mut out, n, entry))?;
@@ -195,38 +177,18 @@ fn compared(out: &mut String, entries: &[Entry], changes: &[Change]) -> fmt::Res
     writeln!(out, "</tbody></table></div>")
 }
 
-/// What stands in the way, the most frequent first: by operator where one is named, by message where none is.
-fn reasons(out: &mut String, entries: &[Entry]) -> fmt::Result {
-    let mut reasons: BTreeMap<(&str, &str, String), Vec<usize>> = BTreeMap::new();
-    for (n, entry) in entries.iter().enumerate().filter(|(_, e)| e.line.code != "ok") {
-        let operator = entry.operator();
-        let reason = if operator.is_empty() { entry.reason() } else { String::new() };
-        reasons.entry((&entry.line.code, operator, reason)).or_default().push(n);
-    }
+/// What stands in the way, the most frequent first.
+fn obstacles(out: &mut String, entries: &[Entry], reasons: &[Reason]) -> fmt::Result {
     if reasons.is_empty() {
         return Ok(());
     }
-    let mut reasons: Vec<_> = reasons.into_iter().collect();
-    reasons.sort_by_key(|(_, models)| usize::MAX - models.len());
-    writeln!(
-        out,
-        "<h2>What stands in the way</h2>\n<div class=\"wide\"><table><thead><tr><th class=\"n\">models</th>"
-    )?;
-    writeln!(out, "<th>code</th><th>operator or reason</th><th>first</th></tr></thead><tbody>")?;
-    for ((code, operator, reason), models) in &reasons {
+    writeln!(out, "<h2>What stands in the way</h2>\n<div class=\"wide\"><table id=\"reasons\"><thead><tr>")?;
+    writeln!(out, "<th>models</th><th>code</th><th>first</th></tr></thead><tbody>")?;
+    for Reason { code, text, models, .. } in reasons {
         let first = models[0];
-        let (class, count) = (entries[first].class(), models.len());
-        write!(
-            out,
-            "<tr><td class=\"n\">{count}</td><td class=\"code {class}\">{}</td><td class=\"message\">",
-            Plain(code)
-        )?;
-        match operator.is_empty() {
-            true => write!(out, "{}", Plain(reason))?,
-            false => write!(out, "<code>{}</code>", Plain(operator))?,
-        }
-        let name = path(&entries[first].line.model);
-        writeln!(out, "</td><td class=\"name\"><a href=\"#m{first}\"><bdi>{name}</bdi></a></td></tr>")?;
+        let (class, name) = (entries[first].class(), path(&entries[first].line.model));
+        write!(out, "<tr><td class=\"message\">{}</td><td class=\"code {class}\">{}</td>", Plain(text), Plain(code))?;
+        writeln!(out, "<td class=\"name\"><a href=\"#m{first}\"><bdi>{name}</bdi></a></td></tr>")?;
     }
     writeln!(out, "</tbody></table></div>")
 }
@@ -318,64 +280,117 @@ fn section(out: &mut String, n: usize, entry: &Entry) -> fmt::Result {
     for warning in line.report["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         writeln!(out, "<p><span class=\"allowed\">warning:</span> {}</p>", Plain(warning))?;
     }
-    gradients(out, entry.checks())?;
+    gradients(out, &entry.checks())?;
+    recomputed(out, &line.report)?;
+    operators(out, line)?;
     writeln!(out, "</details>")
 }
 
-/// A model's gradients, their errors as bars on a logarithmic scale.
-fn gradients(out: &mut String, checks: &[Value]) -> fmt::Result {
+/// What is computed again in the backward pass instead of held, where the command has been given a budget of memory.
+fn recomputed(out: &mut String, report: &Value) -> fmt::Result {
+    let memory = &report["memory"];
+    let list = [&memory["recomputed"], &report["recomputed"]].into_iter().find_map(Value::as_array);
+    let Some(list) = list.filter(|list| !list.is_empty()) else { return Ok(()) };
+    let name = |value: &Value| match value {
+        Value::String(name) => name.clone(),
+        Value::Object(object) => {
+            let said = ["name", "tensor", "node", "operator"].iter().filter_map(|key| object.get(*key)?.as_str());
+            let bytes = object.get("bytes").and_then(Value::as_u64).map(size);
+            said.map(str::to_owned).chain(bytes).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    };
+    write!(out, "<p>Recomputed in the backward pass:")?;
+    for (n, value) in list.iter().take(MOST_GRADIENTS).enumerate() {
+        write!(out, "{} <code>{}</code>", if n > 0 { "," } else { "" }, Plain(&name(value)))?;
+    }
+    match list.len().saturating_sub(MOST_GRADIENTS) {
+        0 => writeln!(out, "</p>"),
+        more => writeln!(out, " and {more} more</p>"),
+    }
+}
+
+/// The operators of a model, the most frequent first; in the colour of what is missing those that no row knows.
+fn operators(out: &mut String, line: &Line) -> fmt::Result {
+    if line.operators.is_empty() {
+        return Ok(());
+    }
+    let mut operators: Vec<(&String, &u64)> = line.operators.iter().collect();
+    operators.sort_by_key(|(name, count)| (u64::MAX - **count, (*name).clone()));
+    write!(out, "<p>Operators: ")?;
+    for (n, (name, count)) in operators.into_iter().enumerate() {
+        let (domain, op) = name.rsplit_once('.').unwrap_or(("", name));
+        let class =
+            if rules::newest(domain, op).is_some() { "" } else { " class=\"allowed\" title=\"no gradient is known\"" };
+        write!(out, "{}<code{class}>{}</code> {count}", if n > 0 { ", " } else { "" }, Plain(name))?;
+    }
+    writeln!(out, "</p>")
+}
+
+/// A number of a gradient as a bar on a logarithmic scale from `low` to `high`, powers of ten.
+fn bar(number: f64, [low, high]: [f64; 2], class: &str) -> String {
+    let width = ((number.max(1e-300).log10() - low) / (high - low) * 100.0).clamp(1.0, 100.0);
+    format!("<td class=\"bar\"><span{class} style=\"width:{width:.0}%\"></span></td>")
+}
+
+/// The scale of norms: whole powers of ten around all that are not zero.
+fn scale(norms: impl Iterator<Item = f64>) -> Option<[f64; 2]> {
+    let logs = norms.filter(|n| n.is_finite() && *n > 0.0).map(f64::log10);
+    let [low, high] = logs.fold([f64::MAX, f64::MIN], |[low, high], log| [low.min(log), high.max(log)]);
+    (low <= high).then(|| [(low - 0.01).floor(), (high + 0.01).ceil()])
+}
+
+/// A model's gradients, their norms and errors as bars on logarithmic scales.
+fn gradients(out: &mut String, checks: &[&Value]) -> fmt::Result {
     if !checks.iter().any(|g| g["x"].is_string()) {
         return Ok(());
     }
-    writeln!(out, "<div class=\"wide\"><table><thead><tr><th>x</th><th>gradient</th><th class=\"n\">error</th>")?;
-    writeln!(out, "<th>1e-16 to 1</th><th class=\"n\">bound</th><th>note</th></tr></thead><tbody>")?;
-    let mut sorted: Vec<&Value> = checks.iter().collect();
     let error = |g: &Value| if g["compared"] == true { g["error"].as_f64() } else { None };
+    let norms = scale(checks.iter().filter_map(|g| g["norm"].as_f64()));
+    let compared = checks.iter().any(|g| error(g).is_some());
+    write!(out, "<div class=\"wide\"><table><thead><tr><th>x</th><th>gradient</th>")?;
+    if let Some([low, high]) = norms {
+        write!(out, "<th class=\"n\">norm</th><th>1e{low} to 1e{high}</th>")?;
+    }
+    if compared {
+        write!(out, "<th class=\"n\">error</th><th>1e-16 to 1</th><th class=\"n\">bound</th>")?;
+    }
+    writeln!(out, "<th>note</th></tr></thead><tbody>")?;
+    let mut sorted: Vec<&Value> = checks.to_vec();
     if sorted.len() > MOST_GRADIENTS {
         sorted.sort_by(|a, b| error(b).unwrap_or(-1.0).total_cmp(&error(a).unwrap_or(-1.0)));
     }
     for g in sorted.iter().take(MOST_GRADIENTS) {
         let text = |name: &str| g[name].as_str().unwrap_or_default().to_owned();
-        let bound = g["bound"].as_f64().filter(|&b| b > 0.0);
         write!(out, "<tr><td class=\"name\"><code>{}</code></td>", Plain(&text("x")))?;
         match g["gradient"].as_str() {
             Some(name) => write!(out, "<td class=\"name\"><code>{}</code></td>", Plain(name))?,
             None => write!(out, "<td class=\"dim\">none: no y depends on it</td>")?,
         }
-        match error(g) {
-            Some(error) => {
-                let width = ((error.max(1e-300).log10() + 16.0) / 16.0 * 100.0).clamp(1.0, 100.0);
-                let over = if bound.is_some_and(|b| error > b) { " class=\"over\"" } else { "" };
-                write!(
-                    out,
-                    "<td class=\"n\">{error:.1e}</td><td class=\"bar\"><span{over} style=\"width:{width:.0}%\"></span></td>"
-                )?;
+        let none = "<td class=\"n\"></td><td class=\"bar\"></td>";
+        if let Some(scale) = norms {
+            match g["norm"].as_f64() {
+                Some(0.0) => write!(out, "<td class=\"n\">0</td><td class=\"bar\"></td>")?,
+                Some(norm) => write!(out, "<td class=\"n\">{norm:.2e}</td>{}", bar(norm, scale, ""))?,
+                None => write!(out, "{none}")?,
             }
-            None => write!(out, "<td class=\"n\"></td><td class=\"bar\"></td>")?,
         }
-        let bound = bound.map_or_else(String::new, |b| format!("{b:.0e}"));
-        writeln!(out, "<td class=\"n\">{bound}</td><td>{}</td></tr>", Plain(&text("note")))?;
+        if compared {
+            let bound = g["bound"].as_f64().filter(|&b| b > 0.0);
+            match error(g) {
+                Some(error) => {
+                    let over = if bound.is_some_and(|b| error > b) { " class=\"over\"" } else { "" };
+                    write!(out, "<td class=\"n\">{error:.1e}</td>{}", bar(error, [-16.0, 0.0], over))?;
+                }
+                None => write!(out, "{none}")?,
+            }
+            write!(out, "<td class=\"n\">{}</td>", bound.map_or_else(String::new, |b| format!("{b:.0e}")))?;
+        }
+        writeln!(out, "<td>{}</td></tr>", Plain(&text("note")))?;
     }
     writeln!(out, "</tbody></table></div>")?;
     match checks.len().saturating_sub(MOST_GRADIENTS) {
         0 => Ok(()),
         rest => writeln!(out, "<p class=\"dim\">{rest} more, of smaller errors, are in report.jsonl.</p>"),
-    }
-}
-
-fn size(bytes: u64) -> String {
-    let units = ["kB", "MB", "GB"];
-    if bytes < 1000 {
-        return format!("{bytes} B");
-    }
-    let unit = (0..3).find(|n| bytes < 1000_u64.pow(n + 2)).unwrap_or(2);
-    format!("{:.1} {}", bytes as f64 / 1000_f64.powi(unit as i32 + 1), units[unit as usize])
-}
-
-fn time(seconds: f64) -> String {
-    match seconds {
-        s if s < 120.0 => format!("{s:.1} s"),
-        s if s < 7200.0 => format!("{:.0} min", s / 60.0),
-        s => format!("{:.1} h", s / 3600.0),
     }
 }

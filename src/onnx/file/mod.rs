@@ -1,5 +1,6 @@
 //! Model files: read once into one buffer that the weights share, and written in pieces, so that a model is in memory once.
 
+mod census;
 mod check;
 mod diff;
 mod encode;
@@ -11,6 +12,7 @@ pub(crate) mod unfinished;
 mod visit;
 pub mod wire;
 
+pub use census::operators;
 pub use diff::{Difference, diff};
 pub use external::{is_inside, load_external, locations, rebase_external};
 

@@ -69,6 +69,16 @@ pub struct Field {
     pub payload: Bytes,
 }
 
+/// The fields of a message one by one, up to its end or to where it is no message any more.
+pub fn each(bytes: &Bytes) -> impl Iterator<Item = Field> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let field = (at < bytes.len()).then(|| field(bytes, at)).flatten()?;
+        at += field.whole.len();
+        Some(field)
+    })
+}
+
 /// The fields of a message, in the order in which they are written; `None` where the bytes are no message.
 pub fn fields(bytes: &Bytes) -> Option<Vec<Field>> {
     let mut fields = Vec::new();
