@@ -32,6 +32,7 @@ mod model;
 pub mod onnx;
 mod record;
 mod rules;
+mod survey;
 pub mod training;
 #[cfg(feature = "validate")]
 pub mod validate;

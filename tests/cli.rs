@@ -367,6 +367,82 @@ fn inspect_says_what_stands_in_the_way() {
     assert!(stdout(&tool(&["inspect", &model])).contains("y depends on x, w"));
 }
 
+#[test]
+fn inspect_says_what_training_does_and_what_is_shared() {
+    let graph = "g (float[N,4] x, int64[N] labels) => (float[N,4] y, float[N,4] z) <float[4,4] w = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16}, float[4] b = {0,0,0,0}, float[4] u = {1,2,3,4}, float eps = {0.5}> {
+        [one] h = Gemm(x, w, b) [two] i = Gemm(h, w, b) [half] y = Mul(i, eps) [cut] q = Round(i) [deep] z = Exp(q) [lost] l = Mul(x, u) }";
+    let (folder, model) = folder(graph);
+    let report = |more: &[&str]| {
+        let output = tool(&[&["inspect", &model, "--json"], more].concat());
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    };
+    let open = report(&[]);
+    let found = |list: &str, name: &str| {
+        let list = open[list].as_array().unwrap().iter();
+        list.clone().find(|e| e["name"] == name).unwrap_or_else(|| panic!("{open}")).clone()
+    };
+    let w = found("parameters", "w");
+    let place = serde_json::json!({ "node": "one", "operator": "Gemm", "input": 1 });
+    assert_eq!((&w["trained"], &w["place"]), (&true.into(), &place), "{w}");
+    assert_eq!(found("constants", "eps")["trained"], false);
+    assert_eq!(found("shared", "b")["places"], serde_json::json!(["one (Gemm, input 2)", "two (Gemm, input 2)"]));
+    assert_eq!((&found("shared", "b")["merged"], &found("shared", "w")["merged"]), (&true.into(), &false.into()));
+    assert_eq!(open["unused"]["nodes"], serde_json::json!(["lost"]));
+    assert_eq!(open["unused"]["initializers"], serde_json::json!(["u"]));
+    assert_eq!(open["unused"]["inputs"], serde_json::json!(["labels"]));
+    assert_eq!((&open["stops"][0]["node"], &open["stops"][0]["operator"]), (&"cut".into(), &"Round".into()), "{open}");
+    assert_eq!((&open["opsets"]["ai.onnx"], &open["memory"]["open"][0]), (&17.into(), &"N".into()));
+    let memory = report(&["--dim", "N=100"])["memory"].clone();
+    // What goes in, and two tensors of 100 by 4 at a time at least; the weights, and AdamW's two states of the 20 numbers trained.
+    assert!(memory["forward"].as_u64().unwrap() >= 3 * 100 * 4 * 4, "{memory}");
+    assert!(memory["backward"].as_u64().unwrap() >= memory["forward"].as_u64().unwrap(), "{memory}");
+    assert_eq!((&memory["gradients"], &memory["weights"]), (&80.into(), &100.into()), "{memory}");
+    assert_eq!(memory["optimizers"], serde_json::json!([["momentum", 80], ["adamw", 160]]));
+    let text = stdout(&tool(&["inspect", &model, "--dim", "N=100"]));
+    for expected in ["unused nodes: lost", "'b' stands in 2 places", "state of adamw 160 B", "not trained"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(error(&tool(&["inspect", &model, "--dim", "n=1"])).contains("did you mean 'N'?"));
+    let page = folder.path().join("page.html").display().to_string();
+    assert!(tool(&["inspect", &model, "--html", &page]).status.success());
+    assert!(error(&tool(&["inspect", &model, "--html", &page])).contains("--force"));
+    let text = std::fs::read_to_string(&page).unwrap();
+    assert!(text.contains("<svg") && text.contains("gradient stops here") && !text.contains("http://"), "{text}");
+}
+
+#[test]
+fn a_table_that_is_empty_is_not_printed() {
+    let (_folder, model) = folder(SQUARE);
+    let text = stdout(&tool(&["inspect", &model]));
+    assert!(!text.contains("constants") && !text.contains("parameters"), "{text}");
+}
+
+#[test]
+fn the_picture_of_a_large_graph_is_of_layers() {
+    let mut graph = "g (float[1,4] x) => (float[1,4] y) <float[4,4] \"<w>\" = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16}> { h0 = Exp(x) ".to_owned();
+    let layers = 250;
+    for n in 0..layers {
+        graph += &format!("m{n} = MatMul(h{n}, \"<w>\") r{n} = Relu(m{n}) ");
+        for k in 0..5 {
+            let from = if k == 0 { format!("r{n}") } else { format!("t{n}_{}", k - 1) };
+            graph += &format!("t{n}_{k} = Tanh({from}) ");
+        }
+        graph += &format!("h{} = Add(t{n}_4, h{n}) ", n + 1);
+    }
+    graph += &format!("y = Identity(h{layers}) }}");
+    let (folder, model) = folder(&graph);
+    let page = folder.path().join("page.html").display().to_string();
+    let output = tool(&["inspect", &model, "--html", &page]);
+    assert!(output.status.success(), "{output:?}");
+    let text = std::fs::read_to_string(&page).unwrap();
+    let boxes = text.matches("<rect class=\"box\"").count();
+    // Each layer, what stands before the first one, the input and the output.
+    assert_eq!(boxes, layers + 3);
+    assert_eq!(text.matches("<details id=\"g").count(), layers + 1);
+    assert!(text.contains("Tanh ×5") && text.contains("2002 nodes in 251 boxes"), "{}", &text[..3000]);
+    assert!(!text.contains("<w>"), "names are no markup");
+}
+
 /// With --json whatever fails is one object on stdout.
 #[test]
 fn failures_are_objects_with_codes() {
@@ -572,10 +648,107 @@ fn a_batch_leaves_a_page_that_no_name_breaks() {
     let escaped =
         if cfg!(unix) { "&lt;script&gt;alert(1)&lt;\\u{202e}&#39;&amp;&quot;.onnx" } else { "&amp;&#39;.onnx" };
     assert!(page.contains(escaped), "{page}");
-    let reason = "<tr><td class=\"n\">2</td><td class=\"code bad\">unsupported-operator</td>\
-                  <td class=\"message\"><code>com.own.Odd</code></td>";
+    let reason = "<tr><td class=\"message\">2 need a gradient of com.own.Odd</td>\
+                  <td class=\"code bad\">unsupported-operator</td>";
     assert!(page.contains(reason), "{page}");
     assert_eq!(page.matches("<details id=").count(), 4);
+}
+
+#[test]
+fn models_of_a_batch_have_options_of_their_own() {
+    let folder = TempDir::new().unwrap();
+    let save = |name: &str, graph: &str| {
+        let proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
+        Model::from(proto).write(&folder.path().join(name), true).unwrap();
+    };
+    save("bert.v1.onnx", "g (float[2] x, float[2] w) => (float[2] y, float[2] z) { y = Mul(x, w) z = Mul(w, w) }");
+    save("bert-2.onnx", "g (float[2] x, float[2] w) => (float[2] y) { y = Mul(x, w) }");
+    let list = folder.path().join("list.txt");
+    std::fs::write(&list, "bert.v1.onnx\nbert-2.onnx\n").unwrap();
+    let settings = folder.path().join("list.toml");
+    let out = folder.path().join("out");
+    let (from, to) = (list.display().to_string(), out.display().to_string());
+    let run = |text: &str| {
+        std::fs::write(&settings, text).unwrap();
+        let batch = ["batch", &from, "-o", &to, "--resume", "--json", "--"];
+        let output = tool(&[&batch[..], &["grad", "--xs", "x", "w", "--no-validate"]].concat());
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    };
+    let report = run(
+        "[\"bert*\"]\nys = [\"y\"]\n\n# only w\n[\"bert.v1\"]\nys = \"z\"\nxs = [\"w\"]\nname = 'own'\n[no]\ninputs = true\n",
+    );
+    assert_eq!((&report["failed"], &report["resumed"]), (&0.into(), &0.into()), "{report}");
+    let warning = report["warnings"][0].as_str().unwrap();
+    assert!(warning.ends_with("list.toml: line 9: 'no' matches no model"), "{warning}");
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("matches no model"), "{page}");
+    let lines = batch_report(&out);
+    let gradients = |n: usize| lines[n].2["report"]["gradients"].clone();
+    assert_eq!(gradients(0), serde_json::json!([{ "x": "w", "gradient": "own/w" }]));
+    assert_eq!(gradients(1).as_array().unwrap().len(), 2);
+    assert_eq!(lines[1].2["command"], serde_json::json!(["grad", "--xs", "x", "w", "--no-validate", "--ys=y"]));
+    assert_eq!(lines[0].2["operators"], serde_json::json!({ "Mul": 2 }));
+    // Who gets other options is done again, and nobody else.
+    let report = run("[\"bert*\"]\nys = [\"y\"]\n\n[\"bert.v1\"]\nys = \"z\"\n");
+    assert_eq!((&report["failed"], &report["resumed"]), (&0.into(), &1.into()), "{report}");
+    for (text, expected) in [
+        (
+            "[\"a\"]\n\nonly_gradient = true\n",
+            "line 3: 'only_gradient': grad has no such option; did you mean 'only-gradients'?",
+        ),
+        ("[\"a\"]\nname = ['a', 'b']\n", "line 2: 'name': it has one value"),
+        ("[\"a\"]\ninputs = 3\n", "line 2: 'inputs': it is true or false"),
+        ("[\"a\"]\noutput = 'o'\n", "line 2: 'output': a batch says this itself"),
+        ("\n[a.onnx]\nys = 'y'\n", "a name with a point in it is quoted: [\"a.onnx\"]"),
+        ("ys = 'y'\n", "line 1: 'ys' stands outside of a model"),
+        ("[\"a\"]\nys = \n", "line 2: "),
+        ("[\"a\"]\naggregation-method = 'none'\n", "line 2: 'aggregation-method': invalid value 'none'"),
+    ] {
+        let report = run(text);
+        assert_eq!(report["code"], "invalid-data", "{report}");
+        let message = report["message"].as_str().unwrap();
+        assert!(message.contains("list.toml: ") && message.contains(expected), "{expected}: {message}");
+    }
+    // Files stand beside the settings, and what they hold counts.
+    let seed = folder.path().join("seed.npy");
+    let write = |n: f32| {
+        let tensor = onnx_gradients::onnx::TensorProto::from_float32(&[2], &[n, n]);
+        onnx_gradients::onnx::npy::write_npy(&tensor, &seed, true).unwrap();
+    };
+    write(1.0);
+    let text = "[\"bert-2\"]\ngrad-ys = 'file:seed.npy'\n";
+    let first = run(text);
+    assert_eq!(first["failed"], 0, "{first}");
+    assert_eq!(run(text)["resumed"], 2);
+    write(2.0);
+    assert_eq!(run(text)["resumed"], 1);
+}
+
+#[test]
+fn a_model_is_printed_as_text() {
+    let (_folder, model) = folder(
+        "g (float[20] x) => (float[20] y) <float[20] w = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}> { y = Mul(x, w) }",
+    );
+    let short = stdout(&tool(&["print", &model]));
+    assert!(short.contains("y = Mul (x, w)") && short.contains("..."), "{short}");
+    let whole = stdout(&tool(&["print", &model, "--whole"]));
+    assert_eq!(text::parse(&whole).unwrap(), Model::load(&model).unwrap().proto);
+    let object: Value = serde_json::from_str(&stdout(&tool(&["print", &model, "--json"]))).unwrap();
+    assert_eq!(object["text"], short);
+}
+
+#[test]
+fn params_and_inputs_are_what_there_is_of_both() {
+    let (folder, model) = folder("g (float[2] x) => (float[2] y) { y = Mul(x, x) }");
+    let grad = |xs: &[&str]| {
+        let out = out(&folder);
+        let output = tool(&[&["grad", &model, "-o", &out, "--no-validate", "--json", "--force"], xs].concat());
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    };
+    let both = grad(&["--params", "--inputs"]);
+    assert_eq!(both["gradients"][0]["x"], "x", "{both}");
+    assert!(both["warnings"][0].as_str().unwrap().contains("--params finds no weight"), "{both}");
+    assert_eq!(grad(&["--params"])["code"], "unsupported");
 }
 
 #[test]
@@ -625,6 +798,10 @@ fn a_batch_says_what_is_better_or_worse() {
     assert!(page.contains("unsupported-operator (com.own.Odd), was ok"), "{page}");
     let text = stdout(&run(&["--compare", &report]));
     assert!(text.contains("since the earlier report: nothing has changed\n"), "{text}");
+    let another = ["batch", &from, "-o", &to, "--force", "--json", "--compare", &report, "--", "inspect"];
+    let object: Value = serde_json::from_str(&stdout(&tool(&another))).unwrap();
+    let warning = object["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("another command: 'inspect' was 'grad --xs x --no-validate'"), "{object}");
     std::fs::write(folder.path().join("none.jsonl"), "{}\n").unwrap();
     let none = folder.path().join("none.jsonl").display().to_string();
     let output = run(&["--compare", &none, "--json"]);

@@ -15,7 +15,7 @@ mod loss_model;
 mod losses;
 mod manifest;
 mod metrics;
-mod modes;
+pub(crate) mod modes;
 mod optimizers;
 mod parameters;
 mod plan;
