@@ -28,7 +28,7 @@ fn slope<'g>(activation: &str, parameters: &[f64], y: Expr<'g>, dy: Expr<'g>) ->
     Ok(match activation {
         "" => dy,
         "Relu" => dy.where_(y.above(0.0)),
-        "LeakyRelu" => y.above(0.0).select(dy, alpha()? * dy),
+        "LeakyRelu" => dy * y.above(0.0).choose(1.0, alpha()?, y),
         "Elu" => y.below(0.0).select(dy * (y + alpha()?), dy),
         "Celu" => y.below(0.0).select(dy * (y / alpha()? + 1.0), dy),
         "Selu" => {

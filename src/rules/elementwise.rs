@@ -245,7 +245,7 @@ fn one_minus_square(x: Expr<'_>) -> Expr<'_> {
 
 fn leaky_relu<'g>(c: &Call<'g>) -> Expr<'g> {
     let (x, dy, alpha) = (c.x(), c.dy(), c.float("alpha", 0.01));
-    x.above(0.0).select(dy, alpha * dy)
+    dy * x.above(0.0).choose(1.0, alpha, x)
 }
 
 fn elu<'g>(c: &Call<'g>) -> Expr<'g> {
