@@ -115,3 +115,46 @@ fn every_convention_is_documented() {
     let missing: Vec<&&str> = NAMES.iter().filter(|name| !text.contains(&format!("| `{name}` |"))).collect();
     assert!(missing.is_empty(), "docs/conventions.md does not mention {missing:?}");
 }
+
+/// Large pools are written in another form than small ones, and than those that put out where their maxima lie.
+#[test]
+fn the_first_of_equals_gets_all_in_large_pools_too() {
+    let pools: &[(&[i64], &[i64], &str)] = &[
+        (&[210, 208], &[106, 104], "kernel_shape = [3, 2], strides = [2, 2], pads = [2, 0, 1, 1]"),
+        (&[56, 52], &[56, 52], "kernel_shape = [5, 5], pads = [2, 2, 2, 2]"),
+        (&[260, 256], &[130, 128], "kernel_shape = [2, 2], strides = [2, 2]"),
+        (&[220, 201], &[74, 100], "kernel_shape = [3, 3], strides = [3, 2], ceil_mode = 1"),
+        (&[120, 200], &[118, 99], "kernel_shape = [2, 3], strides = [1, 2], dilations = [2, 1]"),
+        (&[70001], &[35000], "kernel_shape = [3], strides = [2]"),
+        (&[400, 401], &[133, 134], "kernel_shape = [2, 2], strides = [3, 3], pads = [0, 1, 0, 0]"),
+        (&[28, 30, 32], &[13, 14, 15], "kernel_shape = [3, 3, 3], strides = [2, 2, 2]"),
+    ];
+    for (image, windows, attributes) in pools {
+        let numbers = |sizes: &[i64]| sizes.iter().product::<i64>();
+        let shape = |sizes: &[i64]| sizes.iter().map(|n| format!(",{n}")).collect::<String>();
+        // Few values, so that most windows hold equals.
+        let tensor = |sizes: &[i64], below: i64| {
+            let values = (0..numbers(sizes)).map(|i| ((i * 7919 + i * i % 31) % below) as f64).collect::<Vec<_>>();
+            TensorProto::from_floats(ElementType::Float, &[&[1, 1], sizes].concat(), &values).unwrap()
+        };
+        let inputs = [("x".to_owned(), tensor(image, 3)), ("w".to_owned(), tensor(windows, 1009))];
+        let gradient = |places: &str, output: &str| {
+            let (image, windows) = (shape(image), shape(windows));
+            let graph = format!(
+                "<ir_version: 8, opset_import: [\"\": 18]>
+                 g (float[1,1{image}] x, float[1,1{windows}] w) => (float[1,1{windows}] z{output})
+                 {{ y{places} = MaxPool<{attributes}>(x) z = Mul(y, w) }}"
+            );
+            let model: Model = text::parse(&graph).unwrap().into();
+            let output = Gradients::new(["z"], ["x"]).build(&model).unwrap();
+            let nodes = &output.model.proto.graph.as_ref().unwrap().node;
+            let scatters = nodes.iter().any(|node| node.op_type() == "ScatterElements");
+            let name = output.gradients[0].name.clone().unwrap();
+            (run(&output.model.proto, &inputs.iter().cloned().collect()).unwrap()[&name].floats().unwrap(), scatters)
+        };
+        let (found, by_places) = gradient("", "");
+        let (expected, by_indices) = gradient(", i", &format!(", int64[1,1{}] i", shape(windows)));
+        assert!(!by_places && by_indices, "{attributes}: both are written in one form");
+        assert!(found == expected, "{attributes}");
+    }
+}

@@ -158,6 +158,11 @@ impl<'g> Unit<'_, 'g> {
         x.split(2, &vec![self.hidden; parts])
     }
 
+    /// What multiplies a step's rows with a matrix that is the same in all steps.
+    fn multiplies(&self, matrix: Expr<'g>) -> impl Fn(Expr<'g>) -> Expr<'g> {
+        matrix.multiplies(self.before.known_dim(1))
+    }
+
     /// A factor of what a step gives, which is none behind the end of a sequence.
     fn factor(&self, x: Expr<'g>) -> Expr<'g> {
         self.valid.map_or(x, |valid| x * valid)
@@ -191,9 +196,10 @@ impl<'g> Unit<'_, 'g> {
 /// `H = f(A)` with `A = X Wᵀ + H₋ Rᵀ + b`, where H₋ is H of the step before: dA = dH f', dH₋ = dA R.
 fn rnn<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
     let [_, slope] = u.local(0, u.gates + u.before.matmul(u.recurrent.transposed()))?;
+    let to_states = u.multiplies(u.recurrent);
     let (states, stacked) = u.back(&[u.factor(slope)], |d, now| {
         let gates = d[0] * now[0];
-        (vec![gates.matmul(u.recurrent)], vec![gates])
+        (vec![to_states(gates)], vec![gates])
     })?;
     let gates = only(stacked)?;
     Ok(Adjoint { gates, recurrent: vec![[gates, u.before]], recurrent_bias: None, peepholes: None, states })
@@ -212,9 +218,10 @@ fn gru<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
         let to_n = u.factor((1.0 - z) * n_slope);
         let to_zr = [u.factor((u.before - n) * z_slope), to_n * (q * r_slope)];
         let to_products = Expr::concat(&[to_zr[0], to_zr[1], to_n * r], 2);
+        let to_states = u.multiplies(u.recurrent);
         let (states, stacked) = u.back(&[to_products, u.factor(z)], |d, now| {
             let products = Expr::concat(&[d[0], d[0], d[0]], 1) * now[0];
-            (vec![products.matmul(u.recurrent) + d[0] * now[1]], vec![d[0], products])
+            (vec![to_states(products) + d[0] * now[1]], vec![d[0], products])
         })?;
         let (dh, products) = halves(stacked)?;
         let gates = Expr::concat(&[products.narrow(2, 0, 2 * u.hidden), dh * to_n], 2);
@@ -228,11 +235,12 @@ fn gru<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
     let [n, n_slope] = u.local(1, x[2] + reset.matmul(of_candidate.transposed()))?;
     let (to_n, to_z) = (u.factor((1.0 - z) * n_slope), u.factor((u.before - n) * z_slope));
     let along = [to_n, to_z, u.factor(u.before * r_slope), u.factor(r), u.factor(z)];
+    let (to_states, to_reset) = (u.multiplies(of_gates), u.multiplies(of_candidate));
     let (states, stacked) = u.back(&along, |d, now| {
         let n = d[0] * now[0];
-        let reset = n.matmul(of_candidate);
+        let reset = to_reset(n);
         let gates = Expr::concat(&[d[0] * now[1], reset * now[2]], 1);
-        (vec![gates.matmul(of_gates) + reset * now[3] + d[0] * now[4]], vec![gates, n])
+        (vec![to_states(gates) + reset * now[3] + d[0] * now[4]], vec![gates, n])
     })?;
     let (gates, n) = halves(stacked)?;
     let recurrent = vec![[gates, u.before], [n, reset]];
@@ -293,10 +301,11 @@ fn lstm<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
         (to_cell, on) = (to_cell + p_o * to_o, on + p_i * to_i + p_f * to_f);
     }
     let to_gates = Expr::concat(&[to_i, to_o, to_f, to_g], 2);
+    let to_states = u.multiplies(u.recurrent);
     let (states, stacked) = u.back(&[to_gates, to_cell, on], |d, now| {
         let (dh, dc) = (d[0], d[1] + d[0] * now[1]);
         let gates = Expr::concat(&[dc, dh, dc, dc], 1) * now[0];
-        (vec![gates.matmul(u.recurrent), dc * now[2]], vec![gates])
+        (vec![to_states(gates), dc * now[2]], vec![gates])
     })?;
     let gates = only(stacked)?;
     let peepholes = u.peepholes.map(|_| {

@@ -7,7 +7,7 @@
 pub mod facts;
 
 use super::Call;
-use crate::expr::{ConvLike, Expr};
+use crate::expr::{ConvLike, Expr, Pool};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
@@ -17,8 +17,20 @@ const MAX_TAPS: usize = 64;
 /// Up to so many taps a product for each is faster than a convolution with batch and channels exchanged.
 const FEW_TAPS: usize = 9;
 
+/// Rows of up to so many elements are short: what is done for each of them takes longer than what is done to them.
+const NARROW: i64 = 40;
+
+/// An image of so many elements is copied in less time than a node takes.
+const FEW_ELEMENTS: i64 = 4096;
+
+/// From so many windows an image on, a product of elements for each of many taps is faster than a convolution.
+const MANY_WINDOWS: i64 = 36;
+
 /// Up to so many windows an image, those of all images are multiplied at once.
 const FEW_WINDOWS: i64 = 8;
+
+/// A pool that looks at fewer elements in all is one node, whatever that takes.
+const LARGE_POOL: i64 = 1 << 16;
 
 /// Windows on an image.
 pub struct Window<'g> {
@@ -231,6 +243,12 @@ impl<'g> Window<'g> {
         {
             return spread;
         }
+        if group == 1
+            && dense
+            && let Some(spread) = self.spread_by_convolution(windows, weights)
+        {
+            return spread;
+        }
         match (self.begin.ints(), end.ints(), self.end.ints()) {
             (Some(begin), Some(end), _) => {
                 let pads = begin.into_iter().chain(end.iter().map(|&e| e.max(0))).collect();
@@ -278,6 +296,26 @@ impl<'g> Window<'g> {
             let ends: Vec<i64> = end.iter().map(|&e| if e == 0 { i64::MAX } else { -e }).collect();
             Ok(whole.slice(&self.axes(), &begin, &ends, &vec![1; self.rank]).move_axis(1, 0))
         }))
+    }
+
+    /// [`Window::spread`] in single steps as a convolution with the weights turned around and their channels exchanged:
+    /// faster than ConvTranspose where there are more channels in the image than in the windows, and so many windows
+    /// that turning the weights does not count.
+    fn spread_by_convolution(&self, windows: Expr<'g>, weights: Expr<'g>) -> Option<Expr<'g>> {
+        let b = windows.builder();
+        let reach: Vec<i64> = self.kernel.as_ref()?.iter().zip(&self.dilations).map(|(k, d)| (k - 1) * d).collect();
+        let around = |pads: Vec<i64>| -> Vec<i64> { reach.iter().zip(pads).map(|(r, p)| r - p).collect() };
+        let pads = [around(self.begin.ints()?), around(self.end.ints()?)].concat();
+        let [outputs, channels] = [weights.known_dim(0)?, weights.known_dim(1)?];
+        let places = self.axes().iter().try_fold(1i64, |n, &a| n.checked_mul(windows.known_dim(a)?))?;
+        let places = places.saturating_mul(windows.known_dim(0).unwrap_or(1));
+        let pays = outputs <= channels && places >= outputs.saturating_mul(16);
+        if !pays || self.taps()? == 1 || pads.iter().any(|&p| p < 0) || !b.slices_in_steps() {
+            return None;
+        }
+        let (last, first, back) = (vec![-1; self.rank], vec![i64::MIN; self.rank], vec![-1; self.rank]);
+        let turned = weights.move_axis(1, 0).slice(&self.axes(), &last, &first, &back);
+        Some(windows.conv(turned, &ConvLike { strides: vec![1; self.rank], ..self.like(pads, 1) }))
     }
 
     /// The convolution: for each window the sum of the products of its elements and the weights.
@@ -330,11 +368,22 @@ impl<'g> Window<'g> {
             return Ok(vec![padded]);
         }
         // Ends count from the back: they are the same for every size.
-        let slice = |tap: Vec<i64>| {
-            let starts: Vec<i64> = tap.iter().zip(&self.dilations).map(|(t, d)| t * d).collect();
-            let rest = tap.iter().zip(kernel).zip(&self.dilations).map(|((t, k), d)| (k - 1 - t) * d);
+        let slice = |part: Expr<'g>, tap: &[i64], axes: std::ops::Range<usize>| {
+            let steps = || tap.iter().zip(&self.dilations);
+            let starts: Vec<i64> = steps().map(|(t, d)| t * d).collect();
+            let rest = steps().zip(kernel).map(|((t, d), k)| (k - 1 - t) * d);
             let ends: Vec<i64> = rest.map(|r| if r == 0 { i64::MAX } else { -r }).collect();
-            padded.slice(&axes, &starts, &ends, &self.strides)
+            let along: Vec<usize> = axes.clone().map(|a| lead + a).collect();
+            part.slice(&along, &starts[axes.clone()], &ends[axes.clone()], &self.strides[axes])
+        };
+        // Rows are copied one by one; where they are short, all that taps of one column meet is cut out first, of which
+        // whole rows are then neighbours.
+        let last = self.rank - 1;
+        let narrow = padded.known_dim(lead + last).is_some_and(|width| width <= NARROW);
+        let many = padded.fact().element_count().is_none_or(|n| n > FEW_ELEMENTS);
+        let slice = |tap: Vec<i64>| match narrow && many && last > 0 {
+            true => slice(slice(padded, &tap, last..self.rank), &tap, 0..last),
+            false => slice(padded, &tap, 0..self.rank),
         };
         Ok(places(kernel).into_iter().map(slice).collect())
     }
@@ -361,6 +410,62 @@ impl<'g> Window<'g> {
         Ok(self.spread(patches, self.one_hot(patches)?, 1))
     }
 
+    /// What the largest of each window is the transpose of: each window's number in the place of the first of its
+    /// largest elements, axis by axis. Pools that only tell the largest are twenty times as fast as those that tell its
+    /// place, too, and comparisons are fast. `None` where images are so small that one slow node is faster than many,
+    /// and where their sizes are not known.
+    ///
+    /// # Errors
+    /// The kernel's sizes, or the rank, are not known.
+    pub fn unpool(&self, image: Expr<'g>, largest: Expr<'g>, windows: Expr<'g>) -> Result<Option<Expr<'g>>> {
+        let kernel = self.kernel()?;
+        let known = |i: usize| largest.known_dim(i).unwrap_or(1);
+        let work = kernel.iter().copied().chain((0..largest.rank()?).map(known)).fold(1, i64::saturating_mul);
+        let exact = matches!(image.fact().element, Some(ElementType::Float | ElementType::Double));
+        let axes = (0..self.rank).map(|axis| self.line(axis)).collect::<Option<Vec<_>>>();
+        let few = |lines: &Vec<Line>| lines.iter().all(|line| line.taps.max(line.stride) <= MAX_TAPS as i64);
+        let Some(lines) = axes.filter(|lines| exact && work >= LARGE_POOL && few(lines)) else { return Ok(None) };
+        let mut dx = windows;
+        for axis in 0..self.rank {
+            // The largest along the axes behind this one, and along this one, too.
+            let [before, after] = [axis + 1, axis].map(|first| match first {
+                0 => largest,
+                _ if first == self.rank => image,
+                _ => image.largest(&self.pool_behind(first, &lines)),
+            });
+            dx = lines[axis].unpool(before, after, dx, axis + 2)?;
+        }
+        Ok(Some(dx))
+    }
+
+    /// The windows along one axis, where all of its sizes are known.
+    fn line(&self, axis: usize) -> Option<Line> {
+        let at = |list: Expr<'g>| list.ints()?.get(axis).copied();
+        let (stride, dilation) = self.steps(axis);
+        let (taps, size, count, begin) =
+            (*self.kernel.as_ref()?.get(axis)?, at(self.image)?, at(self.count)?, at(self.begin)?);
+        let reach = (count - 1) * stride + (taps - 1) * dilation + 1;
+        let line = Line { taps, stride, dilation, size, count, begin, reach };
+        // Engines refuse pools whose windows may lie in the padding alone.
+        let sound = size > 0 && count > 0 && (0..taps).contains(&begin) && line.end() < taps;
+        sound.then_some(line)
+    }
+
+    /// The pool over windows along the axes from `first` on alone.
+    fn pool_behind(&self, first: usize, lines: &[Line]) -> Pool {
+        let list = |of: fn(&Line) -> i64, none: i64| -> Vec<i64> {
+            lines.iter().enumerate().map(|(axis, line)| if axis < first { none } else { of(line) }).collect()
+        };
+        Pool {
+            kernel: list(|l| l.taps, 1),
+            strides: Some(list(|l| l.stride, 1)),
+            dilations: lines.iter().any(|l| l.dilation != 1).then(|| list(|l| l.dilation, 1)),
+            pads: Some([list(|l| l.begin, 0), list(Line::end, 0)].concat()),
+            auto_pad: "NOTSET".into(),
+            ceil_mode: false,
+        }
+    }
+
     /// Weights of which each looks at one tap: `[taps, 1, K...]`.
     fn one_hot(&self, like: Expr<'g>) -> Result<Expr<'g>> {
         let taps = self.taps().filter(|&t| t <= 1024).context(
@@ -381,10 +486,16 @@ impl<'g> Window<'g> {
         };
         let channels = weights.known_dim(1);
         let depthwise = group > 1 && channels == Some(1) && weights.known_dim(0) == Some(group);
+        let sides = self.axes().into_iter().map(|a| windows.known_dim(a));
+        let sides = sides.collect::<Option<Vec<_>>>().unwrap_or_default();
+        let narrow =
+            sides.last().is_some_and(|&width| width <= NARROW) && sides.iter().product::<i64>() >= MANY_WINDOWS;
         // Under large windows an image of colours has many taps for each of few channels.
         let colours = group == 1 && channels.is_some_and(|c| c <= 4) && taps > FEW_TAPS;
         b.attempt(|| match group {
-            _ if depthwise && dense && taps <= FEW_TAPS => self.weights_by_channels(image, windows, weights),
+            _ if depthwise && dense && (taps <= FEW_TAPS || narrow) => {
+                self.weights_by_channels(image, windows, weights)
+            }
             _ if depthwise || colours => Ok(self.weights_by_convolution(image, windows, weights, group)),
             1 => self.weights_by_taps(image, windows, weights),
             _ => self.weights_by_groups(image, windows, weights, group, taps as i64),
@@ -547,6 +658,72 @@ impl<'g> Window<'g> {
         let kernel = [&[1, 1], self.kernel()?].concat();
         let ones = b.full(b.ints(&kernel), 1.0, windows.element()?);
         Ok(self.spread(self.one_channel(windows), ones, 1).reshape_like(image))
+    }
+}
+
+/// Windows along one axis, all numbers known.
+struct Line {
+    taps: i64,
+    stride: i64,
+    dilation: i64,
+    size: i64,
+    count: i64,
+    begin: i64,
+    reach: i64,
+}
+
+impl Line {
+    /// How far windows reach beyond the end.
+    fn end(&self) -> i64 {
+        (self.reach - self.size - self.begin).max(0)
+    }
+
+    /// The tensor along the axis with what windows reach into, a part for each remainder that places have when they
+    /// are divided by the stride: what a tap meets in window after window lies side by side in one of them.
+    fn phases<'g>(&self, e: Expr<'g>, axis: usize, value: f64) -> Result<Vec<Expr<'g>>> {
+        let (b, rank) = (e.builder(), e.rank()?);
+        let at = |n: i64| (0..rank).map(move |a| if a == axis { n } else { 0 });
+        let pads: Vec<i64> = at(self.begin).chain(at(self.end())).collect();
+        let padded = e.pad(b.ints(&pads), Some(e.like(value)));
+        let phase = |first: i64| match self.stride {
+            1 => padded,
+            _ => padded.slice(&[axis], &[first], &[i64::MAX], &[self.stride]),
+        };
+        Ok((0..self.stride).map(phase).collect())
+    }
+
+    /// Each window's number where the first of its elements that equals its largest one is, added up.
+    fn unpool<'g>(&self, image: Expr<'g>, largest: Expr<'g>, windows: Expr<'g>, axis: usize) -> Result<Expr<'g>> {
+        let b = image.builder();
+        let phases = self.phases(image, axis, lowest(image)?)?;
+        let length = (self.reach + self.stride - 1) / self.stride;
+        let mut laid: Vec<Vec<Expr<'g>>> = phases.iter().map(|_| Vec::new()).collect();
+        let mut taken: Option<Expr<'g>> = None;
+        for tap in 0..self.taps {
+            let (phase, first) = ((tap * self.dilation % self.stride) as usize, tap * self.dilation / self.stride);
+            let hit = phases[phase].narrow(axis, first, first + self.count).equal(largest);
+            let here = taken.map_or(hit, |taken| hit.and(taken.logical_not()));
+            taken = Some(taken.map_or(hit, |taken| taken.or(hit)));
+            let rest = b.ints(&[length - first - self.count]);
+            laid[phase].push(windows.where_(here).pad_axis(axis, b.ints(&[first]), rest));
+        }
+        let nothing = || Ok(b.full(windows.shape_with(axis, b.ints(&[length])), 0.0, windows.element()?));
+        let sum = |parts: &Vec<Expr<'g>>| match parts[..] {
+            [] => nothing(),
+            [only] => Ok(only),
+            _ => Ok(Expr::add_n(parts)),
+        };
+        let sums = laid.iter().map(sum).collect::<Result<Vec<_>>>()?;
+        let whole = match sums[..] {
+            [only] => only,
+            _ => {
+                let sides: Vec<_> = sums.iter().map(|e| e.unsqueeze(&[axis + 1])).collect();
+                Expr::concat(&sides, axis + 1).reshape(windows.shape_with(axis, b.ints(&[length * self.stride])))
+            }
+        };
+        let inside = whole.narrow(axis, self.begin, (self.begin + self.size).min(length * self.stride));
+        let missing = self.begin + self.size - length * self.stride;
+        Ok(inside.pad_axis(axis, b.ints(&[0]), b.ints(&[missing.max(0)])))
     }
 }
 

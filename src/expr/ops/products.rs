@@ -5,10 +5,28 @@ use crate::graph::Origin;
 use crate::onnx::attribute::{float, floats, int, ints, string};
 use crate::onnx::{AttributeProto, ElementType};
 
+/// A matrix of so many elements is large next to [`FEW_ROWS`].
+const LARGE_MATRIX: i64 = 1 << 19;
+
+/// Fewer rows are multiplied without laying out anything, more of them take longer than that.
+const FEW_ROWS: std::ops::RangeInclusive<i64> = 8..=64;
+
 impl<'g> Expr<'g> {
     /// The matrix product over the last two dimensions, as numpy's matmul.
     pub fn matmul(self, other: Expr<'g>) -> Expr<'g> {
         self.builder.emit("MatMul", &[Some(self), Some(other)], vec![])
+    }
+
+    /// The product of rows, `count` at a time where that is known, with this matrix, which is the same in all steps of a
+    /// loop. Of few rows and a large matrix most of the time is spent on laying out the right factor, so here the rows
+    /// are that factor: `(Bᵀ Aᵀ)ᵀ`, of which Bᵀ is computed once, before the loop.
+    pub fn multiplies(self, count: Option<i64>) -> impl Fn(Expr<'g>) -> Expr<'g> {
+        let large = self.fact().element_count().is_some_and(|n| n >= LARGE_MATRIX);
+        let turned = (large && count.is_some_and(|n| FEW_ROWS.contains(&n))).then(|| self.transposed());
+        move |rows| match turned {
+            Some(turned) => turned.matmul(rows.transposed()).transposed(),
+            None => rows.matmul(self),
+        }
     }
 
     /// `α AB`, either factor transposed in its last two dimensions first. Of two matrices it is one Gemm, which
@@ -114,19 +132,15 @@ impl<'g> Expr<'g> {
         self.builder.emit("AveragePool", &[Some(self)], attributes)
     }
 
+    /// The largest element of each window.
+    pub fn largest(self, p: &Pool) -> Expr<'g> {
+        self.builder.emit("MaxPool", &[Some(self)], p.attributes())
+    }
+
     /// The largest element of each window, with its index into the whole flattened input.
     pub fn max_pool(self, p: &Pool) -> (Expr<'g>, Expr<'g>) {
-        let mut attributes = vec![ints("kernel_shape", &p.kernel)];
-        let lists = [("strides", &p.strides), ("dilations", &p.dilations), ("pads", &p.pads)];
-        attributes.extend(lists.into_iter().filter_map(|(name, list)| Some(ints(name, list.as_deref()?))));
-        if p.auto_pad != "NOTSET" {
-            attributes.push(string("auto_pad", &p.auto_pad));
-        }
-        if p.ceil_mode {
-            attributes.push(int("ceil_mode", 1));
-        }
         let outputs = self.since(8, "MaxPool with indices", || self);
-        match outputs.builder.emit_many("MaxPool", &[Some(self)], attributes, vec![], 2)[..] {
+        match outputs.builder.emit_many("MaxPool", &[Some(self)], p.attributes(), vec![], 2)[..] {
             [y, indices] => (y, indices),
             _ => (self, self),
         }
@@ -202,5 +216,20 @@ impl<'g> Expr<'g> {
                 formula(self)
             })
         })
+    }
+}
+
+impl Pool {
+    fn attributes(&self) -> Vec<AttributeProto> {
+        let lists = [("strides", &self.strides), ("dilations", &self.dilations), ("pads", &self.pads)];
+        let lists = lists.into_iter().filter_map(|(name, list)| Some(ints(name, list.as_deref()?)));
+        let mut attributes: Vec<_> = [ints("kernel_shape", &self.kernel)].into_iter().chain(lists).collect();
+        if self.auto_pad != "NOTSET" {
+            attributes.push(string("auto_pad", &self.auto_pad));
+        }
+        if self.ceil_mode {
+            attributes.push(int("ceil_mode", 1));
+        }
+        attributes
     }
 }
