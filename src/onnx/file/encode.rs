@@ -2,7 +2,7 @@
 
 use super::super::proto::{StringStringEntryProto, tensor_proto::DataLocation};
 use super::super::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
-use super::splice::{self, Content, Item};
+use super::splice::{self, Content, Item, Items};
 use super::wire;
 use bytes::Bytes;
 use prost::Message;
@@ -115,9 +115,9 @@ fn spliced<'a>(
     source: &Bytes,
     external: &mut External<'a>,
 ) -> Option<Pieces<'a>> {
-    let mut items = splice::items(&frame.encode_to_vec().into())?;
+    let mut items = Items::of(&frame.encode_to_vec().into())?;
     if let Some(graph) = &model.graph {
-        let mut fields = splice::items(&graph.frame().encode_to_vec().into())?;
+        let mut fields = Items::of(&graph.frame().encode_to_vec().into())?;
         for node in &graph.node {
             // What bodies hold may go out, and it is found out now where to.
             let content = match node.bodies().next() {

@@ -30,29 +30,47 @@ pub enum Content<'a> {
     /// A node without bodies, which is put into pieces where it is written: a model has many.
     Node(&'a NodeProto),
     /// A message by its fields.
-    Items(Vec<Item<'a>>),
+    Items(Items<'a>),
     /// A field that is written already, with its number.
-    Field(Field),
+    Field(Box<Field>),
 }
 
-/// The fields of a message that is written already.
-pub fn items<'a>(bytes: &Bytes) -> Option<Vec<Item<'a>>> {
-    let item = |field: Field| Item { tag: field.tag, content: Content::Field(field) };
-    Some(wire::fields(bytes)?.into_iter().map(item).collect())
+/// The fields that a message is to have.
+#[derive(Default)]
+pub struct Items<'a> {
+    of_tag: HashMap<u32, Vec<Option<Item<'a>>>>,
+    /// The numbers in the order in which they came.
+    order: Vec<u32>,
 }
 
-/// A message of the given fields in the place of `old`; `None` where that is no message.
-pub fn message<'a>(kind: &Message, old: &Bytes, new: Vec<Item<'a>>) -> Option<Pieces<'a>> {
-    let old = wire::fields(old)?;
-    let mut of_tag: HashMap<u32, Vec<Option<Item<'a>>>> = HashMap::new();
-    let mut order = Vec::new();
-    for item in new {
-        let list = of_tag.entry(item.tag).or_insert_with(|| {
-            order.push(item.tag);
+impl<'a> Items<'a> {
+    /// The fields of a message that is written already; `None` where the bytes are none.
+    pub fn of(bytes: &Bytes) -> Option<Self> {
+        let mut items = Items::default();
+        let item = |field: Field| Item { tag: field.tag, content: Content::Field(Box::new(field)) };
+        wire::fields(bytes)?.into_iter().map(item).for_each(|item| items.push(item));
+        Some(items)
+    }
+
+    /// One more.
+    pub fn push(&mut self, item: Item<'a>) {
+        let list = self.of_tag.entry(item.tag).or_insert_with(|| {
+            self.order.push(item.tag);
             Vec::new()
         });
         list.push(Some(item));
     }
+
+    /// All of them, those of a number behind each other.
+    fn into_all(mut self) -> impl Iterator<Item = Item<'a>> {
+        self.order.into_iter().flat_map(move |tag| self.of_tag.remove(&tag).into_iter().flatten().flatten())
+    }
+}
+
+/// A message of the given fields in the place of `old`; `None` where that is no message.
+pub fn message<'a>(kind: &Message, old: &Bytes, new: Items<'a>) -> Option<Pieces<'a>> {
+    let old = wire::fields(old)?;
+    let Items { mut of_tag, order } = new;
     // Of each field in the file the new one in its place.
     let mut places: HashMap<u32, Vec<usize>> = HashMap::new();
     old.iter().enumerate().for_each(|(i, field)| places.entry(field.tag).or_default().push(i));
@@ -222,7 +240,7 @@ fn changed<'a>(out: &mut Pieces<'a>, known: &wire::Known, old: &Field, item: Ite
                 false => write(out, Item { tag: item.tag, content: Content::Items(items) }),
             };
         }
-        Content::Field(field) => (field.whole.clone(), items(&field.payload)),
+        Content::Field(field) => (field.whole.clone(), Items::of(&field.payload)),
         Content::Node(node) => {
             let content = Content::Pieces(node_pieces(node, &mut External::default()));
             return changed(out, known, old, Item { tag: item.tag, content });
@@ -231,7 +249,7 @@ fn changed<'a>(out: &mut Pieces<'a>, known: &wire::Known, old: &Field, item: Ite
             let payload: Bytes = pieces.to_vec().into();
             let mut whole = Pieces::default();
             whole.nested(item.tag, Pieces { len: payload.len() as u64, list: vec![Piece::Raw(payload.clone())] });
-            (whole.to_vec().into(), items(&payload))
+            (whole.to_vec().into(), Items::of(&payload))
         }
     };
     match fields.and_then(|fields| message(kind, &old.payload, fields)) {
@@ -248,7 +266,7 @@ fn write<'a>(out: &mut Pieces<'a>, item: Item<'a>) {
         Content::Node(node) => out.node(item.tag, node),
         Content::Items(items) => {
             let mut pieces = Pieces::default();
-            items.into_iter().for_each(|item| write(&mut pieces, item));
+            items.into_all().for_each(|item| write(&mut pieces, item));
             out.nested(item.tag, pieces);
         }
     }
