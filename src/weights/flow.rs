@@ -104,6 +104,8 @@ pub struct Flow<'a> {
     graph: &'a Graph,
     /// The nodes of all scopes, in topological order.
     nodes: Vec<NodeId>,
+    /// The rows of their operators, by the number of the node.
+    rows: Vec<Option<&'static Rule>>,
     /// The node in whose body a scope is.
     owners: IdMap<ScopeId, NodeId>,
     /// Values that are made of constants by moving elements.
@@ -136,9 +138,15 @@ impl<'a> Flow<'a> {
             }
         }
         nodes.sort_unstable();
+        let mut rows = vec![None; graph.node_count()];
+        for &id in &nodes {
+            let node = graph.node(id);
+            rows[id.number()] = rules::find(&node.domain, &node.op_type, graph.opset(&node.domain));
+        }
         let mut flow = Flow {
             graph,
             nodes,
+            rows,
             owners,
             held: constants.into_iter().collect(),
             periodic: IdSet::default(),
@@ -166,8 +174,8 @@ impl<'a> Flow<'a> {
         self.depth_behind(self.graph.node(node))
     }
 
-    fn row(&self, node: &Node) -> Option<&'static Rule> {
-        rules::find(&node.domain, &node.op_type, self.graph.opset(&node.domain))
+    fn row(&self, id: NodeId) -> Option<&'static Rule> {
+        self.rows[id.number()]
     }
 
     /// The numbers of the inputs whose elements the first output holds.
@@ -178,7 +186,7 @@ impl<'a> Flow<'a> {
     fn find_held(&mut self) {
         for &id in &self.nodes {
             let node = self.graph.node(id);
-            let moved = Self::moved(self.row(node), node);
+            let moved = Self::moved(self.row(id), node);
             let sources = node.inputs.get(moved).unwrap_or_default();
             if !sources.is_empty() && sources.iter().flatten().all(|v| self.held.contains(v)) {
                 self.held.extend(node.outputs.iter().flatten());
@@ -207,7 +215,7 @@ impl<'a> Flow<'a> {
         let mut inside: IdMap<NodeId, usize> = IdMap::default();
         for &id in &self.nodes {
             let node = self.graph.node(id);
-            if self.is_layer(self.row(node), node) {
+            if self.is_layer(self.row(id), node) {
                 let owner = |&scope: &ScopeId| self.graph.scope(scope).parent;
                 let around = std::iter::successors(Some(node.scope), owner);
                 around.filter_map(|s| self.owners.get(&s)).for_each(|o| *inside.entry(*o).or_default() += 1);
@@ -223,7 +231,7 @@ impl<'a> Flow<'a> {
         let mut used: IdSet<ValueId> = IdSet::default();
         for id in self.nodes.clone().into_iter().rev() {
             let node = self.graph.node(id);
-            let row = self.row(node);
+            let row = self.row(id);
             let layer = self.is_layer(row, node);
             let depth = self.depth_behind(node);
             let outputs = || node.outputs.iter().flatten();
@@ -284,7 +292,7 @@ impl<'a> Flow<'a> {
             if node.scope != Graph::MAIN && entered.insert(node.scope) {
                 self.enter(node.scope);
             }
-            self.look_at(node);
+            self.look_at(id);
         }
     }
 
@@ -303,8 +311,9 @@ impl<'a> Flow<'a> {
         self.reach.get(&value).copied().unwrap_or_default()
     }
 
-    fn look_at(&mut self, node: &Node) {
-        let row = self.row(node);
+    fn look_at(&mut self, id: NodeId) {
+        let node = self.graph.node(id);
+        let row = self.row(id);
         let mut reach = node.inputs.iter().flatten().map(|v| self.reach_of(*v)).max().unwrap_or_default();
         let inner = node.bodies.iter().flat_map(|&(_, body)| &self.graph.scope(body).outputs);
         reach = inner.map(|v| self.reach_of(*v)).max().unwrap_or_default().max(reach);
@@ -366,7 +375,7 @@ impl<'a> Flow<'a> {
     fn find_roles(&mut self) {
         for id in self.nodes.clone().into_iter().rev() {
             let node = self.graph.node(id);
-            let row = self.row(node);
+            let row = self.row(id);
             let behind = node.outputs.first().copied().flatten().map(|o| self.role(o)).unwrap_or_default();
             let moved = Self::moved(row, node);
             for (i, input) in node.inputs.iter().enumerate() {
