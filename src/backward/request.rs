@@ -239,8 +239,8 @@ impl Gradients {
         let names = names_of(&loaded, &model.proto);
         let scope = free_scope(self.scope(), names.iter());
         let seed_tensors = self.seed_tensors(&selection)?;
-        let mut warnings = loaded.warnings.clone();
-        let Loaded { graph, .. } = loaded;
+        let Loaded { graph, mut warnings, names: by_name, .. } = loaded;
+        drop(by_name);
         let forward: Vec<_> = graph.scope(Graph::MAIN).nodes.clone();
         let builder = Builder::new(graph);
         let mut call = Building { builder: &builder, scope: &scope, taken: names, inputs: Vec::new() };
@@ -282,14 +282,17 @@ impl Gradients {
             let of = |(i, other): (usize, &ValueId)| other == y && matches!(self.seeds.get(i), Some(Seed::Constant(_)));
             ys.iter().enumerate().any(of)
         };
-        let kept = seeded.iter().filter(|(y, _)| constant(y)).map(|(_, seed)| seed.id()).collect();
+        let seeded: Vec<(ValueId, ValueId)> = seeded.iter().map(|(y, seed)| (*y, seed.id())).collect();
+        let kept = seeded.iter().filter(|(y, _)| constant(y)).map(|(_, seed)| *seed).collect();
         let request = Request { name: scope.clone(), inputs, outputs: distinct, kept, colocate: self.colocate };
         let proto = &mut model.proto;
-        let written = write::write(&builder.graph(), proto, &request, taken)?;
+        // What the builder and the pass have kept of nodes goes before these are written.
+        let graph = builder.into_graph();
+        let written = write::write(&graph, proto, &request, taken)?;
         for (node, output) in &written.demanded {
             warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
         }
-        let seeds = self.seeds_of(&builder, &ys, &seeded, &written.names);
+        let seeds = self.seeds_of(&graph, &ys, &seeded, &written.names);
         let record = Record {
             name: scope.clone(),
             gradients: gradients.clone(),
@@ -352,21 +355,21 @@ impl Gradients {
     /// The seeds as they are reported: a tensor or input of the written model, or a number.
     fn seeds_of(
         &self,
-        builder: &Builder,
+        graph: &Graph,
         ys: &[ValueId],
-        seeded: &[(ValueId, Expr)],
+        seeded: &[(ValueId, ValueId)],
         names: &IdMap<ValueId, Rc<str>>,
     ) -> Vec<SeedOf> {
         let mut seeded = seeded.iter().peekable();
         let seed_of = |(i, &y): (usize, &ValueId)| {
             let given = self.seeds.get(i).unwrap_or(&Seed::Ones);
-            let expr = seeded.next_if(|(of, _)| *of == y).map(|(_, e)| *e);
-            let name = expr.and_then(|e| {
-                let model = builder.graph().value(e.id()).name.as_deref().map(str::to_owned);
-                model.or_else(|| names.get(&e.id()).map(|name| name.as_ref().to_owned()))
+            let seed = seeded.next_if(|(of, _)| *of == y).map(|(_, seed)| *seed);
+            let name = seed.and_then(|seed| {
+                let name = graph.value(seed).name.as_ref().or_else(|| names.get(&seed))?;
+                Some(name.as_ref().to_owned())
             });
             let fill = match given {
-                Seed::Ones if expr.is_some() => Some(1.0),
+                Seed::Ones if seed.is_some() => Some(1.0),
                 Seed::Fill(v) => Some(*v),
                 _ => None,
             };

@@ -23,20 +23,35 @@ use anyhow::Result;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 
 /// A tensor, sequence or optional of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ValueId(u32);
+pub struct ValueId(Number);
 
 /// A node of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(u32);
+pub struct NodeId(Number);
 
 impl NodeId {
     /// Its number: nodes are counted from 0.
     pub fn number(self) -> usize {
-        self.0 as usize
+        self.0.index()
+    }
+}
+
+/// What is counted from 0; stored from 1, so that one that may be absent takes no more room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Number(NonZeroU32);
+
+impl Number {
+    fn new(index: usize) -> Self {
+        Number(NonZeroU32::MIN.saturating_add(index as u32))
+    }
+
+    fn index(self) -> usize {
+        self.0.get() as usize - 1
     }
 }
 
@@ -222,7 +237,7 @@ impl Graph {
 
     /// The value.
     pub fn value(&self, id: ValueId) -> &ValueInfo {
-        &self.values[id.0 as usize]
+        &self.values[id.0.index()]
     }
 
     /// What is known of the value.
@@ -232,12 +247,12 @@ impl Graph {
 
     /// What is known of the value, to be made more precise by who knows.
     pub fn fact_mut(&mut self, id: ValueId) -> &mut Fact {
-        &mut self.values[id.0 as usize].fact
+        &mut self.values[id.0.index()].fact
     }
 
     /// The node.
     pub fn node(&self, id: NodeId) -> &Node {
-        &self.nodes[id.0 as usize]
+        &self.nodes[id.0.index()]
     }
 
     /// The scope.
@@ -428,7 +443,7 @@ impl Graph {
 
     /// Appends a node, the facts of whose outputs are [`Graph::infer`]red, to a scope.
     pub fn push(&mut self, scope: ScopeId, new: NewNode, facts: Vec<Fact>) -> NodeId {
-        let id = NodeId(self.nodes.len() as u32);
+        let id = NodeId(Number::new(self.nodes.len()));
         if &*new.op_type == "Where" && new.domain.is_empty() {
             new.inputs.iter().skip(1).flatten().for_each(|&input| self.note_alternative(input));
         }
@@ -467,7 +482,7 @@ impl Graph {
         }
         let scope = self.node(node).scope;
         let id = self.push_value(ValueInfo { name: None, scope, producer: Producer::Node(node, output), fact });
-        let outputs = &mut self.nodes[node.0 as usize].outputs;
+        let outputs = &mut self.nodes[node.0.index()].outputs;
         if outputs.len() <= output {
             outputs.resize(output + 1, None);
         }
@@ -491,11 +506,11 @@ impl Graph {
         let stay = &mut self.scopes[scope.0 as usize].nodes;
         stay.truncate(kept);
         for (id, name) in nodes {
-            self.nodes[id.0 as usize].name = Some(name);
+            self.nodes[id.0.index()].name = Some(name);
             stay.push(id);
         }
         for (value, name) in values {
-            self.values[value.0 as usize].name = Some(name);
+            self.values[value.0.index()].name = Some(name);
         }
     }
 
@@ -504,7 +519,7 @@ impl Graph {
     pub fn demanded(&self, first: usize, value: usize) -> impl Iterator<Item = (ValueId, NodeId)> {
         let numbered = self.values.iter().enumerate().skip(value);
         numbered.filter_map(move |(i, v)| match v.producer {
-            Producer::Node(node, _) if v.name.is_none() && (node.0 as usize) < first => Some((ValueId(i as u32), node)),
+            Producer::Node(node, _) if v.name.is_none() && node.number() < first => Some((ValueId(Number::new(i)), node)),
             _ => None,
         })
     }
@@ -579,7 +594,8 @@ impl Graph {
     }
 
     fn push_value(&mut self, value: ValueInfo) -> ValueId {
+        let id = ValueId(Number::new(self.values.len()));
         self.values.push(value);
-        ValueId(self.values.len() as u32 - 1)
+        id
     }
 }

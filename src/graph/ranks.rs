@@ -4,7 +4,7 @@
 //! takes one rank only: a run that comes to an end has that one. Which ranks an operator takes is asked of its inference: of
 //! those that it accepts, with outputs of the ranks that are known or required by then, only one may be left.
 
-use super::{Container, Dim, Fact, Graph, IdMap, NewNode, Node, NodeId, Producer, Shape, ValueId};
+use super::{Container, Dim, Fact, Graph, IdMap, NewNode, Node, NodeId, Number, Producer, Shape, ValueId};
 
 /// Tensors of more dimensions are left alone.
 const MAX_RANK: usize = 8;
@@ -15,7 +15,7 @@ const MAX_ROUNDS: usize = 4;
 /// Completes the facts of tensors whose rank is not known by what their consumers require.
 pub fn complete(graph: &mut Graph) {
     let unknown = |graph: &Graph, id: ValueId| graph.fact(id).shape.is_none();
-    if !(0..graph.values.len()).any(|i| unknown(graph, ValueId(i as u32))) {
+    if !(0..graph.values.len()).any(|i| unknown(graph, ValueId(Number::new(i)))) {
         return;
     }
     for _ in 0..MAX_ROUNDS {
@@ -201,7 +201,7 @@ fn infer_again(graph: &mut Graph, changed: IdMap<ValueId, usize>) {
         }
         let new = as_new(node);
         let Ok(facts) = graph.infer(&new) else { continue };
-        for (output, found) in graph.node(NodeId(i as u32)).outputs.clone().into_iter().zip(facts) {
+        for (output, found) in graph.node(NodeId(Number::new(i))).outputs.clone().into_iter().zip(facts) {
             let Some(id) = output else { continue };
             let fact = graph.fact_mut(id);
             let more =

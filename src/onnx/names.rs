@@ -8,7 +8,7 @@ use std::rc::Rc;
 pub(crate) struct Names {
     taken: HashSet<Rc<str>>,
     /// How often a name was asked for that was taken: no number is tried twice.
-    asked: HashMap<String, usize>,
+    asked: HashMap<Rc<str>, usize>,
 }
 
 impl Names {
@@ -29,28 +29,18 @@ impl Names {
 
     /// As [`Names::fresh`]; the name that is kept and the one that is given out are one.
     pub(crate) fn shared(&mut self, name: &str) -> Rc<str> {
-        if !self.taken.contains(name) {
-            return self.take(name);
+        let wanted: Rc<str> = name.into();
+        if self.taken.insert(wanted.clone()) {
+            return wanted;
         }
-        let mut number = self.asked.get(name).copied().unwrap_or_default();
-        let free = loop {
-            number += 1;
-            let numbered = format!("{name}_{number}");
-            if !self.taken.contains(numbered.as_str()) {
-                break numbered;
+        let number = self.asked.entry(wanted).or_default();
+        loop {
+            *number += 1;
+            let numbered: Rc<str> = format!("{name}_{number}").into();
+            if self.taken.insert(numbered.clone()) {
+                return numbered;
             }
-        };
-        match self.asked.get_mut(name) {
-            Some(asked) => *asked = number,
-            None => drop(self.asked.insert(name.into(), number)),
         }
-        self.take(&free)
-    }
-
-    fn take(&mut self, name: &str) -> Rc<str> {
-        let name: Rc<str> = name.into();
-        self.taken.insert(name.clone());
-        name
     }
 }
 
