@@ -519,7 +519,9 @@ impl Graph {
     pub fn demanded(&self, first: usize, value: usize) -> impl Iterator<Item = (ValueId, NodeId)> {
         let numbered = self.values.iter().enumerate().skip(value);
         numbered.filter_map(move |(i, v)| match v.producer {
-            Producer::Node(node, _) if v.name.is_none() && node.number() < first => Some((ValueId(Number::new(i)), node)),
+            Producer::Node(node, _) if v.name.is_none() && node.number() < first => {
+                Some((ValueId(Number::new(i)), node))
+            }
             _ => None,
         })
     }
