@@ -1,10 +1,14 @@
 //! A model with the folder that its external data lie in.
 
+use crate::backward::nearest;
 use crate::error::{Error, OrKind};
-use crate::onnx::ModelProto;
 use crate::onnx::file::{self, WriteOptions};
-use crate::onnx::text;
-use anyhow::Result;
+use crate::onnx::proto::TensorShapeProto;
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
+use crate::onnx::proto::type_proto::{self, Value};
+use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, text};
+use crate::rules;
+use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -92,6 +96,112 @@ impl Model {
         let outputs = self.proto.graph.iter().flat_map(|g| &g.output);
         outputs.filter_map(|o| Some((o.name().to_owned(), text::print_type(o.r#type.as_ref()?)))).collect()
     }
+}
+
+impl Model {
+    /// Declares shapes of tensors, of numbers and names: of an input in the place of what it is declared as, and of a tensor
+    /// that a node of the graph or of a body computes. The latter is believed where that node does not tell.
+    ///
+    /// # Errors
+    /// Names of no tensor; shapes that contradict what is declared of an input, or what a node computes.
+    pub fn declare(&mut self, shapes: &[(String, Vec<String>)]) -> Result<(), Error> {
+        self.declared(shapes).or_kind(Error::usage)
+    }
+
+    fn declared(&mut self, shapes: &[(String, Vec<String>)]) -> Result<()> {
+        if shapes.is_empty() {
+            return Ok(());
+        }
+        let wanted: Vec<(&str, TensorShapeProto)> = shapes.iter().map(|(n, dims)| (n.as_str(), shape(dims))).collect();
+        let said = |name: &str, shape: &TensorShapeProto| format!("--shape {name}={}", sizes(shape));
+        let mut computed = Vec::new();
+        for (name, shape) in wanted {
+            let Some(input) = self.proto.graph.iter_mut().flat_map(|g| &mut g.input).find(|i| i.name() == name) else {
+                computed.push((name, shape));
+                continue;
+            };
+            let before = input.r#type.as_ref().map(text::print_type).unwrap_or_default();
+            let Some(Value::TensorType(tensor)) = input.r#type.as_mut().and_then(|t| t.value.as_mut()) else {
+                bail!("{}: the input is no tensor", said(name, &shape))
+            };
+            let fits = tensor.shape.as_ref().is_none_or(|old| agree(&old.dim, &shape.dim, false));
+            ensure!(fits, "{}: the input is declared as {before}", said(name, &shape));
+            tensor.shape = Some(shape);
+        }
+        if computed.is_empty() {
+            return Ok(());
+        }
+        let loaded = rules::load(&self.proto)?;
+        let elements: HashMap<&str, ElementType> =
+            loaded.graph.named().filter_map(|(n, f)| Some((n, f.element?))).collect();
+        let mut unknown = Vec::new();
+        for (name, shape) in computed {
+            let own = loaded.names.get(name).and_then(|&id| loaded.graph.fact(id).shape.as_deref());
+            if let Some(own) = own {
+                let own: Vec<Dimension> = own.iter().map(|d| dimension(d.known().map(Dim::DimValue))).collect();
+                let fits = agree(&own, &shape.dim, true);
+                let own = || TensorShapeProto { dim: own.clone() };
+                ensure!(fits, "{}: the tensor has the shape {}", said(name, &shape), sizes(&own()));
+            }
+            let element = elements.get(name).map(|&e| e as i32);
+            if !self.proto.graph.iter_mut().any(|g| declare_computed(g, name, element, &shape)) {
+                let near = nearest(name, elements.keys().copied()).map(|n| format!("; did you mean '{n}'?"));
+                unknown.push(format!("--shape: the model has no '{name}'{}", near.unwrap_or_default()));
+            }
+        }
+        ensure!(unknown.is_empty(), "{}", unknown.join("; "));
+        Ok(())
+    }
+}
+
+/// Declares the shape of a tensor that a node of a graph, or of a body in it, computes. Returns whether there is one.
+fn declare_computed(graph: &mut GraphProto, name: &str, element: Option<i32>, shape: &TensorShapeProto) -> bool {
+    let own = graph.node.iter().any(|n| n.output.iter().any(|o| o == name));
+    let initial = graph.initializer.iter().any(|t| t.name() == name);
+    if own {
+        let known = graph.output.iter_mut().chain(&mut graph.value_info).find(|v| v.name() == name);
+        let tensor = known.and_then(|v| v.r#type.as_mut()).and_then(|t| t.value.as_mut());
+        match tensor {
+            Some(Value::TensorType(tensor)) => tensor.shape = Some(shape.clone()),
+            _ => {
+                let tensor = type_proto::Tensor { elem_type: element, shape: Some(shape.clone()) };
+                let r#type = TypeProto { value: Some(Value::TensorType(tensor)), ..Default::default() };
+                let info = ValueInfoProto { name: Some(name.to_owned()), r#type: Some(r#type), ..Default::default() };
+                graph.value_info.push(info);
+            }
+        }
+    }
+    let inner = graph.node.iter_mut().flat_map(NodeProto::bodies_mut);
+    inner.fold(own || initial, |found, body| declare_computed(body, name, element, shape) || found)
+}
+
+/// Whether two shapes may be one. A number in the place of a name is not what is known, unless that is `open`.
+fn agree(old: &[Dimension], new: &[Dimension], open: bool) -> bool {
+    let same = |(old, new): (&Dimension, &Dimension)| match (&old.value, &new.value) {
+        (Some(Dim::DimValue(old)), Some(Dim::DimValue(new))) => old == new,
+        (Some(Dim::DimValue(_)), _) => open,
+        _ => true,
+    };
+    old.len() == new.len() && old.iter().zip(new).all(same)
+}
+
+/// A shape of numbers and names.
+fn shape(dims: &[String]) -> TensorShapeProto {
+    let value = |d: &String| d.parse().map_or_else(|_| Dim::DimParam(d.clone()), Dim::DimValue);
+    TensorShapeProto { dim: dims.iter().map(|d| dimension(Some(value(d)))).collect() }
+}
+
+fn dimension(value: Option<Dim>) -> Dimension {
+    Dimension { value, ..Default::default() }
+}
+
+fn sizes(shape: &TensorShapeProto) -> String {
+    let size = |d: &Dimension| match &d.value {
+        Some(Dim::DimValue(n)) => n.to_string(),
+        Some(Dim::DimParam(name)) => name.clone(),
+        None => "?".to_owned(),
+    };
+    shape.dim.iter().map(size).collect::<Vec<_>>().join("x")
 }
 
 impl From<ModelProto> for Model {

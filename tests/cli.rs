@@ -922,3 +922,68 @@ fn what_a_batch_has_started_ends_with_it() {
     child.kill().unwrap();
     panic!("it has outlived what it was started by");
 }
+
+/// A product, a tensor whose rank only the run knows, and operators that need no rank.
+const SQUEEZED: &str = "g (float[N,T,4] x) => (y) <float[4,5] w = {0.1, 0.2, 0.3, -0.4, 0.5, 0.6, -0.7, 0.8, 0.9, 1,
+    1.1, -1.2, 1.3, 1.4, 1.5, 1.6, -1.7, 1.8, 1.9, 2}> { h = MatMul(x, w) s = Squeeze(h) y = Sigmoid(s) }";
+
+#[cfg(feature = "validate")]
+#[test]
+fn a_shape_of_any_tensor_is_believed_by_every_command() {
+    let (folder, model) = folder(SQUEEZED);
+    let written = out(&folder);
+    let shape = ["--shape", "s=Tx5"];
+    let grad = |more: &[&str]| {
+        tool(&[&["grad", &model, "-o", &written, "--params", "--inputs", "--force"], &shape[..], more].concat())
+    };
+    let output = grad(&[]);
+    assert!(output.status.success() && stdout(&output).contains("2 of 2"), "{output:?}");
+    let declared = Model::load(&written).unwrap().proto.graph.unwrap().value_info;
+    let s = declared.iter().find(|v| v.name() == "s").and_then(|v| v.r#type.as_ref()).unwrap();
+    assert_eq!(text::print_type(s), "float[T,5]");
+    let inspected = tool(&["inspect", &model, "--shape", "s=Tx5", "--json"]);
+    let report: Value = serde_json::from_str(&stdout(&inspected)).unwrap();
+    assert_eq!(report["outputs"][0]["type"], "float[T, 5]");
+    for arguments in [
+        &["check", &written, "--shape", "s=Tx5", "--dim", "T=3"][..],
+        &["vjp", &model, "-o", &out(&folder), "--inputs", "--force", "--shape", "s=Tx5"],
+        &["trainable", &model, "-o", &format!("{written}.t"), "--loss", "mse", "--shape", "s=Tx5"],
+    ] {
+        let output = tool(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+    for (given, said) in [
+        ("h=4x5", "error: --shape h=4x5: the tensor has the shape ?x?x5"),
+        ("x=2x3", "error: --shape x=2x3: the input is declared as float[N,T,4]"),
+        ("q=2", "error: --shape: the model has no 'q'"),
+        ("w=5x4", "error: --shape w=5x4: the tensor has the shape 4x5"),
+    ] {
+        let (model, written) = (&model, &written);
+        assert_eq!(error(&tool(&["grad", model, "-o", written, "--inputs", "--force", "--shape", given])), said);
+    }
+}
+
+#[cfg(feature = "validate")]
+#[test]
+fn trainable_validates_its_gradients_with_the_inputs_that_are_given() {
+    let (folder, model) = folder(
+        "g (float[N,2] x, float[2] w) => (float[N] y) <float[2] w = {3, 4}> { l = Log(x) m = Mul(l, w) axes = Constant<value = int64[1] {1}>() y = ReduceSum<keepdims=0>(m, axes) }",
+    );
+    let target = format!("{}.t", out(&folder));
+    let train = |more: &[&str]| {
+        let output =
+            tool(&[&["trainable", &model, "-o", &target, "--loss", "mse", "--force", "--json"], more].concat());
+        let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        (output, report)
+    };
+    let (output, report) = train(&["--range", "x=0.5..2", "--dim", "N=3"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!((&report["validation"]["status"], &report["validation"]["compared"]), (&"passed".into(), &Value::Null));
+    assert!(report["validation"]["summary"].as_str().unwrap().contains("1 of 1"), "{report}");
+    let (_, report) = train(&["--no-validate"]);
+    assert_eq!(report["validation"]["reason"], "--no-validate");
+    for (option, said) in [("--dim", "M=3"), ("--range", "z=0..1")] {
+        let (output, _) = train(&[option, said]);
+        assert!(error(&output).contains("the model has no"), "{output:?}");
+    }
+}

@@ -22,7 +22,7 @@ pub(crate) use request::{all_or_errors, names_of};
 pub use select::{Selection, nearest};
 pub(crate) use select::{free_scope, matches};
 
-use crate::expr::{Builder, Expr};
+use crate::expr::{Builder, Expr, View};
 use crate::graph::{Graph, IdMap, IdSet, Node, NodeId, ValueId};
 use crate::onnx::{ElementType, FunctionProto};
 use crate::rules::{self, Call, Differentiate, Integers, Rule, Slot};
@@ -170,12 +170,46 @@ impl<'g> Pass<'g> {
             Some(Flow::Value(dy)) => Some(*dy),
             _ => None,
         });
-        let call = Call::new(self, id, dys.collect(), wanted.clone(), rule.in_float32);
+        let dys: Vec<_> = dys.collect();
+        let found = self.by_rule(id, node, rule, dys.clone(), &wanted, only_zeros);
+        match (found, rule.view) {
+            (Err(error), Some(view)) => self.by_view(id, node, view, &dys, &wanted)?.ok_or(error),
+            (found, _) => found,
+        }
+    }
+
+    /// The same of an operator that can be computed of views of few axes, by whose rules its gradient needs no rank. `None`
+    /// where that is not what is missing.
+    fn by_view(
+        &'g self,
+        id: NodeId,
+        node: &Node,
+        view: View,
+        dys: &[Option<Expr<'g>>],
+        wanted: &[ValueId],
+    ) -> Result<Option<Vec<(ValueId, Flow<'g>)>>> {
+        let Some(outputs) = self.builder.through_view(node, view) else { return Ok(None) };
+        let ys = outputs.into_iter().zip(dys).filter_map(|(y, dy)| Some((y?, (*dy)?))).collect();
+        let gradients = self.led_to(ys, wanted).and_then(|g| self.checked(g, false));
+        self.blame(gradients, id, None).map(Some)
+    }
+
+    /// The same by the slots of a row.
+    fn by_rule(
+        &'g self,
+        id: NodeId,
+        node: &Node,
+        rule: &Rule,
+        dys: Vec<Option<Expr<'g>>>,
+        wanted: &[ValueId],
+        only_zeros: bool,
+    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
+        let call = Call::new(self, id, dys, wanted.to_vec(), rule.in_float32);
         match rule.common_slot() {
             // Where only zeros arrive, zeros leave: derivatives are linear.
             _ if only_zeros => Ok(wanted.iter().map(|&v| (v, Flow::Zero)).collect()),
             Some(Slot::Through(forward)) => {
-                let gradients = self.through(&call, *forward, &wanted).and_then(|g| self.checked(g, rule.in_float32));
+                let gradients = self.through(&call, *forward, wanted).and_then(|g| self.checked(g, rule.in_float32));
                 self.blame(gradients, id, None)
             }
             Some(Slot::Together(together)) => {
@@ -230,7 +264,12 @@ impl<'g> Pass<'g> {
         let outputs = forward(c)?;
         // A formula may compute in another type than its result has.
         let typed = |y: Expr<'g>, dy: Expr<'g>| (dy.fact().element.map_or(y, |element| y.cast(element)), dy);
-        let ys: Vec<_> = outputs.into_iter().enumerate().filter_map(|(i, y)| Some(typed(y?, c.opt_dy(i)?))).collect();
+        let ys = outputs.into_iter().enumerate().filter_map(|(i, y)| Some(typed(y?, c.opt_dy(i)?))).collect();
+        self.led_to(ys, wanted)
+    }
+
+    /// What a formula that has been written gives to `wanted`: of each y the gradient that arrives.
+    fn led_to(&'g self, ys: Vec<(Expr<'g>, Expr<'g>)>, wanted: &[ValueId]) -> Result<Vec<(ValueId, Flow<'g>)>> {
         let leaves: Vec<Expr<'g>> = wanted.iter().map(|&x| self.builder.expr(x)).collect();
         let gradients = self.through_formula(&ys, &leaves)?;
         // What the formula does not lead to is connected all the same: the operator takes it.

@@ -3,6 +3,7 @@
 use super::console::{self, Stream};
 use super::one_line;
 use super::options::{dim, pair};
+use super::shapes::ShapeArgs;
 use super::table::Table;
 use crate::Error;
 use crate::Model;
@@ -44,6 +45,8 @@ pub struct Args {
     #[arg(long, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     directions: usize,
     #[command(flatten)]
+    shapes: ShapeArgs,
+    #[command(flatten)]
     engine: EngineArgs,
     /// Print JSON
     #[arg(long)]
@@ -51,6 +54,14 @@ pub struct Args {
     /// Validate in this process: what a crash of the engine takes with it
     #[arg(long, hide = true)]
     in_process: bool,
+}
+
+impl Args {
+    fn load(&self) -> Result<Model> {
+        let mut model = Model::load(&self.model)?;
+        self.shapes.declare(&mut model)?;
+        Ok(model)
+    }
 }
 
 /// Gradients that are said by name, whoever wrote them.
@@ -121,11 +132,8 @@ pub struct EngineArgs {
     /// The size of a symbolic dimension
     #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = dim)]
     dim: Vec<(String, i64)>,
-    /// The shape of a graph input, of numbers and names: x=1x64xT
-    #[arg(long, value_name = "NAME=SHAPE", num_args = 1.., value_parser = shape)]
-    shape: Vec<(String, Vec<String>)>,
     /// The range that random values of a graph input are drawn from: x=0..1
-    #[arg(long, value_name = "NAME=LOW..HIGH", num_args = 1.., value_parser = range, allow_hyphen_values = true)]
+    #[arg(long, value_name = "NAME=LOW..HIGH", num_args = 1.., value_parser = range)]
     range: Vec<(String, (f64, f64))>,
     /// Seconds after which the validation ends
     #[arg(long, value_name = "SECONDS", default_value_t = 30, alias = "budget", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
@@ -169,7 +177,6 @@ impl EngineArgs {
         let mut arguments: Vec<OsString> = Vec::new();
         arguments.extend(self.input.iter().map(|(name, path)| format!("--input={name}={path}").into()));
         arguments.extend(self.dim.iter().map(|(symbol, size)| format!("--dim={symbol}={size}").into()));
-        arguments.extend(self.shape.iter().map(|(name, dims)| format!("--shape={name}={}", dims.join("x")).into()));
         arguments.extend(self.range.iter().map(|(name, (a, b))| format!("--range={name}={a}..{b}").into()));
         arguments.push(format!("--time={}", self.time).into());
         arguments.push(format!("--memory={}", self.memory).into());
@@ -191,43 +198,6 @@ impl EngineArgs {
         Some(EngineArgs { time, ..self.clone() })
     }
 
-    /// Declares the shapes that are given for inputs of a model.
-    ///
-    /// # Errors
-    /// Names that the model does not have; shapes that contradict what it declares.
-    pub fn shape(&self, model: &mut Model) -> Result<()> {
-        let declared = || model.proto.graph.iter().flat_map(|g| &g.input);
-        known("--shape", self.shape.iter().map(|(name, _)| name), declared().map(|i| i.name()))?;
-        for (name, dims) in &self.shape {
-            let Some(input) = model.proto.graph.iter_mut().flat_map(|g| &mut g.input).find(|i| i.name() == name) else {
-                continue;
-            };
-            let before = input.r#type.as_ref().map(text::print_type).unwrap_or_default();
-            let Some(Value::TensorType(tensor)) = input.r#type.as_mut().and_then(|t| t.value.as_mut()) else {
-                bail!("--shape {name}={}: the input is no tensor", dims.join("x"))
-            };
-            let dim = |d: &String| Dimension {
-                value: Some(d.parse().map_or_else(|_| Dim::DimParam(d.clone()), Dim::DimValue)),
-                ..Default::default()
-            };
-            let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
-            let same = |(a, b): (&Dimension, &Dimension)| match (&a.value, &b.value) {
-                (Some(Dim::DimValue(a)), Some(Dim::DimValue(b))) => a == b,
-                (Some(Dim::DimValue(_)), _) => false,
-                _ => true,
-            };
-            let fits =
-                |old: &TensorShapeProto| old.dim.len() == shape.dim.len() && old.dim.iter().zip(&shape.dim).all(same);
-            ensure!(
-                tensor.shape.as_ref().is_none_or(fits),
-                "--shape {name}={}: the input is declared as {before}",
-                dims.join("x")
-            );
-            tensor.shape = Some(shape);
-        }
-        Ok(())
-    }
-
     /// Checks that the names and values are those of a model.
     ///
     /// # Errors
@@ -240,14 +210,12 @@ impl EngineArgs {
     ///
     /// # Errors
     /// Names that the model does not have; values that do not fit.
-    fn options(&self, model: &Model, seed: u64, directions: usize) -> Result<Options> {
+    pub fn options(&self, model: &Model, seed: u64, directions: usize) -> Result<Options> {
         let declared = || model.proto.graph.iter().flat_map(|g| &g.input).map(|i| i.name());
-        known("--shape", self.shape.iter().map(|(name, _)| name), declared())?;
         known("--range", self.range.iter().map(|(name, _)| name), declared())?;
         Ok(Options {
             seed,
             dims: dims(self, model)?,
-            shapes: self.shape.iter().cloned().collect(),
             inputs: inputs(self, model)?,
             ranges: self.range.iter().cloned().collect(),
             directions,
@@ -291,7 +259,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
-    let model = Model::load(&args.model)?;
+    let model = args.load()?;
     let Evidence { model, mut records, hints } = match args.given.record(&model)? {
         Some(record) => Evidence { model, records: vec![record], hints: BTreeMap::new() },
         None => evidence(&model)?,
@@ -349,8 +317,7 @@ fn inputs(args: &EngineArgs, model: &Model) -> Result<BTreeMap<String, TensorPro
     let tensor = |(name, path): &(String, String)| {
         let tensor = npy::read_tensor(Path::new(path))?;
         let r#type = declared().find(|i| i.name() == name).and_then(|i| i.r#type.as_ref());
-        let reshaped = args.shape.iter().any(|(shaped, _)| shaped == name);
-        if let Some(r#type) = r#type.filter(|t| !reshaped && !fits(&tensor, t)) {
+        if let Some(r#type) = r#type.filter(|t| !fits(&tensor, t)) {
             let (given, wanted) = (tensor.element_type().name(), text::print_type(r#type));
             bail!("--input {name}={path}: it is {given}{:?}, the input {wanted}", tensor.dims);
         }
@@ -375,8 +342,7 @@ fn dims(args: &EngineArgs, model: &Model) -> Result<BTreeMap<String, i64>> {
         Some(Dim::DimParam(symbol)) => Some(symbol.as_str()),
         _ => None,
     });
-    let named = args.shape.iter().flat_map(|(_, dims)| dims.iter().map(String::as_str));
-    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols.chain(named))?;
+    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols)?;
     Ok(args.dim.iter().cloned().collect())
 }
 
@@ -396,15 +362,6 @@ fn known<'a>(
         .collect();
     ensure!(unknown.is_empty(), "{}", unknown.join("; "));
     Ok(())
-}
-
-/// `NAME=1x64xT`: numbers and names.
-fn shape(text: &str) -> Result<(String, Vec<String>)> {
-    let (name, dims) = pair(text)?;
-    let dims: Vec<String> = dims.split('x').filter(|d| !dims.is_empty() || !d.is_empty()).map(str::to_owned).collect();
-    let sized = |d: &String| d.parse::<i64>().map_or_else(|_| !d.is_empty(), |n| n > 0);
-    ensure!(dims.iter().all(sized), "a shape is of sizes from 1 and names, as 1x64xT");
-    Ok((name, dims))
 }
 
 /// `NAME=LOW..HIGH`.
@@ -434,14 +391,15 @@ fn memory(text: &str) -> Result<u64> {
     Ok(bytes.context("memory is a number of bytes, as 2GB")? as u64)
 }
 
-/// Validates a file that `grad` has just written: one call of it.
-pub fn after_grad(path: &Path, call: &str, engine: &EngineArgs) -> Result<Validation> {
+/// Validates one call of a file that has just been written.
+pub fn after(path: &Path, call: &str, shapes: &ShapeArgs, engine: &EngineArgs) -> Result<Validation> {
     let args = Args {
         model: path.to_owned(),
         call: Some(call.to_owned()),
         given: GivenArgs::default(),
         seed: 0,
         directions: 1,
+        shapes: shapes.clone(),
         engine: engine.clone(),
         json: true,
         in_process: false,
@@ -458,7 +416,7 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let mut command = console::program()?;
     command.arg("check").args(["--in-process", "--seed", &args.seed.to_string()]);
     command.args(["--directions", &args.directions.to_string()]);
-    command.args(args.engine.arguments()).args(args.given.arguments());
+    command.args(args.shapes.arguments()).args(args.engine.arguments()).args(args.given.arguments());
     if let Some(call) = &args.call {
         command.arg(format!("--call={call}"));
     }
@@ -510,7 +468,7 @@ const TIME_IS_OVER: i32 = 75;
 
 /// Nothing is known: of no gradient of the calls.
 fn skip(args: &Args, reason: &str) -> Result<BTreeMap<String, Validation>> {
-    let model = Model::load(&args.model)?;
+    let model = args.load()?;
     let mut records = match args.given.record(&model)? {
         Some(record) => vec![record],
         None => evidence(&model)?.records,

@@ -1,6 +1,7 @@
 //! What the commands have in common that write derivatives other than gradients: read, request, write, validate, report.
 
-use super::options::{CallArgs, FileArgs, ensure_valid, report, summary};
+use super::options::{CallArgs, FileArgs};
+use super::running::{ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::Derived;
 use crate::onnx::ModelProto;

@@ -1,6 +1,7 @@
 //! `grad`: tf.gradients for a file.
 
-use super::options::{CallArgs, FileArgs, ensure_valid, report, summary};
+use super::options::{CallArgs, FileArgs};
+use super::running::{ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::{Kept, PerSample};
 use crate::onnx::{TensorProto, npy};

@@ -5,6 +5,7 @@ mod page;
 use super::console::Stream;
 use super::html;
 use super::options::dim;
+use super::shapes::ShapeArgs;
 use super::table::Table;
 use super::{note, one_line};
 use crate::backward::{Selection, dependencies, nearest, support};
@@ -42,6 +43,8 @@ pub struct Args {
     /// Replace an existing FILE
     #[arg(long, requires = "html")]
     force: bool,
+    #[command(flatten)]
+    shapes: ShapeArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -76,7 +79,8 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.html {
         file::ensure_writable(path, args.force)?;
     }
-    let model = Model::load(&args.model)?;
+    let mut model = Model::load(&args.model)?;
+    args.shapes.declare(&mut model)?;
     let inlined = match model.proto.functions.is_empty() {
         true => None,
         false => Some(inline_functions(&model.proto, &|_| true)?),

@@ -24,6 +24,8 @@ mod options;
 mod print;
 #[cfg(feature = "validate")]
 mod reduce;
+mod running;
+mod shapes;
 mod table;
 #[cfg(feature = "validate")]
 mod train;

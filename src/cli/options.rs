@@ -2,6 +2,7 @@
 //! what they do with them: read, write, validate, print.
 
 use super::console::{self, Stream};
+use super::running::{RunArgs, failure};
 use crate::Error;
 use crate::backward::{Selection, read_functions};
 use crate::onnx::{ModelProto, file};
@@ -9,13 +10,11 @@ use crate::weights::{self, Kind, Tensor};
 use crate::{Aggregation, Gradients, Model, Unconnected, graph};
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::NonEmptyStringValueParser;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-#[cfg(feature = "validate")]
-use std::time::Instant;
 
 /// Names may hold any character, files and numbers hardly ever an equals sign.
 pub fn pair(text: &str) -> Result<(String, String)> {
@@ -208,12 +207,8 @@ pub struct FileArgs {
     /// Drop the model's own outputs, and what only they need
     #[arg(long)]
     pub only_gradients: bool,
-    /// Do not run the result
-    #[arg(long)]
-    no_validate: bool,
-    #[cfg(feature = "validate")]
     #[command(flatten)]
-    engine: super::check::EngineArgs,
+    pub running: RunArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -233,10 +228,8 @@ impl FileArgs {
             }
             file::ensure_writable(&self.output, self.force)?;
         }
-        #[cfg_attr(not(feature = "validate"), expect(unused_mut))]
         let mut model = self.read()?;
-        #[cfg(feature = "validate")]
-        self.engine.shape(&mut model)?;
+        self.running.declare(&mut model)?;
         Ok(model)
     }
 
@@ -260,7 +253,7 @@ impl FileArgs {
         warnings: Vec<String>,
         reseeded: impl FnOnce() -> Option<(String, Model)>,
     ) -> Result<(Vec<String>, Value)> {
-        let validation = self.validation(call, whole.unwrap_or(model), reseeded)?;
+        let validation = self.running.validation(call, whole.unwrap_or(model), reseeded)?;
         if failure(&validation).is_some() {
             let kept = format!("{} is not written; --no-validate writes it all the same", self.output.display());
             super::note(format_args!("warning: {kept}"));
@@ -292,86 +285,10 @@ impl FileArgs {
 
     /// Whether the result is run before it is written.
     pub fn validates(&self) -> bool {
-        cfg!(feature = "validate") && !self.no_validate
+        cfg!(feature = "validate") && self.running.validates()
     }
 
     fn to_stdout(&self) -> bool {
         [Path::new("-"), Path::new("/dev/stdout")].contains(&&*self.output)
-    }
-
-    /// What running a model shows of one request. What is run is a copy of what is written, before anybody else sees it.
-    fn validation(
-        &self,
-        call: &str,
-        model: &Model,
-        reseeded: impl FnOnce() -> Option<(String, Model)>,
-    ) -> Result<Value> {
-        if self.no_validate {
-            return Ok(json!({ "status": "skipped", "reason": "--no-validate" }));
-        }
-        self.run_in_engine(call, model, reseeded)
-    }
-
-    #[cfg(not(feature = "validate"))]
-    fn run_in_engine(&self, _: &str, _: &Model, _: impl FnOnce() -> Option<(String, Model)>) -> Result<Value> {
-        Ok(json!({ "status": "skipped", "reason": "this build is without an engine" }))
-    }
-
-    #[cfg(feature = "validate")]
-    fn run_in_engine(
-        &self,
-        call: &str,
-        model: &Model,
-        reseeded: impl FnOnce() -> Option<(String, Model)>,
-    ) -> Result<Value> {
-        use super::check;
-        self.engine.fits(model)?;
-        let run = |call: &str, model: &Model, engine: &check::EngineArgs| {
-            let copy = check::temporary(model).context("no copy to run")?;
-            check::after_grad(copy.path(), call, engine)
-        };
-        let start = Instant::now();
-        let mut validation = match run(call, model, &self.engine) {
-            Ok(validation) => validation,
-            Err(error) => return Ok(json!({ "status": "skipped", "reason": format!("{error:#}") })),
-        };
-        if validation.gradients.iter().any(|g| g.zero)
-            && let Some(engine) = self.engine.after(start.elapsed())
-            && let Some((call, model)) = reseeded()
-            && let Ok(other) = run(&call, &model, &engine)
-        {
-            validation.complete(other);
-        }
-        let mut value = json!(validation);
-        value["summary"] = json!(check::summary(&validation));
-        Ok(value)
-    }
-}
-
-/// What a validation fails with, where it has failed.
-pub fn failure(validation: &Value) -> Option<Error> {
-    let reason = validation["reason"].as_str().unwrap_or_default();
-    let error = || Error::validation_failed(format_args!("the validation failed: {reason}")).with_remedy(None);
-    (validation["status"] == "failed").then(error)
-}
-
-/// Fails where a validation has, once the report has said so.
-pub fn ensure_valid(validation: &Value) -> Result<()> {
-    failure(validation).map_or(Ok(()), |error| Err(super::failure::Reported(error).into()))
-}
-
-/// A report as a line of JSON; where the validation has failed, with the code and the message of that.
-pub fn report(mut report: Value, validation: &Value) -> String {
-    if let Some(error) = failure(validation) {
-        super::failure::add(&mut report, &error);
-    }
-    format!("{report}\n")
-}
-
-/// What a validation says, for people.
-pub fn summary(validation: &Value) -> String {
-    match (validation["summary"].as_str(), validation["reason"].as_str()) {
-        (Some(summary), _) => summary.to_owned(),
-        (None, reason) => format!("not validated: {}", reason.unwrap_or_default()),
     }
 }

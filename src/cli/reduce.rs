@@ -4,7 +4,6 @@ use super::options::{CallArgs, FileArgs};
 use super::table::Table;
 use crate::derivatives::reduce;
 use crate::rules;
-use crate::validate::Options;
 use anyhow::Result;
 use serde_json::json;
 use std::path::PathBuf;
@@ -29,12 +28,13 @@ pub struct Args {
 /// Reduces, writes, reports.
 pub fn run(args: &Args) -> Result<()> {
     if !args.call.has_xs() {
-        super::usage("reduce", "no xs are given: name tensors with --xs, or take --params or --inputs");
+        let message = "no xs are given: name tensors with --xs, or take --params or --inputs";
+        return Err(super::usage("reduce", message));
     }
     let model = args.files.load()?;
     let loaded = rules::load(&model.proto)?;
     let call = args.call.request(&model.proto, &loaded)?;
-    let reduced = reduce(&call, &model, &Options { seed: args.seed, ..Options::default() })?;
+    let reduced = reduce(&call, &model, &args.files.running.options(&model, args.seed)?)?;
     let warnings = args.files.write(&reduced.model, vec![])?;
     let functions = args.call.functions();
     let replay = replay(&args.files.output, &reduced.ys, &reduced.xs, functions);

@@ -1,6 +1,7 @@
 //! `trainable`: an inference model into a trainable one.
 
 use super::console::Stream;
+use super::running::{RunArgs, ensure_valid, failure, report, summary};
 use super::table::Table;
 use crate::Model;
 use crate::training::{Artifacts, Choice, Input, LossSpec, Trainable, optimizer};
@@ -114,6 +115,8 @@ pub struct Args {
     /// Random initial values follow from it
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    running: RunArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -141,16 +144,28 @@ enum Rounding {
 /// Reads, builds, writes, reports.
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.force || !args.output.exists(), "{} exists already; --force replaces it", args.output.display());
-    let model = Model::load(&args.model)?;
+    let mut model = Model::load(&args.model)?;
+    args.running.declare(&mut model)?;
     let artifacts = request(args)?.build(&model)?;
-    artifacts.write(&args.output, args.force)?;
+    let validation = args.running.validation(&artifacts.record.name, &artifacts.evidence()?, || None)?;
+    if failure(&validation).is_some() {
+        let kept = format!("{} is not written; --no-validate writes it all the same", args.output.display());
+        super::note(format_args!("warning: {kept}"));
+    } else {
+        artifacts.write(&args.output, args.force)?;
+    }
     let mut out = Stream::Report;
     if args.json {
-        writeln!(out, "{}", json!({ "folder": args.output, "manifest": artifacts.manifest }))?;
+        let object = json!({ "folder": args.output, "manifest": artifacts.manifest, "validation": validation });
+        write!(out, "{}", report(object, &validation))?;
     } else {
-        print(&artifacts, args, &mut out)?;
+        print(&artifacts, &mut out)?;
+        writeln!(out, "gradients: {}", summary(&validation))?;
+        if failure(&validation).is_none() {
+            writeln!(out, "wrote {}", args.output.display())?;
+        }
     }
-    Ok(())
+    ensure_valid(&validation)
 }
 
 fn request(args: &Args) -> Result<Trainable> {
@@ -217,7 +232,7 @@ fn pair(option: &str, text: &str) -> Result<(String, f64)> {
     Ok((name.to_owned(), number))
 }
 
-fn print(artifacts: &Artifacts, args: &Args, out: &mut impl Write) -> std::io::Result<()> {
+fn print(artifacts: &Artifacts, out: &mut impl Write) -> std::io::Result<()> {
     let m = &artifacts.manifest;
     let mut table = Table::new(["parameter", "type", "shape", "lr", "decay"]);
     for (p, feed) in m.parameters.iter().zip(&m.state) {
@@ -256,5 +271,5 @@ fn print(artifacts: &Artifacts, args: &Args, out: &mut impl Write) -> std::io::R
     if !m.labels.is_empty() {
         writeln!(out, "labels: {}", names(&m.labels))?;
     }
-    writeln!(out, "wrote {}", args.output.display())
+    Ok(())
 }

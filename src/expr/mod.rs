@@ -16,7 +16,7 @@ mod unbroadcast;
 mod zero;
 
 pub use builder::Builder;
-pub use ops::{Along, ConvLike, PREVIEW, Pool, Resized, Rounding};
+pub use ops::{Along, ConvLike, PREVIEW, Pool, Resized, Rounding, View};
 
 use crate::graph::{Dim, Fact, Scalar, ValueId};
 use crate::onnx::ElementType;

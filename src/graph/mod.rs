@@ -379,7 +379,9 @@ impl Graph {
         };
         let own = own.unwrap_or_else(|| "an intermediate tensor".to_owned());
         let source = source.unwrap_or_else(|| own.clone());
-        format!("the rank of {own} is not known: {cause}; declare the shape of {source} in the model (value_info)")
+        format!(
+            "the rank of {own} is not known: {cause}; say the shape of {source} (--shape NAME=1x64xT, or value_info in the model)"
+        )
     }
 
     /// Whether two tensors have the same shape in every run, also such of which not even the rank is known.
@@ -524,6 +526,11 @@ impl Graph {
             }
             _ => None,
         })
+    }
+
+    /// The values that have names, in all scopes.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &Fact)> {
+        self.values.iter().filter_map(|v| Some((v.name.as_deref()?, &v.fact)))
     }
 
     /// How many values there are, in all scopes.

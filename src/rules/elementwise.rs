@@ -65,7 +65,7 @@ pub const RULES: &[Rule] = &[
     rule(
         "Where",
         "da = dy where c, db = dy where not c",
-        &[Stop("a condition"), Broadcast(|c| c.dy().where_(c.input(0))), Broadcast(|c| c.dy().unless(c.input(0)))],
+        &[Stop("a condition"), Broadcast(|c| chosen(c, 1)), Broadcast(|c| chosen(c, 2))],
     )
     .facts(facts::choose)
     .moves(Moves::Joined(1)),
@@ -340,4 +340,17 @@ fn gelu_tanh_slope(x: Expr<'_>) -> Expr<'_> {
     let t = gelu_tanh_factor(x);
     let u = x * (1.0 - t * t);
     0.5 * t + 0.5 + 0.5 * SCALE * u + 1.5 * SCALE * CUBIC * (u * x * x)
+}
+
+/// dy where a Where takes that input. Beside an infinite constant, as masks of scores are, it is put aside whatever it is: of a
+/// row that is masked as a whole a softmax makes no numbers.
+fn chosen<'g>(c: &Call<'g>, input: usize) -> Expr<'g> {
+    let (condition, dy) = (c.input(0), c.dy());
+    let infinite = c.opt(3 - input).and_then(Expr::parameter).is_some_and(f64::is_infinite);
+    match (input, infinite) {
+        (1, true) => condition.select(dy, dy.like(0.0)),
+        (_, true) => condition.select(dy.like(0.0), dy),
+        (1, false) => dy.where_(condition),
+        (_, false) => dy.unless(condition),
+    }
 }

@@ -9,7 +9,7 @@ use super::properties::Moves::*;
 use super::properties::{Index, read, written};
 use super::{Call, Rule, Slot, rule};
 use super::{ml, source};
-use crate::expr::Expr;
+use crate::expr::{Expr, View};
 use crate::onnx::ElementType;
 use crate::rules::facts::same;
 use anyhow::{Result, ensure};
@@ -22,6 +22,7 @@ pub const RULES: &[Rule] = &[
         .indices(&[read(1, Along(0, Named("axis", 0)))])
         .weights(&[0])
         .layer()
+        .view(View::Along("axis", 0))
         .attributes("axis"),
     rule("GatherElements", "dx = dy, added up in the places of the indices", &[Try(gather_elements), Stop("indices")])
         .facts(facts::gather_elements)
@@ -86,9 +87,9 @@ const RANGE: Rule = rule(
 const SCATTERED: &str = "none: dx = dy, zero in the places, dupdates = dy in the places; add: dx = dy; \
                          mul: dx = dy y / x; max, min: dx = dy [x = y] / Σ [x = y]";
 const ALONG_AXIS: &[Slot] = &[
-    Try(|c| Ok(scatter_data(c, Places::along_axis(c)?))),
+    Try(|c| added_along(c, 0).map_or_else(|| Ok(scatter_data(c, Places::along_axis(c)?)), Ok)),
     Stop("indices"),
-    Try(|c| Ok(scatter_updates(c, Places::along_axis(c)?))),
+    Try(|c| added_along(c, 2).map_or_else(|| Ok(scatter_updates(c, Places::along_axis(c)?)), Ok)),
 ];
 const WRITTEN_ALONG_AXIS: &[Index] = &[written(1, Along(0, Named("axis", 0)))];
 const BY_TUPLES: &[Slot] = &[
@@ -121,8 +122,12 @@ fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn gather_elements<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let dy = c.dy();
-    Ok(dy.zeros_shaped(c.x()).scatter_elements_add(c.input(1), dy, c.axis(0)?))
+    let (dy, zeros) = (c.dy(), c.dy().zeros_shaped(c.x()));
+    // Of an axis that is counted from the end it does not matter how many lie before it.
+    Ok(match c.x().fact().rank() {
+        Some(_) => zeros.scatter_elements_add(c.input(1), dy, c.axis(0)?),
+        None => zeros.scatter_elements_add_along(c.input(1), dy, c.int("axis", 0)),
+    })
 }
 
 fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -232,6 +237,15 @@ fn reduction(c: &Call<'_>) -> String {
     let reduction = c.string("reduction", "none");
     c.ensure_known("reduction", &reduction, &["none", "add", "mul", "max", "min"]);
     reduction
+}
+
+/// What is added along an axis, of a tensor of any rank: dy, and dy in the places.
+fn added_along<'g>(c: &Call<'g>, input: usize) -> Option<Expr<'g>> {
+    let any = c.x().fact().rank().is_none() && reduction(c) == "add";
+    any.then(|| match input {
+        0 => c.dy(),
+        _ => c.dy().gather_elements_along(c.input(1), c.int("axis", 0)),
+    })
 }
 
 fn scatter_data<'g>(c: &Call<'g>, places: Places<'g>) -> Expr<'g> {

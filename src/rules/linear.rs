@@ -5,7 +5,7 @@ pub mod facts;
 use super::Slot::*;
 use super::properties::{Apart, Rows};
 use super::{Call, Rule, Slot, activation, rule};
-use crate::expr::Expr;
+use crate::expr::{Expr, View};
 use crate::graph::Node;
 use crate::onnx::ElementType;
 use crate::onnx::attribute::{get_float, get_int};
@@ -16,6 +16,7 @@ pub const RULES: &[Rule] = &[
     rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)]).facts(|c| facts::matmul(c, 0, 1, c.element(0).or(c.element(1))))
         .apart(Apart::Rows(|_| Some(Rows { alpha: 1.0, beta: 1.0, transposed: false })))
         .weights(&[0, 1])
+        .view(View::Rows)
         .layer(),
     rule(
         "Gemm",

@@ -43,7 +43,7 @@ pub use call::{Call, Cotangents};
 pub(crate) use call::{Differentiate, Replay};
 pub use properties::Moves;
 
-use crate::expr::Expr;
+use crate::expr::{Expr, View};
 use crate::graph::{self, Loaded, Operators};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
@@ -158,6 +158,8 @@ pub struct Rule {
     pub layer: bool,
     /// Along which axes it computes each place by itself.
     pub(crate) apart: Apart,
+    /// How it is computed where the rank of its input is not known.
+    pub(crate) view: Option<View>,
     /// What the integers of its inputs count.
     pub indices: &'static [Index],
     /// The attributes that name element types, and the types without them.
@@ -198,6 +200,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         periodic: false,
         layer: false,
         apart: Apart::BySlots,
+        view: None,
         indices: &[],
         types: &[],
         single: (&[], &[]),

@@ -11,7 +11,7 @@ use super::properties::Axis::At;
 use super::properties::Counts::Along;
 use super::properties::read;
 use super::{Call, Cotangents, Rule, rule};
-use crate::expr::Expr;
+use crate::expr::{Expr, View};
 use crate::onnx::ElementType;
 use crate::rules::facts::same;
 use anyhow::{Result, bail, ensure};
@@ -26,20 +26,24 @@ pub const RULES: &[Rule] = &[
         &[Together(layer)],
     ).facts(facts::layer)
     .attributes("axis epsilon stash_type")
+        .view(View::Rows)
         .in_float32()
     .types(STASHED)
     .weights(&[1, 2]),
     rule("RMSNormalization", RMS, &[Together(|c| rms(c, None))]).facts(facts::rms)
+        .view(View::Rows)
         .attributes("axis epsilon stash_type")
         .in_float32()
         .types(STASHED)
         .weights(&[1]),
     rule("SimplifiedLayerNormalization", RMS, &[Together(|c| rms(c, Some(1)))]).facts(facts::simplified)
+        .view(View::Rows)
         .attributes("axis epsilon stash_type")
         .in_float32()
         .types(STASHED)
         .weights(&[1]),
     rule("SimplifiedLayerNormalization", RMS, &[Together(|c| rms(c, Some(1)))]).facts(facts::simplified)
+        .view(View::Rows)
         .attributes("axis epsilon stash_type")
         .in_float32()
         .types(STASHED)
@@ -85,12 +89,14 @@ pub const RULES: &[Rule] = &[
         .in_float32()
     .domain("com.microsoft"),
     rule("GroupNormalization", GROUP, &[Together(|c| group(c, true))]).facts(same)
+        .view(View::Along("", 1))
         .attributes("epsilon num_groups")
         .in_float32()
         .weights(&[1, 2])
         .until(20)
         .note("scale and bias are one a group"),
     rule("GroupNormalization", GROUP, &[Together(|c| group(c, false))]).facts(same)
+        .view(View::Along("", 1))
         .attributes("epsilon num_groups stash_type")
         .in_float32()
         .types(STASHED)
@@ -108,10 +114,12 @@ pub const RULES: &[Rule] = &[
         .domain("com.microsoft")
         .note("of x + skip + bias, which all three get the gradient of"),
     rule("InstanceNormalization", GROUP, &[Together(instance)]).facts(same)
+        .view(View::Along("", 1))
         .attributes("epsilon")
         .in_float32()
         .weights(&[1, 2]),
     rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)]).facts(same)
+        .view(View::Along("axis", -1))
         .attributes("axis p")
         .in_float32()
         .note("0 where all elements are 0"),
@@ -122,6 +130,7 @@ pub const RULES: &[Rule] = &[
     ).facts(same)
     .attributes("axes").in_float32(),
     rule("BatchNormalization", BATCH, &[Together(batch)]).facts(facts::batch)
+        .view(View::Along("", 1))
         .attributes("epsilon momentum spatial")
         .in_float32()
         .weights(&[1, 2])
@@ -129,6 +138,7 @@ pub const RULES: &[Rule] = &[
         .since(7)
         .until(13),
     rule("BatchNormalization", BATCH, &[Together(batch)]).facts(facts::batch)
+        .view(View::Along("", 1))
         .attributes("epsilon momentum training_mode")
         .in_float32()
         .weights(&[1, 2])

@@ -4,6 +4,7 @@
 //! by [`super::newest`] where the version does not matter.
 
 use super::{Integers, Rule};
+use crate::expr::View;
 use crate::graph::Node;
 use crate::onnx::ElementType;
 
@@ -178,6 +179,12 @@ impl Rule {
     /// Along which axes it computes each place by itself, where its slots do not say it.
     pub(crate) const fn apart(mut self, apart: Apart) -> Self {
         self.apart = apart;
+        self
+    }
+
+    /// It can be computed of views of few axes where the rank of its input is not known.
+    pub(crate) const fn view(mut self, view: View) -> Self {
+        self.view = Some(view);
         self
     }
 

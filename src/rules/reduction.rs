@@ -7,7 +7,7 @@ use super::properties::Axis::Named;
 use super::properties::Counts::{AxisOf, Length};
 use super::properties::{Index, Moves, read};
 use super::{Call, Rule, rule};
-use crate::expr::Expr;
+use crate::expr::{Expr, View};
 use crate::graph::facts::value;
 use crate::onnx::ElementType;
 use crate::rules::facts::same;
@@ -21,50 +21,60 @@ pub const RULES: &[Rule] = &[
     rule("ReduceSum", "dx = dy, copied along the axes", &[Try(sum), Stop("axes")])
         .facts(|c| facts::reduce(c, Some(facts::sum)))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS)
         .sums(),
     rule("ReduceMean", "dx = dy / n, copied along the axes", &[Try(mean), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS)
         .in_float32(),
     rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
         .facts(|c| facts::reduce(c, Some(value::max)))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS)
         .note("ties share equally")
         .moves_integers(),
     rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
         .facts(|c| facts::reduce(c, Some(value::min)))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS)
         .note("ties share equally")
         .moves_integers(),
     rule("ReduceProd", "dxᵢ = dy Π xⱼ, j ≠ i", &[Try(product), Stop("axes")])
         .facts(|c| facts::reduce(c, Some(facts::product)))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS)
         .note("exact with zeros"),
     rule("ReduceSumSquare", "dx = 2 dy x", &[Try(sum_square), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS),
     rule("ReduceL1", "dx = dy sign x", &[Try(l1), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS),
     rule("ReduceL2", "dx = dy x / y", &[Try(l2), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS)
         .note("0 where the norm is 0"),
     rule("ReduceLogSum", "dx = dy e⁻ʸ", &[Try(log_sum), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS),
     rule("ReduceLogSumExp", "dx = dy e^(x - y)", &[Try(log_sum_exp), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
+        .view(View::Over)
         .indices(AXIS),
     rule("CumSum", "dx = the sums of dy from the other end", &[Formula(cum_sum), Stop("axis")])
         .facts(same)
@@ -78,6 +88,7 @@ pub const RULES: &[Rule] = &[
     rule("TopK", "dx = dy in the places of the indices", &[Try(top_k), Stop("k")])
         .facts(facts::top_k)
         .attributes("axis k largest sorted")
+        .view(View::Along("axis", -1))
         .moves(Moves::Parts)
         .indices(&[read(1, Length(0, Named("axis", -1)))])
         .note("of equal elements the one that the operator has chosen"),

@@ -10,7 +10,7 @@ use super::properties::Counts::*;
 use super::properties::Moves::*;
 use super::properties::read;
 use super::{Call, Cotangents, Rule, rule};
-use crate::expr::{Expr, normalize_axis};
+use crate::expr::{Expr, View, normalize_axis};
 use crate::onnx::ElementType;
 use crate::rules::facts::same;
 use anyhow::{Result, ensure};
@@ -42,15 +42,18 @@ pub const RULES: &[Rule] = &[
     rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[Together(concat)])
         .facts(parts::concat)
         .moves(Joined(0))
+        .view(View::Joined("axis", 1))
         .attributes("axis"),
     rule("Split", "dx = dy₀, dy₁, ... joined", &[Try(split), Stop("sizes")])
         .facts(parts::split)
         .moves(Parts)
+        .view(View::Along("axis", 0))
         .attributes("axis split num_outputs"),
     rule("Slice", "dx = dy in its place, zeros around", &[Try(slice), Stop("bounds")])
         .facts(parts::slice)
         .moves(Parts)
         .indices(&[read(3, AxisOf(0))])
+        .view(View::Part)
         .attributes("axes starts ends"),
     rule("Expand", "dx = dy, summed over the copies", &[Broadcast(|c| c.dy()), Stop("shape")])
         .facts(facts::expand)
@@ -131,8 +134,7 @@ fn sorted(mut axes: Vec<usize>) -> Vec<usize> {
 
 fn transpose<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let Some(perm) = c.ints("perm") else {
-        let reversed: Vec<usize> = (0..c.x().rank()?).rev().collect();
-        return Ok(c.dy().transpose(&reversed));
+        return Ok(c.dy().axes_reversed());
     };
     let mut inverse = vec![usize::MAX; perm.len()];
     for (to, &from) in perm.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use super::Slot::*;
 use super::{Call, Rule, rule};
-use crate::expr::{Expr, normalize_axis};
+use crate::expr::{Expr, View, normalize_axis};
 use crate::rules::facts::same;
 use anyhow::Result;
 
@@ -12,6 +12,7 @@ pub const RULES: &[Rule] = &[
         .facts(same)
         .attributes("axis")
         .in_float32()
+        .view(View::Along("axis", -1))
         .since(13),
     rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &flattened(c)?)))])
         .facts(same)
@@ -23,6 +24,7 @@ pub const RULES: &[Rule] = &[
         .facts(same)
         .attributes("axis")
         .in_float32()
+        .view(View::Along("axis", -1))
         .since(13),
     rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &flattened(c)?)))])
         .facts(same)

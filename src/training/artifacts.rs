@@ -3,9 +3,11 @@
 use super::manifest::{self, Manifest};
 use super::state::{self, State};
 use crate::model::Model;
-use crate::onnx::ModelProto;
 use crate::onnx::file::{self, WriteOptions, unfinished};
+use crate::onnx::{ModelProto, TensorProto};
+use crate::record::Record;
 use anyhow::{Context, Result, ensure};
+use std::collections::HashMap;
 use std::fs::rename;
 use std::io;
 use std::path::Path;
@@ -21,6 +23,8 @@ pub struct Artifacts {
     pub state: State,
     /// What belongs together.
     pub manifest: Manifest,
+    /// What the outputs of `gradients` are.
+    pub record: Record,
 }
 
 /// The file of the initial state.
@@ -29,6 +33,34 @@ pub(super) const STATE_FILE: &str = "state.safetensors";
 pub(super) const INFERENCE_FILE: &str = "inference.onnx";
 
 impl Artifacts {
+    /// The model `gradients` at the values that a training starts with, with a record of what its outputs are the gradients of:
+    /// what a validation takes. Matrices of LoRA stay inputs, since half of them start as zeros, where gradients are zero.
+    ///
+    /// # Errors
+    /// The record cannot be written.
+    pub fn evidence(&self) -> Result<Model> {
+        let manifest = &self.manifest;
+        let (_, gradients) =
+            self.models.iter().find(|(role, _)| role == "gradients").context("no model 'gradients'")?;
+        let mut proto = gradients.clone();
+        let own = |name: &str| manifest.lora.iter().any(|a| a.left == name || a.right == name);
+        let state = self.state.iter().filter(|(name, _)| !own(name));
+        let mut values: HashMap<&str, &TensorProto> = state.map(|(name, value)| (name.as_str(), value)).collect();
+        if let Some(graph) = &mut proto.graph {
+            let mut initial = Vec::new();
+            graph.input.retain(|input| match values.remove(input.name()) {
+                Some(value) => {
+                    initial.push(TensorProto { name: input.name.clone(), ..value.clone() });
+                    false
+                }
+                None => true,
+            });
+            graph.initializer.extend(initial);
+        }
+        self.record.attach(&mut proto)?;
+        Ok(Model { proto, folder: self.inference.folder.clone(), source: None })
+    }
+
     /// Writes everything into a folder, all or nothing: beside its place first, then renamed.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use crate::expr::Expr;
 use crate::graph::{self, Dims, Graph, ValueId};
 use crate::model::Model;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto, ValueInfoProto};
+use crate::record::{Gradient, Record, SeedOf};
 use crate::rules::load;
 use crate::weights::Source;
 use anyhow::{Context, Result, ensure};
@@ -145,7 +146,15 @@ impl Parts {
             decisions,
         };
         let models = models.into_iter().map(|(role, model)| (role.to_owned(), model)).collect();
-        Ok(Artifacts { models, inference, state, manifest })
+        let gradient = |p: &manifest::Parameter| Gradient { x: p.name.clone(), name: Some(p.gradient.clone()) };
+        let record = Record {
+            name: "trainable".to_owned(),
+            gradients: manifest.parameters.iter().map(gradient).collect(),
+            seeds: vec![SeedOf { y: plan.loss.clone(), seed: None, fill: Some(1.0) }],
+            stops: plan.stops.clone(),
+            straight_through: plan.straight_through,
+        };
+        Ok(Artifacts { models, inference, state, manifest, record })
     }
 }
 

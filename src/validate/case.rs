@@ -7,8 +7,11 @@ use super::tensors::Tensors;
 use super::{Options, draw, edit};
 use crate::onnx::file::load_external;
 use crate::onnx::inline::inline_functions;
-use crate::onnx::{ElementType, GraphProto, ModelProto};
+use crate::onnx::proto::tensor_shape_proto::Dimension;
+use crate::onnx::proto::tensor_shape_proto::dimension::Value::DimValue;
+use crate::onnx::{ElementType, GraphProto, ModelProto, ValueInfoProto};
 use crate::record::Record;
+use crate::rules;
 use anyhow::Result;
 use std::collections::HashSet;
 use std::path::Path;
@@ -31,6 +34,9 @@ pub struct Case<'a> {
     pub integers: Integers,
     /// Whether it holds floating-point numbers of 16 bits.
     pub half: bool,
+    /// The shapes of tensors whose rank is declared and follows from no node, without what is symbolic of them: a run in which
+    /// they have others is not one of the model's.
+    pub claims: Vec<(String, Vec<Option<i64>>)>,
     /// Whether engines have all of its element types.
     pub typed: bool,
     /// When to begin nothing more.
@@ -55,16 +61,16 @@ impl<'a> Case<'a> {
         if let Some(base) = base {
             load_external(&mut model, base)?;
         }
-        edit::shape_inputs(&mut model, &options.shapes);
         edit::name_sizes(&mut model);
         let sizes = Sizes::new(&model, record, options);
         // What gradients do with indices follows from what the model does.
         let mut forward = model.clone();
         edit::prune(&mut forward, &outputs(&model, record));
         let integers = Integers::new(&forward, &sizes);
+        let claims = claims(&forward);
         let bfloat16 = uses(model.graph.as_ref(), ElementType::Bfloat16);
         let half = bfloat16 || uses(model.graph.as_ref(), ElementType::Float16);
-        Ok(Case { model, record, options, engine, sizes, integers, half, typed: !bfloat16, deadline })
+        Ok(Case { model, record, options, engine, sizes, integers, half, claims, typed: !bfloat16, deadline })
     }
 
     /// The names of the gradients that there are.
@@ -119,4 +125,28 @@ fn uses(graph: Option<&GraphProto>, element: ElementType) -> bool {
                     || (matches!(a.name(), "to" | "dtype" | "output_datatype") && a.i() == i64::from(number))
             }) || edit::bodies(n).any(|b| uses(Some(b), element))
         })
+}
+
+/// What a model says of the shapes of tensors of which inference knows nothing.
+fn claims(model: &ModelProto) -> Vec<(String, Vec<Option<i64>>)> {
+    let mut silent = model.clone();
+    let Some(graph) = &mut silent.graph else { return vec![] };
+    let computed: HashSet<String> = graph.node.iter().flat_map(|n| n.output.iter().cloned()).collect();
+    let declared = |v: &ValueInfoProto| computed.contains(v.name()) && draw::declared(v).is_some();
+    if !graph.value_info.iter().chain(&graph.output).any(declared) {
+        return vec![];
+    }
+    graph.value_info.clear();
+    graph.output.iter_mut().for_each(|o| o.r#type = None);
+    let (Ok(known), Some(graph)) = (rules::load(&silent), &model.graph) else { return vec![] };
+    let unknown = |name: &str| known.names.get(name).is_some_and(|&id| known.graph.fact(id).rank().is_none());
+    let numbers = |v: &ValueInfoProto| {
+        let number = |d: &Dimension| match d.value {
+            Some(DimValue(n)) if n > 0 => Some(n),
+            _ => None,
+        };
+        Some(draw::declared(v)?.iter().map(number).collect())
+    };
+    let infos = graph.value_info.iter().chain(&graph.output).filter(|v| unknown(v.name()));
+    infos.filter_map(|v| Some((v.name().to_owned(), numbers(v)?))).collect()
 }

@@ -1,9 +1,9 @@
 //! Small changes of models in protobuf, and questions about them: parts cut out, tensors opened to become inputs.
 
-use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
+use crate::onnx::proto::tensor_shape_proto::dimension::Value as Dim;
 use crate::onnx::proto::{TensorShapeProto, type_proto};
 use crate::onnx::{AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 /// The graphs in a node's attributes.
 pub fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
@@ -131,21 +131,6 @@ fn shape_mut(value: &mut ValueInfoProto) -> Option<&mut Option<TensorShapeProto>
     match value.r#type.as_mut()?.value.as_mut()? {
         type_proto::Value::TensorType(t) => Some(&mut t.shape),
         _ => None,
-    }
-}
-
-/// Declares other shapes for inputs: numbers and names.
-pub fn shape_inputs(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<String>>) {
-    for input in model.graph.iter_mut().flat_map(|g| &mut g.input) {
-        let Some(dims) = shapes.get(input.name()) else { continue };
-        let dim = |d: &String| Dimension {
-            value: Some(d.parse().map_or_else(|_| Dim::DimParam(d.clone()), Dim::DimValue)),
-            ..Default::default()
-        };
-        let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
-        if let Some(declared) = shape_mut(input) {
-            *declared = Some(shape);
-        }
     }
 }
 

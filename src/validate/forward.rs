@@ -84,23 +84,40 @@ pub fn at(case: &Case, draw: Draw) -> Result<Point, Miss> {
     let feeds = draw::make(case, &dims, draw)?;
     let mut typed = case.typed;
     let feeds = fit_earlier_seeds(case, feeds, draw.seed, typed)?;
-    let mut ran = run_part(case, &case.outputs(), &feeds, typed);
+    let mut names = case.outputs();
+    names.extend(case.claims.iter().map(|(name, _)| name.clone()).filter(|n| !case.outputs().contains(n)));
+    let mut ran = run_part(case, &names, &feeds, typed);
     if typed && matches!(&ran, Err(trouble) if !trouble.is_unsupported()) {
         // An engine may have an operator in some element types only.
-        if let Ok(outputs) = run_part(case, &case.outputs(), &feeds, false) {
+        if let Ok(outputs) = run_part(case, &names, &feeds, false) {
             (ran, typed) = (Ok(outputs), false);
         }
     }
-    let outputs = ran.map_err(|trouble| match trouble.is_unsupported() {
+    let mut outputs = ran.map_err(|trouble| match trouble.is_unsupported() {
         true => Miss::Unsupported(trouble),
         false => Miss::Unfit(skipped(trouble)),
     })?;
+    if let Some(message) = case.claims.iter().find_map(|claim| broken_claim(claim, &outputs)) {
+        return Err(Miss::Unfit(skipped(message)));
+    }
+    let own: HashSet<String> = case.outputs().into_iter().collect();
+    outputs.retain(|name, _| own.contains(name));
     if !outputs.values().all(|t| t.is_finite()) {
         let message = "the model's outputs are not finite for random inputs; give --input or --range";
         return Err(Miss::Unfit(skipped(message)));
     }
     let feeds = fit_seeds(case, case.record, feeds, &outputs, draw.seed)?;
     Ok(Point { draw, dims, feeds, outputs, typed })
+}
+
+/// What a run says against what is declared of a tensor's shape.
+fn broken_claim((name, declared): &(String, Vec<Option<i64>>), outputs: &Tensors) -> Option<String> {
+    let dims = outputs.get(name)?.dims();
+    let fits = |(&n, declared): (&usize, &Option<i64>)| declared.is_none_or(|d| d == n as i64);
+    let same = dims.len() == declared.len() && dims.iter().zip(declared).all(fits);
+    let message =
+        || format!("'{name}' is declared with another shape than {dims:?}, which it has here; give --dim or --input");
+    (!same).then(message)
 }
 
 /// Runs what some tensors need of the model.

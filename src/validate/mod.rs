@@ -46,8 +46,6 @@ pub struct Options {
     pub seed: u64,
     /// Sizes of symbolic dimensions.
     pub dims: BTreeMap<String, i64>,
-    /// Shapes of graph inputs, of numbers and names, in the place of those that are declared.
-    pub shapes: BTreeMap<String, Vec<String>>,
     /// Values of graph inputs; those that are not given are random.
     pub inputs: BTreeMap<String, TensorProto>,
     /// Ranges that random values of graph inputs are drawn from, both ends included.
@@ -69,7 +67,6 @@ impl Default for Options {
         Options {
             seed: 0,
             dims: BTreeMap::new(),
-            shapes: BTreeMap::new(),
             inputs: BTreeMap::new(),
             ranges: BTreeMap::new(),
             directions: 1,

@@ -160,6 +160,9 @@ impl Sizes {
         for _ in 0..4 {
             for &(a, b) in &self.equal {
                 let bound = spread(sizes);
+                if self.holds_with_one(a, b, sizes, given, spread) {
+                    continue;
+                }
                 for (symbol, other) in [(a, b), (b, a)] {
                     let name = dims.name(symbol).map(|n| class(&n)).filter(|n| !given.contains(n));
                     let size = self.evaluate(other, &bound).filter(|&n| n > 0);
@@ -170,6 +173,38 @@ impl Sizes {
                 }
             }
         }
+    }
+
+    /// Whether a size that has to be equal to a multiple of itself is so now: what it is multiplied with is 1.
+    fn holds_with_one(
+        &self,
+        a: Dim,
+        b: Dim,
+        sizes: &mut BTreeMap<String, i64>,
+        given: &BTreeSet<String>,
+        spread: &Spread,
+    ) -> bool {
+        let both = |sizes: &BTreeMap<String, i64>| {
+            let bound = spread(sizes);
+            Some((self.evaluate(a, &bound)?, self.evaluate(b, &bound)?))
+        };
+        let holds = |sizes: &BTreeMap<String, i64>| both(sizes).is_some_and(|(a, b)| a == b);
+        // Of all sizes that differ only in what both are multiples of.
+        let Some((small, large)) = both(sizes).filter(|(a, b)| a != b && *a > 0 && *b > 0) else { return false };
+        if small.max(large) % small.min(large) != 0 {
+            return false;
+        }
+        for name in sizes.keys().filter(|n| !given.contains(*n)).cloned().collect::<Vec<_>>() {
+            let mut one = sizes.clone();
+            one.insert(name, 1);
+            let grown: BTreeMap<String, i64> =
+                one.iter().map(|(n, &s)| (n.clone(), if s > 1 { s + 1 } else { s })).collect();
+            if holds(&one) && holds(&grown) {
+                *sizes = one;
+                return true;
+            }
+        }
+        false
     }
 
     /// Makes sizes larger until no tensor has a size below one, or it is clear that it does not help.
@@ -220,19 +255,37 @@ fn sizes_of_seeds(model: &ModelProto, record: &Record) -> Vec<(String, i64)> {
     sizes
 }
 
-/// The sizes of the tensors of the main graph that depend on symbols, each once.
+/// The nodes of the main graph and of the bodies in it, but for branches that no run takes.
+fn computed(graph: &Graph) -> Vec<NodeId> {
+    let (mut found, mut scopes) = (Vec::new(), vec![Graph::MAIN]);
+    while let Some(scope) = scopes.pop() {
+        for &id in &graph.scope(scope).nodes {
+            found.push(id);
+            let node = graph.node(id);
+            let taken = match &*node.op_type {
+                "If" => graph.taken(node.inputs.first().copied().flatten(), &node.bodies),
+                _ => None,
+            };
+            let bodies = node.bodies.iter().map(|&(_, body)| body);
+            scopes.extend(bodies.filter(|&b| !graph.is_broken(b) && taken.is_none_or(|taken| taken == b)));
+        }
+    }
+    found
+}
+
+/// The sizes of the tensors that depend on symbols, each once.
 fn sizes(graph: &Graph) -> Vec<Dim> {
-    let nodes = graph.scope(Graph::MAIN).nodes.iter();
-    let outputs = nodes.flat_map(|&n| graph.node(n).outputs.iter().flatten());
+    let nodes = computed(graph);
+    let outputs = nodes.iter().flat_map(|&n| graph.node(n).outputs.iter().flatten());
     let mut seen = BTreeSet::new();
     let sizes = outputs.filter_map(|&v| graph.fact(v).shape.clone()).flat_map(|s| s.to_vec());
     sizes.filter(|d| matches!(d, Dim::Symbol(symbol) if seen.insert(*symbol))).collect()
 }
 
-/// Sizes that the operators of the main graph take for equal.
+/// Sizes that operators take for equal.
 fn equalities(graph: &Graph) -> Vec<(Dim, Dim)> {
     let mut equal = Vec::new();
-    for &node in &graph.scope(Graph::MAIN).nodes {
+    for node in computed(graph) {
         equal_in(graph, node, &mut equal);
     }
     equal.retain(|(a, b)| a != b && (a.known().is_none() || b.known().is_none()));
@@ -275,6 +328,14 @@ fn equal_in(graph: &Graph, id: NodeId, equal: &mut Vec<(Dim, Dim)>) {
                 let pairs = first.iter().zip(other.iter()).enumerate().filter(|(i, _)| *i as i64 != axis);
                 equal.extend(pairs.map(|(_, (a, b))| (*a, *b)));
             }
+        }
+        // The batch of the sequence is that of the states.
+        "LSTM" | "GRU" | "RNN" => {
+            let batch = if int("layout") == 0 { 1 } else { 0 };
+            let Some(&own) = shape(0).as_deref().and_then(|x| x.get(batch)) else { return };
+            let lengths = shape(4).and_then(|s| s.first().copied());
+            let states = [5, 6].into_iter().filter_map(shape).filter_map(|s| s.get(batch).copied());
+            equal.extend(lengths.into_iter().chain(states).map(|other| (own, other)));
         }
         // Keys and values of attention are as many.
         "Attention" | "MultiHeadAttention" => {

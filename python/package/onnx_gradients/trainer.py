@@ -44,6 +44,7 @@ def trainable(
     clip_norm: float | None = None,
     weight_decay: float | None = None,
     options: Sequence[object] = (),
+    validate: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """Make an inference model trainable: a folder with a training step, its halves and an evaluation as plain models.
@@ -70,6 +71,8 @@ def trainable(
         As the command line has them.
     options : sequence
         Further arguments of the command ``trainable``.
+    validate : bool
+        Whether the gradients are compared with finite differences before anything is written.
     force : bool
         Whether an existing folder is replaced.
 
@@ -93,7 +96,7 @@ def trainable(
             "trainable", *option("--loss", loss), *option("--optimizer", optimizer), *option("--train", train),
             *option("--freeze", freeze), *option("--lora", lora), *option("--accumulate", accumulate),
             *option("--batch-norm", batch_norm), *option("--clip-norm", clip_norm), *option("--weight-decay", weight_decay),
-            *option("--force", force), *options, f"--output={Path(output)}", "--", path,
+            *option("--force", force), *option("--no-validate", not validate), *options, f"--output={Path(output)}", "--", path,
         ]
         report, _ = _command.run(arguments)
     manifest: dict[str, Any] = report["manifest"]

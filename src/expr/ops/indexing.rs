@@ -26,7 +26,7 @@ impl<'g> Expr<'g> {
     pub fn gather_elements(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 11 {
-            return b.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis as i64)]);
+            return self.gather_elements_along(indices, axis as i64);
         }
         b.attempt(|| {
             // The places of the elements in the flattened tensor.
@@ -67,10 +67,7 @@ impl<'g> Expr<'g> {
     pub fn scatter_elements_add(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 16 {
-            let attributes = vec![int("axis", axis as i64), string("reduction", "add")];
-            return self.in_float32(|to| {
-                b.emit("ScatterElements", &[Some(to), Some(indices), Some(updates.cast_like(to))], attributes)
-            });
+            return self.scatter_elements_add_along(indices, updates, axis as i64);
         }
         b.attempt(|| {
             let rank = self.rank()?;
@@ -82,6 +79,25 @@ impl<'g> Expr<'g> {
             let sums = updates.unsqueeze(&[axis]).where_(hit).sum_out(&[axis + 1]);
             let sums = sums.pad_to(self, axis)?;
             Ok(self + sums)
+        })
+    }
+
+    /// As [`Expr::gather_elements`], along an axis that may be counted from the end, of a tensor of any rank.
+    pub fn gather_elements_along(self, indices: Expr<'g>, axis: i64) -> Expr<'g> {
+        self.since(11, "GatherElements", || {
+            self.builder.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis)])
+        })
+    }
+
+    /// As [`Expr::scatter_elements_add`], along an axis that may be counted from the end, of a tensor of any rank.
+    pub fn scatter_elements_add_along(self, indices: Expr<'g>, updates: Expr<'g>, axis: i64) -> Expr<'g> {
+        let b = self.builder;
+        if b.opset() < 16 {
+            return b.attempt(|| Ok(self.scatter_elements_add(indices, updates, self.axis(axis)?)));
+        }
+        let attributes = vec![int("axis", axis), string("reduction", "add")];
+        self.in_float32(|to| {
+            b.emit("ScatterElements", &[Some(to), Some(indices), Some(updates.cast_like(to))], attributes)
         })
     }
 

@@ -14,10 +14,12 @@ mod quantization;
 mod reductions;
 mod sequences;
 mod shapes;
+mod views;
 
 pub use construct::Along;
 pub use preview::PREVIEW;
 pub use quantization::Rounding;
+pub use views::View;
 
 use super::{Builder, Expr};
 use crate::onnx::AttributeProto;

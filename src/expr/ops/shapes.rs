@@ -155,6 +155,14 @@ impl<'g> Expr<'g> {
         })
     }
 
+    /// The axes in reverse order.
+    pub fn axes_reversed(self) -> Expr<'g> {
+        match self.rank() {
+            Ok(rank) => self.transpose(&(0..rank).rev().collect::<Vec<_>>()),
+            Err(_) => self.builder.emit("Transpose", &[Some(self)], vec![]),
+        }
+    }
+
     /// The last two axes exchanged.
     pub fn transposed(self) -> Expr<'g> {
         self.builder.attempt(|| {

@@ -15,6 +15,7 @@ pub const ROWS: &[Row] = &[
     row("QuantizeLinear", quantize),
     row("QuantizeLinear", quantize).domain("com.microsoft"),
     row("MaxUnpool", max_unpool),
+    row("Pad", pad),
     row("ReverseSequence", reverse_sequence),
     row("STFT", stft),
     row("Squeeze", squeeze),
@@ -65,6 +66,45 @@ fn center_crop_pad(c: &Call) -> Result<Vec<Array>> {
     }
     let y = Array::from_fn(&dims, |index| {
         x.at_or_zero(&index.iter().zip(&first).map(|(&i, f)| i as i64 + f).collect::<Vec<_>>())
+    })?;
+    Ok(vec![y])
+}
+
+fn pad(c: &Call) -> Result<Vec<Array>> {
+    let x = c.x()?;
+    let pads = match c.opt(1) {
+        Some(pads) => pads.integers(),
+        None => c.ints("pads").context("no pads")?,
+    };
+    let axes: Vec<i64> = c.opt(3).map_or_else(|| (0..x.rank() as i64).collect(), Array::integers);
+    ensure!(pads.len() == 2 * axes.len(), "{} pads for {} axes", pads.len(), axes.len());
+    let value = c.opt(2).and_then(|v| v.values.first().copied()).unwrap_or(f64::from(c.float("value", 0.0)));
+    let (mut dims, mut first) = (x.dims.clone(), vec![0i64; x.rank()]);
+    for (i, &axis) in axes.iter().enumerate() {
+        let axis = c.axis(axis, x.rank())?;
+        let size = x.dims[axis] as i64 + pads[i] + pads[axes.len() + i];
+        dims[axis] = usize::try_from(size).context("more is cut off than there is")?;
+        first[axis] = pads[i];
+    }
+    let mode = c.string("mode", "constant");
+    let inside = |place: i64, size: usize| {
+        let (size, last) = (size as i64, size as i64 - 1);
+        match mode {
+            _ if (0..size).contains(&place) => Some(place),
+            "edge" if size > 0 => Some(place.clamp(0, last)),
+            "reflect" if last > 0 => {
+                let place = place.rem_euclid(2 * last);
+                Some(if place > last { 2 * last - place } else { place })
+            }
+            "reflect" if last == 0 => Some(0),
+            "wrap" if size > 0 => Some(place.rem_euclid(size)),
+            _ => None,
+        }
+    };
+    let y = Array::from_fn(&dims, |index| {
+        let places = index.iter().zip(&first).zip(&x.dims).map(|((&i, first), &size)| inside(i as i64 - first, size));
+        let places: Option<Vec<usize>> = places.map(|p| p.map(|p| p as usize)).collect();
+        places.map_or(value, |places| x.at(&places))
     })?;
     Ok(vec![y])
 }

@@ -33,6 +33,8 @@ const SHARED: &[(&str, When)] = &[
     ("GroupNormalization", When::Double),
     ("LayerNormalization", When::Double),
     ("MatMul", When::Shapes(|shapes| empty(shapes) || shapes.iter().all(|s| s.len() == 1))),
+    // tract knows no cyclic borders, and crops by no computed amounts.
+    ("Pad", When::Node(|c| c.string("mode", "") == "wrap" || c.int(COMPUTED, 0) != 0)),
     ("RMSNormalization", When::Double),
     // It divides by the number of elements, which may be zero.
     ("ReduceL1", When::Shapes(empty)),
@@ -50,6 +52,9 @@ const SHARED: &[(&str, When)] = &[
     ("Squeeze", When::Node(|c| c.opset < 13 && c.ints("axes").is_none())),
     ("SimplifiedLayerNormalization", When::Double),
 ];
+
+/// The attribute of a copy's Pad that says that its amounts are computed.
+pub const COMPUTED: &str = "computed";
 
 /// Whether an input has no elements.
 fn empty(shapes: &[&[usize]]) -> bool {

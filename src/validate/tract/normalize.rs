@@ -1,6 +1,7 @@
 //! The copy of a model that is handed to tract: what tract cannot run, or runs wrongly, said in another way; and what
 //! cannot be said in another way, found before it runs.
 
+use super::kernels::COMPUTED;
 use crate::onnx::proto::{SparseTensorProto, tensor_shape_proto, type_proto};
 use crate::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
@@ -175,6 +176,9 @@ fn crop_first(node: &mut NodeProto, integers: &HashMap<String, Vec<i64>>, opset:
         Some(name) if opset >= 11 => integers.get(name).cloned(),
         _ => attribute::get_ints(&node.attribute, "pads").map(<[i64]>::to_vec),
     };
+    if pads.is_none() {
+        node.attribute.push(attribute::int(COMPUTED, 1));
+    }
     let Some(pads) = pads.filter(|p| p.iter().any(|&p| p < 0) && opset >= 11 && node.output.len() == 1) else { return };
     let rank = pads.len() / 2;
     let axes = match node.input.get(3).filter(|a| !a.is_empty()) {

@@ -1,0 +1,123 @@
+//! What all commands have in common that run what they have made.
+
+use super::shapes::ShapeArgs;
+use crate::{Error, Model};
+#[cfg(feature = "validate")]
+use anyhow::Context;
+use anyhow::Result;
+use serde_json::{Value, json};
+#[cfg(feature = "validate")]
+use std::time::Instant;
+
+/// Whether what was made is run, and on what.
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Do not run the result
+    #[arg(long)]
+    no_validate: bool,
+    #[command(flatten)]
+    shapes: ShapeArgs,
+    #[cfg(feature = "validate")]
+    #[command(flatten)]
+    engine: super::check::EngineArgs,
+}
+
+impl RunArgs {
+    /// Whether what was made is to be run.
+    pub fn validates(&self) -> bool {
+        !self.no_validate
+    }
+
+    /// Declares the shapes that are given for tensors of a model.
+    ///
+    /// # Errors
+    /// Those of [`Model::declare`].
+    pub fn declare(&self, model: &mut Model) -> Result<()> {
+        self.shapes.declare(model)
+    }
+
+    /// How to validate a model in this process.
+    ///
+    /// # Errors
+    /// Names that the model does not have; values that do not fit.
+    #[cfg(feature = "validate")]
+    pub fn options(&self, model: &Model, seed: u64) -> Result<crate::validate::Options> {
+        self.engine.options(model, seed, 1)
+    }
+
+    /// What running a model shows of one request. What is run is a copy of what is written, before anybody else sees it.
+    pub fn validation(
+        &self,
+        call: &str,
+        model: &Model,
+        reseeded: impl FnOnce() -> Option<(String, Model)>,
+    ) -> Result<Value> {
+        if self.no_validate {
+            return Ok(json!({ "status": "skipped", "reason": "--no-validate" }));
+        }
+        self.run_in_engine(call, model, reseeded)
+    }
+
+    #[cfg(not(feature = "validate"))]
+    fn run_in_engine(&self, _: &str, _: &Model, _: impl FnOnce() -> Option<(String, Model)>) -> Result<Value> {
+        Ok(json!({ "status": "skipped", "reason": "this build is without an engine" }))
+    }
+
+    #[cfg(feature = "validate")]
+    fn run_in_engine(
+        &self,
+        call: &str,
+        model: &Model,
+        reseeded: impl FnOnce() -> Option<(String, Model)>,
+    ) -> Result<Value> {
+        use super::check;
+        self.engine.fits(model)?;
+        let run = |call: &str, model: &Model, engine: &check::EngineArgs| {
+            let copy = check::temporary(model).context("no copy to run")?;
+            check::after(copy.path(), call, &self.shapes, engine)
+        };
+        let start = Instant::now();
+        let mut validation = match run(call, model, &self.engine) {
+            Ok(validation) => validation,
+            Err(error) => return Ok(json!({ "status": "skipped", "reason": format!("{error:#}") })),
+        };
+        if validation.gradients.iter().any(|g| g.zero)
+            && let Some(engine) = self.engine.after(start.elapsed())
+            && let Some((call, model)) = reseeded()
+            && let Ok(other) = run(&call, &model, &engine)
+        {
+            validation.complete(other);
+        }
+        let mut value = json!(validation);
+        value["summary"] = json!(check::summary(&validation));
+        Ok(value)
+    }
+}
+
+/// What a validation fails with, where it has failed.
+pub fn failure(validation: &Value) -> Option<Error> {
+    let reason = validation["reason"].as_str().unwrap_or_default();
+    let error = || Error::validation_failed(format_args!("the validation failed: {reason}")).with_remedy(None);
+    (validation["status"] == "failed").then(error)
+}
+
+/// Fails where a validation has, once the report has said so.
+pub fn ensure_valid(validation: &Value) -> Result<()> {
+    failure(validation).map_or(Ok(()), |error| Err(super::failure::Reported(error).into()))
+}
+
+/// A report as a line of JSON; where the validation has failed, with the code and the message of that.
+pub fn report(mut report: Value, validation: &Value) -> String {
+    if let Some(error) = failure(validation) {
+        super::failure::add(&mut report, &error);
+    }
+    format!("{report}\n")
+}
+
+/// What a validation says, for people.
+pub fn summary(validation: &Value) -> String {
+    match (validation["summary"].as_str(), validation["reason"].as_str()) {
+        (Some(summary), _) => summary.to_owned(),
+        (None, reason) => format!("not validated: {}", reason.unwrap_or_default()),
+    }
+}
