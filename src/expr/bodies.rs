@@ -2,6 +2,7 @@
 
 use super::{Builder, Expr};
 use crate::graph::{Fact, IdMap, IdSet, NewNode, NodeId, Origin, ScopeId, ValueId};
+use crate::onnx::IDENTITY;
 
 impl Builder {
     /// A new scope inside the current one, with its inputs, which are of the given facts. What is built inside
@@ -49,7 +50,7 @@ impl Builder {
     /// An Identity of its own, which is no other value whatever is built.
     pub(crate) fn copy(&self, id: ValueId) -> ValueId {
         let node = self.append(NewNode {
-            op_type: self.string("Identity"),
+            op_type: self.string(IDENTITY),
             inputs: [Some(id)].into_iter().collect(),
             outputs: [Some(None)].into_iter().collect(),
             origin: Origin::Backward(self.forward.get()),

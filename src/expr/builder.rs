@@ -3,7 +3,7 @@
 use super::Expr;
 use super::zero::Zero;
 use crate::graph::{Dims, Fact, Graph, IdMap, IdSet, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
-use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
+use crate::onnx::{AttributeProto, ElementType, TensorProto};
 use anyhow::{Error, Result, anyhow};
 use prost::Message;
 use rustc_hash::{FxBuildHasher, FxHashMap};
@@ -123,63 +123,6 @@ impl Builder {
         formula().unwrap_or_else(|error| self.fail(error))
     }
 
-    /// A tensor that is written into the graph, if there is one.
-    pub(in crate::expr) fn tensor(&self, tensor: Result<TensorProto>) -> Expr<'_> {
-        match tensor {
-            Ok(tensor) => self.emit("Constant", &[], vec![attribute::tensor("value", tensor)]),
-            Err(error) => self.fail(error),
-        }
-    }
-
-    /// Integers or truth values that are written into the graph. Before version 9 a Constant holds floating-point
-    /// numbers alone: then they are cast, of numbers that stand for them exactly.
-    fn whole(&self, element: ElementType, dims: &[i64], values: &[i64]) -> Expr<'_> {
-        let tensor = TensorProto::from_ints(element, dims, values);
-        let exact = values.iter().all(|v| v.unsigned_abs() <= 1 << f64::MANTISSA_DIGITS);
-        if self.opset() >= 9 || !exact || tensor.is_err() {
-            return self.tensor(tensor);
-        }
-        let numbers: Vec<f64> = values.iter().map(|&v| v as f64).collect();
-        let numbers = self.tensor(TensorProto::from_floats(ElementType::Double, dims, &numbers));
-        self.emit("Cast", &[Some(numbers)], vec![attribute::int("to", element as i64)])
-    }
-
-    /// Whether a node is how a constant is written, and nothing to fold.
-    fn is_constant(&self, op: &str, inputs: &[Option<ValueId>]) -> bool {
-        let of_constant = || {
-            let graph = self.graph();
-            let producer = inputs.first().copied().flatten().and_then(|i| graph.producer(i));
-            producer.is_some_and(|(node, _)| {
-                let node = graph.node(node);
-                &*node.op_type == "Constant" && node.origin != Origin::Model
-            })
-        };
-        op == "Constant" || (op == "Cast" && self.opset() < 9 && of_constant())
-    }
-
-    /// A tensor of integers.
-    pub fn ints(&self, values: &[i64]) -> Expr<'_> {
-        self.whole(ElementType::Int64, &[values.len() as i64], values)
-    }
-
-    /// An integer without dimensions.
-    pub fn int(&self, value: i64) -> Expr<'_> {
-        self.whole(ElementType::Int64, &[], &[value])
-    }
-
-    /// A number without dimensions, of any numeric or boolean type.
-    pub fn scalar(&self, value: f64, element: ElementType) -> Expr<'_> {
-        self.numbers(&[value], &[], element)
-    }
-
-    /// A tensor of numbers, of any numeric or boolean type.
-    pub fn numbers(&self, values: &[f64], dims: &[i64], element: ElementType) -> Expr<'_> {
-        match element.is_float() {
-            true => self.tensor(TensorProto::from_floats(element, dims, values)),
-            false => self.whole(element, dims, &values.iter().map(|&v| v as i64).collect::<Vec<_>>()),
-        }
-    }
-
     /// The node's only output.
     pub(in crate::expr) fn emit<'g>(
         &'g self,
@@ -243,7 +186,7 @@ impl Builder {
             name: None,
             origin: Origin::Backward(self.forward.get()),
             // What a formula rounds stays rounded, also for who counts the model's own rounding as the identity.
-            stop: matches!(op, "Ceil" | "Floor" | "Round"),
+            stop: self.graph().traits_of(domain, op).rounds,
         };
         let hash = new.bodies.is_empty().then(|| hash_of(op, &new));
         let known = hash.and_then(|hash| self.same(hash, &new));
@@ -261,7 +204,7 @@ impl Builder {
                 return vec![self.fail(error); outputs];
             }
         };
-        if !self.is_constant(op, &new.inputs)
+        if !self.writes_constant(op, &new.inputs)
             && let [fact] = facts.as_slice()
             && let Some(folded) = self.fold(fact)
         {
@@ -355,7 +298,7 @@ impl Builder {
             Producer::Input | Producer::Initializer => false,
             Producer::Node(node, _) => {
                 let node = graph.node(node);
-                node.origin != Origin::Model || (&*node.op_type == "Constant" && value.fact.element_count() == Some(1))
+                node.origin != Origin::Model || (node.is_constant() && value.fact.element_count() == Some(1))
             }
         }
     }

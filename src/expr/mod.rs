@@ -10,7 +10,6 @@ mod bodies;
 mod builder;
 mod ops;
 pub mod rewrite;
-mod simplify;
 mod tame;
 mod unbroadcast;
 mod zero;

@@ -6,7 +6,7 @@
 //! saves the step.
 
 use super::{Builder, Expr};
-use crate::graph::{NodeId, Origin, Producer, ValueId};
+use crate::graph::{NodeId, Origin, Poles, Producer, ValueId};
 
 impl<'g> Expr<'g> {
     /// Whether this was written by the pass, and has no pole of a function in it.
@@ -44,13 +44,12 @@ impl Builder {
         let graph = self.graph();
         let node = graph.node(node);
         let second = node.inputs.get(1).copied().flatten().map(|id| self.expr(id));
-        match &*node.op_type {
-            "Reciprocal" | "Log" | "Tan" | "Det" => true,
+        match graph.traits(node).poles {
+            Poles::Somewhere => true,
             // What many elements are divided by is no matter of one of them.
-            "Div" => second.is_some_and(|by| by.constant().is_none() && self.covers(by.id, &node.outputs)),
-            "Pow" => second.is_none_or(|exponent| exponent.constant().is_none_or(|e| e < 0.0)),
-            "Scan" | "Loop" | "If" => true,
-            _ => !node.domain.is_empty(),
+            Poles::Divided => second.is_some_and(|by| by.constant().is_none() && self.covers(by.id, &node.outputs)),
+            Poles::Powers => second.is_none_or(|exponent| exponent.constant().is_none_or(|e| e < 0.0)),
+            Poles::Nowhere => !node.domain.is_empty() || !node.bodies.is_empty(),
         }
     }
 
@@ -59,13 +58,9 @@ impl Builder {
         let graph = self.graph();
         let node = graph.node(node);
         let through = |&id: &ValueId| self.is_wild(id);
-        match &*node.op_type {
-            "MatMul" | "Gemm" | "Conv" | "ConvTranspose" | "Einsum" => false,
-            "Mul" | "Add" | "Sub" | "Div" => {
-                node.inputs.iter().flatten().filter(|&&i| self.covers(i, &node.outputs)).any(through)
-            }
-            _ => node.inputs.iter().flatten().any(through),
-        }
+        let traits = graph.traits(node);
+        let part = |&&input: &&ValueId| !traits.elementwise || self.covers(input, &node.outputs);
+        !traits.contracts && node.inputs.iter().flatten().filter(part).any(through)
     }
 
     /// Whether a value has an element for each of the outputs', as far as is known.

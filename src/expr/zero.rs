@@ -4,10 +4,10 @@
 //! such a zero again, and where something else needs its elements, nodes for them are written then. A product with it
 //! is zero whatever the other factor holds, NaN and infinity among it: nothing has arrived that could be multiplied.
 //! Tensors whose elements merely happen to be zeros are not meant here; they are values like all others
-//! (`simplify.rs`).
+//! (`ops/simplify.rs`).
 
 use super::{Builder, Expr};
-use crate::graph::{Fact, NewNode, ValueId};
+use crate::graph::{Fact, Linear, NewNode, ValueId};
 use crate::onnx::{AttributeProto, ElementType};
 use anyhow::anyhow;
 
@@ -27,35 +27,6 @@ pub(super) enum Zero {
     /// Not at all: the node leaves out the output whose gradient it is.
     LeftOut(usize),
 }
-
-/// Operators that make zeros of zeros, whatever their other inputs and attributes are.
-const LINEAR: &[&str] = &[
-    "Cast",
-    "CumSum",
-    "DepthToSpace",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Identity",
-    "Neg",
-    "ReduceMean",
-    "ReduceSum",
-    "Reshape",
-    "ReverseSequence",
-    "Slice",
-    "SpaceToDepth",
-    "Split",
-    "Squeeze",
-    "Tile",
-    "Transpose",
-    "Trilu",
-    "Unsqueeze",
-];
-
-/// Operators whose result is zero where one of their first two inputs is; none of them has a third here that is added.
-const PRODUCTS: &[&str] = &["Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Mul"];
 
 impl Builder {
     fn zero(&self, fact: Fact, zero: Zero) -> Expr<'_> {
@@ -99,22 +70,18 @@ impl Builder {
         attributes: &[AttributeProto],
         outputs: usize,
     ) -> Option<Vec<Expr<'g>>> {
-        let first = self.is_zero(inputs.first().copied().flatten());
-        let vanishes = match op {
-            "Add" | "Sub" | "Sum" => return self.sum_with_zeros(op, inputs).map(|sum| vec![sum]),
-            "Div" => first,
-            "Pad" => first && inputs.get(2).copied().flatten().is_none(),
-            "Concat" => inputs.iter().all(|&i| self.is_zero(i)),
-            "Where" => {
+        let traits = self.graph().traits_of("", op);
+        let given = |i: usize| inputs.get(i).copied().flatten();
+        let added = traits.added.is_some_and(|i| given(i).is_some());
+        let vanishes = match traits.linear {
+            Linear::Never => false,
+            Linear::InEach(factors) => !added && inputs.iter().take(factors).any(|&i| self.is_zero(i)),
+            Linear::InFirst => !added && outputs == 1 && self.is_zero(given(0)),
+            Linear::InAll(first) => {
                 let zero = |i: &Option<Expr<'g>>| self.is_zero(*i) || i.is_some_and(|e| e.constant() == Some(0.0));
-                let chosen = inputs.get(1..)?;
-                chosen.iter().all(zero) && chosen.iter().any(|&i| self.is_zero(i))
+                let joined = inputs.get(first..)?;
+                joined.iter().all(zero) && joined.iter().any(|&i| self.is_zero(i))
             }
-            _ if PRODUCTS.contains(&op) => {
-                let added = op != "Einsum" && inputs.get(2).copied().flatten().is_some();
-                inputs.iter().any(|&i| self.is_zero(i)) && !added
-            }
-            _ => first && LINEAR.contains(&op),
         };
         vanishes.then(|| self.handed_on(op, inputs, attributes, outputs))
     }
@@ -152,22 +119,15 @@ impl Builder {
         (0..outputs).map(hand_on).collect()
     }
 
-    /// A sum without its zeros, where these do not give it its shape.
-    fn sum_with_zeros<'g>(&'g self, op: &'static str, terms: &[Option<Expr<'g>>]) -> Option<Expr<'g>> {
-        let terms: Vec<Expr<'g>> = terms.iter().copied().collect::<Option<_>>()?;
+    /// The terms of a sum that are no zeros, or one zero where all are; `None` where zeros give the sum its shape, or
+    /// there are none.
+    pub(super) fn without_zeros<'g>(&'g self, terms: &[Expr<'g>]) -> Option<Vec<Expr<'g>>> {
         let (zeros, rest): (Vec<_>, Vec<_>) = terms.iter().copied().partition(|e| e.is_zero());
         let shaped = || zeros.iter().find(|zero| self.left_out(zero.id).is_none());
-        let kept = rest.first().or_else(shaped).or(zeros.first())?;
+        let kept = *rest.first().or_else(shaped).or(zeros.first())?;
         let dropped = |zero: &Expr<'g>| self.left_out(zero.id).is_some() || kept.unless_broadcast(*zero).is_some();
-        if !zeros.iter().all(dropped) {
-            return None;
-        }
-        Some(match (op, rest.as_slice()) {
-            (_, []) => *kept,
-            ("Sub", &[subtracted]) if terms.first().is_some_and(|e| e.is_zero()) => -subtracted,
-            (_, &[only]) => only,
-            (_, several) => self.emit(op, &several.iter().copied().map(Some).collect::<Vec<_>>(), vec![]),
-        })
+        let all = !zeros.is_empty() && zeros.iter().all(dropped);
+        all.then(|| if rest.is_empty() { vec![kept] } else { rest })
     }
 
     /// A zero as nodes that compute it; other values as they are.

@@ -7,7 +7,7 @@ use crate::onnx::attribute;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
 use crate::onnx::{
-    AttributeProto, ElementType, GraphProto, ModelProto, NEWEST_OPSET, NodeProto, TensorProto, TypeProto,
+    AttributeProto, CONSTANT, ElementType, GraphProto, ModelProto, NEWEST_OPSET, NodeProto, TensorProto, TypeProto,
     canonical_domain,
 };
 use crate::record::Record;
@@ -281,7 +281,7 @@ impl Loader<'_> {
     fn constant(&mut self, scope: ScopeId, tensor: &TensorProto, fact: Fact) -> Result<()> {
         let name = self.string(tensor.name());
         let new = NewNode {
-            op_type: self.string("Constant"),
+            op_type: self.string(CONSTANT),
             outputs: [Some(Some(name.clone()))].into_iter().collect(),
             attributes: [attribute::tensor("value", tensor.clone())].into(),
             ..NewNode::default()

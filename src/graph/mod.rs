@@ -10,15 +10,17 @@ pub mod dim;
 pub mod fact;
 pub mod facts;
 mod load;
+mod operators;
 mod ranks;
 pub mod write;
 
 pub use dim::{Dim, Dims, Symbol};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
 pub use load::{Loaded, Place, Replace, Replacement, fact_of_type, load, load_body, load_replacing};
+pub use operators::{Linear, Operators, Poles, Traits};
 
 use crate::error::At;
-use crate::onnx::{AttributeProto, canonical_domain};
+use crate::onnx::{AttributeProto, CONSTANT, canonical_domain};
 use anyhow::Result;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
@@ -108,6 +110,13 @@ pub struct Node {
     pub stop: bool,
 }
 
+impl Node {
+    /// Whether it holds a tensor, and computes nothing.
+    pub fn is_constant(&self) -> bool {
+        &*self.op_type == CONSTANT && self.domain.is_empty()
+    }
+}
+
 /// Who wrote a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
@@ -167,26 +176,6 @@ pub type IdMap<K, V> = FxHashMap<K, V>;
 /// A set of ids; see [`IdMap`].
 pub type IdSet<K> = FxHashSet<K>;
 
-/// What a graph has to know of operators. The table of rules says it ([`crate::rules::OPERATORS`]); it stands above the graph,
-/// so a graph is given it when it is made.
-#[derive(Clone)]
-pub struct Operators {
-    /// The facts of the outputs of an operator from those of its inputs.
-    pub facts: facts::InferAny,
-    /// The same of operators that are not in the table, but rows of a request's own; `None` for one that is neither.
-    pub own_facts: Option<Rc<facts::InferOwn>>,
-    /// Whether the first output of an operator, by domain, name and version, holds every element of its first input, each once.
-    pub keeps_all: fn(&str, &str, i64) -> bool,
-    /// Whether only the shapes and the element types of its inputs matter.
-    pub shapes_only: fn(&str, &str, i64) -> bool,
-}
-
-impl std::fmt::Debug for Operators {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Operators")
-    }
-}
-
 /// The arena of values, nodes and scopes.
 #[derive(Debug)]
 pub struct Graph {
@@ -197,7 +186,7 @@ pub struct Graph {
     pub dims: Dims,
     opsets: HashMap<Rc<str>, i64>,
     operators: Operators,
-    /// What a Where takes, or leaves.
+    /// What nodes choose, or leave.
     alternatives: IdSet<ValueId>,
     /// For tensors of which not even the rank is known another one that has the same shape, always the same one.
     like: IdMap<ValueId, ValueId>,
@@ -405,23 +394,32 @@ impl Graph {
         self.like.get(&id).copied().unwrap_or(id)
     }
 
-    /// Whether what a node computes does not depend on the elements of its inputs.
-    fn reads_shapes_only(&self, id: NodeId) -> bool {
-        let node = self.node(id);
-        (self.operators.shapes_only)(&node.domain, &node.op_type, self.opset(&node.domain))
+    /// What is said of the operator of a node.
+    pub fn traits(&self, node: &Node) -> Traits {
+        self.traits_of(&node.domain, &node.op_type)
     }
 
-    /// Whether a Where takes the value, or leaves it for another: that it is not finite in some places may not matter.
+    /// What is said of an operator, by its domain and name.
+    pub fn traits_of(&self, domain: &str, op_type: &str) -> Traits {
+        (self.operators.traits)(domain, op_type, self.opset(domain))
+    }
+
+    /// Whether what a node computes does not depend on the elements of its inputs.
+    fn reads_shapes_only(&self, id: NodeId) -> bool {
+        self.traits(self.node(id)).shapes_only
+    }
+
+    /// Whether the value is one of those between which a node chooses, such as a Where's: that it is not finite in some places may not matter.
     pub fn is_alternative(&self, id: ValueId) -> bool {
         self.alternatives.contains(&id)
     }
 
-    /// Notes a Where's input, and what it is a copy of. What is noted already is not walked again.
+    /// Notes what a node chooses or leaves, and what that is a copy of. What is noted already is not walked again.
     fn note_alternative(&mut self, mut id: ValueId) {
         while self.alternatives.insert(id)
             && let Some((node, _)) = self.producer(id)
             && let node = self.node(node)
-            && (self.operators.keeps_all)(&node.domain, &node.op_type, self.opset(&node.domain))
+            && self.traits(node).keeps_all
             && let Some(&Some(source)) = node.inputs.first()
         {
             id = source;
@@ -446,8 +444,8 @@ impl Graph {
     /// Appends a node, the facts of whose outputs are [`Graph::infer`]red, to a scope.
     pub fn push(&mut self, scope: ScopeId, new: NewNode, facts: Vec<Fact>) -> NodeId {
         let id = NodeId(Number::new(self.nodes.len()));
-        if &*new.op_type == "Where" && new.domain.is_empty() {
-            new.inputs.iter().skip(1).flatten().for_each(|&input| self.note_alternative(input));
+        if let Some(first) = self.traits_of(&new.domain, &new.op_type).chooses {
+            new.inputs.iter().skip(first).flatten().for_each(|&input| self.note_alternative(input));
         }
         let like = if facts.iter().any(|f| f.shape.is_none()) { ranks::like(self, &new) } else { vec![] };
         let mut facts = facts.into_iter();

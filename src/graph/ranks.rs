@@ -127,14 +127,12 @@ pub fn cause(graph: &Graph, mut id: ValueId) -> (ValueId, Option<NodeId>) {
 /// an operator that makes three sizes of their own of three such sizes makes of any shape the same.
 pub fn like(graph: &Graph, new: &NewNode) -> Vec<Option<ValueId>> {
     // What is made to the measure of a tensor has its shape.
-    let sizes = match (&*new.domain, &*new.op_type) {
-        ("", "Reshape") => new.inputs.get(1).copied().flatten(),
-        ("", "ConstantOfShape") => new.inputs.first().copied().flatten(),
-        _ => None,
-    };
-    if let Some((shape, _)) = sizes.and_then(|sizes| graph.producer(sizes)) {
+    let sizes = graph.traits_of(&new.domain, &new.op_type).sizes;
+    if let Some((shape, _)) =
+        sizes.and_then(|i| new.inputs.get(i).copied().flatten()).and_then(|sizes| graph.producer(sizes))
+    {
         let shape = graph.node(shape);
-        let whole = &*shape.op_type == "Shape" && shape.domain.is_empty() && shape.attributes.is_empty();
+        let whole = graph.traits(shape).measures && shape.attributes.is_empty();
         return vec![shape.inputs.first().copied().flatten().filter(|_| whole)];
     }
     let tensors = |v: &&ValueId| graph.fact(**v).shape.is_none() && graph.fact(**v).container == Container::Tensor;
@@ -178,7 +176,7 @@ fn shape_of_rank(graph: &Graph, id: ValueId, rank: usize) -> Shape {
                 fit.next().filter(|_| node.bodies.iter().filter(|b| other(b)).count() == 1)
             }
             // As many sizes of one have gone as that leaves.
-            "Squeeze" => {
+            _ if graph.traits(node).squeezes => {
                 let input = graph.fact(node.inputs.first().copied().flatten()?).shape.clone()?;
                 let kept: Shape = input.iter().copied().filter(|&d| d != Dim::Known(1)).collect();
                 (kept.len() == rank).then_some(kept)

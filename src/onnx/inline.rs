@@ -181,7 +181,7 @@ impl<'a> Inliner<'a> {
             nodes.push(NodeProto {
                 name: Some(label),
                 metadata_props: call.metadata_props.clone(),
-                ..NodeProto::new("Identity", &[&source], &name, vec![])
+                ..NodeProto::identity(&source, &name)
             });
         }
         Ok(nodes)

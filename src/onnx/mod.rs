@@ -17,7 +17,7 @@ pub mod proto {
 }
 
 pub(crate) use names::Names;
-pub(crate) use node::constant_value;
+pub(crate) use node::{CONSTANT, IDENTITY, constant_value};
 pub use proto::tensor_proto::DataType as ElementType;
 pub use proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,

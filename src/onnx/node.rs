@@ -9,6 +9,12 @@ use std::collections::{HashMap, HashSet};
 /// A sparse tensor of more elements is not written out: a few bytes of a file must not become gigabytes.
 const LARGEST_DENSE: usize = 1 << 28;
 
+/// The operator of the standard that holds a tensor.
+pub(crate) const CONSTANT: &str = "Constant";
+
+/// The operator of the standard that gives a tensor another name.
+pub(crate) const IDENTITY: &str = "Identity";
+
 impl NodeProto {
     /// A node of an operator of the standard with one output, as which it is called.
     pub(crate) fn new(op: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> Self {
@@ -24,7 +30,12 @@ impl NodeProto {
 
     /// A Constant node that holds a tensor.
     pub(crate) fn constant(output: &str, value: TensorProto) -> Self {
-        NodeProto::new("Constant", &[], output, vec![attribute::tensor("value", value)])
+        NodeProto::new(CONSTANT, &[], output, vec![attribute::tensor("value", value)])
+    }
+
+    /// A node that gives a tensor another name, as which it is called.
+    pub(crate) fn identity(input: &str, output: &str) -> Self {
+        NodeProto::new(IDENTITY, &[input], output, vec![])
     }
 
     /// Whether the node is this operator of the standard.
@@ -37,7 +48,7 @@ impl NodeProto {
     /// # Errors
     /// A sparse tensor whose parts contradict each other, or that is too large to be written out.
     pub(crate) fn constant_value(&self) -> Result<Option<Cow<'_, TensorProto>>> {
-        if self.is("Constant") { constant_value(&self.attribute) } else { Ok(None) }
+        if self.is(CONSTANT) { constant_value(&self.attribute) } else { Ok(None) }
     }
 
     /// The graphs in the node's attributes: branches, bodies.

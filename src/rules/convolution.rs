@@ -18,6 +18,9 @@ pub const RULES: &[Rule] = &[
     )
     .facts(|c| convolution(c, 0, 1, c.element(0).or(c.element(1))))
     .attributes("auto_pad dilations group kernel_shape pads strides")
+    .linear(2)
+    .added(2)
+    .contracts()
     .weights(&[1, 2])
     .layer(),
     rule(
@@ -38,6 +41,9 @@ pub const RULES: &[Rule] = &[
     )
     .facts(facts::transposed)
     .attributes("auto_pad dilations group kernel_shape output_padding output_shape pads strides")
+    .linear(2)
+    .added(2)
+    .contracts()
     .weights(&[1, 2])
     .layer(),
     rule("CausalConvWithState", "through the convolution of past state and input", &[Through(causal)])

@@ -6,6 +6,7 @@ use super::Slot::*;
 use super::properties::Moves;
 use super::{Call, Cotangents, Rule, rule};
 use crate::expr::Expr;
+use crate::graph::Poles;
 use crate::graph::facts::value;
 use crate::rules::facts::{same, unknown};
 use anyhow::Result;
@@ -23,18 +24,24 @@ pub const RULES: &[Rule] = &[
     rule("Sub", "da = dy, db = -dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| -dy)]).values(value::sub),
     rule("Mul", "da = dy b, db = dy a", &[Binary(|_a, b, _y, dy| dy * b), Binary(|a, _b, _y, dy| dy * a)])
         .values(value::mul)
+        .linear(2)
         .weights(&[0, 1])
         .scales(),
     rule("Div", "da = dy / b, db = -dy y / b", &[Binary(|_a, b, _y, dy| dy / b), Binary(|_a, b, y, dy| -(dy * y) / b)])
-        .values(value::div),
+        .values(value::div)
+        .linear(1)
+        .poles(Poles::Divided),
     rule("Mod", "da = dy, db = -dy (a - y) / b", &[Binary(|_a, _b, _y, dy| dy), Binary(modulo_b)])
         .facts(facts::modulo)
         .attributes("fmod"),
     rule("Pow", "da = dy b aᵇ⁻¹, db = dy y ln a", &[Broadcast(pow_a), Broadcast(pow_b)])
         .facts(facts::power)
+        .poles(Poles::Powers)
         .note("0 where b = 0 (da) and where a <= 0 (db)"),
-    rule("Neg", "dx = -dy", &[Unary(|_x, _y, dy| -dy)]).values(value::neg),
-    rule("Reciprocal", "dx = -dy y²", &[Unary(|_x, y, dy| -(dy * y) * y)]).values(value::reciprocal),
+    rule("Neg", "dx = -dy", &[Unary(|_x, _y, dy| -dy)]).values(value::neg).linear(1),
+    rule("Reciprocal", "dx = -dy y²", &[Unary(|_x, y, dy| -(dy * y) * y)])
+        .values(value::reciprocal)
+        .poles(Poles::Somewhere),
     rule("Sum", "dxᵢ = dy", &[EachBroadcast(|c, _| c.dy())]).values(value::sum),
     rule("Mean", "dxᵢ = dy / n", &[EachBroadcast(|c, _| c.dy() / c.input_count() as i64)]),
     // The same elements.
@@ -68,7 +75,7 @@ pub const RULES: &[Rule] = &[
         &[Stop("a condition"), Broadcast(|c| chosen(c, 1)), Broadcast(|c| chosen(c, 2))],
     )
     .facts(facts::choose)
-    .moves(Moves::Joined(1)),
+    .moves(Moves::Chosen(1)),
     rule(
         "Clip",
         "dx = dy where min <= x <= max, dmin = Σ dy where x < min, dmax = Σ dy where x > max",
@@ -80,13 +87,13 @@ pub const RULES: &[Rule] = &[
     .note("dy at the bounds"),
     // Exponentials and logarithms.
     rule("Exp", "dx = dy y", &[Unary(|_x, y, dy| dy * y)]),
-    rule("Log", "dx = dy / x", &[Unary(|x, _y, dy| dy / x)]),
+    rule("Log", "dx = dy / x", &[Unary(|x, _y, dy| dy / x)]).poles(Poles::Somewhere),
     rule("Sqrt", "dx = dy / 2y", &[Unary(sqrt)]).values(value::sqrt).note("infinite at 0, but 0 where dy is"),
     rule("Erf", "dx = dy 2/√π e^(-x²)", &[Unary(|x, _y, dy| dy * (FRAC_2_SQRT_PI * (-(x * x)).exp()))]),
     // Angles and hyperbolic functions.
     rule("Sin", "dx = dy cos x", &[Unary(|x, _y, dy| dy * x.cos())]).periodic(),
     rule("Cos", "dx = -dy sin x", &[Unary(|x, _y, dy| -(dy * x.sin()))]).periodic(),
-    rule("Tan", "dx = dy (1 + y²)", &[Unary(|_x, y, dy| dy * (1.0 + y * y))]),
+    rule("Tan", "dx = dy (1 + y²)", &[Unary(|_x, y, dy| dy * (1.0 + y * y))]).poles(Poles::Somewhere),
     rule("Asin", "dx = dy / √(1 - x²)", &[Unary(|x, _y, dy| dy / one_minus_square(x).sqrt())]),
     rule("Acos", "dx = -dy / √(1 - x²)", &[Unary(|x, _y, dy| -dy / one_minus_square(x).sqrt())]),
     rule("Atan", "dx = dy / (1 + x²)", &[Unary(|x, _y, dy| dy / (1.0 + x * x))]),

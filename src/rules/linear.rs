@@ -6,7 +6,7 @@ use super::Slot::*;
 use super::properties::{Apart, Rows};
 use super::{Call, Rule, Slot, activation, rule};
 use crate::expr::{Expr, View};
-use crate::graph::Node;
+use crate::graph::{Node, Poles};
 use crate::onnx::ElementType;
 use crate::onnx::attribute::{get_float, get_int};
 use anyhow::{Context, Result, ensure};
@@ -15,6 +15,8 @@ use anyhow::{Context, Result, ensure};
 pub const RULES: &[Rule] = &[
     rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)]).facts(|c| facts::matmul(c, 0, 1, c.element(0).or(c.element(1))))
         .apart(Apart::Rows(|_| Some(Rows { alpha: 1.0, beta: 1.0, transposed: false })))
+        .linear(2)
+        .contracts()
         .weights(&[0, 1])
         .view(View::Rows)
         .layer(),
@@ -25,6 +27,9 @@ pub const RULES: &[Rule] = &[
     ).facts(facts::gemm)
     .attributes("alpha beta transA transB")
     .apart(Apart::Rows(gemm_rows))
+    .linear(2)
+    .added(2)
+    .contracts()
     .weights(&[0, 1, 2])
     .layer()
     .since(7),
@@ -43,10 +48,13 @@ pub const RULES: &[Rule] = &[
         "dxᵢ = the Einsum of dy and the other operands to the indices of xᵢ, on the diagonal where one is repeated",
         &[TryEach(einsum)],
     ).facts(facts::einsum)
+    .linear(usize::MAX)
+    .contracts()
     .weights(&[0, 1, 2])
     .layer()
     .attributes("equation"),
     rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Try(det)]).facts(facts::det)
+        .poles(Poles::Somewhere)
         .note("singular matrices have their true gradient"),
     rule("FusedMatMul", FUSED, FUSED_OPERANDS).facts(facts::fused_matmul)
         .attributes("alpha transA transB transBatchA transBatchB")

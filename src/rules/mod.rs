@@ -44,7 +44,7 @@ pub(crate) use call::{Differentiate, Replay};
 pub use properties::Moves;
 
 use crate::expr::{Expr, View};
-use crate::graph::{self, Loaded, Operators};
+use crate::graph::{self, Linear, Loaded, Operators, Poles};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
 use facts::Facts;
@@ -168,6 +168,20 @@ pub struct Rule {
     pub single: (&'static [usize], &'static [usize]),
     /// Whether only the shapes and element types of its inputs matter.
     pub shapes_only: bool,
+    /// Of which inputs zeros make zeros of its outputs, beside those that it moves.
+    pub linear: Linear,
+    /// The input that is added to what is linear in the others.
+    pub added: Option<usize>,
+    /// Where its output is infinite though its inputs are not.
+    pub poles: Poles,
+    /// Whether each element of its output is a sum of products over whole axes of its inputs.
+    pub contracts: bool,
+    /// The input that lists the sizes of its output.
+    pub sizes: Option<usize>,
+    /// Whether its output lists the sizes of its input.
+    pub measures: bool,
+    /// Whether axes of size 1 go.
+    pub squeezes: bool,
     /// Conventions and limits, for the reader.
     pub note: &'static str,
 }
@@ -205,6 +219,13 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         types: &[],
         single: (&[], &[]),
         shapes_only: false,
+        linear: Linear::Never,
+        added: None,
+        poles: Poles::Nowhere,
+        contracts: false,
+        sizes: None,
+        measures: false,
+        squeezes: false,
         facts: Facts::BySlots(None),
         note: "",
     }
@@ -356,8 +377,10 @@ pub fn load(model: &ModelProto) -> Result<Loaded> {
 pub const OPERATORS: Operators = Operators {
     facts: facts::infer,
     own_facts: None,
-    keeps_all: |domain, op, version| find(domain, op, version).is_some_and(Rule::keeps_all),
-    shapes_only: |domain, op, version| find(domain, op, version).is_some_and(|r| r.shapes_only),
+    traits: |domain, op, version| {
+        // Gradients may have a first version; the rest holds of what came before, too.
+        find(domain, op, version).or_else(|| newest(domain, op)).map(Rule::traits).unwrap_or_default()
+    },
 };
 
 /// What a graph asks of the table and of rows beside it, which come first.

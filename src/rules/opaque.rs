@@ -48,7 +48,7 @@ pub const RULES: &[Rule] = &[
     opaque("Or", DISCRETE).facts(|c| compare(c, value::or)),
     opaque("Xor", DISCRETE).facts(|c| compare(c, value::xor)),
     // Only the shape matters.
-    opaque("Shape", SHAPE).facts(shape::facts::shape).shapes_only(),
+    opaque("Shape", SHAPE).facts(shape::facts::shape).measures(),
     opaque("Size", SHAPE).facts(shape::facts::size).shapes_only(),
 ];
 

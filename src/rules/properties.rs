@@ -5,7 +5,7 @@
 
 use super::{Integers, Rule};
 use crate::expr::View;
-use crate::graph::Node;
+use crate::graph::{Linear, Node, Poles, Traits};
 use crate::onnx::ElementType;
 
 /// How the elements of the first output follow from those of an input.
@@ -24,6 +24,8 @@ pub enum Moves {
     Parts,
     /// They are elements of every input from this one on.
     Joined(usize),
+    /// Each is the element in the same place of one of the inputs from this one on.
+    Chosen(usize),
 }
 
 /// Whether an operator draws random numbers: computed again, it draws others.
@@ -213,6 +215,73 @@ impl Rule {
         self
     }
 
+    /// It is linear in each of its first inputs, so many: zeros of one make zeros of all outputs. What moves elements of
+    /// its first input into its first output need not say so.
+    pub const fn linear(mut self, inputs: usize) -> Self {
+        self.linear = Linear::InEach(inputs);
+        self
+    }
+
+    /// The input with that number, where it is there, is added to what is linear in the others, or stands beside what
+    /// is moved.
+    pub const fn added(mut self, input: usize) -> Self {
+        self.added = Some(input);
+        self
+    }
+
+    /// Where its output is infinite though its inputs are not.
+    pub const fn poles(mut self, poles: Poles) -> Self {
+        self.poles = poles;
+        self
+    }
+
+    /// Each element of its output is a sum of products over whole axes of its inputs.
+    pub const fn contracts(mut self) -> Self {
+        self.contracts = true;
+        self
+    }
+
+    /// The input with that number lists the sizes of its output.
+    pub const fn sizes(mut self, input: usize) -> Self {
+        self.sizes = Some(input);
+        self
+    }
+
+    /// Its output lists the sizes of its input: all of them where no attribute says which.
+    pub const fn measures(mut self) -> Self {
+        self.measures = true;
+        self.shapes_only()
+    }
+
+    /// Axes of size 1 go: all of them where nothing says which.
+    pub const fn squeezes(mut self) -> Self {
+        self.squeezes = true;
+        self
+    }
+
+    /// What a graph and formulas ask of it.
+    pub fn traits(&self) -> Traits {
+        let moved = match self.moves {
+            Moves::Nothing => Linear::Never,
+            Moves::InOrder | Moves::Transposed | Moves::Parts => Linear::InFirst,
+            Moves::Joined(first) | Moves::Chosen(first) => Linear::InAll(first),
+        };
+        Traits {
+            keeps_all: self.keeps_all(),
+            shapes_only: self.shapes_only,
+            chooses: if let Moves::Chosen(first) = self.moves { Some(first) } else { None },
+            rounds: self.slots.iter().any(|slot| matches!(slot, super::Slot::Rounding(_))),
+            linear: if self.linear == Linear::Never { moved } else { self.linear },
+            added: self.added,
+            poles: self.poles,
+            elementwise: self.is_elementwise(),
+            contracts: self.contracts,
+            sizes: self.sizes,
+            measures: self.measures,
+            squeezes: self.squeezes,
+        }
+    }
+
     /// What the integers of an input count, where they count something.
     pub fn index(&self, input: usize) -> Option<&'static Index> {
         self.indices.iter().find(|index| index.input == input)
@@ -223,7 +292,7 @@ impl Rule {
         match self.moves {
             Moves::Nothing => 0..0,
             Moves::InOrder | Moves::Transposed | Moves::Parts => 0..inputs.min(1),
-            Moves::Joined(first) => first.min(inputs)..inputs,
+            Moves::Joined(first) | Moves::Chosen(first) => first.min(inputs)..inputs,
         }
     }
 

@@ -23,12 +23,14 @@ pub const RULES: &[Rule] = &[
         .attributes(AXES)
         .view(View::Over)
         .indices(AXIS)
+        .linear(1)
         .sums(),
     rule("ReduceMean", "dx = dy / n, copied along the axes", &[Try(mean), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
         .attributes(AXES)
         .view(View::Over)
         .indices(AXIS)
+        .linear(1)
         .in_float32(),
     rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
         .facts(|c| facts::reduce(c, Some(value::max)))
@@ -78,6 +80,7 @@ pub const RULES: &[Rule] = &[
         .indices(AXIS),
     rule("CumSum", "dx = the sums of dy from the other end", &[Formula(cum_sum), Stop("axis")])
         .facts(same)
+        .linear(1)
         .indices(AXIS)
         .attributes("exclusive reverse"),
     rule("CumProd", "dxᵢ = Σₖ dyₖ Π xⱼ, j ≠ i, j ≤ k", &[Try(cum_prod), Stop("axis")])

@@ -20,6 +20,7 @@ pub const RULES: &[Rule] = &[
     rule("Reshape", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x)), Stop("shape")])
         .facts(facts::reshape)
         .moves(InOrder)
+        .sizes(1)
         .attributes("allowzero"),
     rule("Flatten", "dx = dy in the shape of x", &[Unary(|x, _y, dy| dy.reshape_like(x))])
         .facts(facts::flatten)
@@ -28,6 +29,7 @@ pub const RULES: &[Rule] = &[
     rule("Squeeze", "dx = dy in the shape of x", &[Try(squeeze), Stop("axes")])
         .facts(facts::squeeze)
         .moves(InOrder)
+        .squeezes()
         .indices(&[read(1, AxisOf(0))])
         .attributes("axes"),
     rule("Unsqueeze", "dx = dy in the shape of x", &[Try(unsqueeze), Stop("axes")])
@@ -48,6 +50,7 @@ pub const RULES: &[Rule] = &[
         .facts(parts::split)
         .moves(Parts)
         .view(View::Along("axis", 0))
+        .linear(1)
         .attributes("axis split num_outputs"),
     rule("Slice", "dx = dy in its place, zeros around", &[Try(slice), Stop("bounds")])
         .facts(parts::slice)
@@ -97,6 +100,7 @@ const PAD: Rule = rule(
 )
 .facts(padding::pad)
 .moves(Parts)
+.added(2)
 .indices(&[read(3, AxisOf(0))])
 .attributes("mode pads paddings value");
 const TRILU: Rule = rule("Trilu", "dx = the triangle of dy", &[Formula(trilu), Stop("a diagonal")])

@@ -6,7 +6,7 @@ use super::modes::Constants;
 use super::parameters::SCOPE;
 use super::state::State;
 use crate::expr::rewrite::Rewrite;
-use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
+use crate::onnx::{CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
 use crate::rules::OPERATORS;
 use crate::weights::{Quantized, Source};
 use anyhow::{Context, Result, bail, ensure};
@@ -138,7 +138,7 @@ fn replace(model: &mut ModelProto, mut new: HashMap<String, TensorProto>) -> Res
             *old = tensor;
         }
     }
-    for node in graph.node.iter_mut().filter(|n| n.is("Constant")) {
+    for node in graph.node.iter_mut().filter(|n| n.is(CONSTANT)) {
         let Some(mut tensor) = node.output.first().and_then(|o| new.remove(o)) else { continue };
         // A tensor in an attribute is named as it was, if it was.
         tensor.name = attribute::get_tensor(&node.attribute, "value").and_then(|t| t.name.clone());

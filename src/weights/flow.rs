@@ -399,7 +399,8 @@ impl<'a> Flow<'a> {
         if row.statistics.contains(&i) {
             return Some(Use::Statistic);
         }
-        let joins = matches!(row.moves, Moves::Joined(_)) && row.moved(node.inputs.len()).contains(&i);
+        let joins =
+            matches!(row.moves, Moves::Joined(_) | Moves::Chosen(_)) && row.moved(node.inputs.len()).contains(&i);
         if joins && !self.held.contains(&output) {
             return Some(if self.reach_of(output) == Reach::Signal { Use::Token } else { Use::Positions });
         }

@@ -186,7 +186,7 @@ fn inner_constants(graph: &Graph) -> Vec<ValueId> {
             for &inner in &graph.scope(body).nodes {
                 open.push(inner);
                 let node = graph.node(inner);
-                if &*node.op_type == "Constant" && node.domain.is_empty() {
+                if node.is_constant() {
                     found.extend(node.outputs.iter().flatten());
                 }
             }

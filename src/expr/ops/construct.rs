@@ -1,14 +1,71 @@
 //! Tensors out of nothing, and control flow.
 
 use super::{Builder, Expr};
-use crate::graph::{Dim, Fact, NewNode, Origin, ScopeId, Shape};
-use crate::onnx::{AttributeProto, ElementType, TensorProto, attribute};
+use crate::graph::{Dim, Fact, NewNode, Origin, ScopeId, Shape, ValueId};
+use crate::onnx::{AttributeProto, CONSTANT, ElementType, TensorProto, attribute};
 use anyhow::{Result, bail};
 
 /// Above this many steps a recurrence is not written out step by step.
 const MAX_UNROLLED: i64 = 512;
 
 impl Builder {
+    /// A tensor that is written into the graph, if there is one.
+    pub(in crate::expr) fn tensor(&self, tensor: Result<TensorProto>) -> Expr<'_> {
+        match tensor {
+            Ok(tensor) => self.emit(CONSTANT, &[], vec![attribute::tensor("value", tensor)]),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Integers or truth values that are written into the graph. Before version 9 a Constant holds floating-point
+    /// numbers alone: then they are cast, of numbers that stand for them exactly.
+    pub(in crate::expr) fn whole(&self, element: ElementType, dims: &[i64], values: &[i64]) -> Expr<'_> {
+        let tensor = TensorProto::from_ints(element, dims, values);
+        let exact = values.iter().all(|v| v.unsigned_abs() <= 1 << f64::MANTISSA_DIGITS);
+        if self.opset() >= 9 || !exact || tensor.is_err() {
+            return self.tensor(tensor);
+        }
+        let numbers: Vec<f64> = values.iter().map(|&v| v as f64).collect();
+        let numbers = self.tensor(TensorProto::from_floats(ElementType::Double, dims, &numbers));
+        self.emit("Cast", &[Some(numbers)], vec![attribute::int("to", element as i64)])
+    }
+
+    /// Whether a node is how a constant is written, and nothing to fold.
+    pub(in crate::expr) fn writes_constant(&self, op: &str, inputs: &[Option<ValueId>]) -> bool {
+        let of_constant = || {
+            let graph = self.graph();
+            let producer = inputs.first().copied().flatten().and_then(|i| graph.producer(i));
+            producer.is_some_and(|(node, _)| {
+                let node = graph.node(node);
+                node.is_constant() && node.origin != Origin::Model
+            })
+        };
+        op == CONSTANT || (op == "Cast" && self.opset() < 9 && of_constant())
+    }
+
+    /// A tensor of integers.
+    pub fn ints(&self, values: &[i64]) -> Expr<'_> {
+        self.whole(ElementType::Int64, &[values.len() as i64], values)
+    }
+
+    /// An integer without dimensions.
+    pub fn int(&self, value: i64) -> Expr<'_> {
+        self.whole(ElementType::Int64, &[], &[value])
+    }
+
+    /// A number without dimensions, of any numeric or boolean type.
+    pub fn scalar(&self, value: f64, element: ElementType) -> Expr<'_> {
+        self.numbers(&[value], &[], element)
+    }
+
+    /// A tensor of numbers, of any numeric or boolean type.
+    pub fn numbers(&self, values: &[f64], dims: &[i64], element: ElementType) -> Expr<'_> {
+        match element.is_float() {
+            true => self.tensor(TensorProto::from_floats(element, dims, values)),
+            false => self.whole(element, dims, &values.iter().map(|&v| v as i64).collect::<Vec<_>>()),
+        }
+    }
+
     /// A tensor with `value` in every place, of a shape that is a list of integers, computed or not.
     pub fn full<'g>(&'g self, shape: Expr<'g>, value: f64, element: ElementType) -> Expr<'g> {
         let known = shape.ints();

@@ -99,14 +99,17 @@ impl<'g> Expr<'g> {
         if self.is_sequence() {
             return self.plus_sequence(other);
         }
-        self.simplify_sum(other).unwrap_or_else(|| self.binary("Add", other))
+        self.simplify_sum(other).unwrap_or_else(|| self.plus_node(other))
     }
 
     /// The sum as a node, whatever is known of the terms.
     pub(crate) fn plus_node(self, other: Expr<'g>) -> Expr<'g> {
-        match self.is_sequence() {
-            true => self.plus_sequence(other),
-            false => self.binary("Add", other),
+        if self.is_sequence() {
+            return self.plus_sequence(other);
+        }
+        match self.builder.without_zeros(&[self, other]).as_deref() {
+            Some(&[only]) => only,
+            _ => self.binary("Add", other),
         }
     }
 
@@ -119,12 +122,19 @@ impl<'g> Expr<'g> {
         if first.is_sequence() {
             return rest.iter().fold(*first, |sum, term| sum.plus_sequence(*term));
         }
-        let inputs: Vec<_> = terms.iter().copied().map(Some).collect();
-        first.builder.emit("Sum", &inputs, vec![])
+        let rest = first.builder.without_zeros(terms);
+        match rest.as_deref().unwrap_or(terms) {
+            &[only] if rest.is_some() => only,
+            several => first.builder.emit("Sum", &several.iter().copied().map(Some).collect::<Vec<_>>(), vec![]),
+        }
     }
 
     pub(in crate::expr) fn minus(self, other: Expr<'g>) -> Expr<'g> {
-        self.simplify_difference(other).unwrap_or_else(|| self.binary("Sub", other))
+        self.simplify_difference(other).unwrap_or_else(|| match self.builder.without_zeros(&[self, other]).as_deref() {
+            Some(&[subtracted]) if self.is_zero() && !other.is_zero() => -subtracted,
+            Some(&[only]) => only,
+            _ => self.binary("Sub", other),
+        })
     }
 
     pub(in crate::expr) fn times(self, other: Expr<'g>) -> Expr<'g> {

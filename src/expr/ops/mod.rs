@@ -14,6 +14,7 @@ mod quantization;
 mod reductions;
 mod sequences;
 mod shapes;
+mod simplify;
 mod views;
 
 pub use construct::Along;

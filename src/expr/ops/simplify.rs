@@ -10,7 +10,7 @@ use crate::onnx::attribute;
 impl<'g> Expr<'g> {
     /// This tensor in place of an elementwise operation with one whose value does not matter, where the shape stays the
     /// same.
-    pub(super) fn unless_broadcast(self, other: Expr<'g>) -> Option<Expr<'g>> {
+    pub(in crate::expr) fn unless_broadcast(self, other: Expr<'g>) -> Option<Expr<'g>> {
         let (own, other) = (self.fact().shape?, other.fact().shape?);
         let offset = own.len().checked_sub(other.len())?;
         let covered = other.iter().enumerate().all(|(i, &d)| d == Dim::Known(1) || d == own[offset + i]);

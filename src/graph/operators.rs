@@ -1,0 +1,81 @@
+//! What a graph, and the formulas that write into it, have to know of operators. The rows of the table say it
+//! ([`crate::rules`]); they stand above the graph, so a graph is given it when it is made ([`Operators`]).
+
+use super::facts;
+use std::rc::Rc;
+
+/// The table, as a graph asks it.
+#[derive(Clone)]
+pub struct Operators {
+    /// The facts of the outputs of an operator from those of its inputs.
+    pub facts: facts::InferAny,
+    /// The same of operators that are not in the table, but rows of a request's own; `None` for one that is neither.
+    pub own_facts: Option<Rc<facts::InferOwn>>,
+    /// What else is said of an operator, by its domain, its name and the version of the domain.
+    pub traits: fn(&str, &str, i64) -> Traits,
+}
+
+impl std::fmt::Debug for Operators {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Operators")
+    }
+}
+
+/// What is said of an operator beside the facts of its outputs. The default is what holds of any operator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Traits {
+    /// Whether its first output holds every element of its first input, each once.
+    pub keeps_all: bool,
+    /// Whether only the shapes and element types of its inputs matter, whatever they hold.
+    pub shapes_only: bool,
+    /// The first of the inputs between which it chooses: what it does not choose has no part in the result.
+    pub chooses: Option<usize>,
+    /// Whether it rounds.
+    pub rounds: bool,
+    /// Of which inputs zeros make zeros of its outputs.
+    pub linear: Linear,
+    /// The input that is added to what is linear in the others, where it is there.
+    pub added: Option<usize>,
+    /// Where its output is infinite though its inputs are not.
+    pub poles: Poles,
+    /// Whether each element of its output depends on those of its inputs in the same place, which broadcast, and on no
+    /// others.
+    pub elementwise: bool,
+    /// Whether each element of its output is a sum of products over whole axes of its inputs.
+    pub contracts: bool,
+    /// The input that lists the sizes of its output.
+    pub sizes: Option<usize>,
+    /// Whether its output lists the sizes of its input: all of them where no attribute says which.
+    pub measures: bool,
+    /// Whether its output has the elements of its input without axes of size 1: without all of them where no input and
+    /// no attribute says which.
+    pub squeezes: bool,
+}
+
+/// Of which inputs of an operator zeros make zeros of its outputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Linear {
+    /// Of none.
+    #[default]
+    Never,
+    /// Of each of its first inputs, as many as this says.
+    InEach(usize),
+    /// Of its first input, of whose elements its first output is made; no more is said of other outputs.
+    InFirst,
+    /// Of the inputs from this one on, if all of them are zeros.
+    InAll(usize),
+}
+
+/// Where an operator has poles: finite inputs for which single elements of its output are infinite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Poles {
+    /// Nowhere.
+    #[default]
+    Nowhere,
+    /// Somewhere.
+    Somewhere,
+    /// Where the second input, by which it divides, is zero.
+    Divided,
+    /// Where the second input, an exponent, is negative.
+    Powers,
+}
