@@ -216,5 +216,5 @@ fn rows_in_float32_take_half_precision() {
 #[test]
 fn every_row_says_what_is_known_of_its_outputs() {
     let silent: Vec<String> = internals::all().filter(|r| !r.has_facts()).map(Rule::name).collect();
-    assert!(silent.is_empty(), "rows without facts (.facts, .values, .facts_of_bodies): {silent:#?}");
+    assert!(silent.is_empty(), "rows without facts (.facts, .values, .bodies): {silent:#?}");
 }

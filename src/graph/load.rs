@@ -1,7 +1,7 @@
 //! Loads a model into a [`Graph`], with the bodies of its control flow.
 
 use super::fact::{Container, Fact};
-use super::{Dim, Dims, Graph, NewNode, Operators, Origin, ScopeId, ValueId, control, facts, ranks};
+use super::{Bodies, Dim, Dims, Graph, NewNode, Operators, Origin, Protocol, ScopeId, ValueId, control, facts, ranks};
 use crate::error::{At, Error, OrKind};
 use crate::onnx::attribute;
 use crate::onnx::inline::inline_functions;
@@ -326,24 +326,28 @@ impl Loader<'_> {
             true => self.no_attributes.clone(),
             false => attributes.into_iter().cloned().collect(),
         };
-        let op_type = self.string(proto.op_type());
-        let domain = self.string(canonical_domain(proto.domain()));
-        let (mut bodies, mut broken) = (Vec::new(), Vec::new());
+        let mut new = NewNode {
+            op_type: self.string(proto.op_type()),
+            domain: self.string(canonical_domain(proto.domain())),
+            inputs,
+            outputs: proto.output.iter().map(|o| (!o.is_empty()).then(|| Some(self.string(o)))).collect(),
+            attributes,
+            bodies: Vec::new(),
+            name: (!proto.name().is_empty()).then(|| self.string(proto.name())),
+            origin: Origin::Model,
+            stop: stops(proto),
+        };
+        let mut broken = Vec::new();
         for attribute in graphs {
-            if let Some(body) = &attribute.g {
-                let id = match &*op_type {
-                    "If" => self.branch(body, scope, &inputs, &mut broken)?,
-                    _ => self.body(body, scope, &op_type, &attributes, &inputs)?,
-                };
-                bodies.push((self.string(attribute.name()), id));
-            }
+            let Some(body) = &attribute.g else { continue };
+            let id = match self.graph.traits_of(&new.domain, &new.op_type).bodies {
+                Bodies::Branches => self.branch(body, scope, &mut broken)?,
+                Bodies::Protocol(protocol) => self.body(body, scope, protocol, &new)?,
+                Bodies::None => self.scoped(body, scope, &[])?,
+            };
+            new.bodies.push((self.string(attribute.name()), id));
         }
-        self.judge(&inputs, &bodies, broken)?;
-        let outputs = proto.output.iter().map(|name| (!name.is_empty()).then(|| Some(self.string(name)))).collect();
-        let name = (!proto.name().is_empty()).then(|| self.string(proto.name()));
-        let stop =
-            proto.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value().eq_ignore_ascii_case("true"));
-        let new = NewNode { op_type, domain, inputs, outputs, attributes, bodies, name, origin: Origin::Model, stop };
+        self.judge(&new.inputs, &new.bodies, broken)?;
         let facts = match self.graph.infer(&new) {
             Err(error) if self.branches > 0 => {
                 let error = error.context(format!("{} ({})", proto.name(), new.op_type));
@@ -414,12 +418,11 @@ impl Loader<'_> {
         &mut self,
         body: &GraphProto,
         parent: ScopeId,
-        inputs: &[Option<ValueId>],
         broken: &mut Vec<(ScopeId, anyhow::Error)>,
     ) -> Result<ScopeId> {
         let outside = self.broken.take();
         self.branches += 1;
-        let id = self.body(body, parent, "If", &[], inputs);
+        let id = self.scoped(body, parent, &[]);
         self.branches -= 1;
         let found = std::mem::replace(&mut self.broken, outside);
         let id = id?;
@@ -452,46 +455,42 @@ impl Loader<'_> {
         }
     }
 
-    /// Loads the body of a control-flow node. The shapes of carried states are those of their initial values unless the body
-    /// changes them; what it changes is unknown.
-    fn body(
-        &mut self,
-        body: &GraphProto,
-        parent: ScopeId,
-        op_type: &str,
-        attributes: &[AttributeProto],
-        inputs: &[Option<ValueId>],
-    ) -> Result<ScopeId> {
-        let facts: Vec<Option<Fact>> = inputs.iter().map(|i| i.map(|i| self.graph.fact(i).clone())).collect();
-        let version = self.graph.opset("");
-        let mut known = control::body_inputs(op_type, version, attributes, &facts, body.input.len());
-        if op_type == "Loop" {
-            // Runtimes take one element of rank 1, too, and make it so for a body that declares it.
-            for (fact, input) in known.iter_mut().zip(&body.input).take(2) {
-                let declared = fact_of_type(input.r#type.as_ref(), &self.graph.dims).shape;
-                fact.shape = declared.filter(|s| s.len() == 1).map(|_| [Dim::Known(1)].into()).or(fact.shape.take());
-            }
-        }
+    /// Loads a body of which a row says how its inputs follow from the node's. The shapes of carried states are those of their
+    /// initial values unless the body changes them; what it changes is unknown.
+    fn body(&mut self, body: &GraphProto, parent: ScopeId, protocol: &Protocol, new: &NewNode) -> Result<ScopeId> {
+        let mut known = {
+            let graph = &self.graph;
+            let declared: Vec<Fact> = body.input.iter().map(|i| fact_of_type(i.r#type.as_ref(), &graph.dims)).collect();
+            let inputs: Vec<Option<&Fact>> = new.inputs.iter().map(|i| i.map(|i| graph.fact(i))).collect();
+            (protocol.inputs)(&facts::Known { op: &graph.op(new), inputs: &inputs }, &declared)
+        };
+        known.resize_with(body.input.len(), Fact::default);
         let mut free = HashSet::new();
         // Every attempt loads all that is nested inside again, so only shallow bodies get more than the safe one.
         let attempts = if self.scopes.len() <= 4 { 3 } else { 1 };
         for attempt in 1.. {
             let safe = attempt >= attempts;
             if safe {
-                control::forget_states(op_type, version, attributes, &mut known);
+                control::forget_states(protocol, &self.graph.op(new), &mut known);
             }
             let warnings = self.warnings.len();
-            let scope = self.graph.open_scope(parent);
-            self.scope(body, scope, Some(&known)).with_context(|| format!("in the body '{}'", body.name()))?;
-            let names = self.scopes.pop().unwrap_or_default();
-            if safe || !control::weaken_states(&self.graph, op_type, version, attributes, scope, &mut known, &mut free)
+            let scope = self.scoped(body, parent, &known)?;
+            if safe || !control::weaken_states(&self.graph, protocol, &self.graph.op(new), scope, &mut known, &mut free)
             {
-                self.inner_names.extend(names.into_keys());
                 return Ok(scope);
             }
             self.warnings.truncate(warnings);
         }
         bail!("a body that cannot be loaded")
+    }
+
+    /// Loads a body of whose inputs, the first of them, this is known.
+    fn scoped(&mut self, body: &GraphProto, parent: ScopeId, known: &[Fact]) -> Result<ScopeId> {
+        let scope = self.graph.open_scope(parent);
+        self.scope(body, scope, Some(known)).with_context(|| format!("in the body '{}'", body.name()))?;
+        let names = self.scopes.pop().unwrap_or_default();
+        self.inner_names.extend(names.into_keys());
+        Ok(scope)
     }
 
     /// Takes a declared type for knowledge where inference has none, and reports it where the two contradict.
@@ -535,6 +534,11 @@ impl Loader<'_> {
             }
         }
     }
+}
+
+/// Whether the metadata of a node say that no gradient passes above it.
+fn stops(node: &NodeProto) -> bool {
+    node.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value().eq_ignore_ascii_case("true"))
 }
 
 /// What inference knows, completed by what a declaration says where inference says nothing.

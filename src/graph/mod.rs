@@ -17,7 +17,7 @@ pub mod write;
 pub use dim::{Dim, Dims, Symbol};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
 pub use load::{Loaded, Place, Replace, Replacement, fact_of_type, load, load_body, load_replacing};
-pub use operators::{Linear, Operators, Poles, Traits};
+pub use operators::{Bodies, Linear, Operators, Poles, Protocol, Traits};
 
 use crate::error::At;
 use crate::onnx::{AttributeProto, CONSTANT, canonical_domain};
@@ -341,19 +341,26 @@ impl Graph {
     /// # Errors
     /// As [`Graph::infer`].
     pub fn infer_from(&self, new: &NewNode, inputs: &[Option<&Fact>]) -> Result<Vec<Fact>> {
-        if !new.bodies.is_empty() && new.domain.is_empty() {
-            return Ok(control::infer(self, new, inputs));
+        let op = self.op(new);
+        if !new.bodies.is_empty()
+            && let Some(facts) = control::infer(self, new, &op, inputs)
+        {
+            return Ok(facts);
         }
-        let op = facts::Op {
+        let own = self.operators.own_facts.as_ref().and_then(|facts| facts(&op, inputs));
+        own.unwrap_or_else(|| (self.operators.facts)(&op, inputs))
+    }
+
+    /// The operator of a node, as rows are asked about it.
+    fn op<'a>(&'a self, new: &'a NewNode) -> facts::Op<'a> {
+        facts::Op {
             op_type: &new.op_type,
             domain: &new.domain,
             version: self.opset(&new.domain),
             attributes: &new.attributes,
             outputs: new.outputs.len(),
             dims: &self.dims,
-        };
-        let own = self.operators.own_facts.as_ref().and_then(|facts| facts(&op, inputs));
-        own.unwrap_or_else(|| (self.operators.facts)(&op, inputs))
+        }
     }
 
     /// Why the rank of a tensor is not known, and what helps.

@@ -1,7 +1,8 @@
 //! What a graph, and the formulas that write into it, have to know of operators. The rows of the table say it
 //! ([`crate::rules`]); they stand above the graph, so a graph is given it when it is made ([`Operators`]).
 
-use super::facts;
+use super::Fact;
+use super::facts::{self, Known, Op};
 use std::rc::Rc;
 
 /// The table, as a graph asks it.
@@ -50,6 +51,33 @@ pub struct Traits {
     /// Whether its output has the elements of its input without axes of size 1: without all of them where no input and
     /// no attribute says which.
     pub squeezes: bool,
+    /// What it does with its bodies.
+    pub bodies: Bodies,
+}
+
+/// What an operator does with its bodies.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Bodies {
+    /// It has none.
+    #[default]
+    None,
+    /// It computes one of two, as its first input says.
+    Branches,
+    /// It computes them for parts of its inputs, or as often as these say.
+    Protocol(&'static Protocol),
+}
+
+/// How the inputs of a body follow from those of its node, and the outputs of the node from those of the body.
+#[derive(Debug)]
+pub struct Protocol {
+    /// What is known of the inputs of the body, from the node and from what the body declares of them, supposing that
+    /// carried states keep the shapes of their initial values.
+    pub inputs: fn(&Known, &[Fact]) -> Vec<Fact>,
+    /// The places of the carried states among the inputs of a body that has so many, and among its outputs.
+    pub states: fn(&Op, usize) -> Vec<(usize, usize)>,
+    /// What is known of the outputs of the node, from the node, from the number of inputs of the body and from its
+    /// outputs; `None` where the row says it without looking into bodies.
+    pub outputs: Option<fn(&Known, usize, &[&Fact]) -> Vec<Fact>>,
 }
 
 /// Of which inputs of an operator zeros make zeros of its outputs.

@@ -4,7 +4,7 @@
 //! takes one rank only: a run that comes to an end has that one. Which ranks an operator takes is asked of its inference: of
 //! those that it accepts, with outputs of the ranks that are known or required by then, only one may be left.
 
-use super::{Container, Dim, Fact, Graph, IdMap, NewNode, Node, NodeId, Number, Producer, Shape, ValueId};
+use super::{Bodies, Container, Dim, Fact, Graph, IdMap, NewNode, Node, NodeId, Number, Producer, Shape, ValueId};
 
 /// Tensors of more dimensions are left alone.
 const MAX_RANK: usize = 8;
@@ -165,9 +165,10 @@ fn shape_of_rank(graph: &Graph, id: ValueId, rank: usize) -> Shape {
     let by_node = || {
         let (node, output) = graph.producer(id)?;
         let node = graph.node(node);
-        match &*node.op_type {
+        let traits = graph.traits(node);
+        match traits.bodies {
             // Of the branches those that give the rank are taken.
-            "If" => {
+            Bodies::Branches => {
                 let given = |&(_, body): &(_, super::ScopeId)| {
                     graph.fact(*graph.scope(body).outputs.get(output)?).shape.clone()
                 };
@@ -176,7 +177,7 @@ fn shape_of_rank(graph: &Graph, id: ValueId, rank: usize) -> Shape {
                 fit.next().filter(|_| node.bodies.iter().filter(|b| other(b)).count() == 1)
             }
             // As many sizes of one have gone as that leaves.
-            _ if graph.traits(node).squeezes => {
+            _ if traits.squeezes => {
                 let input = graph.fact(node.inputs.first().copied().flatten()?).shape.clone()?;
                 let kept: Shape = input.iter().copied().filter(|&d| d != Dim::Known(1)).collect();
                 (kept.len() == rank).then_some(kept)

@@ -1,7 +1,9 @@
 //! Nodes and graphs in protobuf: making a node, the graphs in its attributes, the names that it uses, the value that it holds.
 
 use super::proto::SparseTensorProto;
-use super::{AttributeProto, GraphProto, ModelProto, Names, NodeProto, TensorProto, attribute, canonical_domain};
+use super::{
+    AttributeProto, ElementType, GraphProto, ModelProto, Names, NodeProto, TensorProto, attribute, canonical_domain,
+};
 use anyhow::{Context, Result, bail, ensure};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -36,6 +38,16 @@ impl NodeProto {
     /// A node that gives a tensor another name, as which it is called.
     pub(crate) fn identity(input: &str, output: &str) -> Self {
         NodeProto::new(IDENTITY, &[input], output, vec![])
+    }
+
+    /// A node that converts a tensor, as what it is called then.
+    pub fn cast(input: &str, output: &str, element: ElementType) -> Self {
+        NodeProto::new("Cast", &[input], output, vec![attribute::int("to", element as i64)])
+    }
+
+    /// A node that adds two tensors.
+    pub fn sum(a: &str, b: &str, output: &str) -> Self {
+        NodeProto::new("Add", &[a, b], output, vec![])
     }
 
     /// Whether the node is this operator of the standard.

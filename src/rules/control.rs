@@ -4,7 +4,7 @@ use super::Slot::*;
 use super::properties::Random;
 use super::{Call, Cotangents, Rule, find, rule};
 use crate::expr::Expr;
-use crate::graph::{Graph, Scalar, ScopeId, ValueId};
+use crate::graph::{Bodies, Graph, Scalar, ScopeId, ValueId};
 use anyhow::{Result, ensure};
 
 /// The rows.
@@ -13,7 +13,7 @@ pub const RULES: &[Rule] = &[rule(
     "d capture = if the condition then its gradient through one branch else through the other",
     &[Together(if_)],
 )
-.facts_of_bodies()
+.bodies(Bodies::Branches)
 .attributes("then_branch else_branch")
 .note("a branch that does not use a captured tensor contributes zeros; branches are computed again")];
 

@@ -18,9 +18,7 @@ pub const RULES: &[Rule] = &[
     )
     .facts(|c| convolution(c, 0, 1, c.element(0).or(c.element(1))))
     .attributes("auto_pad dilations group kernel_shape pads strides")
-    .linear(2)
-    .added(2)
-    .contracts()
+    .convolves()
     .weights(&[1, 2])
     .layer(),
     rule(

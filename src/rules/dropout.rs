@@ -18,6 +18,7 @@ const SHAPE: &[Slot] = &[Stop("only its shape matters")];
 pub const RULES: &[Rule] = &[
     rule("Dropout", "dx = dy", &[Unary(|_x, _y, dy| dy)])
         .facts(facts::dropout)
+        .drops_out()
         .until(11)
         .attributes("ratio")
         .note("inference"),
@@ -28,6 +29,7 @@ pub const RULES: &[Rule] = &[
     )
     .facts(facts::dropout)
     .random(Random::Where(2))
+    .drops_out()
     .since(12)
     .attributes("seed")
     .note("the mask is the forward node's own"),

@@ -3,7 +3,7 @@
 pub mod facts;
 
 use super::Slot::*;
-use super::properties::Moves;
+use super::properties::{Arithmetic, Gives, Moves};
 use super::{Call, Cotangents, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::Poles;
@@ -20,19 +20,24 @@ pub const RULES: &[Rule] = &[
     // Arithmetic.
     rule("Add", "da = dy, db = dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| dy)])
         .values(value::add)
+        .arithmetic(Arithmetic::Sum(1))
         .weights(&[0, 1]),
-    rule("Sub", "da = dy, db = -dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| -dy)]).values(value::sub),
+    rule("Sub", "da = dy, db = -dy", &[Binary(|_a, _b, _y, dy| dy), Binary(|_a, _b, _y, dy| -dy)])
+        .values(value::sub)
+        .arithmetic(Arithmetic::Sum(-1)),
     rule("Mul", "da = dy b, db = dy a", &[Binary(|_a, b, _y, dy| dy * b), Binary(|a, _b, _y, dy| dy * a)])
         .values(value::mul)
         .linear(2)
         .weights(&[0, 1])
-        .scales(),
+        .arithmetic(Arithmetic::Product),
     rule("Div", "da = dy / b, db = -dy y / b", &[Binary(|_a, b, _y, dy| dy / b), Binary(|_a, b, y, dy| -(dy * y) / b)])
         .values(value::div)
         .linear(1)
-        .poles(Poles::Divided),
+        .poles(Poles::Divided)
+        .arithmetic(Arithmetic::Within),
     rule("Mod", "da = dy, db = -dy (a - y) / b", &[Binary(|_a, _b, _y, dy| dy), Binary(modulo_b)])
         .facts(facts::modulo)
+        .arithmetic(Arithmetic::Within)
         .attributes("fmod"),
     rule("Pow", "da = dy b aᵇ⁻¹, db = dy y ln a", &[Broadcast(pow_a), Broadcast(pow_b)])
         .facts(facts::power)
@@ -56,17 +61,22 @@ pub const RULES: &[Rule] = &[
         .moves(Moves::InOrder)
         .attributes("saturate round_mode"),
     // Choices.
-    rule("Abs", "dx = dy sign x", &[Unary(|x, _y, dy| dy * x.sign())]).values(value::abs).note("0 at 0"),
+    rule("Abs", "dx = dy sign x", &[Unary(|x, _y, dy| dy * x.sign())])
+        .values(value::abs)
+        .arithmetic(Arithmetic::Within)
+        .note("0 at 0"),
     rule("Sign", "dx = 0", &[Zero]).facts(|c| facts::map(c, value::sign)),
     rule("Floor", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::floor)),
     rule("Ceil", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::ceil)),
     rule("Round", "none", &[Rounding(CONSTANT)]).facts(|c| facts::map(c, value::round)),
     rule("Max", "dxᵢ = dy where xᵢ = y", &[Together(|c| extremum(c, |best, x| best.less(x)))])
         .facts(|c| facts::variadic(c, value::max))
+        .arithmetic(Arithmetic::Within)
         .moves_integers()
         .note("in a tie the first operand gets all"),
     rule("Min", "dxᵢ = dy where xᵢ = y", &[Together(|c| extremum(c, |best, x| best.greater(x)))])
         .facts(|c| facts::variadic(c, value::min))
+        .arithmetic(Arithmetic::Within)
         .moves_integers()
         .note("in a tie the first operand gets all"),
     rule(
@@ -82,6 +92,7 @@ pub const RULES: &[Rule] = &[
         &[Formula(clip), Broadcast(clip_min), Broadcast(clip_max)],
     )
     .facts(facts::clip)
+    .arithmetic(Arithmetic::Within)
     .moves_integers()
     .attributes("min max")
     .note("dy at the bounds"),
@@ -138,7 +149,7 @@ pub const RULES: &[Rule] = &[
         .facts(same)
         .attributes("alpha gamma")
         .note("γ at 0"),
-    rule("Sigmoid", "dx = dy y (1 - y)", &[Unary(|_x, y, dy| dy * y * (1.0 - y))]).facts(same),
+    rule("Sigmoid", "dx = dy y (1 - y)", &[Unary(|_x, y, dy| dy * y * (1.0 - y))]).facts(same).gives(Gives::Chances),
     rule("HardSigmoid", "dx = α dy where 0 < y < 1", &[Formula(hard_sigmoid)]).facts(same).attributes("alpha beta"),
     rule("HardSwish", "dx = dy where x >= 3, dy (x/3 + 1/2) where -3 < x < 3, else 0", &[Unary(hard_swish)])
         .facts(same),

@@ -7,7 +7,7 @@ use super::properties::Apart;
 use super::{Rule, Slot, find, newest};
 use crate::graph::facts::value::{self, Calculator, Function};
 use crate::graph::facts::{Infer, Known, Op, broadcast_known, tensor};
-use crate::graph::{Dim, Fact, Scalar, Shape};
+use crate::graph::{Bodies, Dim, Fact, Protocol, Scalar, Shape};
 use crate::onnx::ElementType;
 use anyhow::Result;
 
@@ -31,9 +31,12 @@ impl Rule {
         self
     }
 
-    /// The outputs are those of bodies.
-    pub const fn facts_of_bodies(mut self) -> Self {
-        self.facts = Facts::Bodies;
+    /// What it does with its bodies, and so what is known of its outputs, where that follows from the bodies.
+    pub const fn bodies(mut self, bodies: Bodies) -> Self {
+        if !matches!(bodies, Bodies::Protocol(Protocol { outputs: None, .. })) {
+            self.facts = Facts::Bodies;
+        }
+        self.bodies = bodies;
         self
     }
 

@@ -4,22 +4,26 @@
 //! What is recorded is only what the derivative of the body reads, and what those states depend on is all that the
 //! second run computes. Everything inside an iteration is computed again from the states at its beginning.
 
+pub mod facts;
+
 use super::Slot::*;
 use super::ports::{Port, Ports, as_declared};
+use super::properties::{Counts, read};
 use super::{Call, Cotangents, Replay, Rule, rule};
 use crate::expr::{Builder, Expr};
-use crate::graph::{Container, Dim, Fact, Graph, IdSet, NodeId, ScopeId, ValueId};
+use crate::graph::{Bodies, Container, Dim, Fact, Graph, IdSet, NodeId, ScopeId, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
     rule("Loop", "the body's gradient, also by what it captures, from the last trip to the first", &[Together(loop_)])
-        .facts_of_bodies()
+        .bodies(Bodies::Protocol(&facts::LOOP))
+        .indices(&[read(0, Counts::Times)])
         .attributes("body")
         .note("carried states must keep their shapes where the gradient needs their values"),
     rule("Scan", "the body's gradient, also by what it captures, from the last step to the first", &[Together(scan)])
-        .facts_of_bodies()
+        .bodies(Bodies::Protocol(&facts::SCAN))
         .attributes(
             "body num_scan_inputs scan_input_axes scan_input_directions scan_output_axes scan_output_directions",
         )
@@ -29,7 +33,7 @@ pub const RULES: &[Rule] = &[
         "the body's gradient, also by what it captures, step by step for each entry of the batch",
         &[Together(batched_scan)],
     )
-    .facts_of_bodies()
+    .bodies(Bodies::Protocol(&facts::SCAN))
     .attributes("body num_scan_inputs directions")
     .until(8)
     .note("written out step by step: batch and length must be known, and sequence_lens left out"),

@@ -17,6 +17,7 @@ pub const RULES: &[Rule] = &[
         .apart(Apart::Rows(|_| Some(Rows { alpha: 1.0, beta: 1.0, transposed: false })))
         .linear(2)
         .contracts()
+        .equal(facts::equal_in_product)
         .weights(&[0, 1])
         .view(View::Rows)
         .layer(),
@@ -30,6 +31,7 @@ pub const RULES: &[Rule] = &[
     .linear(2)
     .added(2)
     .contracts()
+    .equal(facts::equal_in_gemm)
     .weights(&[0, 1, 2])
     .layer()
     .since(7),
@@ -50,6 +52,7 @@ pub const RULES: &[Rule] = &[
     ).facts(facts::einsum)
     .linear(usize::MAX)
     .contracts()
+    .equal(facts::equal_in_einsum)
     .weights(&[0, 1, 2])
     .layer()
     .attributes("equation"),

@@ -44,11 +44,11 @@ pub(crate) use call::{Differentiate, Replay};
 pub use properties::Moves;
 
 use crate::expr::{Expr, View};
-use crate::graph::{self, Linear, Loaded, Operators, Poles};
+use crate::graph::{self, Bodies, Linear, Loaded, Operators, Poles};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
 use facts::Facts;
-use properties::{Apart, Index, Random};
+use properties::{Apart, Arithmetic, EqualSizes, Gives, Index, Random};
 use rustc_hash::FxHashMap;
 use std::rc::Rc;
 use std::sync::LazyLock;
@@ -148,8 +148,20 @@ pub struct Rule {
     pub weights: &'static [usize],
     /// The inputs that are statistics of data: what follows the data in training, and is no weight.
     pub statistics: &'static [usize],
-    /// Whether it multiplies its operands, element by element.
-    pub scales: bool,
+    /// What its first output is to a loss.
+    pub gives: Gives,
+    /// Whether its second input is a kernel.
+    pub convolves: bool,
+    /// Whether it normalizes by statistics.
+    pub normalizes: bool,
+    /// Whether it drops out elements where it is in training mode.
+    pub drops_out: bool,
+    /// Whether it gives the numbers that quantized integers stand for.
+    pub dequantizes: bool,
+    /// What it computes of the integers that go in.
+    pub arithmetic: Arithmetic,
+    /// Which sizes of its inputs it takes for equal, where its slots do not say that they broadcast.
+    pub equal: Option<EqualSizes>,
     /// Whether it sums elements, and does nothing else.
     pub sums: bool,
     /// Whether it is a sine or cosine, as positions are written with.
@@ -164,6 +176,8 @@ pub struct Rule {
     pub indices: &'static [Index],
     /// The attributes that name element types, and the types without them.
     pub types: &'static [(&'static str, Option<ElementType>)],
+    /// The attribute that holds, as a tensor, what the output is filled with: float32 zeros without it.
+    pub fills: Option<&'static str>,
     /// The inputs and outputs that have no float64 form.
     pub single: (&'static [usize], &'static [usize]),
     /// Whether only the shapes and element types of its inputs matter.
@@ -182,6 +196,8 @@ pub struct Rule {
     pub measures: bool,
     /// Whether axes of size 1 go.
     pub squeezes: bool,
+    /// What it does with its bodies.
+    pub bodies: Bodies,
     /// Conventions and limits, for the reader.
     pub note: &'static str,
 }
@@ -209,7 +225,13 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         conventional: false,
         weights: &[],
         statistics: &[],
-        scales: false,
+        gives: Gives::Numbers,
+        convolves: false,
+        normalizes: false,
+        drops_out: false,
+        dequantizes: false,
+        arithmetic: Arithmetic::None,
+        equal: None,
         sums: false,
         periodic: false,
         layer: false,
@@ -217,6 +239,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         view: None,
         indices: &[],
         types: &[],
+        fills: None,
         single: (&[], &[]),
         shapes_only: false,
         linear: Linear::Never,
@@ -226,6 +249,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         sizes: None,
         measures: false,
         squeezes: false,
+        bodies: Bodies::None,
         facts: Facts::BySlots(None),
         note: "",
     }

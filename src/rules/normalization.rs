@@ -24,25 +24,25 @@ pub const RULES: &[Rule] = &[
         "LayerNormalization",
         "with d = dy scale: dx = r (d - mean d - x̂ mean(d x̂)) + (dm - dr r² x̂) / n, dscale = Σ dy x̂, db = Σ dy",
         &[Together(layer)],
-    ).facts(facts::layer)
+    ).normalizes().facts(facts::layer)
     .attributes("axis epsilon stash_type")
         .view(View::Rows)
         .in_float32()
     .types(STASHED)
     .weights(&[1, 2]),
-    rule("RMSNormalization", RMS, &[Together(|c| rms(c, None))]).facts(facts::rms)
+    rule("RMSNormalization", RMS, &[Together(|c| rms(c, None))]).normalizes().facts(facts::rms)
         .view(View::Rows)
         .attributes("axis epsilon stash_type")
         .in_float32()
         .types(STASHED)
         .weights(&[1]),
-    rule("SimplifiedLayerNormalization", RMS, &[Together(|c| rms(c, Some(1)))]).facts(facts::simplified)
+    rule("SimplifiedLayerNormalization", RMS, &[Together(|c| rms(c, Some(1)))]).normalizes().facts(facts::simplified)
         .view(View::Rows)
         .attributes("axis epsilon stash_type")
         .in_float32()
         .types(STASHED)
         .weights(&[1]),
-    rule("SimplifiedLayerNormalization", RMS, &[Together(|c| rms(c, Some(1)))]).facts(facts::simplified)
+    rule("SimplifiedLayerNormalization", RMS, &[Together(|c| rms(c, Some(1)))]).normalizes().facts(facts::simplified)
         .view(View::Rows)
         .attributes("axis epsilon stash_type")
         .in_float32()
@@ -53,7 +53,7 @@ pub const RULES: &[Rule] = &[
         "SkipLayerNormalization",
         "LayerNormalization of x + skip + bias, which all three get the gradient of",
         &[Together(|c| skip(c, true))],
-    ).facts(facts::skip_layer)
+    ).normalizes().facts(facts::skip_layer)
     .weights(&[2, 3, 4])
     .attributes("epsilon")
         .in_float32()
@@ -62,7 +62,7 @@ pub const RULES: &[Rule] = &[
         "SkipSimplifiedLayerNormalization",
         "RMSNormalization of x + skip + bias, which all three get the gradient of",
         &[Together(|c| skip(c, false))],
-    ).facts(facts::skip_layer)
+    ).normalizes().facts(facts::skip_layer)
     .weights(&[2, 3])
     .attributes("epsilon")
         .in_float32()
@@ -88,14 +88,14 @@ pub const RULES: &[Rule] = &[
     .attributes("epsilon mask_index_type")
         .in_float32()
     .domain("com.microsoft"),
-    rule("GroupNormalization", GROUP, &[Together(|c| group(c, true))]).facts(same)
+    rule("GroupNormalization", GROUP, &[Together(|c| group(c, true))]).normalizes().facts(same)
         .view(View::Along("", 1))
         .attributes("epsilon num_groups")
         .in_float32()
         .weights(&[1, 2])
         .until(20)
         .note("scale and bias are one a group"),
-    rule("GroupNormalization", GROUP, &[Together(|c| group(c, false))]).facts(same)
+    rule("GroupNormalization", GROUP, &[Together(|c| group(c, false))]).normalizes().facts(same)
         .view(View::Along("", 1))
         .attributes("epsilon num_groups stash_type")
         .in_float32()
@@ -113,12 +113,12 @@ pub const RULES: &[Rule] = &[
         .in_float32()
         .domain("com.microsoft")
         .note("of x + skip + bias, which all three get the gradient of"),
-    rule("InstanceNormalization", GROUP, &[Together(instance)]).facts(same)
+    rule("InstanceNormalization", GROUP, &[Together(instance)]).normalizes().facts(same)
         .view(View::Along("", 1))
         .attributes("epsilon")
         .in_float32()
         .weights(&[1, 2]),
-    rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)]).facts(same)
+    rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)]).normalizes().facts(same)
         .view(View::Along("axis", -1))
         .attributes("axis p")
         .in_float32()
@@ -127,9 +127,9 @@ pub const RULES: &[Rule] = &[
         "MeanVarianceNormalization",
         "with s the standard deviation: dx = (dy - mean dy - (x - m) / s mean(dy y)) / (s + ε)",
         &[Try(mean_variance)],
-    ).facts(same)
+    ).normalizes().facts(same)
     .attributes("axes").in_float32(),
-    rule("BatchNormalization", BATCH, &[Together(batch)]).facts(facts::batch)
+    rule("BatchNormalization", BATCH, &[Together(batch)]).normalizes().facts(facts::batch)
         .view(View::Along("", 1))
         .attributes("epsilon momentum spatial")
         .in_float32()
@@ -137,7 +137,7 @@ pub const RULES: &[Rule] = &[
         .statistics(&[3, 4])
         .since(7)
         .until(13),
-    rule("BatchNormalization", BATCH, &[Together(batch)]).facts(facts::batch)
+    rule("BatchNormalization", BATCH, &[Together(batch)]).normalizes().facts(facts::batch)
         .view(View::Along("", 1))
         .attributes("epsilon momentum training_mode")
         .in_float32()

@@ -3,6 +3,7 @@
 use super::Slot::*;
 use super::elementwise::facts::{binary, bit_cast, compare, predicate};
 use super::facts::{same, unknown};
+use super::properties::Arithmetic;
 use super::{Rule, Slot};
 use super::{opaque, reduction, shape};
 use crate::graph::facts::{Known, tensor, value};
@@ -26,7 +27,7 @@ pub const RULES: &[Rule] = &[
         .single(&[0, 1, 3, 4], &[]),
     opaque("NonZero", JUMPS).facts(non_zero),
     // Comparisons and tests.
-    opaque("Equal", TRUTH).facts(|c| compare(c, value::equal)),
+    opaque("Equal", TRUTH).facts(|c| compare(c, value::equal)).arithmetic(Arithmetic::Equal),
     opaque("Greater", TRUTH).facts(|c| compare(c, value::greater)),
     opaque("GreaterOrEqual", TRUTH).facts(|c| compare(c, value::greater_or_equal)),
     opaque("IsAllFinite", TRUTH)

@@ -5,8 +5,8 @@
 
 use super::{Integers, Rule};
 use crate::expr::View;
-use crate::graph::{Linear, Node, Poles, Traits};
-use crate::onnx::ElementType;
+use crate::graph::{Dim, Linear, Node, Poles, Traits};
+use crate::onnx::{AttributeProto, ElementType};
 
 /// How the elements of the first output follow from those of an input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,7 +92,42 @@ pub enum Counts {
     Item(usize),
     /// Each is an axis of that input.
     AxisOf(usize),
+    /// Each says how often something is done.
+    Times,
 }
+
+/// What the first output of an operator is to a loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gives {
+    /// Numbers.
+    #[default]
+    Numbers,
+    /// A probability in each place, of a sigmoid.
+    Chances,
+    /// Probabilities that add up to one along the axis that the attribute `axis` says, or their logarithms, of a softmax.
+    AlongAxis,
+    /// The same, along all axes from that one on.
+    FromAxis,
+}
+
+/// What an operator computes of integers, as far as it tells where an index comes from and how large it may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Something else.
+    #[default]
+    None,
+    /// The first input and the second, which is taken away if the factor is -1.
+    Sum(i64),
+    /// The product of two inputs.
+    Product,
+    /// A number about as large as an input.
+    Within,
+    /// Whether two inputs are equal.
+    Equal,
+}
+
+/// Pairs of sizes of its inputs that an operator takes for equal, from its attributes and the shapes of its inputs.
+pub type EqualSizes = fn(&[AttributeProto], &[Option<&[Dim]>]) -> Vec<(Dim, Dim)>;
 
 /// What the integers of one input are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,16 +183,58 @@ impl Rule {
         self
     }
 
+    /// What its first output is to a loss.
+    pub const fn gives(mut self, gives: Gives) -> Self {
+        self.gives = gives;
+        self
+    }
+
+    /// Its second input is a kernel that goes over the axes behind batch and channels, its third a bias.
+    pub const fn convolves(mut self) -> Self {
+        self.convolves = true;
+        self.linear(2).added(2).contracts()
+    }
+
+    /// It normalizes by statistics of its input, or by such as it is given.
+    pub const fn normalizes(mut self) -> Self {
+        self.normalizes = true;
+        self
+    }
+
+    /// It drops out elements of its first input where it is in training mode.
+    pub const fn drops_out(mut self) -> Self {
+        self.drops_out = true;
+        self
+    }
+
+    /// Its output is the numbers that its first input, quantized integers, stands for: by the second, a scale, and the third,
+    /// a zero point.
+    pub const fn dequantizes(mut self) -> Self {
+        self.dequantizes = true;
+        self
+    }
+
     /// Its inputs with these numbers are statistics of data, which follow the data in training.
     pub const fn statistics(mut self, inputs: &'static [usize]) -> Self {
         self.statistics = inputs;
         self
     }
 
-    /// It multiplies its operands, element by element.
-    pub const fn scales(mut self) -> Self {
-        self.scales = true;
+    /// What it computes of the integers that go in.
+    pub const fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+        self.arithmetic = arithmetic;
         self
+    }
+
+    /// Which sizes of its inputs it takes for equal, where its slots do not say that they broadcast.
+    pub const fn equal(mut self, equal: EqualSizes) -> Self {
+        self.equal = Some(equal);
+        self
+    }
+
+    /// Whether it multiplies its operands, element by element.
+    pub fn scales(&self) -> bool {
+        self.arithmetic == Arithmetic::Product
     }
 
     /// It sums elements, and does nothing else.
@@ -200,6 +277,12 @@ impl Rule {
     /// where that follows from an input.
     pub const fn types(mut self, attributes: &'static [(&'static str, Option<ElementType>)]) -> Self {
         self.types = attributes;
+        self
+    }
+
+    /// Its output is filled with what an attribute holds as a tensor, or with float32 zeros without it.
+    pub const fn fills(mut self, attribute: &'static str) -> Self {
+        self.fills = Some(attribute);
         self
     }
 
@@ -279,6 +362,7 @@ impl Rule {
             sizes: self.sizes,
             measures: self.measures,
             squeezes: self.squeezes,
+            bodies: self.bodies,
         }
     }
 

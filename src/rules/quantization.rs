@@ -97,6 +97,7 @@ const DEQUANTIZE: Rule = rule(
     &[Through(dequantize), Through(dequantize), INTEGERS],
 )
 .facts(facts::dequantize)
+.dequantizes()
 .attributes("axis block_size output_dtype")
 .in_float32()
 .moves_integers();

@@ -9,7 +9,7 @@ use super::{Call, Cotangents, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::facts::{Known, at, tensor};
 use crate::graph::{Dim, Fact};
-use crate::onnx::ElementType;
+use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Context, Result, bail, ensure};
 
 const ATTRIBUTES: &str = "activation_alpha activation_beta activations clip direction hidden_size input_forget layout \
@@ -29,6 +29,7 @@ pub const RULES: &[Rule] = &[
         .attributes(ATTRIBUTES)
         .weights(&[1, 2, 3])
         .indices(STEPS)
+        .equal(equal_sizes)
         .layer(),
     rule(
         "GRU",
@@ -39,6 +40,7 @@ pub const RULES: &[Rule] = &[
     .attributes(ATTRIBUTES)
     .weights(&[1, 2, 3])
     .indices(STEPS)
+    .equal(equal_sizes)
     .layer(),
     rule(
         "LSTM",
@@ -49,6 +51,7 @@ pub const RULES: &[Rule] = &[
     .attributes(ATTRIBUTES)
     .weights(&[1, 2, 3, 7])
     .indices(STEPS)
+    .equal(equal_sizes)
     .layer(),
     rule(
         "DynamicQuantizeLSTM",
@@ -77,6 +80,15 @@ pub const RULES: &[Rule] = &[
     .layer()
     .note("the rounding of what its products take counts as the identity, whatever is asked for"),
 ];
+
+/// The batch is the same in the sequences, their lengths and the states.
+fn equal_sizes(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
+    let batch = usize::from(attribute::get_int(attributes, "layout").unwrap_or(0) == 0);
+    let size = |i: usize, axis: usize| shapes.get(i).copied().flatten()?.get(axis).copied();
+    let Some(own) = size(0, batch) else { return vec![] };
+    let others = [size(4, 0), size(5, batch), size(6, batch)];
+    others.into_iter().flatten().map(|other| (own, other)).collect()
+}
 
 /// What tells the three operators apart.
 struct Kind {

@@ -11,7 +11,7 @@ use super::properties::read;
 use super::{Call, Cotangents, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::facts::tensor;
-use crate::graph::{Container, Fact};
+use crate::graph::{Bodies, Container, Fact};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, ensure};
 
@@ -51,7 +51,7 @@ pub const RULES: &[Rule] = &[
         "the body's gradient, of each element; summed for tensors and for what it captures",
         &[Together(map)],
     )
-    .facts_of_bodies()
+    .bodies(Bodies::Protocol(&facts::MAP))
     .attributes("body"),
     rule("Optional", "dx = dy", &[Formula(|c| c.dy())]).facts(facts::optional).attributes("type"),
     rule("OptionalGetElement", "dx = dy", &[Formula(|c| c.dy())]).facts(facts::get_element),

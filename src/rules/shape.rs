@@ -43,6 +43,7 @@ pub const RULES: &[Rule] = &[
         .attributes("perm"),
     rule("Concat", "dxᵢ = the part of dy in the place of xᵢ", &[Together(concat)])
         .facts(parts::concat)
+        .equal(parts::equal_in_concat)
         .moves(Joined(0))
         .view(View::Joined("axis", 1))
         .attributes("axis"),

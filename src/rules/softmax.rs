@@ -1,6 +1,7 @@
 //! Softmax and its relatives. Half precision is computed in float32: a sum of dy may be more than it can hold.
 
 use super::Slot::*;
+use super::properties::Gives;
 use super::{Call, Rule, rule};
 use crate::expr::{Expr, View, normalize_axis};
 use crate::rules::facts::same;
@@ -13,11 +14,13 @@ pub const RULES: &[Rule] = &[
         .attributes("axis")
         .in_float32()
         .view(View::Along("axis", -1))
+        .gives(Gives::AlongAxis)
         .since(13),
     rule("Softmax", "dx = (dy - Σ dy y) y", &[Try(|c| Ok(softmax(c, &flattened(c)?)))])
         .facts(same)
         .attributes("axis")
         .in_float32()
+        .gives(Gives::FromAxis)
         .until(12)
         .note("the sum is over all axes from the given one on"),
     rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &[c.axis(-1)?])))])
@@ -25,11 +28,13 @@ pub const RULES: &[Rule] = &[
         .attributes("axis")
         .in_float32()
         .view(View::Along("axis", -1))
+        .gives(Gives::AlongAxis)
         .since(13),
     rule("LogSoftmax", "dx = dy - eʸ Σ dy", &[Try(|c| Ok(log_softmax(c, &flattened(c)?)))])
         .facts(same)
         .attributes("axis")
         .in_float32()
+        .gives(Gives::FromAxis)
         .until(12)
         .note("the sum is over all axes from the given one on"),
     rule("BiasSoftmax", "of x + bias: dx = (dy - Σ dy y) y, dbias = Σ dx", &[Broadcast(biased), Broadcast(biased)])

@@ -19,7 +19,7 @@ pub const RULES: &[Rule] = &[
     opaque("EyeLike", SHAPE).facts(eye_like).types(&[("dtype", None)]).shapes_only(),
     opaque("BlackmanWindow", SIZE).facts(window).types(DATATYPE),
     opaque("Constant", SIZE).facts(facts::constant_node),
-    opaque("ConstantOfShape", SIZE).facts(constant_of_shape).sizes(0),
+    opaque("ConstantOfShape", SIZE).facts(constant_of_shape).sizes(0).fills("value"),
     opaque("HammingWindow", SIZE).facts(window).types(DATATYPE),
     opaque("HannWindow", SIZE).facts(window).types(DATATYPE),
     opaque("MelWeightMatrix", FLOORED).facts(mel_weight_matrix).types(DATATYPE),

@@ -3,9 +3,10 @@
 use crate::expr::{Builder, Expr, normalize_axis};
 use crate::graph::{Dim, Graph, IdMap, Node, NodeId, ValueId};
 use crate::onnx::attribute;
-use crate::rules::properties::Moves;
+use crate::rules::properties::{Gives, Moves};
 use crate::rules::{self, Rule};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
+use std::rc::Rc;
 
 /// What a loss is computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,7 @@ pub struct Ending<'g> {
     /// The output as it would be without the operator, in the same shape.
     pub x: Expr<'g>,
     /// The operator.
-    pub op: &'static str,
+    pub op: Rc<str>,
     /// The axis of the output that it normalizes, where it normalizes one.
     pub axis: Option<usize>,
 }
@@ -38,10 +39,10 @@ pub struct Ending<'g> {
 /// # Errors
 /// A softmax whose axis is not one of the output's.
 pub fn find<'g>(builder: &'g Builder, (name, id): (&str, ValueId), of: Domain) -> Result<Option<Ending<'g>>> {
-    let wanted: &[&'static str] = match of {
-        Domain::Logits | Domain::LogProbabilities => &["Softmax", "LogSoftmax"],
-        Domain::SigmoidLogits | Domain::Probabilities => &["Sigmoid"],
-        Domain::Numbers => &[],
+    let ends = |gives: Gives| match of {
+        Domain::Logits | Domain::LogProbabilities => matches!(gives, Gives::AlongAxis | Gives::FromAxis),
+        Domain::SigmoidLogits | Domain::Probabilities => gives == Gives::Chances,
+        Domain::Numbers => false,
     };
     let (mut value, mut moves) = (id, Vec::new());
     loop {
@@ -50,19 +51,23 @@ pub fn find<'g>(builder: &'g Builder, (name, id): (&str, ValueId), of: Domain) -
         let Some(Some(input)) = node.inputs.first().copied().filter(|_| node.domain.is_empty()) else {
             return Ok(None);
         };
-        if let Some(op) = wanted.iter().find(|op| **op == &*node.op_type) {
+        let rule = rules::find("", &node.op_type, builder.graph().opset(""));
+        if let Some(gives) = rule.map(|r| r.gives).filter(|&gives| ends(gives)) {
             moves.reverse();
-            let axis = if *op == "Sigmoid" { None } else { Some(followed(builder, &node, &moves)) };
-            let Some(axis) = axis.map_or(Some(None), |axis| axis.map(Some)) else {
-                bail!(
-                    "'{name}' comes from a {op} that normalizes no single axis of it: name the tensor that goes into the {op} as the loss's output"
-                );
+            let op = node.op_type.clone();
+            let axis = match gives {
+                Gives::Chances => None,
+                _ => Some(followed(builder, &node, gives, &moves).with_context(|| {
+                    format!(
+                        "'{name}' comes from a {op} that normalizes no single axis of it: name the tensor that goes into the {op} as the loss's output"
+                    )
+                })?),
             };
             let mut map = IdMap::from_iter([(value, input)]);
             builder.copy_all(&moves, &mut map);
             return Ok(Some(Ending { x: builder.expr(*map.get(&id).unwrap_or(&input)), op, axis }));
         }
-        let keeps_all = rules::find("", &node.op_type, builder.graph().opset("")).is_some_and(Rule::keeps_all);
+        let keeps_all = rule.is_some_and(Rule::keeps_all);
         let float = builder.expr(input).is_float();
         if !keeps_all || !float || node.scope != Graph::MAIN {
             return Ok(None);
@@ -73,10 +78,10 @@ pub fn find<'g>(builder: &'g Builder, (name, id): (&str, ValueId), of: Domain) -
 }
 
 /// The axis that a softmax normalizes, behind operators that move elements.
-fn followed(builder: &Builder, softmax: &Node, moves: &[NodeId]) -> Option<usize> {
+fn followed(builder: &Builder, softmax: &Node, gives: Gives, moves: &[NodeId]) -> Option<usize> {
     let shape = |value: Option<ValueId>| Some(builder.graph().fact(value?).shape.clone()?.to_vec());
     let sizes = shape(*softmax.inputs.first()?)?;
-    let mut axis = normalized(builder, softmax, &sizes)?;
+    let mut axis = normalized(softmax, gives, &sizes)?;
     for &id in moves {
         let node = builder.graph().node(id).clone();
         let (before, after) = (shape(*node.inputs.first()?)?, shape(*node.outputs.first()?)?);
@@ -101,10 +106,10 @@ fn followed(builder: &Builder, softmax: &Node, moves: &[NodeId]) -> Option<usize
     Some(axis)
 }
 
-/// The one axis that a softmax normalizes: before opset 13 it flattens all from its axis on.
-fn normalized(builder: &Builder, softmax: &Node, sizes: &[Dim]) -> Option<usize> {
+/// The one axis that a softmax normalizes: of several only one may be longer than 1.
+fn normalized(softmax: &Node, gives: Gives, sizes: &[Dim]) -> Option<usize> {
     let given = attribute::get_int(&softmax.attributes, "axis");
-    if builder.graph().opset("") >= 13 {
+    if gives == Gives::AlongAxis {
         return normalize_axis(given.unwrap_or(-1), sizes.len()).ok();
     }
     let first = normalize_axis(given.unwrap_or(1), sizes.len()).ok()?;

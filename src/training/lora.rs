@@ -5,6 +5,7 @@ use crate::expr::Expr;
 use crate::expr::rewrite::Here;
 use crate::graph::Loaded;
 use crate::onnx::{ElementType, GraphProto, NodeProto, TensorProto, attribute};
+use crate::weights::Form;
 use anyhow::{Context, Error, Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -96,12 +97,12 @@ pub fn adapter(weight: &Weight, rank: i64, alpha: f64) -> Option<Adapter> {
     }
     let product = weight.product.as_ref()?;
     let dims = &weight.value.dims;
-    let shapes = match (product.op.as_str(), dims.as_slice()) {
-        ("Conv", [out, rest @ ..]) => [[*out, rank], [rank, rest.iter().product()]],
-        ("MatMul" | "Gemm", &[rows, columns]) => [[rows, rank], [rank, columns]],
+    let shapes = match (product.form, dims.as_slice()) {
+        (Form::Kernel, [out, rest @ ..]) => [[*out, rank], [rank, rest.iter().product()]],
+        (Form::Matrix, &[rows, columns]) => [[rows, rank], [rank, columns]],
         _ => return None,
     };
-    let left_first = product.op != "Conv" && product.second != product.transposes;
+    let left_first = product.form != Form::Kernel && product.second != product.transposes;
     Some(adapter(dims.clone(), shapes, left_first, None))
 }
 

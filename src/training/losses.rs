@@ -1,5 +1,7 @@
 //! Losses: one row each, a formula over an output of the model and what it should have been.
 
+use std::rc::Rc;
+
 use super::ending::{self, Domain};
 use crate::expr::{Builder, Expr};
 use crate::graph::{Dim, Fact, ValueId};
@@ -462,7 +464,7 @@ pub fn build<'g>(
 
 /// The axis that is asked for, or that the model's own softmax has; else the last axis of vectors and sequences, axis 1 of
 /// images, as frameworks have it.
-fn class_axis(x: Expr<'_>, spec: &LossSpec, own: Option<(&str, usize)>) -> Result<usize> {
+fn class_axis(x: Expr<'_>, spec: &LossSpec, own: Option<(Rc<str>, usize)>) -> Result<usize> {
     let rank = x.rank()?;
     ensure!(rank >= 2, "an output of rank {rank} has no axis of classes");
     let Some((op, own)) = own else {

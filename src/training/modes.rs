@@ -2,10 +2,19 @@
 
 use crate::expr::Expr;
 use crate::expr::rewrite::{Here, Named};
-use crate::onnx::{ModelProto, NodeProto, TensorProto, attribute};
+use crate::onnx::{ModelProto, NodeProto, TensorProto, attribute, canonical_domain};
+use crate::rules::{Rule, newest};
 use anyhow::{Context, Error, Result, ensure};
 use std::borrow::Cow;
 use std::collections::HashMap;
+
+fn row(node: &NodeProto) -> Option<&'static Rule> {
+    newest(canonical_domain(node.domain()), node.op_type())
+}
+
+fn drops_out(node: &NodeProto) -> bool {
+    row(node).is_some_and(|r| r.drops_out)
+}
 
 fn batch_norms(model: &ModelProto) -> impl Iterator<Item = &NodeProto> {
     let nodes = model.graph.iter().flat_map(|g| &g.node);
@@ -25,8 +34,10 @@ pub fn decisions(model: &ModelProto, batch_norm_train: bool, dropouts: &[(String
     match (count - already, batch_norm_train) {
         (0, _) if already > 0 => {}
         (0, _) => {
-            let biased = |n: &&NodeProto| n.op_type() == "Conv" && n.input.get(2).is_some_and(|b| !b.is_empty());
-            let normalized = nodes().any(|n| n.op_type().ends_with("Normalization"));
+            let biased = |n: &&NodeProto| {
+                row(n).is_some_and(|r| r.convolves) && n.input.get(2).is_some_and(|b| !b.is_empty())
+            };
+            let normalized = nodes().any(|n| row(n).is_some_and(|r| r.normalizes));
             let convolutions = nodes().filter(biased).count();
             if convolutions > 0 && !normalized {
                 said.push(format!(
@@ -46,13 +57,13 @@ pub fn decisions(model: &ModelProto, batch_norm_train: bool, dropouts: &[(String
             "{already} BatchNormalization are in training mode in the model itself (training_mode = 1): they normalize with the statistics of the batch, in evaluation too"
         ));
     }
-    let random = nodes().filter(|n| n.op_type() == "Dropout" && n.input.len() > 2 && !n.input[2].is_empty()).count();
+    let random = nodes().filter(|n| drops_out(n) && n.input.get(2).is_some_and(|mode| !mode.is_empty())).count();
     if random > 0 {
         said.push(format!(
             "{random} Dropout say by an input of their own whether they are in training mode: where it is true, they drop out at random in evaluation too"
         ));
     }
-    let own = nodes().filter(|n| n.op_type() == "Dropout").count() - random;
+    let own = nodes().filter(|n| drops_out(n)).count() - random;
     if own > 0 && dropouts.is_empty() {
         said.push(format!("{own} Dropout stay in inference mode, where they do nothing (--dropout changes that)"));
     }
@@ -82,9 +93,9 @@ pub fn statistics(model: &ModelProto, constants: &Constants<'_>) -> Result<Vec<S
     Ok(names)
 }
 
-/// Whether a node is a BatchNormalization.
+/// Whether a node is a BatchNormalization: it normalizes by statistics that training can let follow the data.
 pub fn is_batch_norm(node: &NodeProto) -> bool {
-    node.is("BatchNormalization")
+    row(node).is_some_and(|r| !r.statistics.is_empty())
 }
 
 /// A BatchNormalization as training mode computes it: y = (x - mean) / √(var + ε) scale + bias with the mean and the variance
@@ -147,7 +158,7 @@ pub fn drop_out<'g>(x: Expr<'g>, ratio: f64, site: usize, step: Expr<'g>) -> Res
 
 /// The model's own Dropout nodes that have a ratio: what is dropped out, and the ratio.
 pub fn own_dropouts(model: &ModelProto, constants: &Constants<'_>) -> Vec<(String, f64)> {
-    let nodes = model.graph.iter().flat_map(|g| &g.node).filter(|n| n.op_type() == "Dropout");
+    let nodes = model.graph.iter().flat_map(|g| &g.node).filter(|n| drops_out(n));
     let site = |n: &NodeProto| {
         // The attribute is a float32: the decimal number that was meant is the one that it is printed as.
         let input =

@@ -123,7 +123,7 @@ fn uses(graph: Option<&GraphProto>, element: ElementType) -> bool {
             n.attribute.iter().any(|a| {
                 a.t.as_ref().is_some_and(|t| t.data_type() == number)
                     || (matches!(a.name(), "to" | "dtype" | "output_datatype") && a.i() == i64::from(number))
-            }) || edit::bodies(n).any(|b| uses(Some(b), element))
+            }) || n.bodies().any(|b| uses(Some(b), element))
         })
 }
 

@@ -2,30 +2,8 @@
 
 use crate::onnx::proto::tensor_shape_proto::dimension::Value as Dim;
 use crate::onnx::proto::{TensorShapeProto, type_proto};
-use crate::onnx::{AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto};
+use crate::onnx::{ElementType, ModelProto, NodeProto, TypeProto, ValueInfoProto};
 use std::collections::{HashMap, HashSet};
-
-/// The graphs in a node's attributes.
-pub fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|a| a.g.as_deref().into_iter().chain(&a.graphs))
-}
-
-/// The graphs in a node's attributes, to be changed.
-pub fn bodies_mut(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
-    node.attribute.iter_mut().flat_map(|a| a.g.as_deref_mut().into_iter().chain(&mut a.graphs))
-}
-
-/// A node of the standard's.
-pub fn node(op_type: &str, inputs: &[&str], output: &str, attributes: Vec<AttributeProto>) -> NodeProto {
-    NodeProto {
-        op_type: Some(op_type.to_owned()),
-        name: Some(output.to_owned()),
-        input: inputs.iter().map(|&i| i.to_owned()).collect(),
-        output: vec![output.to_owned()],
-        attribute: attributes,
-        ..Default::default()
-    }
-}
 
 /// The element type of a value that is a tensor.
 pub fn element_type(r#type: Option<&TypeProto>) -> Option<ElementType> {
@@ -45,41 +23,14 @@ pub fn computed(model: &ModelProto) -> HashSet<&str> {
 /// Removes what the chosen tensors do not depend on, and makes these the outputs.
 pub fn prune(model: &mut ModelProto, outputs: &[String]) {
     let Some(graph) = &mut model.graph else { return };
-    let mut needed: HashSet<String> = outputs.iter().cloned().collect();
-    let mut kept = Vec::new();
-    for node in std::mem::take(&mut graph.node).into_iter().rev() {
-        if node.output.iter().any(|o| needed.contains(o)) {
-            uses(&node, &mut |name| {
-                needed.insert(name.to_owned());
-            });
-            kept.push(node);
-        }
-    }
-    kept.reverse();
-    graph.node = kept;
-    graph.input.retain(|i| needed.contains(i.name()));
-    graph.initializer.retain(|i| needed.contains(i.name()));
-    graph.sparse_initializer.retain(|s| s.values.as_ref().is_some_and(|v| needed.contains(v.name())));
     let types: HashMap<String, _> = (graph.output.drain(..)).map(|o| (o.name().to_owned(), o)).collect();
     let output = |name: &String| types.get(name).cloned().unwrap_or_else(|| named(name));
     graph.output = outputs.iter().map(output).collect();
+    graph.prune();
 }
 
 fn named(name: &str) -> ValueInfoProto {
     ValueInfoProto { name: Some(name.to_owned()), ..Default::default() }
-}
-
-/// Calls `found` for every name that a node uses, those of its bodies included; names that only a body knows too.
-pub fn uses(node: &NodeProto, found: &mut impl FnMut(&str)) {
-    fn inside(graph: &GraphProto, found: &mut dyn FnMut(&str)) {
-        for node in &graph.node {
-            node.input.iter().filter(|i| !i.is_empty()).for_each(|i| found(i));
-            bodies(node).for_each(|body| inside(body, found));
-        }
-        graph.output.iter().for_each(|o| found(o.name()));
-    }
-    node.input.iter().filter(|i| !i.is_empty()).for_each(|i| found(i));
-    bodies(node).for_each(|body| inside(body, found));
 }
 
 /// What a node's output is called once something else stands under its name.
@@ -98,7 +49,7 @@ pub fn open(model: &mut ModelProto, names: &HashSet<String>, cut: &HashSet<Strin
                 *output = format!("{output}{BEFORE}");
             } else if names.contains(output) {
                 let before = format!("{output}{BEFORE}");
-                added.push(self::node("Add", &[&before, &delta(output)], output, vec![]));
+                added.push(NodeProto::sum(&before, &delta(output), output));
                 *output = before;
             }
         }

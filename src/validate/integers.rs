@@ -8,7 +8,7 @@ use super::sizes::Sizes;
 use crate::graph::{Dim, Graph, Loaded, ValueId};
 use crate::onnx::{GraphProto, ModelProto, NodeProto, attribute, canonical_domain};
 use crate::rules::newest;
-use crate::rules::properties::{Axis, Counts, Index};
+use crate::rules::properties::{Arithmetic, Axis, Counts, Index};
 use std::collections::{BTreeMap, HashMap};
 
 /// What is known of the integers of one input.
@@ -105,7 +105,7 @@ impl Walk<'_> {
     fn graph(&mut self, graph: &GraphProto) {
         for node in &graph.node {
             self.node(node);
-            edit::bodies(node).for_each(|body| self.graph(body));
+            node.bodies().for_each(|body| self.graph(body));
         }
     }
 
@@ -135,17 +135,12 @@ impl Walk<'_> {
                 self.index(node, index, carried);
             }
         }
-        if matches!(node.op_type(), "Loop") {
-            for c in self.carried(node, 0) {
-                self.kinds.entry(c.input).or_default().counts = true;
-            }
-        }
         let mut result: Vec<Carried> = Vec::new();
         for i in rule.moved(node.input.len()) {
             result.extend(self.carried(node, i));
         }
         if result.is_empty() {
-            result = self.arithmetic(node);
+            result = self.arithmetic(node, rule.arithmetic);
         }
         result.truncate(MAX_CARRIED);
         if !result.is_empty() {
@@ -156,13 +151,13 @@ impl Walk<'_> {
     }
 
     /// What an operator computes of the integers of inputs, and what they are compared with.
-    fn arithmetic(&mut self, node: &NodeProto) -> Vec<Carried> {
+    fn arithmetic(&mut self, node: &NodeProto, arithmetic: Arithmetic) -> Vec<Carried> {
         let (a, b) = (self.carried(node, 0), self.carried(node, 1));
         let constant = |i: usize| node.input.get(i).and_then(|name| self.constants(name));
         let single = |values: Option<Vec<i64>>| values.filter(|v| !v.is_empty());
         let largest = |values: &[i64]| values.iter().copied().max().unwrap_or(0);
-        match node.op_type() {
-            "Equal" => {
+        match arithmetic {
+            Arithmetic::Equal => {
                 for (carried, values) in [(a, constant(1)), (b, constant(0))] {
                     let values = values.unwrap_or_default();
                     for c in carried.into_iter().filter(|c| c.scale != 0) {
@@ -172,12 +167,11 @@ impl Walk<'_> {
                 }
                 vec![]
             }
-            "Add" | "Sub" if !a.is_empty() && !b.is_empty() => {
+            Arithmetic::Sum(_) if !a.is_empty() && !b.is_empty() => {
                 let both = a.into_iter().chain(b);
                 both.map(|c| Carried { share: c.share.saturating_mul(2), ..c }).collect()
             }
-            "Add" | "Sub" => {
-                let sign = if node.op_type() == "Sub" { -1 } else { 1 };
+            Arithmetic::Sum(sign) => {
                 // Where the other operand is not known, it may be as large as half of what is indexed.
                 let with = |c: Carried, values: Option<Vec<i64>>| match single(values) {
                     Some(values) => Carried { offset: c.offset.saturating_add(sign * largest(&values)), ..c },
@@ -187,7 +181,7 @@ impl Walk<'_> {
                 let second = b.into_iter().filter(|_| sign == 1).map(|c| with(c, constant(0)));
                 first.into_iter().chain(second).collect()
             }
-            "Mul" => {
+            Arithmetic::Product => {
                 let scaled = |c: Carried, values: Option<Vec<i64>>| {
                     let by = largest(&single(values)?);
                     Some(Carried { scale: c.scale.saturating_mul(by), offset: c.offset.saturating_mul(by), ..c })
@@ -196,8 +190,8 @@ impl Walk<'_> {
                 let second = b.into_iter().filter_map(|c| scaled(c, constant(0)));
                 first.into_iter().chain(second).collect()
             }
-            "Max" | "Min" | "Clip" | "Mod" | "Abs" | "Div" => [a, b].concat(),
-            _ => vec![],
+            Arithmetic::Within => [a, b].concat(),
+            Arithmetic::None => vec![],
         }
     }
 
@@ -241,6 +235,7 @@ impl Walk<'_> {
             Counts::AxisOf(i) => found = Some(bound(table(i).map(|s| Dim::Known(s.len() as i64)))),
             Counts::Item(_) => found = Some(bound(Some(Dim::Known(1)))),
             Counts::Flat => found = Some(bound(None)),
+            Counts::Times => (),
         }
         let axis = match counts {
             Counts::Along(_, Axis::Named(attribute, default)) => {
@@ -251,7 +246,7 @@ impl Walk<'_> {
         };
         let kind = self.kinds.entry(carried.input).or_default();
         kind.bounds.extend(found.into_iter().chain(spread));
-        kind.counts |= matches!(counts, Counts::Length(..));
+        kind.counts |= matches!(counts, Counts::Length(..) | Counts::Times);
         if kind.tuples.is_empty() {
             kind.tuples = tuples;
         }

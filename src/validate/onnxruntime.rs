@@ -3,7 +3,6 @@
 //! Its graph optimizations are off: a model with gradients and the same model without are to compute the same numbers.
 //! Many of its kernels are missing in float64; a float64 model that it refuses runs in float32 instead.
 
-use super::edit::bodies_mut;
 use super::engine::{Engine, Precision, Run, Trouble, one_line};
 use super::tensors::{Tensor, Tensors, elements};
 use crate::onnx::proto::type_proto;
@@ -166,7 +165,7 @@ fn to_single(graph: &mut GraphProto) -> Result<()> {
     let values = graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info);
     values.filter_map(|v| v.r#type.as_mut()).for_each(retype);
     for node in &mut graph.node {
-        bodies_mut(node).try_for_each(to_single)?;
+        node.bodies_mut().try_for_each(to_single)?;
         for attribute in &mut node.attribute {
             attribute.t.as_deref_mut().into_iter().try_for_each(narrow)?;
             attribute.sparse_tensor.iter_mut().filter_map(|s| s.values.as_mut()).try_for_each(narrow)?;

@@ -4,9 +4,10 @@
 //! small (a window does not fit, and some tensor would have a negative size).
 
 use super::{Options, draw};
-use crate::graph::{Dim, Dims, Graph, Loaded, NodeId};
+use crate::graph::facts::opposite;
+use crate::graph::{Dim, Dims, Graph, Loaded, NodeId, Shape};
+use crate::onnx::ModelProto;
 use crate::onnx::proto::tensor_shape_proto::dimension::Value::DimParam;
-use crate::onnx::{ModelProto, attribute};
 use crate::record::Record;
 use crate::rules::{self, Slot};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -237,14 +238,11 @@ impl Sizes {
 /// The symbols of ys whose seeds are constants, with the sizes that those have.
 fn sizes_of_seeds(model: &ModelProto, record: &Record) -> Vec<(String, i64)> {
     let Some(graph) = &model.graph else { return vec![] };
-    let constants: HashMap<&str, &[i64]> = (graph.node.iter())
-        .filter(|n| n.op_type() == "Constant")
-        .filter_map(|n| Some((n.output.first()?.as_str(), &*attribute::get_tensor(&n.attribute, "value")?.dims)))
-        .collect();
+    let constants: HashMap<&str, _> = graph.constants().collect();
     let outputs: HashMap<&str, _> = graph.output.iter().map(|o| (o.name(), o)).collect();
     let mut sizes = Vec::new();
     for seed in &record.seeds {
-        let dims = seed.seed.as_deref().and_then(|s| constants.get(s)).copied().unwrap_or_default();
+        let dims = seed.seed.as_deref().and_then(|s| constants.get(s)).map_or(&[][..], |seed| &seed.dims);
         let declared = outputs.get(seed.y.as_str()).and_then(|y| draw::declared(y)).unwrap_or_default();
         for (dim, &size) in declared.iter().zip(dims) {
             if let Some(DimParam(symbol)) = &dim.value {
@@ -295,71 +293,14 @@ fn equalities(graph: &Graph) -> Vec<(Dim, Dim)> {
 fn equal_in(graph: &Graph, id: NodeId, equal: &mut Vec<(Dim, Dim)>) {
     let node = graph.node(id);
     let shape = |i: usize| graph.fact(node.inputs.get(i).copied().flatten()?).shape.clone();
-    let int = |name: &str| attribute::get_int(&node.attributes, name).unwrap_or(0);
-    match &*node.op_type {
-        "MatMul" => {
-            let (Some(a), Some(b)) = (shape(0), shape(1)) else { return };
-            let (Some(k), Some(m)) = (a.last(), b.get(b.len().saturating_sub(2))) else { return };
-            equal.push((*k, *m));
-            broadcast(&a[..a.len().saturating_sub(2)], &b[..b.len().saturating_sub(2)], equal);
-        }
-        "Gemm" => {
-            let (Some(a), Some(b)) = (shape(0), shape(1)) else { return };
-            if let ([n, k], [m, _c]) = (&a[..], &b[..]) {
-                let inner = (if int("transA") == 0 { k } else { n }, if int("transB") == 0 { m } else { &b[1] });
-                equal.push((*inner.0, *inner.1));
-            }
-        }
-        "Einsum" => {
-            let equation = attribute::get_string(&node.attributes, "equation").unwrap_or_default();
-            let left = equation.split("->").next().unwrap_or_default();
-            let mut known: HashMap<char, Dim> = HashMap::new();
-            for (i, term) in left.split(',').enumerate().filter(|(_, term)| !term.contains('.')) {
-                let Some(shape) = shape(i) else { continue };
-                for (letter, &dim) in term.chars().filter(|c| c.is_alphabetic()).zip(shape.iter()) {
-                    equal.push((*known.entry(letter).or_insert(dim), dim));
-                }
-            }
-        }
-        "Concat" => {
-            let Some(first) = shape(0) else { return };
-            let axis = if int("axis") < 0 { int("axis") + first.len() as i64 } else { int("axis") };
-            for other in (1..node.inputs.len()).filter_map(shape).filter(|s| s.len() == first.len()) {
-                let pairs = first.iter().zip(other.iter()).enumerate().filter(|(i, _)| *i as i64 != axis);
-                equal.extend(pairs.map(|(_, (a, b))| (*a, *b)));
-            }
-        }
-        // The batch of the sequence is that of the states.
-        "LSTM" | "GRU" | "RNN" => {
-            let batch = if int("layout") == 0 { 1 } else { 0 };
-            let Some(&own) = shape(0).as_deref().and_then(|x| x.get(batch)) else { return };
-            let lengths = shape(4).and_then(|s| s.first().copied());
-            let states = [5, 6].into_iter().filter_map(shape).filter_map(|s| s.get(batch).copied());
-            equal.extend(lengths.into_iter().chain(states).map(|other| (own, other)));
-        }
-        // Keys and values of attention are as many.
-        "Attention" | "MultiHeadAttention" => {
-            let (Some(k), Some(v)) = (shape(1), shape(2)) else { return };
-            if k.len() == v.len() && k.len() >= 3 {
-                let axis = k.len() - 2;
-                equal.push((k[axis], v[axis]));
-            }
-        }
-        op => {
-            let Some(rule) = rules::find(&node.domain, op, graph.opset(&node.domain)) else { return };
-            let broadcasts = |s: &Slot| matches!(s, Slot::Binary(_) | Slot::Broadcast(_) | Slot::EachBroadcast(_));
-            if rule.slots.iter().any(broadcasts) {
-                let shapes: Vec<_> = (0..node.inputs.len()).filter_map(shape).collect();
-                for pair in shapes.windows(2) {
-                    broadcast(&pair[0], &pair[1], equal);
-                }
-            }
-        }
+    let Some(rule) = rules::find(&node.domain, &node.op_type, graph.opset(&node.domain)) else { return };
+    let shapes: Vec<Option<Shape>> = (0..node.inputs.len()).map(shape).collect();
+    let shapes: Vec<Option<&[Dim]>> = shapes.iter().map(Option::as_deref).collect();
+    let broadcasts = |s: &Slot| matches!(s, Slot::Binary(_) | Slot::Broadcast(_) | Slot::EachBroadcast(_));
+    if let Some(pairs) = rule.equal {
+        equal.extend(pairs(&node.attributes, &shapes));
+    } else if rule.slots.iter().any(broadcasts) {
+        let known: Vec<&[Dim]> = shapes.into_iter().flatten().collect();
+        equal.extend(known.windows(2).flat_map(|pair| opposite(pair[0], pair[1])));
     }
-}
-
-/// Sizes that stand opposite when two shapes broadcast, none of them one.
-fn broadcast(a: &[Dim], b: &[Dim], equal: &mut Vec<(Dim, Dim)>) {
-    let opposite = a.iter().rev().zip(b.iter().rev());
-    equal.extend(opposite.filter(|(a, b)| a.known() != Some(1) && b.known() != Some(1)).map(|(a, b)| (*a, *b)));
 }

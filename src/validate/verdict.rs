@@ -10,7 +10,7 @@ use super::forward::{self, Point};
 use super::sizes::Scale;
 use super::slopes::{Direction, Function, Measured, Outcome, Rounding, Target, Tolerance};
 use super::wide::{self, Opened, Wide, not_compared};
-use super::{Stop, Validation, edit, failed, listed, skipped};
+use super::{Stop, Validation, failed, listed, skipped};
 use crate::onnx::{GraphProto, canonical_domain};
 use crate::rules::{Rule, newest};
 use std::collections::HashSet;
@@ -634,7 +634,7 @@ impl Paths {
     fn new(graph: Option<&GraphProto>) -> Self {
         let nodes = graph.into_iter().flat_map(|g| &g.node).map(|node| {
             let mut used = Vec::new();
-            edit::uses(node, &mut |name| used.push(name.to_owned()));
+            node.uses(&mut |name| used.push(name.to_owned()));
             (newest(canonical_domain(node.domain()), node.op_type()), used, node.output.clone())
         });
         Paths { nodes: nodes.collect() }

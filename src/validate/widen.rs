@@ -2,13 +2,13 @@
 //!
 //! Every floating-point tensor becomes float64. Where an operator takes float32 only, a Cast stands before and after it.
 
-use super::edit::{bodies_mut, node};
 use crate::onnx::proto::type_proto;
 use crate::onnx::{
-    ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
+    CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
 };
 use crate::rules::newest;
 use anyhow::Result;
+use std::borrow::Cow;
 
 const DOUBLE: i64 = ElementType::Double as i64;
 
@@ -30,9 +30,7 @@ fn graph(graph: &mut GraphProto) -> Result<()> {
     values.filter_map(|v| v.r#type.as_mut()).for_each(retype);
     let mut nodes = Vec::with_capacity(graph.node.len());
     for mut node in std::mem::take(&mut graph.node) {
-        for body in bodies_mut(&mut node) {
-            self::graph(body)?;
-        }
+        node.bodies_mut().try_for_each(self::graph)?;
         rewrite(node, &mut nodes)?;
     }
     graph.node = nodes;
@@ -73,33 +71,8 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
         nodes.push(node);
         return Ok(());
     }
-    match node.op_type() {
-        "Constant" => {
-            let value = match node.attribute.first() {
-                Some(a) if a.name() == "value_float" => Some((vec![], vec![moderate(a.f().into())])),
-                Some(a) if a.name() == "value_floats" => {
-                    Some((vec![a.floats.len() as i64], a.floats.iter().map(|&v| moderate(v.into())).collect()))
-                }
-                _ => None,
-            };
-            if let Some((dims, values)) = value {
-                node.attribute =
-                    vec![attribute::tensor("value", TensorProto::from_floats(ElementType::Double, &dims, &values)?)];
-            }
-            node.attribute.iter_mut().filter_map(|a| a.t.as_deref_mut()).try_for_each(widen)?;
-            let sparse = node.attribute.iter_mut().filter_map(|a| a.sparse_tensor.as_mut());
-            sparse.filter_map(|s| s.values.as_mut()).try_for_each(widen)?;
-        }
-        "ConstantOfShape" => {
-            match node.attribute.iter_mut().find(|a| a.name() == "value").and_then(|a| a.t.as_deref_mut()) {
-                Some(value) => widen(value)?,
-                None => {
-                    let zero = TensorProto::from_floats(ElementType::Double, &[1], &[0.0])?;
-                    node.attribute.push(attribute::tensor("value", zero));
-                }
-            }
-        }
-        _ => (),
+    if node.is(CONSTANT) {
+        constant(&mut node)?;
     }
     let Some(rule) = newest("", node.op_type()) else {
         nodes.push(node);
@@ -108,13 +81,20 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
     for (name, default) in rule.types {
         element_attribute(&mut node, name, *default);
     }
+    if let Some(name) = rule.fills {
+        match node.attribute.iter_mut().find(|a| a.name() == name).and_then(|a| a.t.as_mut()) {
+            Some(value) => widen(value)?,
+            None => node
+                .attribute
+                .push(attribute::tensor(name, TensorProto::from_floats(ElementType::Double, &[1], &[0.0])?)),
+        }
+    }
     let (inputs, outputs) = rule.single;
     let prefix = node.output.first().cloned().unwrap_or_default();
-    let float = |to: ElementType| vec![attribute::int("to", to as i64)];
     for &i in inputs {
         if let Some(input) = node.input.get_mut(i).filter(|i| !i.is_empty()) {
             let cast = format!("{prefix}/float{i}");
-            nodes.push(self::node("Cast", &[input], &cast, float(ElementType::Float)));
+            nodes.push(NodeProto::cast(input, &cast, ElementType::Float));
             *input = cast;
         }
     }
@@ -122,12 +102,25 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
     for &i in outputs {
         if let Some(output) = node.output.get_mut(i).filter(|o| !o.is_empty()) {
             let narrow = format!("{output}/float");
-            after.push(self::node("Cast", &[&narrow], output, float(ElementType::Double)));
+            after.push(NodeProto::cast(&narrow, output, ElementType::Double));
             *output = narrow;
         }
     }
     nodes.push(node);
     nodes.extend(after);
+    Ok(())
+}
+
+/// What a Constant holds, whichever attribute holds it. Sparse tensors stay sparse, strings strings.
+fn constant(node: &mut NodeProto) -> Result<()> {
+    if let Some(sparse) = node.attribute.iter_mut().find_map(|a| a.sparse_tensor.as_mut()) {
+        return sparse.values.as_mut().map_or(Ok(()), widen);
+    }
+    let value = node.constant_value()?.filter(|v| v.element_type().is_float()).map(Cow::into_owned);
+    if let Some(mut value) = value {
+        widen(&mut value)?;
+        node.attribute = vec![attribute::tensor("value", value)];
+    }
     Ok(())
 }
 

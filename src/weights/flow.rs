@@ -338,7 +338,7 @@ impl<'a> Flow<'a> {
             _ => None,
         };
         let narrow = match source.and_then(|s| self.narrow.get(&s).copied()) {
-            Some(_) if row.is_some_and(|r| Self::pairs(r) && !r.scales) => Some(Narrow::Biased),
+            Some(_) if row.is_some_and(|r| Self::pairs(r) && !r.scales()) => Some(Narrow::Biased),
             Some(state) => Some(state),
             None if layer => self.layer_output(row, node),
             None if row.is_some_and(|r| r.sums) => first.and_then(|f| self.narrow.get(&f).copied()),
@@ -424,9 +424,9 @@ impl<'a> Flow<'a> {
             return Some(if periodic && !signal { Use::Positions } else { Use::Place });
         }
         let other = value(1 - i.min(1))?;
-        Some(match (self.reach_of(other), row.scales) {
+        Some(match (self.reach_of(other), row.scales()) {
             (Reach::Nothing | Reach::Integers, _) => Use::Positions,
-            _ if self.raw.contains(&other) && self.before_layers.contains(&output) => match row.scales {
+            _ if self.raw.contains(&other) && self.before_layers.contains(&output) => match row.scales() {
                 true => Use::Input,
                 false => Use::InputSum,
             },

@@ -16,7 +16,7 @@ use crate::graph::{Graph, IdSet, Loaded, ValueId};
 use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, ModelProto, NodeProto, TensorProto, attribute};
 use crate::record::Record;
-use crate::rules;
+use crate::rules::{self, find, properties::Apart};
 use anyhow::Result;
 use flow::{Flow, Operand, Use};
 use serde::{Deserialize, Serialize};
@@ -92,11 +92,22 @@ pub struct Place {
     pub input: usize,
 }
 
+/// What a weight is in the layer that takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A matrix that multiplies rows.
+    Matrix,
+    /// The kernel of a convolution.
+    Kernel,
+    /// Something else.
+    Other,
+}
+
 /// A matrix product, convolution or other layer that takes a weight.
 #[derive(Clone, Debug)]
 pub struct Product {
-    /// The operator.
-    pub op: String,
+    /// What the weight is in it.
+    pub form: Form,
     /// Whether the weight is the second factor.
     pub second: bool,
     /// Whether it transposes the weight.
@@ -400,7 +411,13 @@ impl Asks<'_> {
     fn product(&self, (node, i): Operand) -> Option<Product> {
         let node = Some(self.graph.node(node)).filter(|_| i < 2)?;
         let transposes = attribute::get_int(&node.attributes, if i == 0 { "transA" } else { "transB" });
-        Some(Product { op: node.op_type.to_string(), second: i == 1, transposes: transposes.unwrap_or(0) != 0 })
+        let rule = find(&node.domain, &node.op_type, self.graph.opset(&node.domain));
+        let form = match rule {
+            Some(rule) if rule.convolves => Form::Kernel,
+            Some(rule) if matches!(rule.apart, Apart::Rows(_)) => Form::Matrix,
+            _ => Form::Other,
+        };
+        Some(Product { form, second: i == 1, transposes: transposes.unwrap_or(0) != 0 })
     }
 
     fn place(&self, (node, input): Operand) -> Place {

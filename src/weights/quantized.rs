@@ -5,6 +5,7 @@
 
 use crate::expr::{Expr, Rounding};
 use crate::onnx::{ElementType, NodeProto, TensorProto, attribute, canonical_domain};
+use crate::rules::newest;
 use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -48,10 +49,7 @@ pub struct Quantized<'m> {
 impl<'m> Quantized<'m> {
     /// What a node dequantizes, if all of it is constant; `None` for other nodes and for layouts that cannot be.
     pub fn of(node: &NodeProto, constants: &HashMap<&str, Cow<'m, TensorProto>>) -> Option<Self> {
-        let known = ["", "com.microsoft"].contains(&canonical_domain(node.domain()));
-        if !known || node.op_type() != "DequantizeLinear" {
-            return None;
-        }
+        newest(canonical_domain(node.domain()), node.op_type()).filter(|r| r.dequantizes)?;
         let constant = |i: usize| constants.get(node.input.get(i)?.as_str());
         let (integers, scale) = (constant(0)?.clone(), constant(1)?);
         let (element, scales) = (scale.element_type(), scale.floats().ok()?);

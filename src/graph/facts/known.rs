@@ -1,7 +1,7 @@
 //! A node as the function of a row sees it.
 
 use super::Op;
-use crate::graph::{Dim, Dims, Fact, Shape};
+use crate::graph::{Container, Dim, Dims, Fact, Shape};
 use crate::onnx::{ElementType, attribute};
 use anyhow::{Result, bail, ensure};
 
@@ -297,4 +297,25 @@ pub fn agree(what: &str, a: Dim, b: Dim) -> Result<Dim> {
 /// A size of a shape; one of which nothing is known where there is none.
 pub fn at(c: &Known, shape: Option<&[Dim]>, axis: usize) -> Dim {
     shape.and_then(|s| s.get(axis)).copied().unwrap_or_else(|| c.dims().fresh())
+}
+
+/// What holds of a value that is one of two: a dimension in which they differ is unknown.
+pub fn either(a: &Fact, b: &Fact, dims: &Dims) -> Fact {
+    let shape = a.shape.as_ref().zip(b.shape.as_ref()).and_then(|(a, b)| {
+        let dim = |(&a, &b): (&Dim, &Dim)| if a == b { a } else { dims.fresh() };
+        (a.len() == b.len()).then(|| a.iter().zip(b.iter()).map(dim).collect())
+    });
+    Fact {
+        container: if a.container == Container::Tensor { b.container } else { a.container },
+        element: a.element.or(b.element),
+        shape,
+        value: None,
+    }
+}
+
+/// Sizes that stand opposite each other when two shapes broadcast, none of them one.
+pub fn opposite(a: &[Dim], b: &[Dim]) -> Vec<(Dim, Dim)> {
+    let one = |d: Dim| d.known() == Some(1);
+    let pairs = a.iter().rev().copied().zip(b.iter().rev().copied());
+    pairs.filter(|&(a, b)| !one(a) && !one(b)).collect()
 }

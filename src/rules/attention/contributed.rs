@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 pub const RULES: &[Rule] = &[
     rule("MultiHeadAttention", "the gradients of softmax(scale Q Kᵀ + bias) V", &[Through(multi_head)])
         .facts(facts::multi_head_attention)
+        .equal(facts::equal_in_attention)
         .attributes("num_heads scale unidirectional mask_filter_value")
         .weights(&[3])
         .domain("com.microsoft")

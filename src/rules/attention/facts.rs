@@ -2,7 +2,8 @@
 
 use crate::graph::facts::{Known, tensor};
 use crate::graph::facts::{agree, at};
-use crate::graph::{Dim, Fact};
+use crate::graph::{Dim, Fact, Protocol};
+use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Result, bail, ensure};
 
 /// Batch, heads, steps and size of a head, of a tensor that has them apart or has the heads packed in the last axis.
@@ -156,4 +157,30 @@ pub fn flex_attention(c: &Known) -> Result<Vec<Fact>> {
         _ => None,
     };
     Ok(vec![tensor(c.element(0), shape)])
+}
+
+/// The bodies of a FlexAttention take what they change: `[batch, heads, queries, keys]`, in the precision of its softmax.
+pub const SCORES: Protocol = Protocol { inputs: |c, _| vec![scores(c)], states: |_, _| vec![], outputs: None };
+
+fn scores(c: &Known) -> Fact {
+    let given = attribute::get_int(c.op.attributes, "softmax_precision").and_then(|n| i32::try_from(n).ok());
+    let element = match given {
+        Some(number) => Some(ElementType::from_number(number)).filter(|e| e.is_float()),
+        None => c.element(0).map(ElementType::widened),
+    };
+    let shape = match (c.shape(0), c.shape(1)) {
+        (Some(&[batch, heads, queries, _]), Some(&[_, _, keys, _])) => Some(vec![batch, heads, queries, keys]),
+        _ => None,
+    };
+    tensor(element, shape)
+}
+
+/// Keys and values are as many, where both have axes for heads or none has.
+pub fn equal_in_attention(_: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
+    match shapes {
+        &[_, Some(k @ &[_, .., keys, _]), Some(v @ &[_, .., values, _]), ..] if k.len() == v.len() => {
+            vec![(keys, values)]
+        }
+        _ => vec![],
+    }
 }

@@ -3,6 +3,7 @@
 use super::facts;
 use super::{by_heads, scale_of};
 use crate::expr::Expr;
+use crate::graph::Bodies;
 use crate::onnx::ElementType;
 use crate::rules::Slot::*;
 use crate::rules::control::repeatable;
@@ -16,6 +17,7 @@ pub const RULES: &[Rule] = &[rule(
     &[Through(flex_attention)],
 )
 .facts(facts::flex_attention)
+.bodies(Bodies::Protocol(&facts::SCORES))
 .attributes("prob_mod scale score_mod softmax_precision")
 .types(&[("softmax_precision", None)])
 .domain("ai.onnx.preview")];

@@ -23,6 +23,7 @@ use anyhow::{Result, bail, ensure};
 pub const RULES: &[Rule] =
     &[rule("Attention", "the gradients of softmax(scale Q Kᵀ, capped, masked) V", &[Through(attention)])
         .facts(facts::attention)
+        .equal(facts::equal_in_attention)
         .attributes(
             "is_causal kv_num_heads q_num_heads qk_matmul_output_mode scale softcap softmax_precision left_window_size \
              right_window_size",

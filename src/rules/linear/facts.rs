@@ -1,10 +1,9 @@
 //! Facts of products of matrices.
 
 use super::Equation;
-use crate::graph::facts::agree;
-use crate::graph::facts::{Known, broadcast, tensor};
+use crate::graph::facts::{Known, agree, broadcast, opposite, tensor};
 use crate::graph::{Dim, Fact};
-use crate::onnx::ElementType;
+use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeMap;
 
@@ -35,6 +34,39 @@ pub fn product(c: &Known, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
     let mut shape = broadcast(c.dims(), &[outer_a, outer_b])?;
     shape.extend(m.into_iter().chain(n));
     Ok(shape)
+}
+
+/// The inner sizes, and those of the stacks.
+pub fn equal_in_product(_: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
+    let &[Some(a), Some(b)] = shapes else { return vec![] };
+    let stack = |shape: &'_ [Dim]| shape.len().saturating_sub(2);
+    let mut pairs = opposite(&a[..stack(a)], &b[..stack(b)]);
+    pairs.extend(a.last().copied().zip(b.get(stack(b)).copied()));
+    pairs
+}
+
+/// The inner sizes.
+pub fn equal_in_gemm(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
+    let (Some(&[Some(&[n, k]), Some(&[m, l])]), flag) =
+        (shapes.first_chunk(), |name: &str| attribute::get_int(attributes, name).unwrap_or(0) != 0)
+    else {
+        return vec![];
+    };
+    vec![(if flag("transA") { n } else { k }, if flag("transB") { l } else { m })]
+}
+
+/// Those of one letter, where none of them is one.
+pub fn equal_in_einsum(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
+    let Some(shapes) = shapes.iter().copied().collect::<Option<Vec<&[Dim]>>>() else { return vec![] };
+    let ranks: Vec<usize> = shapes.iter().map(|s| s.len()).collect();
+    let equation = attribute::get_string(attributes, "equation").unwrap_or_default();
+    let Ok(Equation { terms, .. }) = Equation::parse(equation, &ranks) else { return vec![] };
+    let letters = terms.iter().zip(shapes).flat_map(|(term, shape)| term.iter().zip(shape));
+    let mut first: BTreeMap<char, Dim> = BTreeMap::new();
+    letters
+        .filter(|(_, dim)| dim.known() != Some(1))
+        .map(|(&letter, &dim)| (*first.entry(letter).or_insert(dim), dim))
+        .collect()
 }
 
 /// Without shapes of the operands the product is still a matrix.

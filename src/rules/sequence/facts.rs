@@ -2,9 +2,21 @@
 
 use crate::graph::facts::with_axis;
 use crate::graph::facts::{Known, axis, tensor};
-use crate::graph::{Container, Dim, Fact, Scalar, Shape, Value};
+use crate::graph::{Container, Dim, Fact, Protocol, Scalar, Shape, Value};
 use crate::onnx::ElementType;
 use anyhow::Result;
+
+/// The body takes an element of each sequence, and the tensors; what it gives are elements of sequences.
+pub const MAP: Protocol = Protocol {
+    inputs: |c, _| {
+        let element = |f: &Fact| Fact { container: Container::Tensor, value: None, ..f.clone() };
+        c.inputs.iter().map(|f| f.map(element).unwrap_or_default()).collect()
+    },
+    states: |_, _| vec![],
+    outputs: Some(|_, _, body| {
+        body.iter().map(|&f| Fact { container: Container::Sequence, value: None, ..f.clone() }).collect()
+    }),
+};
 
 fn sequence(element: Option<ElementType>, shape: Option<Shape>) -> Fact {
     Fact { container: Container::Sequence, element, shape, value: None }

@@ -4,7 +4,7 @@ use crate::graph::facts::value;
 use crate::graph::facts::with_axis;
 use crate::graph::facts::{Known, Parameter, axis, tensor, unify};
 use crate::graph::{Dim, Dims, Fact, Value};
-use crate::onnx::ElementType;
+use crate::onnx::{AttributeProto, ElementType, attribute};
 use anyhow::{Result, bail, ensure};
 
 pub fn concat(c: &Known) -> Result<Vec<Fact>> {
@@ -39,6 +39,16 @@ pub fn concat(c: &Known) -> Result<Vec<Fact>> {
         sizes.map(|(i, d)| if i == at { length } else { d }.unwrap_or_else(|| c.dims().fresh())).collect();
     let value = concatenated(&inputs, &shape, at);
     Ok(vec![Fact { value, ..tensor(element, Some(shape)) }])
+}
+
+/// All sizes but those of the axis.
+pub fn equal_in_concat(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
+    let Some((&Some(first), rest)) = shapes.split_first() else { return vec![] };
+    let axis = attribute::get_int(attributes, "axis").unwrap_or(1);
+    let axis = usize::try_from(if axis < 0 { axis + first.len() as i64 } else { axis });
+    let rest = rest.iter().flatten().filter(|shape| shape.len() == first.len());
+    let pairs = rest.flat_map(|shape| first.iter().copied().zip(shape.iter().copied()).enumerate());
+    pairs.filter(|(i, _)| Ok(*i) != axis).map(|(_, pair)| pair).collect()
 }
 
 fn concatenated(inputs: &[&Fact], shape: &[Dim], axis: usize) -> Option<Value> {

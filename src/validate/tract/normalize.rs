@@ -2,17 +2,17 @@
 //! cannot be said in another way, found before it runs.
 
 use super::kernels::COMPUTED;
-use crate::onnx::proto::{SparseTensorProto, tensor_shape_proto, type_proto};
+use crate::expr::Expr;
+use crate::expr::rewrite::{Here, Named, Rewrite};
+use crate::onnx::proto::{tensor_shape_proto, type_proto};
 use crate::onnx::{
-    AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
+    CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
 };
-use crate::validate::edit::{bodies, bodies_mut, node};
+use crate::rules::{OPERATORS, newest};
 use crate::validate::kernels;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-
-/// Tensors of more elements than this are not made from a few bytes of a file.
-const MAX_ELEMENTS: usize = 1 << 28;
 
 /// The same model, for tract. The graph's outputs have the same order, not always the same names.
 ///
@@ -22,52 +22,49 @@ pub fn normalize(model: &ModelProto) -> Result<ModelProto> {
     let mut copy = model.clone();
     copy.metadata_props.clear();
     copy.training_info.clear();
-    let opset = copy.opset("").unwrap_or(1);
+    let mut integers = HashMap::new();
     if let Some(graph) = &mut copy.graph {
-        normalize_graph(graph, opset)?;
+        normalize_graph(graph)?;
+        constant_integers(graph, &mut integers);
+        mark_computed(graph, &integers);
+    }
+    let said_otherwise = |node: &NodeProto| node.is("Gemm") || crops(node, &integers);
+    if copy.graph.as_ref().is_some_and(|graph| holds(graph, &said_otherwise)) {
+        let rewrite = Rewrite::new("tract").nodes(|n| n.is("Gemm"), gemm).nodes(|n| crops(n, &integers), crop_first);
+        rewrite.apply(&mut copy, OPERATORS)?;
     }
     Ok(copy)
 }
 
-fn normalize_graph(graph: &mut GraphProto, opset: i64) -> Result<()> {
+/// Whether a graph, or a body in it, holds such a node.
+fn holds(graph: &GraphProto, wanted: &dyn Fn(&NodeProto) -> bool) -> bool {
+    graph.node.iter().any(|node| wanted(node) || node.bodies().any(|body| holds(body, wanted)))
+}
+
+fn normalize_graph(graph: &mut GraphProto) -> Result<()> {
     graph.value_info.clear();
     for sparse in std::mem::take(&mut graph.sparse_initializer) {
-        graph.initializer.push(dense(&sparse)?);
+        graph.initializer.push(sparse.dense()?);
     }
     // An initializer that is an input too is a default, and what is fed is no initializer any more.
-    let initialized: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
-    graph.input.retain(|i| !initialized.contains(i.name()));
+    graph.close_defaults();
     for value in graph.input.iter_mut().chain(&mut graph.output) {
         if let Some(r#type) = &mut value.r#type {
             forget_symbols(r#type);
         }
     }
-    let integers = constant_integers(graph);
-    let mut nodes = Vec::with_capacity(graph.node.len());
-    for mut node in std::mem::take(&mut graph.node) {
-        for body in bodies_mut(&mut node) {
-            normalize_graph(body, opset)?;
+    for node in &mut graph.node {
+        node.bodies_mut().try_for_each(normalize_graph)?;
+        if node.is(CONSTANT)
+            && let Some(Cow::Owned(value)) = node.constant_value()?
+        {
+            node.attribute = vec![attribute::tensor("value", value)];
         }
-        if !canonical_domain(node.domain()).is_empty() {
-            nodes.push(node);
-            continue;
+        let fills = newest(canonical_domain(node.domain()), node.op_type()).and_then(|r| r.fills);
+        if let Some(name) = fills.filter(|name| attribute::find(&node.attribute, name).is_none()) {
+            node.attribute.push(attribute::tensor(name, TensorProto::from_float32(&[1], &[0.0])));
         }
-        match node.op_type() {
-            "Constant" => constant(&mut node)?,
-            "ConstantOfShape" if attribute::find(&node.attribute, "value").is_none() => {
-                let zero = TensorProto::from_float32(&[1], &[0.0]);
-                node.attribute.push(attribute::tensor("value", zero));
-            }
-            "Pad" => crop_first(&mut node, &integers, opset, &mut nodes),
-            "Gemm" if node.input.len() >= 2 && !node.output.is_empty() => {
-                gemm(&node, &mut nodes);
-                continue;
-            }
-            _ => (),
-        }
-        nodes.push(node);
     }
-    graph.node = nodes;
     // What a graph gives out has to come from a node: tract forgets the types of inputs and constants that are outputs.
     let copied: Vec<(usize, String)> = {
         let outputs: HashSet<&str> = graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
@@ -76,7 +73,7 @@ fn normalize_graph(graph: &mut GraphProto, opset: i64) -> Result<()> {
     };
     for (i, name) in copied {
         let output = format!("{name}/output{i}");
-        graph.node.push(self::node("Identity", &[&name], &output, vec![]));
+        graph.node.push(NodeProto::identity(&name, &output));
         graph.output[i].name = Some(output);
     }
     Ok(())
@@ -92,151 +89,85 @@ fn forget_symbols(r#type: &mut TypeProto) {
     }
 }
 
-/// Every Constant holds its tensor in `value`.
-fn constant(node: &mut NodeProto) -> Result<()> {
-    let Some(a) = node.attribute.iter().find(|a| a.name().starts_with("value_") || a.name() == "sparse_value") else {
-        return Ok(());
-    };
-    let tensor = match a.name() {
-        "value_float" => TensorProto::from_float32(&[], &[a.f()]),
-        "value_floats" => TensorProto::from_float32(&[a.floats.len() as i64], &a.floats),
-        "value_int" => TensorProto::from_int64(&[], &[a.i()]),
-        "value_ints" => TensorProto::from_int64(&[a.ints.len() as i64], &a.ints),
-        "sparse_value" => dense(a.sparse_tensor.as_ref().context("sparse_value holds no tensor")?)?,
-        _ => return Ok(()),
-    };
-    node.attribute = vec![attribute::tensor("value", tensor)];
-    Ok(())
-}
-
-/// The dense form of a sparse tensor: indices are numbers of places, or a row of coordinates for each element.
-fn dense(sparse: &SparseTensorProto) -> Result<TensorProto> {
-    let (Some(values), Some(indices)) = (&sparse.values, &sparse.indices) else {
-        bail!("a sparse tensor lacks a part")
-    };
-    let mut tensor = TensorProto { dims: sparse.dims.clone(), ..Default::default() };
-    let count = tensor.element_count().filter(|&n| n <= MAX_ELEMENTS);
-    let count = count.with_context(|| format!("sparse tensor '{}' is too large", values.name()))?;
-    let coordinates = indices.integers()?;
-    let places: Vec<usize> = if indices.dims.len() <= 1 {
-        coordinates.iter().map(|&i| usize::try_from(i)).collect::<Result<_, _>>()?
-    } else {
-        ensure!(!sparse.dims.is_empty(), "sparse tensor '{}' has no dimensions", values.name());
-        let place = |row: &[i64]| {
-            row.iter().zip(&sparse.dims).try_fold(0i64, |place, (&i, &d)| {
-                (0..d).contains(&i).then(|| place.checked_mul(d)?.checked_add(i)).flatten()
-            })
-        };
-        let rows = coordinates.chunks_exact(sparse.dims.len()).map(|row| Some(place(row)? as usize));
-        rows.collect::<Option<_>>().context("an index of a sparse tensor is out of range")?
-    };
-    let element = values.element_type();
-    tensor = if element.is_float() {
-        let mut all = vec![0.0; count];
-        scatter(&mut all, &places, &values.floats()?)?;
-        TensorProto::from_floats(element, &sparse.dims, &all)?
-    } else {
-        ensure!(element.bits().is_some_and(|b| (8..=64).contains(&b)), "a sparse tensor of {}", element.name());
-        let mut all = vec![0; count];
-        scatter(&mut all, &places, &values.integers()?)?;
-        TensorProto::from_ints(element, &sparse.dims, &all)?
-    };
-    tensor.name = values.name.clone();
-    Ok(tensor)
-}
-
-fn scatter<T: Copy>(all: &mut [T], places: &[usize], values: &[T]) -> Result<()> {
-    for (&place, &value) in places.iter().zip(values) {
-        *all.get_mut(place).context("an index of a sparse tensor is out of range")? = value;
-    }
-    Ok(())
-}
-
-/// The integers of the small constants of a graph.
-fn constant_integers(graph: &GraphProto) -> HashMap<String, Vec<i64>> {
-    let read = |t: &TensorProto| {
-        (t.element_type() == ElementType::Int64 && t.element_count()? <= 64).then(|| t.integers().ok())?
-    };
-    let initializers = graph.initializer.iter().filter_map(|t| Some((t.name().to_owned(), read(t)?)));
-    let nodes = graph.node.iter().filter(|n| n.op_type() == "Constant").filter_map(|n| {
-        let a = n.attribute.first()?;
-        let values = match a.name() {
-            "value" => read(a.t.as_deref()?)?,
-            "value_ints" => a.ints.clone(),
-            _ => return None,
-        };
-        Some((n.output.first()?.clone(), values))
-    });
-    initializers.chain(nodes).collect()
-}
-
-/// Negative pads crop: a Slice in front does that, and the Pad keeps the others.
-fn crop_first(node: &mut NodeProto, integers: &HashMap<String, Vec<i64>>, opset: i64, nodes: &mut Vec<NodeProto>) {
-    let pads = match node.input.get(1) {
-        Some(name) if opset >= 11 => integers.get(name).cloned(),
-        _ => attribute::get_ints(&node.attribute, "pads").map(<[i64]>::to_vec),
-    };
-    if pads.is_none() {
-        node.attribute.push(attribute::int(COMPUTED, 1));
-    }
-    let Some(pads) = pads.filter(|p| p.iter().any(|&p| p < 0) && opset >= 11 && node.output.len() == 1) else { return };
-    let rank = pads.len() / 2;
-    let axes = match node.input.get(3).filter(|a| !a.is_empty()) {
-        Some(name) => match integers.get(name) {
-            Some(axes) if axes.len() == rank => axes.clone(),
-            _ => return,
-        },
-        None => (0..rank as i64).collect(),
-    };
-    let starts: Vec<i64> = pads[..rank].iter().map(|&p| p.min(0).saturating_neg()).collect();
-    let ends: Vec<i64> = pads[rank..].iter().map(|&p| if p < 0 { p } else { i64::MAX }).collect();
-    let rest: Vec<i64> = pads.iter().map(|&p| p.max(0)).collect();
-    let prefix = node.output[0].clone();
-    let mut ints = |what: &str, values: &[i64]| {
-        let name = format!("{prefix}/{what}");
-        let tensor = TensorProto::from_int64(&[values.len() as i64], values);
-        nodes.push(self::node("Constant", &[], &name, vec![attribute::tensor("value", tensor)]));
-        name
-    };
-    let (starts, ends, axes, rest) =
-        (ints("starts", &starts), ints("ends", &ends), ints("axes", &axes), ints("pads", &rest));
-    let cropped = format!("{prefix}/cropped");
-    nodes.push(self::node("Slice", &[&node.input[0], &starts, &ends, &axes], &cropped, vec![]));
-    node.input[0] = cropped;
-    node.input[1] = rest;
-}
-
-/// `alpha A B + beta C`, of which tract has the product and the sum in float32 only.
-fn gemm(gemm: &NodeProto, nodes: &mut Vec<NodeProto>) {
-    let (Some(y), [a, b, rest @ ..]) = (gemm.output.first(), gemm.input.as_slice()) else { return };
-    let mut emit = |op: &str, inputs: &[&str], output: String, attributes: Vec<AttributeProto>| {
-        nodes.push(node(op, inputs, &output, attributes));
-        output
-    };
-    let mut operand = |name: &str, flag: &str| match attribute::get_int(&gemm.attribute, flag).unwrap_or(0) {
-        0 => name.to_owned(),
-        _ => emit("Transpose", &[name], format!("{y}/{flag}"), vec![attribute::ints("perm", &[1, 0])]),
-    };
-    let (a, b) = (operand(a, "transA"), operand(b, "transB"));
-    let product = emit("MatMul", &[&a, &b], format!("{y}/product"), vec![]);
-    let mut scaled = |name: &str, by: &str| {
-        let factor = attribute::get_float(&gemm.attribute, by).unwrap_or(1.0);
-        if factor == 1.0 {
-            return name.to_owned();
+/// The integers of the small constants of a graph and of the bodies in it.
+fn constant_integers(graph: &GraphProto, found: &mut HashMap<String, Vec<i64>>) {
+    for (name, tensor) in graph.constants() {
+        if tensor.element_type() == ElementType::Int64
+            && tensor.element_count().is_some_and(|n| n <= 64)
+            && let Ok(integers) = tensor.integers()
+        {
+            found.insert(name.to_owned(), integers);
         }
-        let value = attribute::tensor("value", TensorProto::from_float32(&[], &[factor]));
-        let factor = emit("Constant", &[], format!("{y}/{by}"), vec![value]);
-        let factor = emit("CastLike", &[&factor, name], format!("{y}/{by}/typed"), vec![]);
-        emit("Mul", &[name, &factor], format!("{y}/{by}/scaled"), vec![])
-    };
-    let product = scaled(&product, "alpha");
-    match rest.first().filter(|c| !c.is_empty()) {
-        Some(c) => {
-            let c = scaled(c, "beta");
-            emit("Add", &[&product, &c], y.clone(), vec![])
+    }
+    graph.node.iter().flat_map(NodeProto::bodies).for_each(|body| constant_integers(body, found));
+}
+
+/// Marks the Pads whose amounts the run computes: they are for the kernel.
+fn mark_computed(graph: &mut GraphProto, integers: &HashMap<String, Vec<i64>>) {
+    for node in &mut graph.node {
+        node.bodies_mut().for_each(|body| mark_computed(body, integers));
+        let known = match node.input.get(1) {
+            Some(pads) => integers.contains_key(pads),
+            None => attribute::get_ints(&node.attribute, "pads").is_some(),
+        };
+        if node.is("Pad") && !known {
+            node.attribute.push(attribute::int(COMPUTED, 1));
         }
-        None => emit("Identity", &[&product], y.clone(), vec![]),
+    }
+}
+
+/// Whether a Pad has negative amounts, in a version that takes them as an input.
+fn crops(node: &NodeProto, integers: &HashMap<String, Vec<i64>>) -> bool {
+    let known = |i: usize| node.input.get(i).filter(|name| !name.is_empty()).map(|name| integers.get(name));
+    let negative = known(1).flatten().is_some_and(|pads| pads.iter().any(|&p| p < 0));
+    node.is("Pad") && negative && known(3).is_none_or(|axes| axes.is_some())
+}
+
+/// Negative amounts crop: a Slice in front does that, and a Pad adds the others.
+fn crop_first<'g>(here: &Here<'g>, pad: &NodeProto) -> Result<Named<'g>> {
+    let x = here.input(pad, 0)?;
+    let pads = here.input(pad, 1)?.ints().context("the amounts are not known")?;
+    let axes = match here.opt(pad, 3)? {
+        Some(axes) => {
+            let axes = axes.ints().context("the axes are not known")?;
+            axes.into_iter().map(|a| x.axis(a)).collect::<Result<Vec<usize>>>()?
+        }
+        None => (0..pads.len() / 2).collect(),
     };
+    ensure!(pads.len() == 2 * axes.len(), "{} amounts for {} axes", pads.len(), axes.len());
+    let (begins, ends) = pads.split_at(axes.len());
+    let starts: Vec<i64> = begins.iter().map(|&p| p.min(0).saturating_neg()).collect();
+    let stops: Vec<i64> = ends.iter().map(|&p| if p < 0 { p } else { i64::MAX }).collect();
+    let cropped = x.slice(&axes, &starts, &stops, &vec![1; axes.len()]);
+    let rank = if here.opt(pad, 3)?.is_some() { x.rank()? } else { axes.len() };
+    let mut rest = vec![0; 2 * rank];
+    for (i, &axis) in axes.iter().enumerate() {
+        (rest[axis], rest[rank + axis]) = (begins[i].max(0), ends[i].max(0));
+    }
+    let rest = here.builder().ints(&rest);
+    let y = match attribute::get_string(&pad.attribute, "mode").unwrap_or("constant") {
+        "constant" => cropped.pad(rest, here.opt(pad, 2)?),
+        mode => cropped.pad_mode(rest, mode),
+    };
+    Ok(vec![(pad.output.first().context("it has no output")?.clone(), y)])
+}
+
+/// `α A B + β C`, of which tract has the product and the sum in float32 only.
+fn gemm<'g>(here: &Here<'g>, gemm: &NodeProto) -> Result<Named<'g>> {
+    let number = |name: &str| f64::from(attribute::get_float(&gemm.attribute, name).unwrap_or(1.0));
+    let operand = |i: usize, flag: &str| -> Result<Expr<'g>> {
+        let matrix = here.input(gemm, i)?;
+        Ok(match attribute::get_int(&gemm.attribute, flag).unwrap_or(0) {
+            0 => matrix,
+            _ => matrix.transpose(&[1, 0]),
+        })
+    };
+    let product = operand(0, "transA")?.matmul(operand(1, "transB")?) * number("alpha");
+    let y = match here.opt(gemm, 2)? {
+        Some(c) => product + c * number("beta"),
+        None => product,
+    };
+    Ok(vec![(gemm.output.first().context("it has no output")?.clone(), y)])
 }
 
 /// Contributed operators that tract computes as ONNX Runtime does.
@@ -278,7 +209,7 @@ fn look(
         } else if let Some(what) = wrong(node, opset) {
             found.push(format!("{op} {what}"));
         }
-        for body in bodies(node) {
+        for body in node.bodies() {
             look(body, opset, known, functions, found);
         }
     }
