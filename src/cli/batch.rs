@@ -361,14 +361,14 @@ fn earlier(args: &Args, report: &Path) -> Result<HashMap<String, Line>> {
         );
     }
     let text = fs::read_to_string(report).map_err(file::plain).with_context(|| report.display().to_string())?;
-    // Of the last line a kill may have left a part, which is no line.
+    // A kill may have left a part of the last line, which is no line.
     let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let whole = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;
     file::replace(report, true, |out| out.write_all(whole.as_bytes()))?;
     Ok(lines.into_iter().map(|line| (line.model.clone(), line)).collect())
 }
 
-/// Of a model's contents, its external data, the command and this version.
+/// A digest of a model's contents, its external data, the command and this version.
 fn key(job: &Job, args: &Args) -> String {
     let mut hasher = DefaultHasher::new();
     let mut part = |bytes: &[u8]| {

@@ -41,10 +41,10 @@ pub struct Args {
     /// The share of the momentum that stays, or alpha of rmsprop [default: as PyTorch has it, here and below]
     #[arg(long)]
     momentum: Option<f64>,
-    /// Of the mean of gradients
+    /// The share of the running mean of gradients that stays
     #[arg(long)]
     beta1: Option<f64>,
-    /// Of the mean of squared gradients
+    /// The share of the running mean of squared gradients that stays
     #[arg(long)]
     beta2: Option<f64>,
     /// What keeps denominators from zero

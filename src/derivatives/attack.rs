@@ -87,7 +87,7 @@ impl Attack {
     /// Appends the examples to a model that has been loaded already.
     ///
     /// # Errors
-    /// Those of [`Attack::build`].
+    /// As [`Attack::build`].
     pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         ensure!(self.epsilon >= 0.0 && self.epsilon.is_finite(), "epsilon is {}, and no distance", self.epsilon);
         if let Some((low, high)) = self.range {

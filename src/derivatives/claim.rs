@@ -126,7 +126,7 @@ pub struct Evidence {
     pub model: Model,
     /// The gradients, each with the name of the request that it is about.
     pub records: Vec<Record>,
-    /// Of requests by name what it may mean that they fail.
+    /// What it may mean that a request fails, by the name of the request.
     pub hints: BTreeMap<String, String>,
 }
 
@@ -213,7 +213,7 @@ impl Claim {
         let mut outputs = Vec::new();
         let (seeds, gradients) = {
             let (vectors, named) = w.vectors("v", &w.ys(), rows);
-            // Of a Hessian, whose rows are gradients, the matrices are called after xs.
+            // The rows of a Hessian are gradients: its matrices are called after xs.
             let row = |e: &Entry| if self.kind == Kind::Hessian { e.x.clone() } else { e.y.clone() };
             let column = |e: &Entry| if self.kind == Kind::Hessian { e.second.clone() } else { e.x.clone() };
             let keys: Vec<String> = match self.kind {

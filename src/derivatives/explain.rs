@@ -61,10 +61,10 @@ impl Method {
 /// Which class is explained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Class {
-    /// That of the highest score.
+    /// The class with the highest score.
     #[default]
     Predicted,
-    /// That of this number.
+    /// The class with this number.
     Number(i64),
     /// The one that a new input says, an integer a sample: scores' shape without the axis of classes.
     Input,
@@ -125,7 +125,7 @@ impl Explain {
     /// Appends the explanation to a model that has been loaded already.
     ///
     /// # Errors
-    /// Those of [`Explain::build`].
+    /// As [`Explain::build`].
     pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         let mut w = Workspace::open(&self.call, model, loaded)?;
         if !self.keep_softmax {

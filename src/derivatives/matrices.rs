@@ -48,14 +48,14 @@ pub struct Hessian {
 }
 
 impl From<Gradients> for Jacobian {
-    /// Of these ys, with respect to these xs, with the stops and options that are given there.
+    /// The derivatives of these ys with respect to these xs, with the stops and options that are given there.
     fn from(call: Gradients) -> Self {
         Jacobian { call: call.named_by_default("jacobian"), mode: Mode::Auto, batch: None }
     }
 }
 
 impl From<Gradients> for Hessian {
-    /// Of the sum of these ys, with respect to these xs, with the stops and options that are given there.
+    /// The derivatives of the sum of these ys with respect to these xs, with the stops and options that are given there.
     fn from(call: Gradients) -> Self {
         Hessian { call: call.named_by_default("hessian"), mode: Mode::Auto, batch: None, diagonal: false }
     }
@@ -87,7 +87,7 @@ impl Jacobian {
     /// Appends the Jacobians to a model that has been loaded already.
     ///
     /// # Errors
-    /// Those of [`Jacobian::build`].
+    /// As [`Jacobian::build`].
     pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         let w = Workspace::open(&self.call, model, loaded)?;
         let (ys, xs) = w.names();
@@ -127,7 +127,7 @@ impl Hessian {
     /// Appends the Hessians to a model.
     ///
     /// # Errors
-    /// Those of [`Jacobian::build`].
+    /// As [`Jacobian::build`].
     pub fn build(&self, model: &Model) -> Result<Derived> {
         self.build_loaded(model.clone(), load(&model.proto)?)
     }
@@ -135,7 +135,7 @@ impl Hessian {
     /// Appends the Hessians to a model that has been loaded already.
     ///
     /// # Errors
-    /// Those of [`Jacobian::build`].
+    /// As [`Jacobian::build`].
     pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         let w = Workspace::open(&self.call, model, loaded)?;
         let (_, names) = w.names();

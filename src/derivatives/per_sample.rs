@@ -39,7 +39,7 @@ pub struct PerSample {
 }
 
 impl PerSample {
-    /// Of the samples along an axis of the model's inputs.
+    /// The gradients of the samples along an axis of the model's inputs.
     pub fn new(call: Gradients, axis: i64) -> Self {
         PerSample { call: call.named_by_default("gradients"), axis, kept: Kept::Each, inputs: vec![] }
     }
@@ -68,7 +68,7 @@ impl PerSample {
     /// Appends the gradients to a model that has been loaded already.
     ///
     /// # Errors
-    /// Those of [`PerSample::build`].
+    /// As [`PerSample::build`].
     pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
         let w = Workspace::open(&self.call, model, loaded)?;
         let mut outputs = Vec::new();

@@ -18,7 +18,7 @@ macro_rules! request {
         pub struct $name(Gradients);
 
         impl From<Gradients> for $name {
-            /// Of these ys, with respect to these xs, with the stops and options that are given there.
+            /// The product of these ys with respect to these xs, with the stops and options that are given there.
             fn from(call: Gradients) -> Self {
                 $name(call.named_by_default($default))
             }
@@ -37,7 +37,7 @@ macro_rules! request {
             /// Appends the products to a model that has been loaded already.
             ///
             /// # Errors
-            /// Those of `build`.
+            /// As `build`.
             pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
                 self.write(Workspace::open(&self.0, model, loaded)?)
             }

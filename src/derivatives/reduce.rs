@@ -34,7 +34,7 @@ pub struct Reduced {
 /// end is moved to the front as long as the gradient of what stands before it fails, then the beginning to the end.
 ///
 /// # Errors
-/// Those of [`Gradients::build`]; a model that does not run; a gradient that does not fail.
+/// The errors of [`Gradients::build`]; a model that does not run; a gradient that does not fail.
 pub fn reduce(call: &Gradients, model: &Model, options: &Options) -> Result<Reduced> {
     // Ones, where none are given, would hide what is wrong behind a softmax.
     let seeds = || vec![Seed::Input(None); call.ys.len()];

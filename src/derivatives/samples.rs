@@ -286,7 +286,7 @@ impl<'g> Use<'g> {
             How::Multiplies(rows, how) => {
                 let (left, right) = if how.transposed { (dz, *rows) } else { (*rows, dz) };
                 if self.z.rank()? == 2 {
-                    // Of one row a sample it is a product of each element with each, which engines write at the speed of memory.
+                    // With one row a sample it is a product of each element with each, which engines write at the speed of memory.
                     return Ok((left * how.alpha).unsqueeze(&[2]) * right.unsqueeze(&[1]));
                 }
                 Ok(self.matrices(left)?.gemm(true, self.matrices(right)?, false, how.alpha))

@@ -146,7 +146,7 @@ impl Builder {
         self.emit_of("", op, inputs, attributes, bodies, outputs)
     }
 
-    /// The same of an operator of another domain than the standard's.
+    /// As [`Builder::emit_many`], of an operator of any domain.
     pub(in crate::expr) fn emit_of<'g>(
         &'g self,
         domain: &'static str,

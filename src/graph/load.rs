@@ -80,7 +80,7 @@ impl Replace for () {
 /// Loads a model in which others may stand for nodes and tensors.
 ///
 /// # Errors
-/// Those of [`load`], and those of `replace`.
+/// The errors of [`load`], and of `replace`.
 pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut dyn Replace) -> Result<Loaded> {
     let functions: HashSet<&str> = model.functions.iter().map(|f| f.name()).collect();
     let calls = |node: &NodeProto| functions.contains(node.op_type()) || node.attribute.iter().any(|a| a.g.is_some());
@@ -168,7 +168,7 @@ fn twins(model: &ModelProto) -> HashMap<String, String> {
 /// [`splice`](crate::expr::Builder::splice).
 ///
 /// # Errors
-/// Those of [`load`].
+/// As [`load`].
 pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Result<ScopeId> {
     let scope = graph.open_scope(Graph::MAIN);
     let mut loader = Loader {

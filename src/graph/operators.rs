@@ -10,7 +10,7 @@ use std::rc::Rc;
 pub struct Operators {
     /// The facts of the outputs of an operator from those of its inputs.
     pub facts: facts::InferAny,
-    /// The same of operators that are not in the table, but rows of a request's own; `None` for one that is neither.
+    /// The facts of the outputs of an operator that a request has a row of its own for; `None` where it has none.
     pub own_facts: Option<Rc<facts::InferOwn>>,
     /// What else is said of an operator, by its domain, its name and the version of the domain.
     pub traits: fn(&str, &str, i64) -> Traits,
@@ -33,7 +33,7 @@ pub struct Traits {
     pub chooses: Option<usize>,
     /// Whether it rounds.
     pub rounds: bool,
-    /// Of which inputs zeros make zeros of its outputs.
+    /// Which of its inputs make its outputs zero where they are zero.
     pub linear: Linear,
     /// The input that is added to what is linear in the others, where it is there.
     pub added: Option<usize>,
@@ -80,17 +80,17 @@ pub struct Protocol {
     pub outputs: Option<fn(&Known, usize, &[&Fact]) -> Vec<Fact>>,
 }
 
-/// Of which inputs of an operator zeros make zeros of its outputs.
+/// Which inputs of an operator make its outputs zero where they are zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Linear {
-    /// Of none.
+    /// None.
     #[default]
     Never,
-    /// Of each of its first inputs, as many as this says.
+    /// Each of its first inputs, as many as this says.
     InEach(usize),
-    /// Of its first input, of whose elements its first output is made; no more is said of other outputs.
+    /// The first input, whose elements make up the first output. Other outputs may not be zero.
     InFirst,
-    /// Of the inputs from this one on, if all of them are zeros.
+    /// The inputs from this one on, where all of them are zero.
     InAll(usize),
 }
 

@@ -167,7 +167,7 @@ fn shape_of_rank(graph: &Graph, id: ValueId, rank: usize) -> Shape {
         let node = graph.node(node);
         let traits = graph.traits(node);
         match traits.bodies {
-            // Of the branches those that give the rank are taken.
+            // The shape is that of the only branch that gives the rank.
             Bodies::Branches => {
                 let given = |&(_, body): &(_, super::ScopeId)| {
                     graph.fact(*graph.scope(body).outputs.get(output)?).shape.clone()

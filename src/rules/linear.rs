@@ -229,7 +229,7 @@ impl Equation {
         Self::parse(&c.string("equation", ""), &ranks)
     }
 
-    /// Of operands with that many axes. Without `->` the output has the letters that occur once, in their order.
+    /// Reads the equation for operands that have so many axes. Without `->` the output has the letters that occur once, in their order.
     fn parse(text: &str, ranks: &[usize]) -> Result<Self> {
         let text: String = text.split_whitespace().collect();
         let (left, right) = match text.split_once("->") {

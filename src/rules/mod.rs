@@ -182,7 +182,7 @@ pub struct Rule {
     pub single: (&'static [usize], &'static [usize]),
     /// Whether only the shapes and element types of its inputs matter.
     pub shapes_only: bool,
-    /// Of which inputs zeros make zeros of its outputs, beside those that it moves.
+    /// Which inputs make its outputs zero where they are zero, beside those that it moves.
     pub linear: Linear,
     /// The input that is added to what is linear in the others.
     pub added: Option<usize>,

@@ -292,7 +292,7 @@ impl Rule {
         self
     }
 
-    /// Of its inputs only the shapes and element types matter, whatever they hold.
+    /// Only the shapes and element types of its inputs matter, whatever they hold.
     pub const fn shapes_only(mut self) -> Self {
         self.shapes_only = true;
         self

@@ -224,7 +224,7 @@ fn declared_dims(info: &ValueInfoProto) -> Option<(ElementType, Vec<i64>)> {
     Some((fact.element?, dims))
 }
 
-/// Those of the model's outputs that need inputs which are `known` only: a user of the step has no other data.
+/// The outputs of the model that need no inputs but the `known` ones: a user of the step has no other data.
 fn computable(model: &ModelProto, outputs: Vec<String>, known: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let loaded = load(model)?;
     let selection = Selection::new(&loaded);

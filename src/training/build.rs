@@ -85,7 +85,7 @@ impl Trainable {
         }
         let loaded = load(&base)?;
         let outputs: Vec<String> = base.graph.iter().flat_map(|g| &g.output).map(|o| o.name().to_owned()).collect();
-        // Of several outputs a loss is of the one that holds floating-point numbers, if there is one.
+        // A model with several outputs has its loss at the one that holds floating-point numbers, if there is only one.
         let element = |name: &str| loaded.graph.fact(*loaded.names.get(name)?).element;
         let mut floats = outputs.iter().filter(|o| element(o).is_none_or(ElementType::is_float));
         if let (Some(only), None, true) = (floats.next(), floats.next(), outputs.len() > 1) {

@@ -43,7 +43,7 @@ impl Data {
     /// Takes from tensors what the model needs.
     ///
     /// # Errors
-    /// Those of [`Data::read`].
+    /// As [`Data::read`].
     pub fn new(tensors: State, manifest: &Manifest) -> Result<Self> {
         Data::beside(tensors, Vec::new(), manifest)
     }

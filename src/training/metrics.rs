@@ -80,7 +80,7 @@ impl MetricSpec {
 /// Metrics as they are asked for: of outputs, and whether the norm of the gradients is one.
 ///
 /// # Errors
-/// Those of [`MetricSpec::parse`]; one that is named twice.
+/// The errors of [`MetricSpec::parse`]; a metric that is named twice.
 pub fn parse<S: AsRef<str>>(texts: impl IntoIterator<Item = S>) -> Result<(Vec<MetricSpec>, bool)> {
     let (mut specs, mut norm) = (Vec::<MetricSpec>::new(), false);
     for text in texts {

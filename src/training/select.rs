@@ -75,7 +75,7 @@ pub struct Chosen {
 }
 
 impl Choice {
-    /// Those of the tensors that are trained, and what becomes of the others. `beside` says of integers which layer has them.
+    /// The tensors that are trained, and what becomes of the others. `beside` says of integers which layer has them.
     ///
     /// # Errors
     /// Patterns that match nothing; nothing is left; integers that cannot be read.

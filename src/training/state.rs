@@ -60,7 +60,7 @@ pub fn read(path: &Path) -> Result<(State, Option<String>)> {
 /// Reads those tensors of a file that are `wanted`, and the names of the others, of which nothing else is read.
 ///
 /// # Errors
-/// Those of [`read`].
+/// As [`read`].
 pub fn read_some(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(State, Vec<String>)> {
     let load = || -> Result<(State, Vec<String>)> {
         let mut file = File::open(path).map_err(plain)?;

@@ -460,7 +460,7 @@ fn zeros(like: &Tensor) -> Result<Tensor> {
     Tensor::new(like.element(), like.dims(), vec![0; like.bytes().len()])
 }
 
-/// Those of the scalars that are there.
+/// The scalars that are there.
 fn numbers(results: &Tensors, names: &[String]) -> Result<BTreeMap<String, f64>> {
     let mut found = BTreeMap::new();
     for name in names {

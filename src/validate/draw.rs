@@ -17,13 +17,13 @@ const MAX_ELEMENTS: usize = 1 << 26;
 /// Which floating-point numbers are drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Floats {
-    /// Of both signs and these sizes.
+    /// Numbers of both signs and these sizes.
     Both(f64, f64),
     /// Positive ones: for logarithms and roots.
     Positive(f64, f64),
     /// Negative ones.
     Negative(f64, f64),
-    /// Of both signs, every third of them exactly zero.
+    /// Numbers of both signs, every third of them exactly zero.
     Zeros,
 }
 

@@ -105,7 +105,7 @@ impl Tensor {
             E::Uint64 => read!(u64, |v| v as f64),
             E::Uint32 => read!(u32, f64::from),
             E::Uint16 => read!(u16, f64::from),
-            // Those of a byte; `new` lets no other type in.
+            // Types of one byte; `new` lets no other in.
             _ => self.bytes.iter().map(|&v| v.into()).collect(),
         }
     }

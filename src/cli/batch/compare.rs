@@ -67,7 +67,7 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
 
 /// What has changed, what is worse first.
 pub fn compare(old: &[Line], new: &[Entry], is_success: impl Fn(&Line) -> bool) -> Vec<Change> {
-    // Of a model that was done again the last line stands.
+    // The last line of a model counts: it has been done again.
     let before: HashMap<&str, &Line> = old.iter().map(|line| (line.model.as_str(), line)).collect();
     let mut changes = Vec::new();
     let mut add = |way, model: &str, what: String| changes.push(Change { way, model: model.to_owned(), what });

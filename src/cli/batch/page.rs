@@ -13,7 +13,7 @@ use std::fmt::{self, Write};
 
 const SCRIPT: &str = include_str!("page.js");
 
-/// Of a model's gradients the page lists as many; report.jsonl has all.
+/// The page lists so many gradients of a model; report.jsonl has all.
 const MOST_GRADIENTS: usize = 200;
 
 /// A line, and how it counts.

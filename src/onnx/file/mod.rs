@@ -43,7 +43,7 @@ pub fn read(path: &Path) -> Result<ModelProto> {
 /// Reads a model file as [`read`] does, and keeps its bytes, which the model's weights share: for [`WriteOptions::source`].
 ///
 /// # Errors
-/// Those of [`read`].
+/// As [`read`].
 pub fn read_with_source(path: &Path) -> Result<(ModelProto, Bytes)> {
     let read = || {
         let bytes = read_whole(path)?;
@@ -55,7 +55,7 @@ pub fn read_with_source(path: &Path) -> Result<(ModelProto, Bytes)> {
 /// Reads a model from the bytes of a file, as [`read`] does. The raw data of tensors share the bytes.
 ///
 /// # Errors
-/// Those of [`read`].
+/// As [`read`].
 pub fn read_bytes(bytes: Bytes) -> Result<ModelProto> {
     let read = || {
         ensure!(!bytes.is_empty(), "not an ONNX model: it is empty");
@@ -206,7 +206,7 @@ fn write_files(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Re
 /// Writes a model to a stream, what it has in common with its source as there; see [`WriteOptions::source`].
 ///
 /// # Errors
-/// Those of the stream; a model above protobuf's limit of 2 GB.
+/// The stream fails; a model above protobuf's limit of 2 GB.
 pub fn write_stream(model: &ModelProto, source: Option<&Bytes>, mut out: impl Write) -> Result<()> {
     let encoded = Encoded::new(model, None, source);
     ensure!(encoded.len() <= LARGEST, "the model is larger than 2 GB, the limit of protobuf: write it to a file");

@@ -71,7 +71,7 @@ impl<'a> Items<'a> {
 pub fn message<'a>(kind: &Message, old: &Bytes, new: Items<'a>) -> Option<Pieces<'a>> {
     let old = wire::fields(old)?;
     let Items { mut of_tag, order } = new;
-    // Of each field in the file the new one in its place.
+    // The new content of each field, in the place of the old.
     let mut places: HashMap<u32, Vec<usize>> = HashMap::new();
     old.iter().enumerate().for_each(|(i, field)| places.entry(field.tag).or_default().push(i));
     let mut matched: Vec<Option<(usize, bool)>> = vec![None; old.len()];

@@ -36,7 +36,7 @@ pub fn product(c: &Known, a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>> {
     Ok(shape)
 }
 
-/// The inner sizes, and those of the stacks.
+/// The inner sizes are equal, and the sizes of the stacks that stand opposite each other.
 pub fn equal_in_product(_: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
     let &[Some(a), Some(b)] = shapes else { return vec![] };
     let stack = |shape: &'_ [Dim]| shape.len().saturating_sub(2);
@@ -45,7 +45,7 @@ pub fn equal_in_product(_: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<
     pairs
 }
 
-/// The inner sizes.
+/// The inner sizes are equal.
 pub fn equal_in_gemm(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
     let (Some(&[Some(&[n, k]), Some(&[m, l])]), flag) =
         (shapes.first_chunk(), |name: &str| attribute::get_int(attributes, name).unwrap_or(0) != 0)
@@ -55,7 +55,7 @@ pub fn equal_in_gemm(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -
     vec![(if flag("transA") { n } else { k }, if flag("transB") { l } else { m })]
 }
 
-/// Those of one letter, where none of them is one.
+/// Sizes that have one letter are equal, but for sizes of one, which broadcast.
 pub fn equal_in_einsum(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
     let Some(shapes) = shapes.iter().copied().collect::<Option<Vec<&[Dim]>>>() else { return vec![] };
     let ranks: Vec<usize> = shapes.iter().map(|s| s.len()).collect();

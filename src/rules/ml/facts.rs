@@ -5,7 +5,7 @@ use crate::graph::{Dim, Fact};
 use crate::onnx::ElementType;
 use anyhow::Result;
 
-/// Of the input's shape, in float32.
+/// The output has the shape of the input, and is float32.
 pub fn float(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![Fact { element: Some(ElementType::Float), ..c.like(0) }])
 }

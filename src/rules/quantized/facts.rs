@@ -11,7 +11,7 @@ pub fn unknown(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![tensor(c.element(0), c.rank(0).map(|rank| c.fresh(rank)))])
 }
 
-/// Of the integers' type, in the shape to which some inputs broadcast.
+/// The output has the type of the integers and the shape to which some inputs broadcast.
 pub fn broadcast_of(c: &Known, inputs: &[usize]) -> Result<Vec<Fact>> {
     let shapes: Vec<_> = inputs.iter().map(|&i| c.shape(i)).collect();
     Ok(vec![tensor(c.element(0), broadcast_known(c.dims(), &shapes)?)])

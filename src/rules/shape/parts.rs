@@ -41,7 +41,7 @@ pub fn concat(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![Fact { value, ..tensor(element, Some(shape)) }])
 }
 
-/// All sizes but those of the axis.
+/// All sizes are equal but those of the axis.
 pub fn equal_in_concat(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
     let Some((&Some(first), rest)) = shapes.split_first() else { return vec![] };
     let axis = attribute::get_int(attributes, "axis").unwrap_or(1);

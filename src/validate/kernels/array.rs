@@ -9,7 +9,7 @@ const MAX_ELEMENTS: usize = 1 << 28;
 /// The element type of a result.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Element {
-    /// That of the input with this number.
+    /// The element type of the input with this number.
     Like(usize),
     /// This one.
     Is(ElementType),

@@ -184,7 +184,7 @@ fn inverse(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![y])
 }
 
-/// Of `x + skip + bias`, which is the second output; channels last or second; SiLU may follow.
+/// GroupNorm of `x + skip + bias`, which is the second output; channels last or second; SiLU may follow.
 fn group_norm(c: &Call) -> Result<Vec<Array>> {
     let (x, gamma, beta) = (c.x()?, c.input(1)?, c.input(2)?);
     let last = c.int("channels_last", 1) != 0;

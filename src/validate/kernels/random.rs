@@ -56,7 +56,7 @@ fn dropout(c: &Call) -> Result<Vec<Array>> {
     dropped(c, c.x()?, 1, 2)
 }
 
-/// The same of x + bias, and a residual is added to what is left.
+/// Drops out x + bias, and adds a residual to what is left.
 fn bias_dropout(c: &Call) -> Result<Vec<Array>> {
     let (x, bias) = (c.x()?, c.input(1)?);
     let mut outputs = dropped(c, &Array::from_fn(&x.dims, |i| x.at(i) + bias.broadcast_at(i))?, 3, 4)?;
