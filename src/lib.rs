@@ -58,8 +58,8 @@ pub mod rule {
     pub use crate::expr::{Along, Builder, ConvLike, Expr, Pool, Resized, Rounding};
     pub use crate::graph::facts::value::Calculator;
     pub use crate::graph::facts::{Known, Op, Parameter, tensor};
-    pub use crate::graph::{Container, Dim, Dims, Fact, Scalar, Shape, Symbol, Value};
-    pub use crate::rules::properties::{Axis, Counts, Index, Random, read, written};
+    pub use crate::graph::{Bodies, Container, Dim, Dims, Fact, Linear, Poles, Protocol, Scalar, Shape, Symbol, Value};
+    pub use crate::rules::properties::{Arithmetic, Axis, Counts, Gives, Index, IntegerLayer, Random, read, written};
     pub use crate::rules::{Call, Cotangents, Integers, Moves, Rule, Slot, rule};
 }
 
@@ -69,7 +69,7 @@ pub mod rule {
 pub mod internals {
     pub use crate::backward::{Selection, support};
     pub use crate::graph::{
-        Graph, Loaded, NewNode, Node, NodeId, Operators, Origin, Producer, Scope, ScopeId, ValueId, ValueInfo,
+        Graph, Loaded, NewNode, Node, NodeId, Operators, Origin, Producer, Scope, ScopeId, Traits, ValueId, ValueInfo,
     };
     pub use crate::rules::reference::markdown;
     pub use crate::rules::{all, find, load, newest};

@@ -3,7 +3,7 @@
 pub mod facts;
 
 use super::Slot::*;
-use super::properties::{Apart, Rows};
+use super::properties::{Apart, IntegerLayer, Rows};
 use super::{Call, Rule, Slot, activation, rule};
 use crate::expr::{Expr, View};
 use crate::graph::{Node, Poles};
@@ -83,6 +83,7 @@ pub const RULES: &[Rule] = &[
         ],
     ).facts(facts::matmul_n_bits)
     .attributes("K N bits block_size accuracy_level")
+    .integer_layer(IntegerLayer::Whole)
     .weights(&[2, 3, 5])
     .layer()
     .domain("com.microsoft"),

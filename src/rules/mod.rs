@@ -48,7 +48,7 @@ use crate::graph::{self, Bodies, Linear, Loaded, Operators, Poles};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
 use facts::Facts;
-use properties::{Apart, Arithmetic, EqualSizes, Gives, Index, Random};
+use properties::{Apart, Arithmetic, EqualSizes, Gives, Index, IntegerLayer, Random};
 use rustc_hash::FxHashMap;
 use std::rc::Rc;
 use std::sync::LazyLock;
@@ -152,6 +152,8 @@ pub struct Rule {
     pub gives: Gives,
     /// Whether its second input is a kernel.
     pub convolves: bool,
+    /// Whether its second input is a weight of integers, and what stands around it.
+    pub integer_layer: IntegerLayer,
     /// Whether it normalizes by statistics.
     pub normalizes: bool,
     /// Whether it drops out elements where it is in training mode.
@@ -227,6 +229,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         statistics: &[],
         gives: Gives::Numbers,
         convolves: false,
+        integer_layer: IntegerLayer::No,
         normalizes: false,
         drops_out: false,
         dequantizes: false,

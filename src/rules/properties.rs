@@ -110,6 +110,20 @@ pub enum Gives {
     FromAxis,
 }
 
+/// What stands around an operator whose second input is a weight of integers, a matrix of rows and columns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IntegerLayer {
+    /// It is no such operator.
+    #[default]
+    No,
+    /// Its first input has been quantized, and its output is cast and scaled by the nodes behind it.
+    Bare,
+    /// Its first input has been quantized; its output is what it stands for.
+    Scaled,
+    /// Floating-point numbers go in and come out.
+    Whole,
+}
+
 /// What an operator computes of integers, as far as it tells where an index comes from and how large it may be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Arithmetic {
@@ -193,6 +207,12 @@ impl Rule {
     pub const fn convolves(mut self) -> Self {
         self.convolves = true;
         self.linear(2).added(2).contracts()
+    }
+
+    /// Its second input is a weight of integers: rows and columns, or as many as the attributes `K` and `N` say.
+    pub const fn integer_layer(mut self, layer: IntegerLayer) -> Self {
+        self.integer_layer = layer;
+        self
     }
 
     /// It normalizes by statistics of its input, or by such as it is given.

@@ -7,6 +7,7 @@
 mod facts;
 
 use super::Slot::*;
+use super::properties::IntegerLayer;
 use super::{Call, Rule, Slot, rule};
 use super::{linear, window};
 use crate::expr::Expr;
@@ -68,6 +69,7 @@ pub const RULES: &[Rule] = &[
         &[Through(matmul_integer), Through(matmul_integer), INTEGERS],
     )
     .facts(|c| linear::facts::matmul(c, 0, 1, Some(ElementType::Int32)))
+    .integer_layer(IntegerLayer::Bare)
     .rounds(),
     rule(
         "ConvInteger",

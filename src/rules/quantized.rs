@@ -6,6 +6,7 @@ mod facts;
 
 use super::Slot::*;
 use super::facts::same;
+use super::properties::IntegerLayer;
 use super::quantization::{INTEGERS, MICROSOFT, Steps, along, columns, laid, rows};
 use super::{Call, Rule, rule};
 use super::{linear, window};
@@ -123,6 +124,7 @@ pub const RULES: &[Rule] = &[
         ..rule("MatMulIntegerToFloat", "those of A B + bias, dequantized", &[])
     }
     .facts(|c| linear::facts::matmul(c, 0, 1, c.element(2)))
+    .integer_layer(IntegerLayer::Scaled)
     .domain(MICROSOFT)
     .moves_integers()
     .weights(&[6])
@@ -138,6 +140,7 @@ pub const RULES: &[Rule] = &[
         ..rule("DynamicQuantizeMatMul", "those of A B + bias, B dequantized", &[])
     }
     .facts(|c| linear::facts::matmul(c, 0, 1, c.element(0)))
+    .integer_layer(IntegerLayer::Whole)
     .domain(MICROSOFT)
     .moves_integers()
     .weights(&[4])

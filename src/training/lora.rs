@@ -4,7 +4,9 @@ use super::select::Weight;
 use crate::expr::Expr;
 use crate::expr::rewrite::Here;
 use crate::graph::Loaded;
-use crate::onnx::{ElementType, GraphProto, NodeProto, TensorProto, attribute};
+use crate::onnx::{ElementType, GraphProto, NodeProto, TensorProto, attribute, canonical_domain};
+use crate::rules::properties::IntegerLayer;
+use crate::rules::{Integers, Moves, Rule, newest};
 use crate::weights::Form;
 use anyhow::{Context, Error, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -47,32 +49,34 @@ pub struct Beside {
 pub fn beside(graph: &GraphProto, loaded: &Loaded, name: &str) -> Option<(Beside, [i64; 2], ElementType)> {
     let produces = |wanted: &str| graph.node.iter().find(|n| n.output.iter().any(|o| o == wanted));
     let takes = |n: &&NodeProto, wanted: &str| n.input.iter().any(|i| i == wanted);
-    let user = |wanted: &str, op: &str| graph.node.iter().find(|n| takes(n, wanted) && n.is(op));
+    let row = |n: &NodeProto| newest(canonical_domain(n.domain()), n.op_type());
+    let user = |wanted: &str, is: fn(&Rule) -> bool| {
+        graph.node.iter().find(|n| takes(n, wanted) && row(n).is_some_and(is))?.output.first().map(String::as_str)
+    };
     let fact = |wanted: &str| loaded.names.get(wanted).map(|&id| loaded.graph.fact(id).clone());
     let node = graph.node.iter().find(|n| takes(n, name))?;
     let (first, y) = (node.input.first()?.as_str(), node.output.first()?.as_str());
     let sizes = |wanted: &str| -> Option<Vec<i64>> { fact(wanted)?.shape?.iter().map(|d| d.known()).collect() };
-    let matrix = || <[i64; 2]>::try_from(sizes(name)?).ok();
+    let int = |name: &str| attribute::get_int(&node.attribute, name);
+    let matrix = || int("K").zip(int("N")).map(|(k, n)| [k, n]).or_else(|| <[i64; 2]>::try_from(sizes(name)?).ok());
     // The numbers that were quantized for the layer.
     let real = || {
-        let before = produces(first).filter(|n| n.op_type().ends_with("QuantizeLinear"))?;
+        let before = produces(first).filter(|n| row(n).is_some_and(|r| r.integers == Integers::Rounded))?;
         before.input.first().map(String::as_str)
     };
-    let int = |name: &str| attribute::get_int(&node.attribute, name);
-    let (input, output, shape, lookup) = match node.op_type() {
-        "MatMulInteger" => {
-            let cast = user(y, "Cast")?.output.first()?;
-            let scaled = user(cast, "Mul")?.output.first()?;
-            (real()?, scaled.as_str(), matrix()?, false)
+    let (input, output, shape, lookup) = match row(node).map(|r| r.integer_layer).unwrap_or_default() {
+        IntegerLayer::Bare => {
+            let cast = user(y, |r| r.moves == Moves::InOrder)?;
+            (real()?, user(cast, Rule::scales)?, matrix()?, false)
         }
-        "MatMulIntegerToFloat" => (real()?, y, matrix()?, false),
-        "DynamicQuantizeMatMul" => (first, y, matrix()?, false),
-        "MatMulNBits" => (first, y, [int("K")?, int("N")?], false),
-        "GatherBlockQuantized" if int("gather_axis").unwrap_or(0) == 0 => {
+        IntegerLayer::Scaled => (real()?, y, matrix()?, false),
+        IntegerLayer::Whole => (first, y, matrix()?, false),
+        // It has no row: no gradient passes through it.
+        IntegerLayer::No if node.op_type() == "GatherBlockQuantized" && int("gather_axis").unwrap_or(0) == 0 => {
             let (rows, columns) = (*sizes(name)?.first()?, fact(y)?.shape?.last()?.known()?);
             (node.input.get(1)?.as_str(), y, [rows, columns], true)
         }
-        _ => return None,
+        IntegerLayer::No => return None,
     };
     let element = fact(output)?.element.filter(|e| e.is_float())?;
     Some((Beside { input: input.to_owned(), output: output.to_owned(), lookup }, shape, element))
