@@ -19,6 +19,9 @@ pub const RULES: &[Rule] = &[
     .facts(|c| convolution(c, 0, 1, c.element(0).or(c.element(1))))
     .attributes("auto_pad dilations group kernel_shape pads strides")
     .convolves()
+    .linear(2)
+    .added(2)
+    .contracts()
     .weights(&[1, 2])
     .layer(),
     rule(
@@ -28,6 +31,7 @@ pub const RULES: &[Rule] = &[
     )
     .facts(|c| convolution(c, 0, 1, c.element(0).or(c.element(1))))
     .attributes("activation activation_params auto_pad dilations group kernel_shape pads strides")
+    .convolves()
     .weights(&[1, 2])
     .layer()
     .domain("com.microsoft")
@@ -39,6 +43,7 @@ pub const RULES: &[Rule] = &[
     )
     .facts(facts::transposed)
     .attributes("auto_pad dilations group kernel_shape output_padding output_shape pads strides")
+    .convolves()
     .linear(2)
     .added(2)
     .contracts()

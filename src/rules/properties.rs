@@ -206,7 +206,7 @@ impl Rule {
     /// Its second input is a kernel that goes over the axes behind batch and channels, its third a bias.
     pub const fn convolves(mut self) -> Self {
         self.convolves = true;
-        self.linear(2).added(2).contracts()
+        self
     }
 
     /// Its second input is a weight of integers: rows and columns, or as many as the attributes `K` and `N` say.

@@ -1,6 +1,7 @@
 //! BatchNormalization that an exporter has folded into convolutions. No file says so: it is a guess, with its reason.
 
-use crate::onnx::{ModelProto, NodeProto};
+use crate::onnx::{ModelProto, NodeProto, canonical_domain};
+use crate::rules::newest;
 use serde::Serialize;
 
 /// Convolutions whose biases look as if they were those of BatchNormalization.
@@ -16,7 +17,8 @@ pub struct Folded {
 pub fn folded(model: &ModelProto) -> Vec<Folded> {
     let nodes = || model.graph.iter().flat_map(|g| &g.node);
     let biased = |n: &&NodeProto| {
-        matches!(n.op_type(), "Conv" | "ConvTranspose" | "FusedConv") && n.input.get(2).is_some_and(|b| !b.is_empty())
+        let rule = newest(canonical_domain(n.domain()), n.op_type());
+        rule.is_some_and(|r| r.convolves) && n.input.get(2).is_some_and(|b| !b.is_empty())
     };
     let name = |n: &NodeProto| {
         let output = || n.output.first().cloned().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Tensors that stand in several places: weights that a network shares, and those that an exporter has merged because they
 //! were equal when it looked.
 
-use crate::onnx::{GraphProto, ModelProto};
+use crate::onnx::{GraphProto, IDENTITY, ModelProto};
 use crate::weights::{Kind, Tensor};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -27,7 +27,7 @@ pub fn shared(model: &ModelProto, tensors: &[Tensor<'_>]) -> Vec<Shared> {
     let mut owners: HashMap<&str, &str> =
         tensors.iter().filter(|t| t.kind == Kind::Weight).map(|t| (t.name.as_str(), t.name.as_str())).collect();
     let mut aliases: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for node in nodes().filter(|n| n.is("Identity")) {
+    for node in nodes().filter(|n| n.is(IDENTITY)) {
         let (Some(x), Some(y)) = (node.input.first(), node.output.first()) else { continue };
         if let Some(&owner) = owners.get(x.as_str()) {
             owners.insert(y, owner);
@@ -39,8 +39,7 @@ pub fn shared(model: &ModelProto, tensors: &[Tensor<'_>]) -> Vec<Shared> {
         model.graph.iter().flat_map(|g| g.output.iter().map(move |o| (o.name(), g))).collect();
     for node in nodes() {
         for (i, input) in node.input.iter().enumerate() {
-            let hands_on =
-                node.is("Identity") && !node.output.first().is_some_and(|y| outputs.contains_key(y.as_str()));
+            let hands_on = node.is(IDENTITY) && !node.output.first().is_some_and(|y| outputs.contains_key(y.as_str()));
             if let Some(&owner) = owners.get(input.as_str()).filter(|_| !hands_on) {
                 let name = node.name.as_deref().filter(|n| !n.is_empty()).or(node.output.first().map(String::as_str));
                 let place = format!("{} ({}, input {i})", name.unwrap_or_default(), node.op_type());
