@@ -55,7 +55,7 @@ mod weights;
 /// # Ok::<(), onnx_gradients::Error>(())
 /// ```
 pub mod rule {
-    pub use crate::expr::{Along, Builder, ConvLike, Expr, Pool, Resized, Rounding};
+    pub use crate::expr::{Along, Builder, ConvLike, Expr, Pool, Resized, Rounding, View};
     pub use crate::graph::facts::value::Calculator;
     pub use crate::graph::facts::{Known, Op, Parameter, tensor};
     pub use crate::graph::{Bodies, Container, Dim, Dims, Fact, Linear, Poles, Protocol, Scalar, Shape, Symbol, Value};

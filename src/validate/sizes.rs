@@ -5,7 +5,7 @@
 
 use super::{Options, draw};
 use crate::graph::facts::opposite;
-use crate::graph::{Dim, Dims, Graph, Loaded, NodeId, Shape};
+use crate::graph::{Bodies, Dim, Dims, Graph, Loaded, NodeId, Shape};
 use crate::onnx::ModelProto;
 use crate::onnx::proto::tensor_shape_proto::dimension::Value::DimParam;
 use crate::record::Record;
@@ -260,9 +260,9 @@ fn computed(graph: &Graph) -> Vec<NodeId> {
         for &id in &graph.scope(scope).nodes {
             found.push(id);
             let node = graph.node(id);
-            let taken = match &*node.op_type {
-                "If" => graph.taken(node.inputs.first().copied().flatten(), &node.bodies),
-                _ => None,
+            let taken = match graph.traits(node).bodies {
+                Bodies::Branches => graph.taken(node.inputs.first().copied().flatten(), &node.bodies),
+                Bodies::None | Bodies::Protocol(_) => None,
             };
             let bodies = node.bodies.iter().map(|&(_, body)| body);
             scopes.extend(bodies.filter(|&b| !graph.is_broken(b) && taken.is_none_or(|taken| taken == b)));
