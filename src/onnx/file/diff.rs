@@ -68,7 +68,8 @@ fn message(kind: &Message, path: &str, a: &Bytes, b: &Bytes, out: &mut Differenc
             || name == "metadata_props"
             || (kind.name == "NodeProto" && name == "output");
         let key = known.and_then(Known::message).and_then(Message::key);
-        let list = List { known, at: &at, may_add };
+        let fills = kind.name == "NodeProto" && name == "output";
+        let list = List { known, at: &at, may_add, fills };
         match key {
             Some(key) if known.is_some_and(|k| k.repeated) => list.keyed(key, &a, &b, out)?,
             _ => list.placed(&a, &b, out)?,
@@ -82,14 +83,29 @@ struct List<'a> {
     known: Option<&'a Known>,
     at: &'a str,
     may_add: bool,
+    /// Whether a name that is empty stands for one that is left out: to fill it in is an addition.
+    fills: bool,
 }
 
 impl List<'_> {
     /// Messages that are found by what they are called.
     fn keyed(&self, key: u32, a: &[Field], b: &[Field], out: &mut Difference) -> Option<()> {
-        let key_of = |field: &Field| wire::first(&field.payload, key).unwrap_or_default();
+        // A node is called by any of its outputs: one that was left out may have got a name.
+        let keys_of = |field: &Field| {
+            let named =
+                wire::each(&field.payload).filter(|f| f.tag == key).map(|f| f.payload).filter(|k| !k.is_empty());
+            named.collect::<Vec<Bytes>>()
+        };
+        let key_of = |field: &Field| keys_of(field).into_iter().next().unwrap_or_default();
         let mut places: HashMap<Bytes, Vec<usize>> = HashMap::new();
-        b.iter().enumerate().for_each(|(i, field)| places.entry(key_of(field)).or_default().push(i));
+        for (i, field) in b.iter().enumerate() {
+            let mut keys = keys_of(field);
+            keys.dedup();
+            if keys.is_empty() {
+                keys.push(Bytes::new());
+            }
+            keys.into_iter().for_each(|key| places.entry(key).or_default().push(i));
+        }
         let mut used = vec![false; b.len()];
         let mut next = 0;
         for (i, old) in a.iter().enumerate() {
@@ -121,6 +137,9 @@ impl List<'_> {
         for (i, old) in a.iter().enumerate() {
             let path = if single { self.at.to_owned() } else { format!("{}[{i}]", self.at) };
             match b.get(i) {
+                Some(new) if self.fills && old.payload.is_empty() && !new.payload.is_empty() => {
+                    self.added(&i.to_string(), new, out);
+                }
                 Some(new) => self.pair(&path, old, new, out)?,
                 None => out.lost.push(path),
             }

@@ -529,6 +529,13 @@ fn every_change_of_a_model_is_found() {
     });
     assert!(added.only_adds(), "{added:?}");
     assert_eq!(added.added["graph.node"], ["'new'"]);
+    // An output that was left out gets a name, also the first one, by which the node is called otherwise.
+    let mut left_out = model.clone();
+    graph(&mut left_out).node[1].output.insert(0, String::new());
+    let filled = compared(&left_out, |m| graph(m).node[1].output[0] = "filled".into());
+    assert!(filled.only_adds() && !filled.added.is_empty(), "{filled:?}");
+    let renamed = compared(&left_out, |m| graph(m).node[1].output[1] = "renamed".into());
+    assert!(!renamed.only_adds(), "{renamed:?}");
 }
 
 #[test]
