@@ -1,13 +1,14 @@
 //! `export`: the inference model with trained weights.
 
 use super::console::Stream;
-use crate::Model;
-use crate::onnx::file::same_file;
+use crate::error::OrKind;
+use crate::onnx::file::{self, same_file};
 use crate::training::{Adapters, Manifest, export, read_state};
+use crate::{Error, Model};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Put trained weights back into the inference model
 #[derive(clap::Args)]
@@ -50,15 +51,19 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(!same_file(&inference, &args.output), "OUT is the original model, which is never overwritten");
     let mut model = Model::load(&inference)?;
     if let Some(folder) = &model.folder {
-        crate::onnx::file::load_external(&mut model.proto, folder)?;
+        file::load_external_kept(&mut model.proto, folder)?;
     }
-    let (state, _) = read_state(&path)?;
+    let (state, _) = read_state(&path).or_kind(Error::invalid_data)?;
     let adapters = match args.lora {
         Lora::Merged => Adapters::Merged,
         Lora::Apart => Adapters::Apart,
     };
-    let (proto, notes) = export(&manifest, &model.proto, &state, adapters)?;
-    Model::from(proto).write(&args.output, args.force)?;
+    let (mut proto, notes) = export(&manifest, &model.proto, &state, adapters)?;
+    file::ensure_writable(&args.output, args.force)?;
+    let to = file::folder(&args.output);
+    file::unload_external(&mut proto, to, &|old| data_name(&args.output, old), args.force)?;
+    let source = model.source.take();
+    Model { proto, folder: Some(to.to_owned()), source }.write(&args.output, args.force)?;
     for note in &notes {
         super::note(format_args!("note: {note}"));
     }
@@ -71,4 +76,13 @@ pub fn run(args: &Args) -> Result<()> {
         false => writeln!(out, "{}: {count} parameters from {}", args.output.display(), path.display())?,
     }
     Ok(())
+}
+
+/// What the data of a location are called beside OUT: its name without ending, and the path of the location.
+fn data_name(output: &Path, location: &str) -> String {
+    let stem = output.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = format!("{stem}.{}", location.replace('/', "."));
+    // What a model that is too large leaves out of its file has that name.
+    let taken = output.file_name().is_some_and(|n| format!("{}.data", n.to_string_lossy()) == name);
+    if taken { format!("{stem}.external.data") } else { name }
 }

@@ -10,6 +10,7 @@ use super::plan::{Plan, Scaling};
 use super::request::Trainable;
 use super::select::{self, Chosen, Entry, Weight};
 use super::{lora, loss_model, metrics, step};
+use crate::Error;
 use crate::backward::Selection;
 use crate::expr::rewrite::Rewrite;
 use crate::graph::{Loaded, Node, ValueId};
@@ -69,10 +70,12 @@ impl Trainable {
     fn subject(&self, model: &Model) -> Result<Subject> {
         let mut inference = model.clone();
         if let Some(folder) = &model.folder {
-            file::load_external(&mut inference.proto, folder)?;
+            file::load_external_kept(&mut inference.proto, folder)?;
             inference.folder = None;
         }
         let mut base = inline_functions(&inference.proto, &|_| true)?;
+        // Where elements lay belongs to the model as it was alone.
+        file::forget_external(&mut base)?;
         base.functions.clear();
         // An input that has a default is a constant: nobody is asked for it.
         base.graph.iter_mut().for_each(GraphProto::close_defaults);
@@ -265,7 +268,9 @@ impl Trainable {
             let scalar = losses::find(&spec.kind).is_none() && loaded.names.contains_key(spec.kind.as_str());
             if losses::find(&spec.kind).is_none() && !scalar {
                 let names: Vec<&str> = losses::LOSSES.iter().map(|l| l.name).collect();
-                bail!("'{}' is neither a loss ({}) nor a tensor of the model", spec.kind, names.join(", "));
+                let names = names.join(", ");
+                let what = format_args!("'{}' is neither a loss ({names}) nor a tensor of the model", spec.kind);
+                return Err(Error::name(what).with_tensor(&spec.kind).into());
             }
             let name = if scalar { spec.kind.as_str() } else { step::output_of(spec, outputs)? };
             let selection = Selection::new(loaded);

@@ -135,13 +135,20 @@ fn replace(model: &mut ModelProto, mut new: HashMap<String, TensorProto>) -> Res
         if let Some(mut tensor) = new.remove(old.name()) {
             tensor.name = old.name.take();
             tensor.doc_string = old.doc_string.take();
+            tensor.metadata_props = std::mem::take(&mut old.metadata_props);
+            tensor.external_data = std::mem::take(&mut old.external_data);
             *old = tensor;
         }
     }
     for node in graph.node.iter_mut().filter(|n| n.is(CONSTANT)) {
         let Some(mut tensor) = node.output.first().and_then(|o| new.remove(o)) else { continue };
         // A tensor in an attribute is named as it was, if it was.
-        tensor.name = attribute::get_tensor(&node.attribute, "value").and_then(|t| t.name.clone());
+        if let Some(old) = attribute::get_tensor(&node.attribute, "value") {
+            tensor.name = old.name.clone();
+            tensor.doc_string = old.doc_string.clone();
+            tensor.metadata_props = old.metadata_props.clone();
+            tensor.external_data = old.external_data.clone();
+        }
         node.attribute.retain(|a| !a.name().starts_with("value"));
         node.attribute.push(attribute::tensor("value", tensor));
     }

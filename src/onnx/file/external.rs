@@ -2,11 +2,12 @@
 //!
 //! A model is not trusted: its data may lie in its own folder and below, nowhere else, not by a symbolic link either.
 
+use super::super::proto::{StringStringEntryProto, tensor_proto::DataLocation};
 use super::super::{ModelProto, TensorProto};
 use super::{plain, read_file, replace, visit};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::path::{Component, Path, PathBuf};
@@ -19,6 +20,28 @@ use std::path::{Component, Path, PathBuf};
 /// A data file that is missing or lies outside `base`; offsets and lengths outside the file, or that contradict the
 /// tensor's dimensions.
 pub fn load_external(model: &mut ModelProto, base: &Path) -> Result<()> {
+    load_external_kept(model, base)?;
+    forget_external(model)
+}
+
+/// Forgets where elements lay that have been brought in.
+///
+/// # Errors
+/// None: it is a walk that could fail.
+pub fn forget_external(model: &mut ModelProto) -> Result<()> {
+    visit::tensors_mut(model, &mut |tensor| {
+        if !tensor.is_external() {
+            tensor.external_data.clear();
+        }
+        Ok(())
+    })
+}
+
+/// The same, and the tensors keep in mind where their elements lay: [`unload_external`] puts them there again.
+///
+/// # Errors
+/// Those of [`load_external`].
+pub fn load_external_kept(model: &mut ModelProto, base: &Path) -> Result<()> {
     let mut files: HashMap<String, Bytes> = HashMap::new();
     visit::tensors_mut(model, &mut |tensor| {
         if !tensor.is_external() {
@@ -37,10 +60,96 @@ pub fn load_external(model: &mut ModelProto, base: &Path) -> Result<()> {
         };
         let raw = part(tensor, &bytes).with_context(|| format!("tensor '{}' in '{location}'", tensor.name()))?;
         tensor.raw_data = Some(raw);
-        tensor.external_data.clear();
         tensor.data_location = None;
         Ok(())
     })
+}
+
+/// A file of elements that is to be written: what stands where, and where it ends.
+#[derive(Default)]
+struct Data {
+    parts: BTreeMap<u64, Bytes>,
+    end: u64,
+}
+
+impl Data {
+    /// The place of elements: their own one, unless something else is there already.
+    fn place(&mut self, offset: u64, bytes: &Bytes) -> u64 {
+        /// Files are mapped into memory by pages.
+        const PAGE: u64 = 4096;
+        let end = |at: u64, b: &Bytes| at.saturating_add(b.len() as u64);
+        if self.parts.get(&offset) == Some(bytes) {
+            return offset;
+        }
+        let before = self.parts.range(..=offset).next_back().is_some_and(|(&at, b)| end(at, b) > offset);
+        let behind = self.parts.range(offset..).next().is_some_and(|(&at, _)| at < end(offset, bytes));
+        let at = if before || behind { self.end.next_multiple_of(PAGE) } else { offset };
+        self.parts.insert(at, bytes.clone());
+        self.end = self.end.max(end(at, bytes));
+        at
+    }
+
+    fn write(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        let mut at = 0;
+        for (&offset, bytes) in &self.parts {
+            io::copy(&mut io::repeat(0).take(offset - at), out)?;
+            out.write_all(bytes)?;
+            at = offset + bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Puts the elements of tensors that [`load_external_kept`] has brought in into files again, at the offsets that they had, in
+/// the folder of the model that is to be written; `name` says what the file of a location is called now. What else the tensors
+/// say of their data stays, but for the checksum of a file that is called something else: it holds something else.
+///
+/// # Errors
+/// A file that exists already, without `force`, or cannot be written.
+pub fn unload_external(
+    model: &mut ModelProto,
+    folder: &Path,
+    name: &dyn Fn(&str) -> String,
+    force: bool,
+) -> Result<()> {
+    let mut files: BTreeMap<String, Data> = BTreeMap::new();
+    visit::tensors_mut(model, &mut |tensor| {
+        if tensor.is_external() || tensor.external_data.is_empty() {
+            return Ok(());
+        }
+        let old = location(tensor)?.to_owned();
+        let new = name(&old);
+        let Some(bytes) = tensor.raw_data.take() else {
+            // It holds its elements in another form by now.
+            tensor.external_data.clear();
+            return Ok(());
+        };
+        let offset = entry(tensor, "offset").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let at = files.entry(new.clone()).or_default().place(offset, &bytes);
+        tensor.external_data.retain(|e| e.key() != "checksum" || new == old);
+        let mut say =
+            |key: &str, value: String, anyway: bool| match tensor.external_data.iter_mut().find(|e| e.key() == key) {
+                Some(entry) => entry.value = Some(value),
+                None if anyway => {
+                    tensor.external_data.push(StringStringEntryProto { key: Some(key.into()), value: Some(value) })
+                }
+                None => (),
+            };
+        say("location", new, true);
+        say("offset", at.to_string(), at != offset);
+        say("length", bytes.len().to_string(), false);
+        tensor.data_location = Some(DataLocation::External as i32);
+        Ok(())
+    })?;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let folder = fs::canonicalize(folder).map_err(plain).with_context(|| folder.display().to_string())?;
+    for (name, data) in files {
+        let written = place(&folder, &name).and_then(|path| replace(&path, force, |out| data.write(out)));
+        written.with_context(|| format!("external data '{name}'"))?;
+    }
+    Ok(())
 }
 
 /// The bytes of a tensor in its data file.
