@@ -19,7 +19,7 @@ use crate::training::modes;
 use crate::training::{Choice, Entry};
 use crate::weights::{self, Kind, Tensor};
 use crate::{Gradients, Model};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
@@ -91,8 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.html {
         let name = args.model.file_name().map_or_else(|| "-".into(), |n| n.to_string_lossy());
         let page = page::page(&name, &seen)?;
-        file::replace(path, args.force, |out| out.write_all(page.as_bytes()))
-            .with_context(|| path.display().to_string())?;
+        file::write_text(path, args.force, &page)?;
     }
     let mut out = Stream::Report;
     match args.json {

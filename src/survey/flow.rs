@@ -54,7 +54,9 @@ impl Flow {
             let node = graph.node(id);
             let row = row(graph, node);
             let outputs = || node.outputs.iter().flatten().copied();
-            if taken(graph, id, node).any(|v| depends.contains(&v)) {
+            // A shape does not depend on the elements.
+            let reads = row.is_none_or(|r| !r.shapes_only);
+            if reads && taken(graph, id, node).any(|v| depends.contains(&v)) {
                 depends.extend(outputs());
             }
             let enters = entering(graph, id, node, row, &live).next().is_some();

@@ -4,7 +4,7 @@
 use super::{Seen, listed, typed};
 use crate::cli::html::{self, Plain};
 use crate::graph::{Graph, NodeId};
-use crate::survey::{Layer, Layers, State, layers};
+use crate::survey::{Flow, Layer, Layers, State, layers};
 use crate::weights::Kind;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write};
@@ -135,7 +135,7 @@ fn boxes(seen: &Seen<'_>, layers: &Layers) -> (Vec<Drawn>, BTreeMap<(usize, usiz
         .map(|t| (t.name.as_str(), t.value.element_count().unwrap_or(0)))
         .collect();
     let mut drawn: Vec<Drawn> =
-        layers.layers.iter().enumerate().map(|(n, l)| layer_box(graph, &weights, n, l)).collect();
+        layers.layers.iter().enumerate().map(|(n, l)| layer_box(graph, &seen.flow, &weights, n, l)).collect();
     let mut edges = layers.edges.clone();
     let end = |id, title: &str, rank, carries| Drawn {
         class: if carries { "flows" } else { "idle" },
@@ -180,19 +180,23 @@ fn boxes(seen: &Seen<'_>, layers: &Layers) -> (Vec<Drawn>, BTreeMap<(usize, usiz
     (drawn, edges)
 }
 
-fn layer_box(graph: &Graph, weights: &HashMap<&str, usize>, n: usize, layer: &Layer) -> Drawn {
+fn layer_box(graph: &Graph, flow: &Flow, weights: &HashMap<&str, usize>, n: usize, layer: &Layer) -> Drawn {
     let main = layer.main.or(layer.nodes.first().copied());
     let single = layer.nodes.len() == 1;
     let name = |id: NodeId| graph.place(id).node.unwrap_or_default();
     let operator = |id: NodeId| graph.place(id).operator.unwrap_or_default();
     let mut operators: Vec<(String, usize)> = Vec::new();
-    for op in layer.nodes.iter().map(|&id| operator(id)) {
+    // What computes shapes and the like is told apart by the gradient that it has none of.
+    let flowing = |id: &&NodeId| flow.state(**id) != State::Idle;
+    let all = layer.state == State::Idle;
+    for op in layer.nodes.iter().filter(|id| all || flowing(id)).map(|&id| operator(id)) {
         match operators.iter_mut().find(|(known, _)| *known == op) {
             Some((_, count)) => *count += 1,
             None => operators.push((op, 1)),
         }
     }
-    operators.sort_by_key(|(_, count)| usize::MAX - count);
+    let own = main.map(operator).unwrap_or_default();
+    operators.sort_by_key(|(op, count)| (*op != own, usize::MAX - count));
     let listed = |(op, count): &(String, usize)| if *count > 1 { format!("{op} ×{count}") } else { op.clone() };
     let shape = layer.nodes.last().and_then(|&id| graph.node(id).outputs.iter().flatten().next());
     let shape = shape.map(|&v| super::display(graph, graph.fact(v))).unwrap_or_default();
@@ -216,17 +220,19 @@ fn layer_box(graph: &Graph, weights: &HashMap<&str, usize>, n: usize, layer: &La
     };
     let stops = match layer.stops {
         0 => String::new(),
-        1 if single => "an input gets nothing".to_owned(),
-        n => format!("at {n} nodes an input gets nothing"),
+        1 if single => "not to all inputs".to_owned(),
+        n => format!("stops on {n} ways aside"),
     };
     let state = match (layer.state, layer.stops) {
         (State::Flows, 0) => "gradient flows".to_owned(),
-        (State::Flows, _) => format!("gradient flows; {stops}"),
+        (State::Flows, _) => format!("gradient flows, {stops}"),
         (State::Stops, _) => "gradient stops here".to_owned(),
         (State::Missing, _) => "no gradient is known".to_owned(),
         (State::Idle, _) => "no gradient".to_owned(),
     };
-    let title = main.map(|id| format!("{} {}", operator(id), name(id))).unwrap_or_default();
+    // Exporters call nodes by their module and operator.
+    let short = |id| name(id).strip_suffix(&format!("/{}", operator(id))).map_or_else(|| name(id), str::to_owned);
+    let title = main.map(|id| format!("{} {}", operator(id), short(id))).unwrap_or_default();
     let class = class(layer.state);
     Drawn { class, title, lines: [first, second], state, link: Some(n), rank: layer.rank, row: 0, x: 0.0, y: 0.0 }
 }
@@ -332,7 +338,7 @@ fn draw(out: &mut String, d: &Drawn) -> fmt::Result {
         write!(
             out,
             "<text class=\"{class}\" x=\"{left}\" y=\"{at}\">{}</text>",
-            Plain(&cut(text, if class.is_empty() { 30 } else { 37 }))
+            Plain(&cut(text, if class.is_empty() { 30 } else { 35 }))
         )?;
     }
     writeln!(out, "</g>{}", if link.is_some() { "</a>" } else { "" })
@@ -355,7 +361,7 @@ fn cut(text: &str, most: usize) -> String {
     if chars.len() <= most {
         return text.to_owned();
     }
-    let (front, back) = (most / 2 - 1, most / 2);
+    let (front, back) = (most / 3, most - most / 3 - 1);
     chars[..front].iter().chain(&['…']).chain(&chars[chars.len() - back..]).collect()
 }
 
