@@ -3,7 +3,7 @@
 //! Inside the library errors are chains of text, each link with the place that it knows of. At its face they are an [`Error`]:
 //! one kind, one line, and where it happened.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Why something could not be done.
@@ -43,7 +43,7 @@ pub enum Error {
 }
 
 /// Where an [`Error`] happened, as far as that can be said.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Details {
     /// The whole message, one line.
@@ -70,6 +70,15 @@ macro_rules! kinds {
             /// A word for the kind that never changes: `unknown-name`, `unsupported-operator`, ...
             pub fn code(&self) -> &'static str {
                 match self { $(Error::$kind(_) => $code),* }
+            }
+
+            /// The error of a code; `None` where no kind has it.
+            #[allow(dead_code, reason = "what another process has said is read by the command line")]
+            pub(crate) fn of_code(code: &str, details: Details) -> Option<Error> {
+                match code {
+                    $($code => Some(Error::$kind(Box::new(details))),)*
+                    _ => None,
+                }
             }
 
             /// The message, and where it happened.

@@ -410,6 +410,127 @@ fn inspect_says_what_training_does_and_what_is_shared() {
     assert!(text.contains("<svg") && text.contains("gradient stops here") && !text.contains("http://"), "{text}");
 }
 
+/// Data that lay beside the model lie beside what `export` writes, at the same offsets, with what was said of them.
+#[test]
+fn export_keeps_external_data_external() {
+    use onnx_gradients::onnx::proto::StringStringEntryProto;
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let graph =
+        "g (float[1,2] x) => (float y) <float[2,2] w = {1, 2, 3, 4}, float[2] b = {5, 6}, float[2] c = {0.5, 0.25}> {
+        h = Gemm(x, w, b) i = Mul(h, c) s = ReduceSum<keepdims = 0>(i) y = Mul(s, s) }";
+    let mut proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{graph}")).unwrap();
+    let entry = |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+    let mut data = vec![0u8; 4096 + 16];
+    for (tensor, offset) in proto.graph.as_mut().unwrap().initializer.iter_mut().zip([4096, 0]) {
+        let values: Vec<u8> = tensor.float_data.drain(..).flat_map(f32::to_le_bytes).collect();
+        let values = if values.is_empty() { tensor.raw_data.take().unwrap().to_vec() } else { values };
+        data[offset..offset + values.len()].copy_from_slice(&values);
+        let (at, length) = (offset.to_string(), values.len().to_string());
+        tensor.external_data = vec![
+            entry("location", "weights/all.bin"),
+            entry("offset", &at),
+            entry("length", &length),
+            entry("own", "kept"),
+        ];
+        tensor.metadata_props = vec![entry("place", "here")];
+        tensor.data_location = Some(1);
+    }
+    std::fs::create_dir(folder.path().join("weights")).unwrap();
+    std::fs::write(folder.path().join("weights/all.bin"), &data).unwrap();
+    std::fs::write(path("model.onnx"), prost::Message::encode_to_vec(&proto)).unwrap();
+    let done = tool(&["trainable", &path("model.onnx"), "-o", &path("training"), "--loss", "y"]);
+    assert!(done.status.success(), "{done:?}");
+    // The copy of the model is the model, byte for byte, and so are its data.
+    let same =
+        |a: &str, b: &str| assert!(std::fs::read(path(a)).unwrap() == std::fs::read(path(b)).unwrap(), "{a}, {b}");
+    same("training/inference.onnx", "model.onnx");
+    same("training/weights/all.bin", "weights/all.bin");
+    let export = |more: &[&str]| {
+        let state = path("training/state.safetensors");
+        tool(&[&["export", &path("training"), "-o", &path("out.onnx"), "--state", &state], more].concat())
+    };
+    assert!(export(&[]).status.success(), "{:?}", export(&["--force"]));
+    same("out.weights.all.bin", "weights/all.bin");
+    let difference: Value =
+        serde_json::from_str(&stdout(&tool(&["diff", &path("model.onnx"), &path("out.onnx"), "--json"]))).unwrap();
+    let changed: Vec<&str> =
+        difference["changed"].as_array().unwrap().iter().map(|c| c["path"].as_str().unwrap()).collect();
+    let location = |w: &str| format!("graph.initializer['{w}'].external_data['location'].value");
+    assert_eq!(
+        (changed, &difference["lost"]),
+        (vec![location("w").as_str(), location("b").as_str()], &serde_json::json!([]))
+    );
+    // A file that is there already stays.
+    let again = export(&[]);
+    assert!(error(&again).contains("--force"), "{again:?}");
+}
+
+/// What the child that validates fails with has its code outside as well.
+#[test]
+#[cfg(feature = "validate")]
+fn check_says_what_its_child_fails_with() {
+    let folder = TempDir::new().unwrap();
+    let text = folder.path().join("text.onnx");
+    std::fs::write(&text, "no model").unwrap();
+    for (path, code) in [(text.display().to_string(), "invalid-model"), ("missing.onnx".to_owned(), "io")] {
+        let output = tool(&["check", &path, "--json"]);
+        let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(object["code"], code, "{output:?}");
+        assert!(error(&output).contains(&path));
+    }
+    let (folder, model) = self::folder(SQUARE);
+    let grad = |more: &[&str]| {
+        let out = out(&folder);
+        let output = tool(&[&["grad", &model, "-o", &out, "--xs", "x"], more, &["--json"]].concat());
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    };
+    for option in [["--dim", "n=3"], ["--range", "X=0..1"], ["--shape", "X=2x2"], ["--input", "X=x.npy"]] {
+        let object = grad(&option);
+        assert_eq!((&object["code"], object["tensor"].is_string()), (&"unknown-name".into(), true), "{object}");
+    }
+}
+
+/// Folders where files belong and files where folders belong.
+#[test]
+fn what_is_no_folder_is_said() {
+    let (folder, model) =
+        folder("g (float[2] x) => (float y) <float[2] w = {1, 2}> { z = Mul(x, w) y = ReduceSum<keepdims = 0>(z) }");
+    let file = folder.path().join("text");
+    std::fs::write(&file, "text").unwrap();
+    let file = file.display().to_string();
+    let missing = folder.path().join("no/where").display().to_string();
+    for (arguments, expected) in [
+        (vec!["export", &file, "-o", "o.onnx"], "it is no folder; `onnx-gradients trainable` writes one"),
+        (vec!["export", &missing, "-o", "o.onnx"], "there is no such folder"),
+        (vec!["trainable", &model, "-o", &file, "--loss", "y"], "it is no folder"),
+        (vec!["trainable", &model, "-o", &missing, "--loss", "y"], "there is no folder"),
+        (vec!["batch", &model, "-o", &file, "--", "inspect"], "it is no folder"),
+        (vec!["inspect", &model, "--html", &missing], "there is no folder"),
+    ] {
+        let mut arguments = arguments;
+        arguments.insert(1, "--json");
+        let output = tool(&arguments);
+        assert!(error(&output).contains(expected), "{output:?}");
+        let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(object["code"], "io", "{object}");
+    }
+    let training = folder.path().join("training").display().to_string();
+    let unknown = tool(&["trainable", &model, "-o", &training, "--loss", "mean", "--json"]);
+    let object: Value = serde_json::from_str(&stdout(&unknown)).unwrap();
+    assert_eq!((&object["code"], &object["tensor"]), (&"unknown-name".into(), &"mean".into()), "{object}");
+}
+
+#[test]
+fn a_batch_takes_commands_of_commands() {
+    let (folder, model) = folder("g (float[1,2] x) => (float[1,2] y) { y = Mul(x, x) }");
+    let to = folder.path().join("out").display().to_string();
+    let output =
+        tool(&["batch", &model, "-o", &to, "--", "explain", "saliency", "--ys", "y", "--class", "1", "--no-validate"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(folder.path().join("out/model.onnx").is_file());
+}
+
 #[test]
 fn a_table_that_is_empty_is_not_printed() {
     let (_folder, model) = folder(SQUARE);

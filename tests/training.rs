@@ -943,7 +943,10 @@ fn the_command_line_makes_trains_and_exports() {
     let trained = Model::load(place.path().join("trained.onnx")).unwrap();
     assert_eq!(trained.proto.graph.as_ref().unwrap().node, model("digits-mlp").proto.graph.unwrap().node);
     let (_, error) = run(&["export", "nowhere", "-o", "x.onnx"], 1);
-    assert_eq!(error, "error: nowhere/manifest.json (written by `onnx-gradients trainable`): there is no such file\n");
+    assert_eq!(
+        error,
+        "error: nowhere: there is no such folder; `onnx-gradients trainable` writes one that is taken here\n"
+    );
 }
 
 #[test]

@@ -165,7 +165,11 @@ pub fn run(args: &Args) -> Result<()> {
     let mut warnings = settle(args, &takes, &base, &mut jobs)?;
     // Before the first line is written: it may be the report that this run replaces.
     let old = args.compare.as_deref().map(compare::read).transpose()?;
-    fs::create_dir_all(&args.output).map_err(file::plain).with_context(|| args.output.display().to_string())?;
+    if args.output.exists() && !args.output.is_dir() {
+        return Err(Error::io(format_args!("{}: it is no folder, and OUT is one", args.output.display())).into());
+    }
+    let made = fs::create_dir_all(&args.output).map_err(file::plain);
+    made.with_context(|| format!("cannot make the folder '{}'", args.output.display()))?;
     let report = args.output.join("report.jsonl");
     let done = earlier(args, &report)?;
     let mut out = File::options().append(true).create(true).open(&report).map_err(file::plain)?;
@@ -228,14 +232,27 @@ fn is_success(line: &Line, args: &Args) -> bool {
     line.code == "ok" || args.allow.contains(&line.code)
 }
 
+fn takes_model(command: &clap::Command) -> bool {
+    command.get_arguments().any(|a| a.get_id() == "model")
+}
+
+/// The subcommand that a command begins with, which may be one of another: `explain saliency`.
+fn subcommand<'c>(cli: &'c clap::Command, command: &[String]) -> Option<&'c clap::Command> {
+    let found = cli.find_subcommand(command.first()?)?;
+    Some(command.get(1).and_then(|name| found.find_subcommand(name)).unwrap_or(found))
+}
+
 /// What the command takes; an error where there is no such command.
 fn takes(command: &[String]) -> Result<Takes> {
     let cli = super::Cli::command();
     let name = command.first().context("no command")?;
-    let found = cli.find_subcommand(name).filter(|c| c.get_arguments().any(|a| a.get_id() == "model"));
-    let Some(found) = found else {
-        let takers = cli.get_subcommands().filter(|c| c.get_arguments().any(|a| a.get_id() == "model"));
-        let names: Vec<&str> = takers.map(clap::Command::get_name).collect();
+    let Some(found) = subcommand(&cli, command).filter(|c| takes_model(c)) else {
+        let takers = cli.get_subcommands().flat_map(|c| {
+            let own = takes_model(c).then(|| c.get_name().to_owned());
+            let within = c.get_subcommands().filter(|s| takes_model(s));
+            own.into_iter().chain(within.map(|s| format!("{} {}", c.get_name(), s.get_name()))).collect::<Vec<_>>()
+        });
+        let names: Vec<String> = takers.collect();
         return Err(
             Error::usage(format_args!("'{name}' is no command for a model; these are: {}", names.join(", "))).into()
         );
@@ -252,8 +269,7 @@ fn settle(args: &Args, takes: &Takes, base: &Path, jobs: &mut [Job]) -> Result<V
         Some(path) => {
             let mut cli = super::Cli::command();
             cli.build();
-            let name = args.command.first().context("no command")?;
-            Settings::read(&path, cli.find_subcommand(name).context("no command")?, takes)?
+            Settings::read(&path, subcommand(&cli, &args.command).context("no command")?, takes)?
         }
         None => Settings::default(),
     };

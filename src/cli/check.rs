@@ -353,15 +353,15 @@ fn known<'a>(
     names: impl Iterator<Item = &'a str>,
 ) -> Result<()> {
     let names: BTreeSet<&str> = names.collect();
-    let unknown: Vec<String> = (given.into_iter())
-        .filter(|name| !names.contains(name.as_str()))
+    let unknown: Vec<&String> = given.into_iter().filter(|name| !names.contains(name.as_str())).collect();
+    let Some(first) = unknown.first() else { return Ok(()) };
+    let said: Vec<String> = (unknown.iter())
         .map(|name| match nearest(name, names.iter().copied()) {
             Some(near) => format!("{option}: the model has no '{name}'; did you mean '{near}'?"),
             None => format!("{option}: the model has no '{name}'"),
         })
         .collect();
-    ensure!(unknown.is_empty(), "{}", unknown.join("; "));
-    Ok(())
+    Err(Error::name(said.join("; ")).with_tensor(first).into())
 }
 
 /// `NAME=LOW..HIGH`.
@@ -414,7 +414,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// It ends when its time is over, and when this process does: its stdin closes then.
 fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let mut command = console::program()?;
-    command.arg("check").args(["--in-process", "--seed", &args.seed.to_string()]);
+    command.arg("check").args(["--in-process", "--json", "--seed", &args.seed.to_string()]);
     command.args(["--directions", &args.directions.to_string()]);
     command.args(args.shapes.arguments()).args(args.engine.arguments()).args(args.given.arguments());
     if let Some(call) = &args.call {
@@ -450,7 +450,10 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let engine = args.engine.choice().name();
     match status.map(|status| status.code()) {
         Some(Some(0)) => serde_json::from_str(&output).context("the validation's answer cannot be read"),
-        Some(Some(1)) => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
+        Some(Some(1)) => match super::failure::read(&output) {
+            Some(error) => Err(error.into()),
+            None => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
+        },
         None | Some(Some(TIME_IS_OVER)) => {
             skip(args, &format!("{engine} has not answered within {} seconds; --time gives it more", args.engine.time))
         }

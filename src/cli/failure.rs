@@ -28,6 +28,13 @@ pub fn add(report: &mut Value, error: &Error) {
     }
 }
 
+/// What an object says that [`add`] has made, in this process or another one.
+#[cfg(feature = "validate")]
+pub fn read(report: &str) -> Option<Error> {
+    let report: Value = serde_json::from_str(report).ok()?;
+    Error::of_code(report["code"].as_str()?, serde_json::from_value(report.clone()).ok()?)
+}
+
 /// Prints what the program fails with.
 pub fn tell(error: anyhow::Error) {
     super::note(format_args!("error: {error:#}"));

@@ -5,6 +5,7 @@ use super::console::{self, Stream};
 use super::running::{RunArgs, failure};
 use crate::Error;
 use crate::backward::{Selection, read_functions};
+use crate::error::OrKind;
 use crate::onnx::{ModelProto, file};
 use crate::weights::{self, Kind, Tensor};
 use crate::{Aggregation, Gradients, Model, Unconnected, graph};
@@ -151,6 +152,10 @@ impl CallArgs {
         };
         let mut xs = selection.expand(&self.xs);
         let defaults: HashSet<&str> = model.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
+        ensure!(
+            !ys.is_empty() || !self.ys.is_empty(),
+            "the model has no output of floating-point numbers to differentiate; name a tensor of it (--ys)"
+        );
         let mut inputs = if self.inputs { names(&selection.inputs()) } else { vec![] };
         inputs.retain(|x| !defaults.contains(x.as_str()));
         if self.params {
@@ -165,15 +170,23 @@ impl CallArgs {
                 let looked = weights::none_found(model, tensors.iter().map(|t| (t.name.as_str(), t.kind)));
                 let none = format!("--params finds no weight that {} depends on: {looked}", weights::listed(&ys));
                 // Where something else is asked for, that is what there is.
-                ensure!(!xs.is_empty() || !inputs.is_empty(), none);
+                let both =
+                    if self.inputs { "--inputs finds no graph input of floating-point numbers, and " } else { "" };
+                ensure!(!xs.is_empty() || !inputs.is_empty(), "{both}{none}");
                 self.notes.borrow_mut().push(none);
             }
+        }
+        if self.inputs && inputs.is_empty() {
+            let none = "--inputs finds no graph input of floating-point numbers";
+            ensure!(!xs.is_empty(), "{none}; name tensors with --xs, or take --params");
+            self.notes.borrow_mut().push(none.to_owned());
         }
         xs.extend(inputs);
         let mut functions = Vec::new();
         for path in &self.gradient_functions {
             let file = || read_functions(file::read_whole(path)?);
-            functions.extend(file().with_context(|| path.display().to_string())?);
+            let read = file().or_kind(Error::invalid_data).map_err(anyhow::Error::from);
+            functions.extend(read.with_context(|| path.display().to_string())?);
         }
         let call = Gradients::new(ys, xs)
             .stop(selection.expand(&self.stop_gradients))

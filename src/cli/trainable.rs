@@ -143,7 +143,7 @@ enum Rounding {
 
 /// Reads, builds, writes, reports.
 pub fn run(args: &Args) -> Result<()> {
-    ensure!(args.force || !args.output.exists(), "{} exists already; --force replaces it", args.output.display());
+    Artifacts::ensure_writable(&args.output, args.force)?;
     let mut model = Model::load(&args.model)?;
     args.running.declare(&mut model)?;
     let artifacts = request(args)?.build(&model)?;

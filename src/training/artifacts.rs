@@ -2,11 +2,12 @@
 
 use super::manifest::{self, Manifest};
 use super::state::{self, State};
+use crate::error::Error;
 use crate::model::Model;
 use crate::onnx::file::{self, WriteOptions, unfinished};
 use crate::onnx::{ModelProto, TensorProto};
 use crate::record::Record;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::fs::rename;
 use std::io;
@@ -61,22 +62,50 @@ impl Artifacts {
         Ok(Model { proto, folder: self.inference.folder.clone(), source: None })
     }
 
+    /// Checks that [`Artifacts::write`] may write into a folder, before there is anything to be written.
+    ///
+    /// # Errors
+    /// It exists and is not to be replaced, or holds something else; the folder that it is to lie in is missing.
+    pub fn ensure_writable(folder: &Path, force: bool) -> Result<(), Error> {
+        let shown = folder.display();
+        if folder.exists() && !folder.is_dir() {
+            return Err(Error::io(format_args!("{shown}: it is no folder, and a trainable model is one")));
+        }
+        if folder.exists() && !force {
+            return Err(Error::io(format_args!("{shown} exists already; --force replaces it")));
+        }
+        let ours = !folder.exists() || folder.join(manifest::FILE).exists() || is_empty(folder);
+        if !ours {
+            let what = format_args!("{shown} holds something else than a trainable model; choose another name");
+            return Err(Error::io(what));
+        }
+        let parent = file::folder(folder);
+        if !parent.is_dir() {
+            return Err(Error::io(format_args!("{shown}: there is no folder '{}'", parent.display())));
+        }
+        Ok(())
+    }
+
     /// Writes everything into a folder, all or nothing: beside its place first, then renamed.
     ///
     /// # Errors
     /// The folder exists and is not to be replaced, or cannot be written.
     pub fn write(&self, folder: &Path, force: bool) -> Result<()> {
-        ensure!(force || !folder.exists(), "{} exists already; --force replaces it", folder.display());
-        let ours = !folder.exists() || folder.join(manifest::FILE).exists() || is_empty(folder);
-        ensure!(ours, "{} holds something else than a trainable model; choose another name", folder.display());
-        let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::ensure_writable(folder, force)?;
+        let parent = file::folder(folder);
         let (place, _lock) = unfinished::folder(parent)
             .with_context(|| format!("cannot write into the folder '{}'", parent.display()))?;
         for ((_, model), entry) in self.models.iter().zip(&self.manifest.models) {
             file::write(model, &place.path().join(&entry.file), Default::default())?;
         }
         let options = WriteOptions { source: self.inference.source.as_ref(), ..Default::default() };
-        file::write(&self.inference.proto, &place.path().join(INFERENCE_FILE), options)?;
+        let mut inference = self.inference.proto.clone();
+        // Data keep their names, unless one of these files has it.
+        let own = self.manifest.models.iter().map(|entry| entry.file.as_str());
+        let own: Vec<&str> = own.chain([INFERENCE_FILE, STATE_FILE, manifest::FILE]).collect();
+        let name = |old: &str| if own.contains(&old) { format!("inference.{old}") } else { old.to_owned() };
+        file::unload_external(&mut inference, place.path(), &name, false)?;
+        file::write(&inference, &place.path().join(INFERENCE_FILE), options)?;
         state::write(&place.path().join(STATE_FILE), &self.state, None, false)?;
         let text = serde_json::to_string_pretty(&self.manifest)?;
         std::fs::write(place.path().join(manifest::FILE), text + "\n")?;

@@ -3,6 +3,7 @@
 use super::lora::Adapter;
 use super::optimizers::Hyper;
 use super::select::Entry;
+use crate::Error;
 use crate::onnx::file::is_inside;
 use crate::weights::Source;
 use anyhow::{Context, Result, bail, ensure};
@@ -151,6 +152,12 @@ impl Manifest {
     /// There is none, or it is of another version.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
+        if !folder.is_dir() {
+            let what = if folder.exists() { "it is no folder" } else { "there is no such folder" };
+            let shown = folder.display();
+            let what = format_args!("{shown}: {what}; `onnx-gradients trainable` writes one that is taken here");
+            return Err(Error::io(what).into());
+        }
         let read = || {
             let text = std::fs::read_to_string(&path).map_err(crate::onnx::file::plain)?;
             let manifest: Manifest = serde_json::from_str(&text).context("not a manifest of a trainable model")?;

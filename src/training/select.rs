@@ -1,11 +1,12 @@
 //! Which weights of a model are trained.
 
 use super::lora::Beside;
+use crate::Error;
 use crate::backward::nearest;
 use crate::graph::{Loaded, ValueId};
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto};
 use crate::weights::{self, Grid, Kind, Product, Quantized, Source, Tensor, listed};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -150,7 +151,8 @@ impl Choice {
                 if !tensors.iter().any(|t| means(pattern, t, tensors)) {
                     let near = nearest(pattern, tensors.iter().map(|t| t.name.as_str()));
                     let hint = near.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
-                    bail!("{option} '{text}' matches no weight that the loss depends on{hint}");
+                    let what = format_args!("{option} '{text}' matches no weight that the loss depends on{hint}");
+                    return Err(Error::name(what).with_tensor(text).into());
                 }
                 if option == "--train" {
                     signs.push((pattern.to_owned(), sign));

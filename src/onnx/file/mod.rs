@@ -14,12 +14,13 @@ pub mod wire;
 
 pub use census::operators;
 pub use diff::{Difference, diff};
+pub(crate) use external::{forget_external, load_external_kept, unload_external};
 pub use external::{is_inside, load_external, locations, rebase_external};
 
 use super::ModelProto;
 use super::proto::TensorProto;
 use crate::error::{Error, OrKind};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use encode::Encoded;
 use prost::Message;
@@ -126,6 +127,7 @@ pub(crate) fn plain(error: std::io::Error) -> anyhow::Error {
     match error.kind() {
         std::io::ErrorKind::NotFound => Error::io("there is no such file").into(),
         std::io::ErrorKind::PermissionDenied => Error::io("permission denied").into(),
+        std::io::ErrorKind::NotADirectory => Error::io("a part of its path is no folder").into(),
         _ => error.into(),
     }
 }
@@ -214,6 +216,17 @@ pub fn write_stream(model: &ModelProto, source: Option<&Bytes>, mut out: impl Wr
     Ok(out.flush()?)
 }
 
+/// Writes a text as [`replace`] does; into a device or a pipe directly.
+pub(crate) fn write_text(path: &Path, force: bool, text: &str) -> Result<()> {
+    let written = match fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        true => {
+            File::options().write(true).open(path).and_then(|mut out| out.write_all(text.as_bytes())).map_err(plain)
+        }
+        false => replace(path, force, |out| out.write_all(text.as_bytes())),
+    };
+    written.with_context(|| path.display().to_string())
+}
+
 /// Writes a file beside its place and renames it; nobody sees half of it.
 pub(crate) fn replace(
     path: &Path,
@@ -231,7 +244,7 @@ pub(crate) fn replace(
     match renamed {
         Ok(_) => Ok(()),
         Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {
-            bail!("it exists already; --force replaces it")
+            Err(Error::io("it exists already; --force replaces it").into())
         }
         Err(error) => Err(plain(error.error)),
     }

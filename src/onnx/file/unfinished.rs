@@ -4,6 +4,7 @@
 //! process has left behind: the next one that writes into the folder removes it.
 
 use super::plain;
+use crate::error::Error;
 use anyhow::{Result, bail};
 use std::fs::{self, File};
 use std::path::Path;
@@ -23,7 +24,7 @@ pub fn file(folder: &Path) -> Result<NamedTempFile> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     for _ in 0..ATTEMPTS {
-        let file = builder.tempfile_in(folder).map_err(plain)?;
+        let file = builder.tempfile_in(folder).map_err(refused)?;
         if held(file.as_file(), file.path()) {
             return Ok(file);
         }
@@ -42,7 +43,7 @@ pub fn folder(parent: &Path) -> Result<(TempDir, Option<File>)> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
     for _ in 0..ATTEMPTS {
-        let folder = builder.tempdir_in(parent).map_err(plain)?;
+        let folder = builder.tempdir_in(parent).map_err(refused)?;
         // Where a folder cannot be opened it cannot be locked, nor be swept.
         let Ok(lock) = File::open(folder.path()) else { return Ok((folder, None)) };
         if held(&lock, folder.path()) {
@@ -50,6 +51,14 @@ pub fn folder(parent: &Path) -> Result<(TempDir, Option<File>)> {
         }
     }
     bail!("folders vanish from it while they are written")
+}
+
+/// Why nothing can be made in a folder that there is.
+fn refused(error: std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Error::io("the system makes no files there").into(),
+        _ => plain(error),
+    }
 }
 
 /// Between its creation and its lock another process may have taken the new one for a leftover.
