@@ -146,11 +146,12 @@ impl Model {
             let element = elements.get(name).map(|&e| e as i32);
             if !self.proto.graph.iter_mut().any(|g| declare_computed(g, name, element, &shape)) {
                 let near = nearest(name, elements.keys().copied()).map(|n| format!("; did you mean '{n}'?"));
-                unknown.push(format!("--shape: the model has no '{name}'{}", near.unwrap_or_default()));
+                unknown.push((name, format!("--shape: the model has no '{name}'{}", near.unwrap_or_default())));
             }
         }
-        ensure!(unknown.is_empty(), "{}", unknown.join("; "));
-        Ok(())
+        let Some((first, _)) = unknown.first() else { return Ok(()) };
+        let said: Vec<&str> = unknown.iter().map(|(_, said)| said.as_str()).collect();
+        Err(Error::name(said.join("; ")).with_tensor(first).into())
     }
 }
 
