@@ -80,6 +80,8 @@ fn inner<'g>(c: &Call<'g>) -> Expr<'g> {
 fn conv_x<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
     let (x, w) = (c.x(), c.input(1));
     let (window, group) = (Window::of(c, x, c.y(), Some(w))?, group(c)?);
+    let (dy, scale) = unscaled(dy, w);
+    let w = scale.map_or(w, |scale| w * scale);
     if group == 1 && window.is_pointwise() {
         let axes: Vec<usize> = (2..w.rank()?).collect();
         let matrix = w.squeeze(&axes);
@@ -93,7 +95,22 @@ fn conv_x<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
 
 fn conv_w<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
     let (x, w) = (c.x(), c.input(1));
-    Ok(Window::of(c, x, c.y(), Some(w))?.weights(x, dy, w, group(c)?))
+    let (dy, scale) = unscaled(dy, w);
+    let dw = Window::of(c, x, c.y(), Some(w))?.weights(x, dy, w, group(c)?);
+    Ok(scale.map_or(dw, |scale| dw * scale))
+}
+
+/// What the pass has multiplied by a factor for each channel, as BatchNormalization behind a convolution does, and that
+/// factor as one of the weights' rows: where there are more windows than weights, the weights are multiplied instead.
+fn unscaled<'g>(dy: Expr<'g>, w: Expr<'g>) -> (Expr<'g>, Option<Expr<'g>>) {
+    let more = || Some(dy.fact().element_count()? > w.fact().element_count()?);
+    match dy.channel_factor().filter(|_| more() == Some(true)) {
+        Some((rest, factor)) => {
+            let rows = |rank: usize| factor.unsqueeze(&(1..rank).collect::<Vec<_>>());
+            (rest, Some(factor.builder().attempt(|| Ok(rows(w.rank()?)))))
+        }
+        None => (dy, None),
+    }
 }
 
 /// One number a channel.

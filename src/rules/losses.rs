@@ -110,11 +110,9 @@ fn log_probabilities<'g>(c: &Call<'g>) -> Expr<'g> {
 }
 
 fn cross_entropy_x<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (s, p) = (Samples::new(c)?, log_probabilities(c).exp());
-    let of_loss = || {
-        let h = s.share(c).unsqueeze(&[1]);
-        (h * p).scatter_elements_add(s.classes.unsqueeze(&[1]), -h, 1)
-    };
+    let s = Samples::new(c)?;
+    let p = c.output(1).map_or_else(|| c.x().softmax(1), Expr::exp);
+    let of_loss = || s.share(c).unsqueeze(&[1]) * p.minus_one_at(s.classes.unsqueeze(&[1]), 1);
     let of_logs = |d: Expr<'g>| d - p * d.sum(&[1]);
     let dx = match (c.has_dy(0), c.opt_dy(1)) {
         (true, Some(d)) => of_loss() + of_logs(d),

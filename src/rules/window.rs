@@ -26,6 +26,9 @@ const FEW_ELEMENTS: i64 = 4096;
 /// From so many windows an image on, a product of elements for each of many taps is faster than a convolution.
 const MANY_WINDOWS: i64 = 36;
 
+/// The same of few taps, where windows lie further apart.
+const MANY_STEPS: i64 = 196;
+
 /// Up to so many windows an image, those of all images are multiplied at once.
 const FEW_WINDOWS: i64 = 8;
 
@@ -376,12 +379,13 @@ impl<'g> Window<'g> {
             let along: Vec<usize> = axes.clone().map(|a| lead + a).collect();
             part.slice(&along, &starts[axes.clone()], &ends[axes.clone()], &self.strides[axes])
         };
-        // Rows are copied one by one; where they are short, all that taps of one column meet is cut out first, of which
-        // whole rows are then neighbours.
+        // Rows are copied one by one, and elements where they are taken in steps; where rows are short, or there are
+        // steps, all that taps of one column meet is cut out first, of which whole rows are then neighbours.
         let last = self.rank - 1;
         let narrow = padded.known_dim(lead + last).is_some_and(|width| width <= NARROW);
         let many = padded.fact().element_count().is_none_or(|n| n > FEW_ELEMENTS);
-        let slice = |tap: Vec<i64>| match narrow && many && last > 0 {
+        let steps = self.strides.last().is_some_and(|&s| s > 1);
+        let slice = |tap: Vec<i64>| match (narrow || steps) && many && last > 0 {
             true => slice(slice(padded, &tap, last..self.rank), &tap, 0..last),
             false => slice(padded, &tap, 0..self.rank),
         };
@@ -486,20 +490,27 @@ impl<'g> Window<'g> {
         };
         let channels = weights.known_dim(1);
         let depthwise = group > 1 && channels == Some(1) && weights.known_dim(0) == Some(group);
-        let sides = self.axes().into_iter().map(|a| windows.known_dim(a));
-        let sides = sides.collect::<Option<Vec<_>>>().unwrap_or_default();
-        let narrow =
-            sides.last().is_some_and(|&width| width <= NARROW) && sides.iter().product::<i64>() >= MANY_WINDOWS;
+        let each = self.few_for_each_channel(windows, taps);
         // Under large windows an image of colours has many taps for each of few channels.
         let colours = group == 1 && channels.is_some_and(|c| c <= 4) && taps > FEW_TAPS;
         b.attempt(|| match group {
-            _ if depthwise && dense && (taps <= FEW_TAPS || narrow) => {
-                self.weights_by_channels(image, windows, weights)
-            }
+            _ if depthwise && each => self.weights_by_channels(image, windows, weights),
             _ if depthwise || colours => Ok(self.weights_by_convolution(image, windows, weights, group)),
             1 => self.weights_by_taps(image, windows, weights),
             _ => self.weights_by_groups(image, windows, weights, group, taps as i64),
         })
+    }
+
+    /// Whether products of elements for each tap are faster than a convolution in which each channel is a group.
+    fn few_for_each_channel(&self, windows: Expr<'g>, taps: usize) -> bool {
+        let sides = self.axes().into_iter().map(|a| windows.known_dim(a));
+        let sides = sides.collect::<Option<Vec<_>>>().unwrap_or_default();
+        let narrow = sides.last().is_some_and(|&width| width <= NARROW);
+        let places = sides.into_iter().fold(1, i64::saturating_mul);
+        match self.strides.iter().all(|&s| s == 1) {
+            true => taps <= FEW_TAPS || (narrow && places >= MANY_WINDOWS),
+            false => taps <= FEW_TAPS && places >= MANY_STEPS,
+        }
     }
 
     /// The gradient of the weights where each channel of the image meets one window only: channels share nothing, and

@@ -5,6 +5,9 @@ use crate::onnx::ElementType;
 use crate::onnx::attribute::{int, string};
 use anyhow::{Context, Result, bail, ensure};
 
+/// Comparing an index with so many places takes as long as scattering one element.
+const FEW_PLACES: i64 = 32;
+
 impl Builder {
     /// Whether scattering costs what it scatters: with sums where places may be named twice, as `twice` says.
     pub fn scatters(&self, twice: bool) -> bool {
@@ -258,6 +261,22 @@ impl<'g> Expr<'g> {
             }
             _ => self.reduce("ReduceProd", Some(&[0]), true),
         }
+    }
+
+    /// This tensor less one in the place that each index names along an axis, of whose place the index has size 1. Of few
+    /// places, for images of indices, all are compared.
+    pub fn minus_one_at(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
+        let b = self.builder;
+        b.attempt(|| {
+            let rank = self.rank()?;
+            let few = self.known_dim(axis).is_some_and(|n| n <= FEW_PLACES);
+            if !few || axis + 1 == rank {
+                let ones = indices.cast_like(self).full_like(-1.0);
+                return Ok(self.scatter_elements_add(indices, ones, axis));
+            }
+            let places = b.range(self.dim(axis)).cast_like(indices).reshape_to(&place(rank, axis));
+            Ok(self - indices.equal(places).cast_like(self))
+        })
     }
 
     /// `on` in the place that each index names along a new axis of size `depth`, zero elsewhere, in the type of `on`.

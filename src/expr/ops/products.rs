@@ -11,6 +11,9 @@ const LARGE_MATRIX: i64 = 1 << 19;
 /// Fewer rows are multiplied without laying out anything, more of them take longer than that.
 const FEW_ROWS: std::ops::RangeInclusive<i64> = 8..=64;
 
+/// With so many elements behind each other behind an axis, what goes along that axis is fast.
+const LONG_ROW: i64 = 64;
+
 impl<'g> Expr<'g> {
     /// The matrix product over the last two dimensions, as numpy's matmul.
     pub fn matmul(self, other: Expr<'g>) -> Expr<'g> {
@@ -79,6 +82,30 @@ impl<'g> Expr<'g> {
         };
         let matrices = [left, right].iter().all(|&v| graph.fact(v).rank() == Some(2));
         matrices.then(|| (self.builder.expr(left), self.builder.expr(right)))
+    }
+
+    /// A tensor and a vector along the second axis, of whose product the pass has written this one.
+    pub fn channel_factor(self) -> Option<(Expr<'g>, Expr<'g>)> {
+        let second = {
+            let graph = self.builder.graph();
+            let (id, _) = graph.producer(self.id)?;
+            self.builder.expr(graph.node(id).inputs.get(1).copied().flatten()?)
+        };
+        let first = self.operand_of("Mul")?;
+        let rank = self.fact().rank()?;
+        let channels = self.known_dim(1).filter(|&n| n > 1)?;
+        let vector = |e: Expr<'g>| {
+            let shape = e.fact().known_shape()?;
+            let along = shape.len() + 1 >= rank && shape.len() + 1 - rank <= 1;
+            let own = shape.get((shape.len() + 1).checked_sub(rank)?)?;
+            (along && *own == channels && shape.iter().product::<i64>() == channels).then(|| e.flattened())
+        };
+        let whole = |e: Expr<'g>| e.same_shape(self);
+        match (whole(first), whole(second)) {
+            (true, false) => Some((first, vector(second)?)),
+            (false, true) => Some((second, vector(first)?)),
+            _ => None,
+        }
     }
 
     /// The axes but for the last `kept` as one.
@@ -207,9 +234,14 @@ impl<'g> Expr<'g> {
     }
 
     /// Before opset 13 the operator flattens all axes from the given one on: it means one axis where that is the last.
+    /// Along an axis before others engines transpose twice, and nodes of its formula do not.
     fn along_axis(self, op: &'static str, axis: usize, formula: impl FnOnce(Expr<'g>) -> Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| {
-            let direct = self.builder.opset() >= 13 || axis + 1 == self.rank()?;
+            let rank = self.rank()?;
+            let last = axis + 1 == rank;
+            let behind = (axis + 1..rank).try_fold(1i64, |n, a| n.checked_mul(self.known_dim(a)?));
+            let plain = last || behind.is_none_or(|n| n < LONG_ROW);
+            let direct = last || (plain && self.builder.opset() >= 13);
             Ok(if direct {
                 self.builder.emit(op, &[Some(self)], vec![int("axis", axis as i64)])
             } else {
