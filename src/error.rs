@@ -138,11 +138,9 @@ impl Error {
         self
     }
 
-    /// The same message with the tensor and the remedy of another error.
-    pub(crate) fn with_details_of(mut self, other: &Error) -> Self {
-        let (own, other) = (self.details_mut(), other.details());
-        own.tensor = other.tensor.clone();
-        own.remedy = other.remedy.clone();
+    /// The same kind and place with another message.
+    pub(crate) fn with_message(mut self, message: String) -> Self {
+        self.details_mut().message = message;
         self
     }
 

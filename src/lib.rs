@@ -67,7 +67,7 @@ pub mod rule {
 /// rules, and the graph that a model is loaded into. Nothing in it is stable.
 #[doc(hidden)]
 pub mod internals {
-    pub use crate::backward::{Selection, support};
+    pub use crate::backward::support;
     pub use crate::graph::{
         Graph, Loaded, NewNode, Node, NodeId, Operators, Origin, Producer, Scope, ScopeId, Traits, ValueId, ValueInfo,
     };
@@ -99,7 +99,7 @@ pub use cli::console::{Left, run_within as command_line_within, set_program as s
 #[doc(hidden)]
 pub use cli::{run as command_line, run_of as command_line_of};
 
-pub use backward::{Aggregation, Gradients, Lowered, LoweredNode, Output, Seed, Unconnected};
+pub use backward::{Aggregation, Gradients, Lowered, LoweredNode, Output, Seed, Unconnected, Wanted};
 pub use error::{Details, Error};
 pub use model::Model;
 pub use record::{Gradient, Record, SeedOf};

@@ -3,7 +3,7 @@
 
 use onnx_gradients::onnx::{ElementType, TensorProto, text};
 use onnx_gradients::validate::run;
-use onnx_gradients::{Gradients, Model};
+use onnx_gradients::{Gradients, Model, Output, Wanted};
 
 const MODEL: &str = r#"
 <ir_version: 9, opset_import: ["": 17, "local": 1]>
@@ -88,4 +88,26 @@ fn users_give_gradients_as_functions() {
     let tensor = |v: &[f64]| TensorProto::from_floats(ElementType::Float, &[2], v).unwrap();
     let feeds = [("x".to_owned(), tensor(&[1.0, -2.0])), ("w".to_owned(), tensor(&[0.0, 0.0]))];
     assert_eq!(run(&proto, &feeds.into_iter().collect()).unwrap()["gradients/x"].floats().unwrap(), [6.0, -12.0]);
+}
+
+/// What lies inside a function has no name outside of it, and weights in front of calls are found through them.
+#[test]
+fn what_is_wanted_is_found_around_calls() {
+    let model = MODEL.replace(
+        "g (float[N] x, float[N] other) => (float[N] y) {",
+        "g (float[N] x, float[N] other) => (float[N] y) <float[3] w = {1, 2, 3}> { v = Mul (x, w)",
+    );
+    let model = Model::from(text::parse(&model.replace("(x)\n    [aside]", "(v)\n    [aside]")).unwrap());
+    let output = Gradients::new([Wanted::Outputs], [Wanted::Parameters]).build(&model).unwrap();
+    assert_eq!(output.gradients.iter().map(|g| g.x.as_str()).collect::<Vec<_>>(), ["w"]);
+    let calls = |output: &Output| {
+        let nodes = &output.model.proto.graph.as_ref().unwrap().node;
+        nodes.iter().filter(|n| n.domain() == "local").map(|n| n.name().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(calls(&output), ["aside"]);
+    let all = Gradients::new(["y"], ["*"]).build(&model).unwrap();
+    assert!(all.gradients.iter().all(|g| !g.x.contains('/')), "{:?}", all.gradients);
+    assert_eq!(calls(&all), [""; 0]);
+    let error = Gradients::new(["y"], ["first/q"]).build(&model).unwrap_err().to_string();
+    assert!(error.contains("'first/q' lies inside a function"), "{error}");
 }

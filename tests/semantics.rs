@@ -4,7 +4,7 @@
 use onnx_gradients::onnx::proto::{NodeDeviceConfigurationProto, StringStringEntryProto};
 use onnx_gradients::onnx::{ElementType, ModelProto, TensorProto, text};
 use onnx_gradients::validate::run;
-use onnx_gradients::{Aggregation, Gradients, Model, Output, Seed, Unconnected};
+use onnx_gradients::{Aggregation, Gradients, Model, Output, Seed, Unconnected, Wanted};
 use std::collections::BTreeMap;
 
 /// A model at opset 17 from its graph in text syntax.
@@ -475,4 +475,51 @@ fn errors_have_kinds_and_places() {
     assert_eq!((missing.code(), missing.details().node.as_deref()), ("unsupported-operator", Some("odd")));
     let none = Model::load("no/such/model.onnx").unwrap_err();
     assert!(matches!(none, onnx_gradients::Error::Io(_)), "{none}");
+}
+
+/// The xs of a call, as the answer names them.
+fn xs(graph: &str, call: &Gradients) -> Vec<String> {
+    call.build(&model(graph)).unwrap().gradients.into_iter().map(|g| g.x).collect()
+}
+
+#[test]
+fn what_is_wanted_is_said_without_a_model() {
+    let graph = r#"g (float[N,3] x, float[N] mask, int64[2] i, float[2] d) => (float[N,2] y, int64[2] j)
+        <float[3,2] "fc.weight" = {1, 2, 3, 4, 5, 6}, float[2] "fc.bias" = {1, 2}, float[2] d = {1, 2}, float two = {2}> {
+        [fc] h = MatMul (x, "fc.weight") b = Add (h, "fc.bias") s = Mul (b, two) y = Add (s, d) j = Identity (i)
+    }"#;
+    let of = |x: Wanted| xs(graph, &Gradients::new([Wanted::Outputs], [x]));
+    assert_eq!(of(Wanted::Inputs), ["x", "mask"], "neither integers nor what has a default");
+    assert_eq!(of(Wanted::Parameters), ["fc.weight", "fc.bias", "d"], "two is a number of a formula");
+    assert_eq!(of(Wanted::MainInput), ["x"]);
+    assert_eq!(of("fc.*".into()), ["fc.weight", "fc.bias"]);
+    assert_eq!(of("fc:0".into()), ["h"], "as TensorFlow names outputs");
+    let several = Gradients::new(["y"], [Wanted::MainInput, "?".into(), Wanted::Outputs]);
+    assert_eq!(xs(graph, &several).first().map(String::as_str), Some("x"));
+    let output = Gradients::new([Wanted::Outputs], ["h"]).seed("y", Seed::Fill(3.0)).build(&model(graph)).unwrap();
+    assert_eq!(output.seeds.iter().map(|s| (s.y.as_str(), s.fill)).collect::<Vec<_>>(), [("y", Some(3.0))]);
+    let by_node = Gradients::new(["fc:0"], ["x"]).seed("fc:0", Seed::Fill(2.0)).stop(["*.bias"]);
+    let output = by_node.build(&model(graph)).unwrap();
+    assert_eq!(output.seeds[0].fill, Some(2.0));
+    assert_eq!(output.record.stops, ["fc.bias"]);
+    for (call, said) in [
+        (Gradients::new(["y"], ["fc:1"]), "no tensor is called 'fc:1'"),
+        (Gradients::new(["y"], ["none*"]), "no tensor matches 'none*'"),
+        (Gradients::new(["x"], [Wanted::Parameters]), "no weight that 'x' depends on"),
+        (Gradients::new(["z"], ["q".into(), Wanted::Parameters]), "ys: no tensor is called 'z'"),
+        (Gradients::new([Wanted::Outputs], ["x"]).seed("h", Seed::Ones), "'h', which is none of the ys"),
+    ] {
+        let said_of = error(graph, &call);
+        assert!(said_of.contains(said), "{said_of}");
+    }
+    let both = error(graph, &Gradients::new(["z"], ["q"]));
+    assert!(both.contains("'z'") && both.contains("'q'"), "{both}");
+}
+
+#[test]
+fn every_y_may_have_the_same_seed() {
+    let graph = "g (float a) => (float y, float z) { y = Mul(a, a) z = Identity(a) }";
+    let call = Gradients::new([Wanted::Outputs], ["a"]).seed_each(Seed::Fill(2.0));
+    assert_eq!(gradients(graph, &call, &[("a", &[3.0])]), [some(14.0)]);
+    assert_eq!(gradients(graph, &call.seed("z", Seed::Ones), &[("a", &[3.0])]), [some(13.0)]);
 }

@@ -12,10 +12,11 @@ mod mutate;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use mutate::Random;
-use onnx_gradients::internals::{Graph, Loaded, Selection, ValueId, load, support};
+use common::process::constants_and_inputs;
+use onnx_gradients::internals::{Graph, load, support};
 use onnx_gradients::onnx::ModelProto;
 use onnx_gradients::training::{LossSpec, Trainable};
-use onnx_gradients::{Aggregation, Gradients, Model, Seed, Unconnected};
+use onnx_gradients::{Aggregation, Gradients, Model, Seed, Unconnected, Wanted};
 use prost::Message;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -70,8 +71,7 @@ fn process(bytes: &[u8]) -> anyhow::Result<()> {
             }
         }
         _ => {
-            let (ys, xs) = wanted(&loaded);
-            let mut request = Gradients::new(ys.clone(), xs)
+            let mut request = Gradients::new([Wanted::Outputs], constants_and_inputs(&model))
                 .straight_through(choice(3, 2) == 0)
                 .colocate(choice(4, 2) == 0)
                 .aggregation([Aggregation::AddN, Aggregation::Tree, Aggregation::AccumulateN][choice(5, 3)]);
@@ -79,33 +79,26 @@ fn process(bytes: &[u8]) -> anyhow::Result<()> {
                 request = request.unconnected(Unconnected::Zero);
             }
             if choice(8, 2) == 0 {
-                request = request.seeds(vec![Seed::Input(None); ys.len()]);
+                request = request.seed_each(Seed::Input(None));
             }
             let mut output = request.build(&model)?;
             if choice(9, 4) == 0 {
                 output.drop_model_outputs();
             }
-            let (again, loaded) = read_back(&output.model);
+            let again = read_back(&output.model);
             if choice(11, 4) == 0 {
-                let (ys, xs) = wanted(&loaded);
-                let _ = Gradients::new(ys, xs).build(&again).map(|second| read_back(&second.model));
+                let xs = constants_and_inputs(&again);
+                let _ = Gradients::new([Wanted::Outputs], xs).build(&again).map(|second| read_back(&second.model));
             }
         }
     }
     Ok(())
 }
 
-/// Everything that a model can be asked for.
-fn wanted(loaded: &Loaded) -> (Vec<String>, Vec<String>) {
-    let selection = Selection::new(loaded);
-    let names = |ids: Vec<ValueId>| ids.into_iter().map(|id| selection.name(id)).collect::<Vec<_>>();
-    (names(selection.outputs()), names([selection.inputs(), selection.parameters()].concat()))
-}
-
 /// What is written is read, and loads.
-fn read_back(model: &Model) -> (Model, Loaded) {
+fn read_back(model: &Model) -> Model {
     let bytes = Model::from(model.proto.clone()).to_bytes().expect("memory takes it");
     let again = Model::from_bytes(bytes).expect("what was written is read");
-    let loaded = load(&again.proto).expect("what was written loads");
-    (again, loaded)
+    load(&again.proto).expect("what was written loads");
+    again
 }

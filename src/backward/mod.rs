@@ -8,19 +8,23 @@ mod accumulate;
 mod function;
 mod held;
 mod lower;
+mod open;
 mod reach;
 mod request;
 mod rounding;
 mod select;
+mod wanted;
 
 pub use accumulate::Aggregation;
 pub use function::read_functions;
 pub use lower::{Lowered, LoweredNode};
+pub(crate) use open::Opened;
 pub use reach::dependencies;
+pub(crate) use request::names_of;
 pub use request::{Gradients, Output, Seed, Unconnected};
-pub(crate) use request::{all_or_errors, names_of};
 pub use select::{Selection, nearest};
 pub(crate) use select::{free_scope, matches};
+pub use wanted::Wanted;
 
 use crate::expr::{Builder, Expr, View};
 use crate::graph::{Graph, IdMap, IdSet, Node, NodeId, ValueId};

@@ -1,20 +1,19 @@
 //! A call of tf.gradients: what is asked for, and what comes of it.
 
-use super::select::{Selection, free_scope, nearest};
+use super::open::{Given, Opened};
+use super::select::free_scope;
+use super::wanted::{Chosen, Wanted};
 use super::{Aggregation, Flow, Pass};
 use crate::error::Error;
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
-use crate::graph::{self, Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
+use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
 use crate::model::Model;
-use crate::onnx::inline::inline_functions;
-use crate::onnx::{
-    ElementType, FunctionProto, GraphProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain,
-};
+use crate::onnx::{ElementType, FunctionProto, ModelProto, Names, TensorProto};
 use crate::record::{Gradient, Record, SeedOf};
-use crate::rules::{Rule, operators_with};
+use crate::rules::Rule;
 use anyhow::{Context, Result, ensure};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::rc::Rc;
 
 /// The gradient that a y starts with.
@@ -47,12 +46,15 @@ pub enum Unconnected {
 /// A request for gradients, as of tf.gradients: the sum of the derivatives of ys with respect to each of xs.
 #[derive(Clone, Debug, Default)]
 pub struct Gradients {
-    pub(crate) ys: Vec<String>,
-    pub(crate) xs: Vec<String>,
-    pub(crate) seeds: Vec<Seed>,
-    /// What seeds were given for that is no y.
-    pub(crate) misplaced: Vec<String>,
-    pub(crate) stops: Vec<String>,
+    pub(super) ys: Vec<Wanted>,
+    pub(super) xs: Vec<Wanted>,
+    pub(super) stops: Vec<Wanted>,
+    /// Seeds in the order of the ys.
+    pub(super) seeds: Vec<Seed>,
+    /// Seeds of single ys by name, which go before those.
+    pub(super) own_seeds: Vec<(String, Seed)>,
+    /// The seed of every other y.
+    pub(super) common_seed: Seed,
     /// The scope of all new names; `None` for that of the request.
     pub(crate) name: Option<String>,
     pub(crate) aggregation: Aggregation,
@@ -93,10 +95,20 @@ impl Output {
     }
 }
 
+impl Seed {
+    /// The tensor of the graph that it is, by name.
+    pub(super) fn tensor(&self) -> Option<&str> {
+        match self {
+            Seed::Tensor(name) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 impl Gradients {
     /// The derivatives of `ys` with respect to `xs`, which are tensors of the main graph: inputs, initializers, node
-    /// outputs.
-    pub fn new<Y: Into<String>, X: Into<String>>(
+    /// outputs; see [`Wanted`] for what says which.
+    pub fn new<Y: Into<Wanted>, X: Into<Wanted>>(
         ys: impl IntoIterator<Item = Y>,
         xs: impl IntoIterator<Item = X>,
     ) -> Self {
@@ -107,8 +119,8 @@ impl Gradients {
         }
     }
 
-    /// One more x.
-    pub fn with_respect_to(mut self, x: impl Into<String>) -> Self {
+    /// One more x, or all that are meant by it.
+    pub fn with_respect_to(mut self, x: impl Into<Wanted>) -> Self {
         self.xs.push(x.into());
         self
     }
@@ -120,23 +132,41 @@ impl Gradients {
     }
 
     /// The seed of one y. The others keep theirs. That no y has the name is an error of [`Gradients::build`].
-    pub fn seed(mut self, y: &str, seed: Seed) -> Self {
-        if !self.ys.iter().any(|name| name == y) {
-            self.misplaced.push(y.to_owned());
-        }
-        self.seeds.resize(self.ys.len().max(self.seeds.len()), Seed::Ones);
-        for (name, slot) in self.ys.iter().zip(&mut self.seeds) {
-            if name == y {
-                *slot = seed.clone();
-            }
-        }
+    pub fn seed(mut self, y: impl Into<String>, seed: Seed) -> Self {
+        self.own_seeds.push((y.into(), seed));
         self
     }
 
+    /// The seed of every y that is given none of its own.
+    pub fn seed_each(mut self, seed: Seed) -> Self {
+        self.common_seed = seed;
+        self
+    }
+
+    /// Whether any seed was given.
+    pub(crate) fn has_seeds(&self) -> bool {
+        !self.seeds.is_empty() || !self.own_seeds.is_empty() || self.common_seed != Seed::Ones
+    }
+
     /// Tensors that no gradient passes: they count as constants.
-    pub fn stop<S: Into<String>>(mut self, stops: impl IntoIterator<Item = S>) -> Self {
+    pub fn stop<S: Into<Wanted>>(mut self, stops: impl IntoIterator<Item = S>) -> Self {
         self.stops.extend(stops.into_iter().map(Into::into));
         self
+    }
+
+    /// The same request for other tensors, without seeds.
+    pub(crate) fn about(&self, ys: &[String], xs: &[String], stops: &[String]) -> Self {
+        let wanted = |names: &[String]| names.iter().map(Wanted::from).collect();
+        let (seeds, own_seeds, common_seed) = (vec![], vec![], Seed::Ones);
+        Gradients {
+            ys: wanted(ys),
+            xs: wanted(xs),
+            stops: wanted(stops),
+            seeds,
+            own_seeds,
+            common_seed,
+            ..self.clone()
+        }
     }
 
     /// The scope of all new names; made unique where the model has names in it.
@@ -209,36 +239,21 @@ impl Gradients {
     /// Names of no tensor, seeds that do not fit their ys, operators on a path from a y to an x without a gradient, and
     /// models that contradict themselves.
     pub fn build(&self, model: &Model) -> Result<Output, Error> {
-        self.build_loaded(model.clone(), self.load(&model.proto)?)
+        self.build_onto(model.clone())
     }
 
-    /// Appends the gradients to a model that has been loaded already, without copying it.
+    /// Appends the gradients to a model, without copying it.
     ///
     /// # Errors
     /// As [`Gradients::build`].
-    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Output, Error> {
-        Ok(self.appended(model, loaded)?)
+    pub fn build_onto(&self, model: Model) -> Result<Output, Error> {
+        Ok(self.appended(model)?)
     }
 
-    fn appended(&self, model: Model, loaded: Loaded) -> Result<Output> {
-        if let Some(name) = self.misplaced.first() {
-            let near = nearest(name, self.ys.iter().map(String::as_str)).map(|y| format!("did you mean '{y}'?"));
-            let hint = near.as_ref().map(|near| format!("; {near}")).unwrap_or_default();
-            let error = Error::name(format_args!("a seed is given for '{name}', which is none of the ys{hint}"));
-            return Err(error.with_tensor(name).with_remedy(near).into());
-        }
-        let (mut model, loaded) = self.inlined(model, loaded)?;
-        let selection = Selection::new(&loaded);
-        let found = [("ys", &self.ys), ("xs", &self.xs), ("stop_gradients", &self.stops)]
-            .map(|(what, names)| selection.find(what, names));
-        let [ys, xs, stops] = all_or_errors(found)?;
-        let (given, wanted) = (self.seeds.len(), ys.len());
-        if given != 0 && given != wanted {
-            return Err(Error::usage(format_args!("{given} grad_ys are given for {wanted} ys")).into());
-        }
+    fn appended(&self, model: Model) -> Result<Output> {
+        let Opened { mut model, loaded, ys, xs, stops, seeds: given } = self.open(model)?;
         let names = names_of(&loaded, &model.proto);
         let scope = free_scope(self.scope(), names.iter());
-        let seed_tensors = self.seed_tensors(&selection)?;
         let Loaded { graph, mut warnings, names: by_name, .. } = loaded;
         drop(by_name);
         let forward: Vec<_> = graph.scope(Graph::MAIN).nodes.clone();
@@ -246,41 +261,38 @@ impl Gradients {
         let mut call = Building { builder: &builder, scope: &scope, taken: names, inputs: Vec::new() };
 
         let mut seeded = Vec::new();
-        for (i, &y) in ys.iter().enumerate() {
-            let given = self.seeds.get(i);
-            let seed = call.seed(y, &self.ys[i], given, seed_tensors.get(i).copied().flatten());
-            match seed.with_context(|| format!("the seed of y '{}'", self.ys[i]))? {
-                Some(seed) => seeded.push((y, seed)),
-                None => {
-                    warnings.push(format!("y '{}' is not of a floating-point type and has no gradient", self.ys[i]))
-                }
+        for (y, given) in ys.iter().zip(&given) {
+            let seed = call.seed(y, given.as_ref(), &self.common_seed);
+            match seed.with_context(|| format!("the seed of y '{}'", y.name))? {
+                Some(seed) => seeded.push((y.id, seed)),
+                None => warnings.push(format!("y '{}' is not of a floating-point type and has no gradient", y.name)),
             }
         }
-        let pass = Pass::new(&builder, self.aggregation, stops.into_iter().collect(), &self.rules)
+        let (y_ids, x_ids): (Vec<ValueId>, Vec<ValueId>) = (ids(&ys), ids(&xs));
+        let pass = Pass::new(&builder, self.aggregation, stops.iter().map(|s| s.id).collect(), &self.rules)
             .with_functions(&self.functions)
             .with_straight_through(self.straight_through);
-        let flows = pass.differentiate(&forward, &seeded, &xs)?;
-        for node in pass.shut_nodes(&ys) {
+        let flows = pass.differentiate(&forward, &seeded, &x_ids)?;
+        for node in pass.shut_nodes(&y_ids) {
             warnings.push(format!("{node} passes no gradient to the quantized integers that it takes"));
         }
-        let outputs = call.outputs(&xs, &self.xs, &flows, self.unconnected)?;
+        let outputs = call.outputs(&xs, &flows, self.unconnected)?;
         if let Some(error) = builder.take_error() {
             return Err(error);
         }
         let Building { taken, inputs, .. } = call;
-        let gradients: Vec<Gradient> = self
-            .xs
+        let gradients: Vec<Gradient> = xs
             .iter()
             .zip(&outputs)
-            .map(|(x, o)| Gradient { x: x.clone(), name: o.as_ref().map(|(_, name)| name.clone()) })
+            .map(|(x, o)| Gradient { x: x.name.clone(), name: o.as_ref().map(|(_, name)| name.clone()) })
             .collect();
         let mut distinct: Vec<(ValueId, String)> = Vec::new();
         let mut seen = HashSet::new();
         distinct.extend(outputs.into_iter().flatten().filter(|(_, name)| seen.insert(name.clone())));
         // A seed that is given may be folded into what is multiplied by it; who checks the gradients later needs it.
+        let seed_of = |i: usize| given.get(i).and_then(Option::as_ref).map_or(&self.common_seed, |given| &given.seed);
         let constant = |y: &ValueId| {
-            let of = |(i, other): (usize, &ValueId)| other == y && matches!(self.seeds.get(i), Some(Seed::Constant(_)));
-            ys.iter().enumerate().any(of)
+            y_ids.iter().enumerate().any(|(i, other)| other == y && matches!(seed_of(i), Seed::Constant(_)))
         };
         let seeded: Vec<(ValueId, ValueId)> = seeded.iter().map(|(y, seed)| (*y, seed.id())).collect();
         let kept = seeded.iter().filter(|(y, _)| constant(y)).map(|(_, seed)| *seed).collect();
@@ -292,12 +304,12 @@ impl Gradients {
         for (node, output) in &written.demanded {
             warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
         }
-        let seeds = self.seeds_of(&graph, &ys, &seeded, &written.names);
+        let seeds = seeds_of(&graph, &ys, &seed_of, &seeded, &written.names);
         let record = Record {
             name: scope.clone(),
             gradients: gradients.clone(),
             seeds: seeds.clone(),
-            stops: self.stops.clone(),
+            stops: stops.into_iter().map(|s| s.name).collect(),
             straight_through: self.straight_through,
         };
         record.attach(proto)?;
@@ -307,76 +319,35 @@ impl Gradients {
         }
         Ok(output)
     }
+}
 
-    /// Loads a model with what the table and the request's own rows say of operators.
-    fn load(&self, model: &ModelProto) -> Result<Loaded> {
-        graph::load(model, operators_with(&self.rules))
-    }
+fn ids(tensors: &[Chosen]) -> Vec<ValueId> {
+    tensors.iter().map(|t| t.id).collect()
+}
 
-    /// The model with those calls of model-local functions written out that lie between an x and a y.
-    pub(crate) fn inlined(&self, mut model: Model, mut loaded: Loaded) -> Result<(Model, Loaded)> {
-        let calls = self.calls_on_a_path(&model.proto, &loaded)?;
-        if !calls.is_empty() {
-            let wanted = |node: &NodeProto| node.output.iter().any(|o| calls.contains(o.as_str()));
-            let notes = inlined_calls(&model.proto, &calls);
-            model.proto = inline_functions(&model.proto, &wanted)?;
-            loaded = self.load(&model.proto)?;
-            loaded.warnings.extend(notes);
-        }
-        Ok((model, loaded))
-    }
-
-    /// The outputs of those calls of model-local functions that lie between an x and a y: only their insides have
-    /// gradients.
-    fn calls_on_a_path(&self, model: &ModelProto, loaded: &Loaded) -> Result<HashSet<Rc<str>>> {
-        if model.functions.is_empty() {
-            return Ok(HashSet::new());
-        }
-        let selection = Selection::new(loaded);
-        let (ys, xs) = (selection.find("ys", &self.ys)?, selection.find("xs", &self.xs)?);
-        let names: HashSet<(&str, &str)> =
-            model.functions.iter().map(|f| (canonical_domain(f.domain()), f.name())).collect();
-        Ok(selection.between(&xs, &ys, &|node| names.contains(&(&*node.domain, &*node.op_type))))
-    }
-
-    fn seed_tensors(&self, selection: &Selection) -> Result<Vec<Option<ValueId>>> {
-        let names: Vec<String> = self
-            .seeds
-            .iter()
-            .filter_map(|s| match s {
-                Seed::Tensor(name) => Some(name.clone()),
-                _ => None,
-            })
-            .collect();
-        let mut found = selection.find("grad_ys", &names)?.into_iter();
-        Ok(self.seeds.iter().map(|s| if matches!(s, Seed::Tensor(_)) { found.next() } else { None }).collect())
-    }
-
-    /// The seeds as they are reported: a tensor or input of the written model, or a number.
-    fn seeds_of(
-        &self,
-        graph: &Graph,
-        ys: &[ValueId],
-        seeded: &[(ValueId, ValueId)],
-        names: &IdMap<ValueId, Rc<str>>,
-    ) -> Vec<SeedOf> {
-        let mut seeded = seeded.iter().peekable();
-        let seed_of = |(i, &y): (usize, &ValueId)| {
-            let given = self.seeds.get(i).unwrap_or(&Seed::Ones);
-            let seed = seeded.next_if(|(of, _)| *of == y).map(|(_, seed)| *seed);
-            let name = seed.and_then(|seed| {
-                let name = graph.value(seed).name.as_ref().or_else(|| names.get(&seed))?;
-                Some(name.as_ref().to_owned())
-            });
-            let fill = match given {
-                Seed::Ones if seed.is_some() => Some(1.0),
-                Seed::Fill(v) => Some(*v),
-                _ => None,
-            };
-            SeedOf { y: self.ys[i].clone(), seed: name, fill }
+/// The seeds as they are reported: a tensor or input of the written model, or a number.
+fn seeds_of<'s>(
+    graph: &Graph,
+    ys: &[Chosen],
+    seed_of: &dyn Fn(usize) -> &'s Seed,
+    seeded: &[(ValueId, ValueId)],
+    names: &IdMap<ValueId, Rc<str>>,
+) -> Vec<SeedOf> {
+    let mut seeded = seeded.iter().peekable();
+    let seed_of = |(i, y): (usize, &Chosen)| {
+        let seed = seeded.next_if(|(of, _)| *of == y.id).map(|(_, seed)| *seed);
+        let name = seed.and_then(|seed| {
+            let name = graph.value(seed).name.as_ref().or_else(|| names.get(&seed))?;
+            Some(name.as_ref().to_owned())
+        });
+        let fill = match seed_of(i) {
+            Seed::Ones if seed.is_some() => Some(1.0),
+            Seed::Fill(v) => Some(*v),
+            _ => None,
         };
-        ys.iter().enumerate().map(seed_of).collect()
-    }
+        SeedOf { y: y.name.clone(), seed: name, fill }
+    };
+    ys.iter().enumerate().map(seed_of).collect()
 }
 
 /// The names and inputs of a call while it is being built.
@@ -389,14 +360,8 @@ struct Building<'g, 's> {
 
 impl<'g> Building<'g, '_> {
     /// The seed of a y; `None` where y has no gradient.
-    fn seed(
-        &mut self,
-        y: ValueId,
-        name: &str,
-        given: Option<&Seed>,
-        tensor: Option<ValueId>,
-    ) -> Result<Option<Expr<'g>>> {
-        let expr = self.builder.expr(y);
+    fn seed(&mut self, y: &Chosen, given: Option<&Given>, common: &Seed) -> Result<Option<Expr<'g>>> {
+        let expr = self.builder.expr(y.id);
         let fact = expr.fact();
         if !fact.may_carry_gradient() {
             ensure!(
@@ -406,12 +371,13 @@ impl<'g> Building<'g, '_> {
             );
             return Ok(None);
         }
-        let called = match given {
-            Some(Seed::Tensor(name)) => format!("'{name}'"),
-            Some(Seed::Constant(tensor)) if !tensor.name().is_empty() => format!("'{}'", tensor.name()),
+        let seed = given.map_or(common, |given| &given.seed);
+        let called = match seed {
+            Seed::Tensor(name) => format!("'{name}'"),
+            Seed::Constant(tensor) if !tensor.name().is_empty() => format!("'{}'", tensor.name()),
             _ => "the seed".to_owned(),
         };
-        let seed = match given.unwrap_or(&Seed::Ones) {
+        let seed = match seed {
             Seed::Ones => expr.ones_like(),
             Seed::Fill(value) => {
                 let element = expr.element()?;
@@ -423,7 +389,10 @@ impl<'g> Building<'g, '_> {
                 );
                 expr.full_like(*value)
             }
-            Seed::Tensor(_) => self.builder.expr(tensor.context("its tensor is not known")?),
+            Seed::Tensor(_) => {
+                let tensor = given.and_then(|given| given.tensor);
+                self.builder.expr(tensor.context("one tensor cannot be the seed of all ys; give each its own")?)
+            }
             Seed::Constant(value) => {
                 let element = expr.element()?;
                 ensure!(
@@ -436,7 +405,7 @@ impl<'g> Building<'g, '_> {
                 self.builder.numbers(&values, &value.dims, element)
             }
             Seed::Input(wanted) => {
-                let base = wanted.clone().unwrap_or_else(|| format!("{}/grad_ys/{name}", self.scope));
+                let base = wanted.clone().unwrap_or_else(|| format!("{}/grad_ys/{}", self.scope, y.name));
                 if wanted.is_some() {
                     ensure!(!self.taken.contains(&base), "the model has a tensor called '{base}' already");
                 }
@@ -471,15 +440,15 @@ impl<'g> Building<'g, '_> {
     /// output.
     fn outputs(
         &mut self,
-        xs: &[ValueId],
-        names: &[String],
+        xs: &[Chosen],
         flows: &[Option<Flow<'g>>],
         unconnected: Unconnected,
     ) -> Result<Vec<Option<(ValueId, String)>>> {
         let mut of_x: IdMap<ValueId, Option<(ValueId, String)>> = IdMap::default();
         let mut used = IdSet::default();
         let mut outputs = Vec::with_capacity(xs.len());
-        for ((&x, name), flow) in xs.iter().zip(names).zip(flows) {
+        for (Chosen { id: x, name }, flow) in xs.iter().zip(flows) {
+            let x = *x;
             if let Some(known) = of_x.get(&x) {
                 outputs.push(known.clone());
                 continue;
@@ -521,47 +490,6 @@ impl<'g> Building<'g, '_> {
         fact.element = element.or(fact.element);
         fact.shape = shape.or_else(|| fact.shape.clone());
     }
-}
-
-pub(crate) fn all_or_errors<const N: usize, T: std::fmt::Debug>(results: [Result<T>; N]) -> Result<[T; N]> {
-    let (mut values, mut errors) = (Vec::new(), Vec::new());
-    for result in results {
-        match result {
-            Ok(value) => values.push(value),
-            Err(error) => errors.push(error),
-        }
-    }
-    let text = errors.iter().map(|e| format!("{e:#}")).collect::<Vec<_>>().join("; ");
-    if let Some(first) = errors.into_iter().next() {
-        let first = Error::from(first);
-        return Err(Error::name(text).with_details_of(&first).into());
-    }
-    values.try_into().map_err(|_| anyhow::anyhow!("a name could not be resolved"))
-}
-
-/// Says which calls of functions are written as what they compute, by the functions.
-fn inlined_calls(model: &ModelProto, calls: &HashSet<Rc<str>>) -> Vec<String> {
-    fn collect<'a>(graph: &'a GraphProto, calls: &HashSet<Rc<str>>, found: &mut BTreeMap<String, Vec<&'a str>>) {
-        for node in &graph.node {
-            if node.output.iter().any(|o| calls.contains(o.as_str())) {
-                let names = [node.name()].into_iter().chain(node.output.iter().map(String::as_str));
-                let name = names.into_iter().find(|n| !n.is_empty()).unwrap_or_default();
-                found.entry(format!("{}.{}", node.domain(), node.op_type())).or_default().push(name);
-            }
-            node.bodies().for_each(|body| collect(body, calls, found));
-        }
-    }
-    let mut found = BTreeMap::new();
-    model.graph.iter().for_each(|graph| collect(graph, calls, &mut found));
-    let note = |(function, nodes): (String, Vec<&str>)| {
-        let first: Vec<String> = nodes.iter().take(3).map(|n| format!("'{n}'")).collect();
-        let more = if nodes.len() > 3 { format!(" and {} more", nodes.len() - 3) } else { String::new() };
-        format!(
-            "calls of the function {function} are written as its nodes, which have gradients: {}{more}",
-            first.join(", ")
-        )
-    };
-    found.into_iter().map(note).collect()
 }
 
 /// Every name of a tensor or a node, in bodies too: what new names must differ from.

@@ -1,7 +1,7 @@
 //! Tensors by name: exact names, wildcards, suggestions for misspelt ones.
 
 use crate::error::Error;
-use crate::graph::{Graph, IdSet, Loaded, Node, ValueId};
+use crate::graph::{Graph, IdSet, Loaded, Node, NodeId, ValueId};
 use anyhow::Result;
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -21,51 +21,68 @@ impl<'a> Selection<'a> {
     ///
     /// # Errors
     /// Names of no tensor, all of them in one message, each with the nearest name that exists.
-    pub fn find(&self, what: &str, names: &[String]) -> Result<Vec<ValueId>> {
-        let (mut found, mut unknown) = (Vec::with_capacity(names.len()), Vec::new());
-        for name in names {
-            match self.loaded.names.get(name.as_str()) {
-                Some(&id) => found.push(id),
-                None => unknown.push((name, self.unknown(name))),
-            }
-        }
-        let Some((first, _)) = unknown.first() else { return Ok(found) };
-        let all = unknown.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; ");
-        let near = nearest(first, self.loaded.names.keys().map(|n| &**n)).map(|near| format!("did you mean '{near}'?"));
-        Err(Error::name(format_args!("{what}: {all}")).with_tensor(first).with_remedy(near).into())
+    pub fn find<S: AsRef<str>>(&self, what: &str, names: &[S]) -> Result<Vec<ValueId>> {
+        self.each(what, names, |name| self.by_name(name).into_iter().collect()).map(|found| found.concat())
     }
 
-    /// The names with wildcards (`*` for anything, `?` for one character) replaced by those that match, in the model's
-    /// order. A name that exists is itself, whatever characters it holds. A pattern without a match stays, to be
-    /// reported.
-    pub fn expand(&self, patterns: &[String]) -> Vec<String> {
-        let mut names = Vec::new();
+    /// The tensors of the given names, or that match them as patterns, for each name; see [`super::Wanted::Named`].
+    ///
+    /// # Errors
+    /// As [`Selection::find`].
+    pub fn find_all<S: AsRef<str>>(&self, what: &str, names: &[S]) -> Result<Vec<Vec<ValueId>>> {
         let mut all: Option<Vec<(ValueId, &Rc<str>)>> = None;
-        for pattern in patterns {
-            if self.loaded.names.contains_key(pattern.as_str()) || !pattern.contains(['*', '?']) {
-                names.push(pattern.clone());
-                continue;
+        self.each(what, names, |name| match self.by_name(name) {
+            Some(id) => vec![id],
+            None if name.contains(['*', '?']) => {
+                let all = all.get_or_insert_with(|| {
+                    let mut all: Vec<_> = self.loaded.names.iter().map(|(name, &id)| (id, name)).collect();
+                    all.sort_unstable_by_key(|&(id, _)| id);
+                    all
+                });
+                all.iter().filter(|(_, candidate)| matches(name, candidate)).map(|&(id, _)| id).collect()
             }
-            let all = all.get_or_insert_with(|| {
-                let mut all: Vec<_> = self.loaded.names.iter().map(|(name, &id)| (id, name)).collect();
-                all.sort_unstable_by_key(|&(id, _)| id);
-                all
-            });
-            let before = names.len();
-            names.extend(all.iter().filter(|(_, name)| matches(pattern, name)).map(|(_, name)| name.to_string()));
-            if names.len() == before {
-                names.push(pattern.clone());
-            }
-        }
-        names
+            None => vec![],
+        })
     }
 
-    /// Every floating-point initializer.
-    pub fn parameters(&self) -> Vec<ValueId> {
+    fn each<S: AsRef<str>>(
+        &self,
+        what: &str,
+        names: &[S],
+        mut find: impl FnMut(&str) -> Vec<ValueId>,
+    ) -> Result<Vec<Vec<ValueId>>> {
+        let (mut all, mut unknown) = (Vec::with_capacity(names.len()), Vec::new());
+        for name in names.iter().map(AsRef::as_ref) {
+            let found = find(name);
+            if found.is_empty() {
+                unknown.push((name, self.unknown(name)));
+            }
+            all.push(found);
+        }
+        let Some((first, _)) = unknown.first() else { return Ok(all) };
+        let text = unknown.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; ");
+        let near = nearest(first, self.loaded.names.keys().map(|n| &**n)).map(|near| format!("did you mean '{near}'?"));
+        Err(Error::name(format_args!("{what}: {text}")).with_tensor(first).with_remedy(near).into())
+    }
+
+    /// The tensor of a name, or of `NODE:k`, where no tensor has that name.
+    pub(super) fn by_name(&self, name: &str) -> Option<ValueId> {
+        self.loaded.names.get(name).copied().or_else(|| self.output_of_node(name))
+    }
+
+    /// As TensorFlow names the outputs of operations: `NODE:k`.
+    fn output_of_node(&self, name: &str) -> Option<ValueId> {
+        let (node, k) = name.rsplit_once(':')?;
+        let k: usize = k.parse().ok()?;
         let graph = &self.loaded.graph;
-        let scope = graph.scope(Graph::MAIN);
-        let floats = |&&v: &&ValueId| graph.fact(v).element.is_some_and(|e| e.is_float());
-        scope.initializers.iter().filter(floats).copied().collect()
+        let of_node = |&id: &NodeId| graph.node(id).name.as_deref() == Some(node);
+        let id = graph.scope(Graph::MAIN).nodes.iter().copied().find(of_node)?;
+        graph.node(id).outputs.get(k).copied().flatten()
+    }
+
+    /// The model that is selected from.
+    pub(super) fn loaded(&self) -> &Loaded {
+        self.loaded
     }
 
     /// Every floating-point graph input.
@@ -129,7 +146,7 @@ impl<'a> Selection<'a> {
     fn unknown(&self, name: &str) -> String {
         if self.loaded.inner_names.contains(name) {
             return format!(
-                "tensor '{name}' lies inside the body of a control-flow node, which cannot be addressed from outside"
+                "tensor '{name}' lies inside a function or the body of a control-flow node, which cannot be addressed from outside"
             );
         }
         if name.contains(['*', '?']) {

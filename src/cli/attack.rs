@@ -78,10 +78,10 @@ pub fn run(args: &Args) -> Result<()> {
             (common, Steps::Pgd { count: *steps, size, random_start: *random_start })
         }
     };
-    let request = |model: &_, loaded: &_| common.call.request_about_input(model, loaded);
-    super::derivative::run_with(&common.files, request, |call, model, loaded| {
+    let request = common.call.request_about_input()?;
+    super::derivative::run_with(&common.files, request, |call, model| {
         let request = Attack::new(call, steps, common.epsilon).class_axis(common.class_axis);
         let request = if let Some((low, high)) = common.bounds { request.range(low, high) } else { request };
-        request.targeted(common.targeted).is_loss(common.loss).build_loaded(model, loaded)
+        request.targeted(common.targeted).is_loss(common.loss).build_onto(model)
     })
 }

@@ -4,8 +4,7 @@ use super::options::{CallArgs, FileArgs};
 use super::running::{ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::Derived;
-use crate::onnx::ModelProto;
-use crate::{Gradients, Model, graph, rules};
+use crate::{Gradients, Model};
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -14,25 +13,22 @@ pub fn run(
     command: &str,
     files: &FileArgs,
     call: &CallArgs,
-    build: impl FnOnce(Gradients, Model, graph::Loaded) -> Result<Derived>,
+    build: impl FnOnce(Gradients, Model) -> Result<Derived>,
 ) -> Result<()> {
     if !call.has_xs() {
         let message = "no xs are given: name tensors with --xs, or take --params or --inputs";
         return Err(super::usage(command, message));
     }
-    run_with(files, |model, loaded| call.request(model, loaded), build)
+    run_with(files, call.request()?, build)
 }
 
-/// The same, where `request` says what is asked for.
+/// The same, of any request.
 pub fn run_with(
     files: &FileArgs,
-    request: impl FnOnce(&ModelProto, &graph::Loaded) -> Result<Gradients>,
-    build: impl FnOnce(Gradients, Model, graph::Loaded) -> Result<Derived>,
+    request: Gradients,
+    build: impl FnOnce(Gradients, Model) -> Result<Derived>,
 ) -> Result<()> {
-    let model = files.load()?;
-    let loaded = rules::load(&model.proto)?;
-    let request = request(&model.proto, &loaded)?;
-    let mut derived = build(request, model, loaded)?;
+    let mut derived = build(request, files.load()?)?;
     // What is validated still holds the ys.
     let whole = files.only_gradients.then(|| derived.model.clone());
     if files.only_gradients {

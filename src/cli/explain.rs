@@ -127,10 +127,10 @@ pub fn run(args: &Args) -> Result<()> {
             (common, Method::SmoothGrad { samples: *samples, noise: *noise, seed })
         }
     };
-    let request = |model: &_, loaded: &_| common.call.request_about_input(model, loaded);
-    super::derivative::run_with(&common.files, request, |call, model, loaded| {
+    let request = common.call.request_about_input()?;
+    super::derivative::run_with(&common.files, request, |call, model| {
         let request = Explain::new(call, method).class(common.class).class_axis(common.class_axis);
         let request = if let Some(axis) = common.channels { request.channels(axis) } else { request };
-        request.keep_softmax(common.keep_softmax).build_loaded(model, loaded)
+        request.keep_softmax(common.keep_softmax).build_onto(model)
     })
 }

@@ -5,7 +5,7 @@ use super::running::{ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::{Kept, PerSample};
 use crate::onnx::{TensorProto, npy};
-use crate::{Gradients, Model, Output, Seed, graph, rules};
+use crate::{Gradients, Model, Output, Seed};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -73,30 +73,27 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(super::usage("grad", message));
     }
     if let Some(axis) = args.samples.per_sample {
-        return super::derivative::run("grad", &args.files, &args.call, |call, model, loaded| {
-            args.samples.request(call, axis).build_loaded(model, loaded)
+        return super::derivative::run("grad", &args.files, &args.call, |call, model| {
+            args.samples.request(call, axis).build_onto(model)
         });
     }
     let model = args.files.load()?;
     if args.lower {
         return lower(args, &model);
     }
-    let loaded = rules::load(&model.proto)?;
-    let request = request(args, &model, &loaded)?;
+    let request = request(args)?;
     let again = args.files.validates().then(|| model.clone());
-    let mut output = request.build_loaded(model, loaded)?;
+    let mut output = request.build_onto(model)?;
     // Gradients are compared with what the ys do: what is validated still holds them.
     let whole = (args.files.only_gradients && args.files.validates()).then(|| output.model.clone());
     if args.files.only_gradients {
         output.drop_model_outputs();
     }
-    output.warnings.extend(args.call.notes());
     let call = &output.record.name;
     let (warnings, validation) =
         args.files.write_valid(call, &output.model, whole.as_ref(), output.warnings.clone(), || {
-            let seeds = vec![Seed::Input(None); output.seeds.len()];
             let again = again.as_ref().filter(|_| args.grad_ys.is_empty())?;
-            let reseeded = request.clone().seeds(seeds).build(again).ok()?;
+            let reseeded = request.clone().seed_each(Seed::Input(None)).build(again).ok()?;
             Some((reseeded.record.name.clone(), reseeded.model))
         })?;
     let json = args.files.json;
@@ -129,9 +126,9 @@ fn lower(args: &Args, model: &Model) -> Result<()> {
     args.files.print(&text)
 }
 
-fn request(args: &Args, model: &Model, loaded: &graph::Loaded) -> Result<Gradients> {
+fn request(args: &Args) -> Result<Gradients> {
     let seeds = args.grad_ys.iter().map(|spec| seed(spec)).collect::<Result<Vec<_>>>()?;
-    Ok(args.call.request(&model.proto, loaded)?.seeds(seeds))
+    Ok(args.call.request()?.seeds(seeds))
 }
 
 /// A seed from its SPEC, which is split at its first colon.

@@ -27,9 +27,9 @@ pub struct Args {
 
 /// Appends, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
-    super::derivative::run("hessian", &args.files, &args.call, |call, model, loaded| {
+    super::derivative::run("hessian", &args.files, &args.call, |call, model| {
         let request = Hessian::from(call).mode(args.matrix.mode.into()).diagonal(args.diagonal);
         let request = if let Some(axis) = args.matrix.batch { request.batch(axis) } else { request };
-        request.build_loaded(model, loaded)
+        request.build_onto(model)
     })
 }

@@ -55,9 +55,9 @@ impl From<Passes> for Mode {
 
 /// Appends, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
-    super::derivative::run("jacobian", &args.files, &args.call, |call, model, loaded| {
+    super::derivative::run("jacobian", &args.files, &args.call, |call, model| {
         let request = Jacobian::from(call).mode(args.matrix.mode.into());
         let request = if let Some(axis) = args.matrix.batch { request.batch(axis) } else { request };
-        request.build_loaded(model, loaded)
+        request.build_onto(model)
     })
 }

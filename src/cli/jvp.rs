@@ -20,7 +20,5 @@ pub struct Args {
 
 /// Appends, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
-    super::derivative::run("jvp", &args.files, &args.call, |call, model, loaded| {
-        Jvp::from(call).build_loaded(model, loaded)
-    })
+    super::derivative::run("jvp", &args.files, &args.call, |call, model| Jvp::from(call).build_onto(model))
 }

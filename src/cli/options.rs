@@ -4,16 +4,13 @@
 use super::console::{self, Stream};
 use super::running::{RunArgs, failure};
 use crate::Error;
-use crate::backward::{Selection, read_functions};
+use crate::backward::read_functions;
 use crate::error::OrKind;
-use crate::onnx::{ModelProto, file};
-use crate::weights::{self, Kind, Tensor};
-use crate::{Aggregation, Gradients, Model, Unconnected, graph};
-use anyhow::{Context, Result, bail, ensure};
+use crate::onnx::file;
+use crate::{Aggregation, Gradients, Model, Unconnected, Wanted};
+use anyhow::{Context, Result};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::Value;
-use std::cell::RefCell;
-use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -72,9 +69,6 @@ pub struct CallArgs {
     /// input gradients
     #[arg(long, value_name = "FILE", num_args = 1..)]
     gradient_functions: Vec<PathBuf>,
-    /// What the request says beside what is asked for.
-    #[arg(skip)]
-    notes: RefCell<Vec<String>>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -101,31 +95,13 @@ impl CallArgs {
         !self.xs.is_empty() || self.params || self.inputs
     }
 
-    /// The request of the options, where xs need not be given: then x is the graph input with the most axes on which y depends.
+    /// The request of the options, where xs need not be given: then x is the main input.
     ///
     /// # Errors
-    /// Several inputs have as many axes.
-    pub fn request_about_input(&self, model: &ModelProto, loaded: &graph::Loaded) -> Result<Gradients> {
-        if self.has_xs() {
-            return self.request(model, loaded);
-        }
-        let selection = Selection::new(loaded);
-        let ys = match self.ys.is_empty() {
-            true => selection.outputs(),
-            false => selection.find("ys", &selection.expand(&self.ys))?,
-        };
-        let inputs = selection.reaching(&selection.inputs(), &ys);
-        let axes = |&&x: &&graph::ValueId| loaded.graph.fact(x).rank();
-        let most = inputs.iter().map(|x| axes(&x)).max().flatten();
-        let largest: Vec<_> = inputs.iter().filter(|x| axes(x) == most).map(|&x| selection.name(x)).collect();
-        match &largest[..] {
-            [] => bail!("the scores depend on no input of floating-point numbers; name a tensor behind it (--xs)"),
-            [x] => {
-                let call = self.request(model, loaded)?;
-                Ok(call.with_respect_to(x))
-            }
-            several => bail!("which input is meant: {}? Name it (--xs)", several.join(", ")),
-        }
+    /// Files that cannot be read.
+    pub fn request_about_input(&self) -> Result<Gradients> {
+        let call = self.request()?;
+        Ok(if self.has_xs() { call } else { call.with_respect_to(Wanted::MainInput) })
     }
 
     /// The files with gradients of operators.
@@ -134,54 +110,15 @@ impl CallArgs {
         &self.gradient_functions
     }
 
-    /// What [`CallArgs::request`] has to say, for the warnings of a report.
-    pub fn notes(&self) -> Vec<String> {
-        self.notes.take()
-    }
-
     /// The request of the options.
     ///
     /// # Errors
-    /// Files that cannot be read; no weights, where they are asked for.
-    pub fn request(&self, model: &ModelProto, loaded: &graph::Loaded) -> Result<Gradients> {
-        let selection = Selection::new(loaded);
-        let names = |ids: &[graph::ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<_>>();
-        let ys = match self.ys.is_empty() {
-            true => names(&selection.outputs()),
-            false => selection.expand(&self.ys),
-        };
-        let mut xs = selection.expand(&self.xs);
-        let defaults: HashSet<&str> = model.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
-        ensure!(
-            !ys.is_empty() || !self.ys.is_empty(),
-            "the model has no output of floating-point numbers to differentiate; name a tensor of it (--ys)"
-        );
-        let mut inputs = if self.inputs { names(&selection.inputs()) } else { vec![] };
-        inputs.retain(|x| !defaults.contains(x.as_str()));
-        if self.params {
-            selection.find("ys", &ys)?;
-            let tensors = weights::of(model, loaded, &ys)?;
-            let mut found: Vec<&Tensor<'_>> = tensors.iter().filter(|t| t.kind == Kind::Weight).collect();
-            // What lies inside a function has no name outside of it.
-            found.retain(|t| loaded.names.contains_key(t.name.as_str()));
-            let before = xs.len();
-            xs.extend(found.iter().map(|t| t.name.clone()));
-            if xs.len() == before {
-                let looked = weights::none_found(model, tensors.iter().map(|t| (t.name.as_str(), t.kind)));
-                let none = format!("--params finds no weight that {} depends on: {looked}", weights::listed(&ys));
-                // Where something else is asked for, that is what there is.
-                let both =
-                    if self.inputs { "--inputs finds no graph input of floating-point numbers, and " } else { "" };
-                ensure!(!xs.is_empty() || !inputs.is_empty(), "{both}{none}");
-                self.notes.borrow_mut().push(none);
-            }
-        }
-        if self.inputs && inputs.is_empty() {
-            let none = "--inputs finds no graph input of floating-point numbers";
-            ensure!(!xs.is_empty(), "{none}; name tensors with --xs, or take --params");
-            self.notes.borrow_mut().push(none.to_owned());
-        }
-        xs.extend(inputs);
+    /// Files that cannot be read.
+    pub fn request(&self) -> Result<Gradients> {
+        let ys = if self.ys.is_empty() { vec![Wanted::Outputs] } else { wanted(&self.ys) };
+        let mut xs = wanted(&self.xs);
+        xs.extend(self.params.then_some(Wanted::Parameters));
+        xs.extend(self.inputs.then_some(Wanted::Inputs));
         let mut functions = Vec::new();
         for path in &self.gradient_functions {
             let file = || read_functions(file::read_whole(path)?);
@@ -189,7 +126,7 @@ impl CallArgs {
             functions.extend(read.with_context(|| path.display().to_string())?);
         }
         let call = Gradients::new(ys, xs)
-            .stop(selection.expand(&self.stop_gradients))
+            .stop(&self.stop_gradients)
             .functions(functions)
             .straight_through(self.straight_through)
             .aggregation(match self.aggregation_method {
@@ -207,6 +144,10 @@ impl CallArgs {
             None => call,
         })
     }
+}
+
+fn wanted(names: &[String]) -> Vec<Wanted> {
+    names.iter().map(Wanted::from).collect()
 }
 
 /// The model, and what becomes of it.

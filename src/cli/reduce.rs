@@ -3,7 +3,6 @@
 use super::options::{CallArgs, FileArgs};
 use super::table::Table;
 use crate::derivatives::reduce;
-use crate::rules;
 use anyhow::Result;
 use serde_json::json;
 use std::path::PathBuf;
@@ -32,8 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(super::usage("reduce", message));
     }
     let model = args.files.load()?;
-    let loaded = rules::load(&model.proto)?;
-    let call = args.call.request(&model.proto, &loaded)?;
+    let call = args.call.request()?;
     let reduced = reduce(&call, &model, &args.files.running.options(&model, args.seed)?)?;
     let warnings = args.files.write(&reduced.model, vec![])?;
     let functions = args.call.functions();

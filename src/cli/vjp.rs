@@ -20,7 +20,5 @@ pub struct Args {
 
 /// Appends, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
-    super::derivative::run("vjp", &args.files, &args.call, |call, model, loaded| {
-        Vjp::from(call).build_loaded(model, loaded)
-    })
+    super::derivative::run("vjp", &args.files, &args.call, |call, model| Vjp::from(call).build_onto(model))
 }

@@ -6,10 +6,9 @@ use super::workspace::Workspace;
 use super::{Derived, Vector};
 use crate::backward::Gradients;
 use crate::expr::Expr;
-use crate::graph::{Fact, Loaded, Shape};
+use crate::graph::{Fact, Shape};
 use crate::model::Model;
 use crate::onnx::ElementType;
-use crate::rules::load;
 use anyhow::{Context, Result, bail, ensure};
 
 /// How an input is changed.
@@ -81,19 +80,19 @@ impl Attack {
     /// # Errors
     /// Names of no tensor, several ys, numbers that make no sense, operators without a gradient between y and xs.
     pub fn build(&self, model: &Model) -> Result<Derived> {
-        self.build_loaded(model.clone(), load(&model.proto)?)
+        self.build_onto(model.clone())
     }
 
-    /// Appends the examples to a model that has been loaded already.
+    /// Appends the examples to a model, without copying it.
     ///
     /// # Errors
     /// As [`Attack::build`].
-    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
+    pub fn build_onto(&self, model: Model) -> Result<Derived> {
         ensure!(self.epsilon >= 0.0 && self.epsilon.is_finite(), "epsilon is {}, and no distance", self.epsilon);
         if let Some((low, high)) = self.range {
             ensure!(low <= high, "the range from {low} to {high} is empty");
         }
-        let mut w = Workspace::open(&self.call, model, loaded)?;
+        let mut w = Workspace::open(&self.call, model)?;
         if !self.is_loss {
             w.take_off_softmax()?;
         }

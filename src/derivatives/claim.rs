@@ -10,7 +10,6 @@ use crate::model::Model;
 use crate::onnx::ModelProto;
 use crate::onnx::proto::StringStringEntryProto;
 use crate::record::{Gradient, Record, SeedOf};
-use crate::rules::load;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -303,7 +302,7 @@ impl Claim {
             .stop(&self.stops)
             .straight_through(self.straight_through)
             .name(format!("{}/evidence", self.name));
-        Workspace::open(&call, evidence.model.clone(), load(&evidence.model.proto)?)
+        Workspace::open(&call, evidence.model.clone())
     }
 
     fn with_respect_to_xs(&self) -> Vec<Gradient> {

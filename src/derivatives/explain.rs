@@ -6,10 +6,9 @@ use super::workspace::Workspace;
 use super::{Derived, Entry, Vector};
 use crate::backward::Gradients;
 use crate::expr::Expr;
-use crate::graph::{Dim, Fact, Loaded, Shape, ValueId};
+use crate::graph::{Dim, Fact, Shape, ValueId};
 use crate::model::Model;
 use crate::onnx::ElementType;
-use crate::rules::load;
 use anyhow::{Context, Result, bail, ensure};
 
 /// How a prediction is explained. `S` is the score of a class, x the input, [N, C, H, W] of images.
@@ -119,15 +118,15 @@ impl Explain {
     /// Names of no tensor, several ys, tensors of unknown rank or without the axes that are needed, no layer that Grad-CAM
     /// could look at, operators without a gradient between y and xs.
     pub fn build(&self, model: &Model) -> Result<Derived> {
-        self.build_loaded(model.clone(), load(&model.proto)?)
+        self.build_onto(model.clone())
     }
 
-    /// Appends the explanation to a model that has been loaded already.
+    /// Appends the explanation to a model, without copying it.
     ///
     /// # Errors
     /// As [`Explain::build`].
-    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
-        let mut w = Workspace::open(&self.call, model, loaded)?;
+    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+        let mut w = Workspace::open(&self.call, model)?;
         if !self.keep_softmax {
             w.take_off_softmax()?;
         }

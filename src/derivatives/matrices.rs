@@ -10,10 +10,9 @@ use super::workspace::{Linear, Workspace};
 use super::{Derived, Entry};
 use crate::backward::Gradients;
 use crate::expr::Expr;
-use crate::graph::{Dim, Fact, Loaded, Shape, ValueId};
+use crate::graph::{Dim, Fact, Shape, ValueId};
 use crate::model::Model;
 use crate::onnx::ElementType;
-use crate::rules::load;
 use anyhow::{Context, Result, bail, ensure};
 
 /// By which passes a matrix is computed.
@@ -81,15 +80,15 @@ impl Jacobian {
     /// Names of no tensor, ys or xs that are not real or of unknown rank, xs that depend on each other, operators without a
     /// gradient between them, tensors without a batch axis, a result that no memory holds.
     pub fn build(&self, model: &Model) -> Result<Derived> {
-        self.build_loaded(model.clone(), load(&model.proto)?)
+        self.build_onto(model.clone())
     }
 
-    /// Appends the Jacobians to a model that has been loaded already.
+    /// Appends the Jacobians to a model, without copying it.
     ///
     /// # Errors
     /// As [`Jacobian::build`].
-    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
-        let w = Workspace::open(&self.call, model, loaded)?;
+    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+        let w = Workspace::open(&self.call, model)?;
         let (ys, xs) = w.names();
         let mut outputs = Vec::new();
         let entries = {
@@ -129,15 +128,15 @@ impl Hessian {
     /// # Errors
     /// As [`Jacobian::build`].
     pub fn build(&self, model: &Model) -> Result<Derived> {
-        self.build_loaded(model.clone(), load(&model.proto)?)
+        self.build_onto(model.clone())
     }
 
-    /// Appends the Hessians to a model that has been loaded already.
+    /// Appends the Hessians to a model, without copying it.
     ///
     /// # Errors
     /// As [`Jacobian::build`].
-    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
-        let w = Workspace::open(&self.call, model, loaded)?;
+    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+        let w = Workspace::open(&self.call, model)?;
         let (_, names) = w.names();
         let mut outputs = Vec::new();
         let entries = {

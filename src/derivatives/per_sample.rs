@@ -7,9 +7,8 @@ use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
 use crate::expr::Expr;
-use crate::graph::{Dim, Fact, Loaded};
+use crate::graph::{Dim, Fact};
 use crate::model::Model;
-use crate::rules::load;
 use anyhow::{Context, Result, bail, ensure};
 
 /// What is kept of the gradients of samples.
@@ -62,15 +61,15 @@ impl PerSample {
     /// Names of no tensor, no input with samples, xs that hold samples themselves, a model that runs on batches of one size
     /// only, operators without a gradient between ys and xs.
     pub fn build(&self, model: &Model) -> Result<Derived> {
-        self.build_loaded(model.clone(), load(&model.proto)?)
+        self.build_onto(model.clone())
     }
 
-    /// Appends the gradients to a model that has been loaded already.
+    /// Appends the gradients to a model, without copying it.
     ///
     /// # Errors
     /// As [`PerSample::build`].
-    pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
-        let w = Workspace::open(&self.call, model, loaded)?;
+    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+        let w = Workspace::open(&self.call, model)?;
         let mut outputs = Vec::new();
         let (found, samples) = {
             let samples = self.samples(&w)?;

@@ -6,9 +6,8 @@ use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
 use crate::expr::Expr;
-use crate::graph::{Loaded, ValueId};
+use crate::graph::ValueId;
 use crate::model::Model;
-use crate::rules::load;
 use anyhow::Result;
 
 macro_rules! request {
@@ -31,15 +30,15 @@ macro_rules! request {
             /// Names of no tensor, ys or xs that are not real, xs that depend on each other, operators without a gradient
             /// between them.
             pub fn build(&self, model: &Model) -> Result<Derived> {
-                self.build_loaded(model.clone(), load(&model.proto)?)
+                self.build_onto(model.clone())
             }
 
-            /// Appends the products to a model that has been loaded already.
+            /// Appends the products to a model, without copying it.
             ///
             /// # Errors
             /// As `build`.
-            pub(crate) fn build_loaded(&self, model: Model, loaded: Loaded) -> Result<Derived> {
-                self.write(Workspace::open(&self.0, model, loaded)?)
+            pub fn build_onto(&self, model: Model) -> Result<Derived> {
+                self.write(Workspace::open(&self.0, model)?)
             }
         }
     )*};

@@ -6,6 +6,7 @@ use crate::model::Model;
 use crate::onnx::file::load_external;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::{ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::record::Record;
 use crate::rules::load;
 use crate::validate::{Options, Status, Validation, random_inputs, run, validate};
 use anyhow::{Context, Result, bail, ensure};
@@ -37,8 +38,7 @@ pub struct Reduced {
 /// The errors of [`Gradients::build`]; a model that does not run; a gradient that does not fail.
 pub fn reduce(call: &Gradients, model: &Model, options: &Options) -> Result<Reduced> {
     // Ones, where none are given, would hide what is wrong behind a softmax.
-    let seeds = || vec![Seed::Input(None); call.ys.len()];
-    let seeded = if call.seeds.is_empty() { call.clone().seeds(seeds()) } else { call.clone() };
+    let seeded = if call.has_seeds() { call.clone() } else { call.clone().seed_each(Seed::Input(None)) };
     let mut proto = inline_functions(&model.proto, &|_| true)?;
     proto.functions.clear();
     if let Some(folder) = &model.folder {
@@ -54,7 +54,7 @@ pub fn reduce(call: &Gradients, model: &Model, options: &Options) -> Result<Redu
             validation.reason.unwrap_or_default()
         ),
     }
-    let cutter = Cutter::new(call, proto, options)?;
+    let cutter = Cutter::new(call, &whole.record, proto, options)?;
     let count = cutter.path.len();
     // The whole fails by its own inputs; if it does not with the recorded ones, ends move on from there all the same.
     let Some(end) = first(1, count, |end| cutter.fails(0, end)) else {
@@ -103,6 +103,8 @@ struct Piece {
 
 struct Cutter<'a> {
     call: &'a Gradients,
+    /// The call for the whole model.
+    record: &'a Record,
     options: &'a Options,
     proto: ModelProto,
     /// The places of the nodes between xs and ys.
@@ -114,9 +116,9 @@ struct Cutter<'a> {
 }
 
 impl<'a> Cutter<'a> {
-    fn new(call: &'a Gradients, proto: ModelProto, options: &'a Options) -> Result<Self> {
+    fn new(call: &'a Gradients, record: &'a Record, proto: ModelProto, options: &'a Options) -> Result<Self> {
         let graph = proto.graph.as_ref().context("the model holds no graph")?;
-        let mut live: HashSet<String> = call.xs.iter().cloned().collect();
+        let mut live: HashSet<String> = record.gradients.iter().map(|g| g.x.clone()).collect();
         let mut path = Vec::new();
         for (i, node) in graph.node.iter().enumerate() {
             if needs(node).iter().any(|n| live.contains(n)) {
@@ -124,7 +126,7 @@ impl<'a> Cutter<'a> {
                 path.push(i);
             }
         }
-        let mut above: HashSet<String> = call.ys.iter().cloned().collect();
+        let mut above: HashSet<String> = record.seeds.iter().map(|s| s.y.clone()).collect();
         let mut between = Vec::new();
         for i in path.into_iter().rev() {
             if graph.node[i].output.iter().any(|o| above.contains(o)) {
@@ -134,7 +136,7 @@ impl<'a> Cutter<'a> {
         }
         between.reverse();
         let values = recorded(&proto, options)?;
-        Ok(Cutter { call, options, path: between, live, values, proto })
+        Ok(Cutter { call, record, options, path: between, live, values, proto })
     }
 
     fn nodes(&self) -> &[NodeProto] {
@@ -163,7 +165,7 @@ impl<'a> Cutter<'a> {
             taken.extend(names);
         }
         let later: HashSet<String> = self.path[end..].iter().flat_map(|&i| needs(&all[i])).collect();
-        let given = |name: &str| later.contains(name) || self.call.ys.iter().any(|y| y == name);
+        let given = |name: &str| later.contains(name) || self.record.seeds.iter().any(|s| s.y == name);
         let outputs = inside.iter().flat_map(|n| &n.output).filter(|o| !o.is_empty());
         let mut ys: Vec<String> = outputs.filter(|o| given(o)).cloned().collect();
         ys.dedup();
@@ -202,14 +204,9 @@ impl<'a> Cutter<'a> {
     }
 
     fn differentiate(&self, piece: &Piece) -> Result<crate::backward::Output> {
-        let stops = self.call.stops.iter().filter(|s| piece.model.proto.graph.iter().any(|g| has(g, s)));
-        let call = Gradients {
-            ys: piece.ys.clone(),
-            xs: piece.xs.clone(),
-            stops: stops.cloned().collect(),
-            ..self.call.clone()
-        };
-        Ok(call.seeds(vec![Seed::Input(None); piece.ys.len()]).build(&piece.model)?)
+        let stops = self.record.stops.iter().filter(|s| piece.model.proto.graph.iter().any(|g| has(g, s)));
+        let stops: Vec<String> = stops.cloned().collect();
+        Ok(self.call.about(&piece.ys, &piece.xs, &stops).seed_each(Seed::Input(None)).build(&piece.model)?)
     }
 
     /// Whether the gradient of a piece can be checked, and is wrong.

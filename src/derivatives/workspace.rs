@@ -3,7 +3,7 @@
 
 use super::claim::Claim;
 use super::{Derived, Entry, Vector};
-use crate::backward::{Flow, Gradients, Pass, Selection, Unconnected, all_or_errors, free_scope, names_of};
+use crate::backward::{Flow, Gradients, Opened, Pass, Unconnected, free_scope, names_of};
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, NodeId, Origin, Producer, ValueId};
@@ -25,6 +25,8 @@ pub(super) struct Workspace {
     ys: Vec<ValueId>,
     xs: Vec<ValueId>,
     stops: IdSet<ValueId>,
+    /// The names of ys, xs and stops, by which a request calls them.
+    called: [Vec<String>; 3],
     names: HashMap<Rc<str>, ValueId>,
     taken: RefCell<Names>,
     inputs: RefCell<Vec<(ValueId, String)>>,
@@ -37,25 +39,25 @@ impl Workspace {
     /// # Errors
     /// Names of no tensor; ys and xs that hold no floating-point numbers; xs that depend on each other, for along them a
     /// derivative would count what lies between twice; seeds, which these requests choose themselves.
-    pub fn open(call: &Gradients, model: Model, loaded: Loaded) -> Result<Self> {
-        ensure!(call.seeds.is_empty(), "seeds are given, which only gradients have");
-        let (model, loaded) = call.inlined(model, loaded)?;
-        let selection = Selection::new(&loaded);
-        let found = [("ys", &call.ys), ("xs", &call.xs), ("stop_gradients", &call.stops)]
-            .map(|(what, names)| selection.find(what, names));
-        let [ys, xs, stops] = all_or_errors(found)?;
-        for (what, names, ids) in [("ys", &call.ys, &ys), ("xs", &call.xs, &xs)] {
-            ensure!(!names.is_empty(), "no {what} are given");
-            for (name, &id) in names.iter().zip(ids) {
-                let fact = loaded.graph.fact(id);
+    pub fn open(call: &Gradients, model: Model) -> Result<Self> {
+        ensure!(!call.has_seeds(), "seeds are given, which only gradients have");
+        let Opened { model, loaded, ys, xs, stops, .. } = call.open(model)?;
+        for (what, tensors) in [("ys", &ys), ("xs", &xs)] {
+            ensure!(!tensors.is_empty(), "no {what} are given");
+            for tensor in tensors {
+                let fact = loaded.graph.fact(tensor.id);
                 ensure!(
                     fact.may_carry_gradient(),
-                    "{what}: '{name}' is of type {}, and only real numbers have derivatives; name a floating-point tensor",
+                    "{what}: '{}' is of type {}, and only real numbers have derivatives; name a floating-point tensor",
+                    tensor.name,
                     fact.element.map(ElementType::name).unwrap_or_default()
                 );
             }
         }
-        let stops: IdSet<ValueId> = stops.into_iter().collect();
+        let [(ys, y_names), (xs, x_names), (stops, stop_names)] =
+            [ys, xs, stops].map(|tensors| tensors.into_iter().map(|t| (t.id, t.name)).unzip());
+        let called = [y_names, x_names, stop_names];
+        let stops: IdSet<ValueId> = Vec::into_iter(stops).collect();
         apart(&loaded.graph, &xs, &stops)?;
         let taken = names_of(&loaded, &model.proto);
         let scope = free_scope(call.scope(), taken.iter());
@@ -68,6 +70,7 @@ impl Workspace {
             ys,
             xs,
             stops,
+            called,
             names,
             taken: RefCell::new(taken),
             inputs: RefCell::default(),
@@ -171,7 +174,7 @@ impl Workspace {
     /// There are several.
     pub fn only_y(&self) -> Result<Expr<'_>> {
         let [y] = self.ys[..] else {
-            bail!("{} ys are given ({}); name the one with the scores (--ys)", self.ys.len(), self.call.ys.join(", "))
+            bail!("{} ys are given ({}); name the one with the scores (--ys)", self.ys.len(), self.called[0].join(", "))
         };
         Ok(self.builder.expr(y))
     }
@@ -182,7 +185,7 @@ impl Workspace {
     /// A Softmax over several axes.
     pub fn take_off_softmax(&mut self) -> Result<()> {
         for i in 0..self.ys.len() {
-            let (y, name) = (self.ys[i], &self.call.ys[i]);
+            let (y, name) = (self.ys[i], &self.called[0][i]);
             let Some(ending) = ending::find(&self.builder, (name, y), Domain::Logits)? else { continue };
             let before = ending.x.id();
             self.warnings.push(format!("the scores are those before the {} that computes '{name}'", ending.op));
@@ -385,12 +388,13 @@ impl Workspace {
     ) -> Result<Derived> {
         let own: HashSet<String> = outputs.iter().map(|(_, name)| name.clone()).collect();
         let (call, scope) = (self.call.clone(), self.scope.clone());
+        let [ys, xs, stops] = self.called.clone();
         let (mut model, nodes_added, warnings) = self.write(outputs)?;
         let claim = Claim {
             name: scope,
-            ys: call.ys,
-            xs: call.xs,
-            stops: call.stops,
+            ys,
+            xs,
+            stops,
             straight_through: call.straight_through,
             outputs: entries.clone(),
             vectors: vectors.clone(),
@@ -422,7 +426,7 @@ impl Workspace {
 
     /// The request's own names.
     pub fn names(&self) -> (Vec<String>, Vec<String>) {
-        (self.call.ys.clone(), self.call.xs.clone())
+        (self.called[0].clone(), self.called[1].clone())
     }
 }
 

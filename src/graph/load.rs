@@ -82,18 +82,37 @@ impl Replace for () {
 /// # Errors
 /// The errors of [`load`], and of `replace`.
 pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut dyn Replace) -> Result<Loaded> {
-    let functions: HashSet<&str> = model.functions.iter().map(|f| f.name()).collect();
-    let calls = |node: &NodeProto| functions.contains(node.op_type()) || node.attribute.iter().any(|a| a.g.is_some());
-    let any = model.graph.iter().flat_map(|g| &g.node).any(calls);
-    if model.functions.is_empty() || !any {
+    if !calls_functions(model) {
         return load_with(model, operators, Dims::default(), HashMap::new(), replace);
     }
     // What calls of functions compute is known from a copy in which they are inlined.
     let inlined = inline_functions(model, &|_| true)?;
-    let Loaded { mut graph, names, .. } =
-        load_with(&inlined, operators.clone(), Dims::default(), HashMap::new(), &mut ())?;
+    let whole = load_with(&inlined, operators.clone(), Dims::default(), HashMap::new(), &mut ())?;
+    let (dims, facts) = known(whole);
+    load_with(model, operators, dims, facts, replace)
+}
+
+/// Loads a model of which the same with all calls of functions written out is loaded already.
+///
+/// # Errors
+/// Those of [`load`].
+pub fn load_beside(model: &ModelProto, operators: Operators, whole: Loaded) -> Result<Loaded> {
+    let (dims, facts) = known(whole);
+    Ok(load_with(model, operators, dims, facts, &mut ()).or_kind(Error::invalid_model)?)
+}
+
+/// Whether nodes of the main graph may call functions of the model: those in bodies are not looked for.
+pub fn calls_functions(model: &ModelProto) -> bool {
+    let functions: HashSet<&str> = model.functions.iter().map(|f| f.name()).collect();
+    let calls = |node: &NodeProto| functions.contains(node.op_type()) || node.bodies().next().is_some();
+    !functions.is_empty() && model.graph.iter().flat_map(|g| &g.node).any(calls)
+}
+
+/// What is known of the tensors of the main graph, and the symbols in which it is said.
+fn known(loaded: Loaded) -> (Dims, HashMap<Rc<str>, Fact>) {
+    let Loaded { mut graph, names, .. } = loaded;
     let facts = names.into_iter().map(|(name, id)| (name, graph.fact(id).clone())).collect();
-    load_with(model, operators, std::mem::take(&mut graph.dims), facts, replace)
+    (std::mem::take(&mut graph.dims), facts)
 }
 
 fn load_with(

@@ -16,7 +16,9 @@ pub mod write;
 
 pub use dim::{Dim, Dims, Symbol};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
-pub use load::{Loaded, Place, Replace, Replacement, fact_of_type, load, load_body, load_replacing};
+pub use load::{
+    Loaded, Place, Replace, Replacement, calls_functions, fact_of_type, load, load_beside, load_body, load_replacing,
+};
 pub use operators::{Bodies, Linear, Operators, Poles, Protocol, Traits};
 
 use crate::error::At;

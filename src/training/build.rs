@@ -254,9 +254,8 @@ impl Trainable {
     /// The tensors that no gradient passes, their wildcards expanded.
     fn stops(&self, loaded: &Loaded) -> Result<Vec<String>> {
         let selection = Selection::new(loaded);
-        let names = selection.expand(&self.stops);
-        selection.find("--stop-gradients", &names)?;
-        Ok(names)
+        let found = selection.find_all("--stop-gradients", &self.stops)?;
+        Ok(found.into_iter().flatten().map(|id| selection.name(id)).collect())
     }
 
     /// The tensors that the losses are of.

@@ -13,11 +13,9 @@ mod tests;
 pub use quantized::{Grid, Quantized};
 
 use crate::graph::{Graph, IdSet, Loaded, ValueId};
-use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, ModelProto, NodeProto, TensorProto, attribute};
 use crate::record::Record;
-use crate::rules::{self, find, properties::Apart};
-use anyhow::Result;
+use crate::rules::{find, properties::Apart};
 use flow::{Flow, Operand, Use};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -143,28 +141,6 @@ pub fn tensors<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Ve
     tensors.extend(inner.into_iter().filter_map(|id| asks.inner(id)));
     tensors.sort_by_key(|(first, _)| *first);
     tensors.into_iter().map(|(_, tensor)| tensor).collect()
-}
-
-/// The weights of a model by name, in the order in which nodes use them; see [`tensors`]. Functions are looked into. `loaded` is
-/// the model.
-///
-/// # Errors
-/// The model cannot be loaded.
-pub fn of<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[String]) -> Result<Vec<Tensor<'m>>> {
-    let named =
-        |loaded: &Loaded| -> Vec<ValueId> { ys.iter().filter_map(|y| loaded.names.get(y.as_str()).copied()).collect() };
-    if model.functions.is_empty() {
-        return Ok(tensors(model, loaded, &named(loaded)));
-    }
-    let model = inline_functions(model, &|_| true)?;
-    let loaded = rules::load(&model)?;
-    let ys = named(&loaded);
-    let owned = |t: Tensor<'_>| {
-        // Whoever asks for names alone is given no copies of what they hold.
-        let shell = TensorProto { dims: t.value.dims.clone(), data_type: t.value.data_type, ..Default::default() };
-        Tensor { value: Cow::Owned(shell), ..t }
-    };
-    Ok(tensors(&model, &loaded, &ys).into_iter().map(owned).collect())
 }
 
 /// Names in quotes, no more than five of them.

@@ -1,6 +1,7 @@
 //! What a weight is (docs/weights.md), by models of the kinds that exporters write.
 
-use crate::graph::{Dims, Fact, fact_of_type};
+use crate::graph::{Dims, Fact, Graph, fact_of_type};
+use crate::onnx::inline::inline_functions;
 use crate::onnx::{TensorProto, text};
 use crate::training::Choice;
 use crate::training::{LossSpec, Trainable};
@@ -23,9 +24,10 @@ fn parse(body: &str) -> Model {
 
 /// The weights of a model, sorted, and the others with why they are none.
 fn found(model: &Model) -> (Vec<String>, Vec<(String, Kind, String)>) {
-    let ys: Vec<String> = model.proto.graph.as_ref().unwrap().output.iter().map(|o| o.name().to_owned()).collect();
-    let loaded = rules::load(&model.proto).unwrap();
-    let tensors = weights::of(&model.proto, &loaded, &ys).unwrap();
+    let proto = inline_functions(&model.proto, &|_| true).unwrap();
+    let loaded = rules::load(&proto).unwrap();
+    let ys = &loaded.graph.scope(Graph::MAIN).outputs;
+    let tensors = weights::tensors(&proto, &loaded, ys);
     let (mut own, mut others) = (Vec::new(), Vec::new());
     for t in tensors {
         match t.kind {
