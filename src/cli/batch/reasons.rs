@@ -16,21 +16,43 @@ pub struct Reason<'a> {
 
 /// The reasons of what is not `ok`, the most frequent first.
 pub fn reasons<'a>(entries: &'a [Entry<'_>]) -> Vec<Reason<'a>> {
-    let mut found: BTreeMap<(&str, &str, String), Vec<usize>> = BTreeMap::new();
+    /// With the first message, as long as all others are the same.
+    type Found<'a> = BTreeMap<(&'a str, &'a str, String), (Vec<usize>, Option<String>)>;
+    let mut found: Found<'_> = BTreeMap::new();
     for (n, entry) in entries.iter().enumerate().filter(|(_, e)| e.line.code != "ok") {
         let (code, operator) = (entry.line.code.as_str(), entry.operator());
         // Messages of these codes say what differs from model to model.
         let known = !operator.is_empty() || matches!(code, "timeout" | "out-of-memory" | "different");
         let message = if known { String::new() } else { entry.reason() };
-        found.entry((code, operator, message)).or_default().push(n);
+        let (models, first) =
+            found.entry((code, operator, without_numbers(&message))).or_insert_with(|| (vec![], Some(message.clone())));
+        models.push(n);
+        if first.as_ref() != Some(&message) {
+            *first = None;
+        }
     }
-    let said = |((code, operator, message), models): ((&'a str, &'a str, String), Vec<usize>)| {
-        let text = sentence(code, operator, &message, models.len());
-        Reason { code, operator, text, models }
-    };
+    let said =
+        |((code, operator, common), (models, same)): ((&'a str, &'a str, String), (Vec<usize>, Option<String>))| {
+            let message = same.unwrap_or(common);
+            let text = sentence(code, operator, &message, models.len());
+            Reason { code, operator, text, models }
+        };
     let mut reasons: Vec<Reason> = found.into_iter().map(said).collect();
     reasons.sort_by_key(|reason| usize::MAX - reason.models.len());
     reasons
+}
+
+/// A message without its numbers, in which messages of one kind differ.
+fn without_numbers(message: &str) -> String {
+    let mut text = String::new();
+    for c in message.chars() {
+        match c.is_ascii_digit() {
+            true if text.ends_with('…') => (),
+            true => text.push('…'),
+            false => text.push(c),
+        }
+    }
+    text
 }
 
 /// `12 need a gradient of com.own.Odd`, `3: tract has no Loop`.

@@ -142,7 +142,12 @@ fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T, Trouble> {
     HOOK.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| match QUIET.get() {
-            true => MESSAGE.with_borrow_mut(|m| *m = info.to_string()),
+            // Not where it was: that is a place on the machine that has built this.
+            true => MESSAGE.with_borrow_mut(|m| {
+                let text = info.payload().downcast_ref::<&str>().map(|text| (*text).to_owned());
+                let text = text.or_else(|| info.payload().downcast_ref::<String>().cloned());
+                *m = text.unwrap_or_else(|| "it says no reason".to_owned());
+            }),
             false => before(info),
         }));
     });
@@ -151,7 +156,12 @@ fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T, Trouble> {
     QUIET.set(outer);
     match result {
         Ok(result) => Ok(result?),
-        Err(_) => Err(Trouble::Panicked(one_line(&MESSAGE.take()))),
+        Err(_) => match MESSAGE.take() {
+            text if text.contains("failed to allocate") || text.contains("capacity overflow") => {
+                Err(Trouble::Failed("it needs more memory than it has; --memory gives it more".to_owned()))
+            }
+            text => Err(Trouble::Panicked(one_line(&text))),
+        },
     }
 }
 
