@@ -361,117 +361,183 @@ fn quantized_lstm<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     with_weights(c, LSTM, weights(1, 8)?, weights(2, 10)?)
 }
 
-/// All H are known from the forward output: the gates of all steps are one product outside of any loop, and so are the
-/// slopes of all that a step computes. What arrives at the states goes from step to step by products with these slopes
-/// and with R.
-fn with_weights<'g>(c: &Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Result<Cotangents<'g>> {
-    let b = c.builder();
-    let batch_first = c.flag("layout", false);
-    let steps_first = |e: Expr<'g>| if batch_first { e.transpose(&[1, 0, 2]) } else { e };
-    let x = steps_first(c.x());
-    ensure!(x.rank()? == 3, "the input has rank {}, where [steps, batch, size] is expected", x.rank()?);
-    let hidden = c.opt_int("hidden_size").or_else(|| r.known_dim(2));
-    let hidden = hidden.context("hidden_size is neither an attribute nor known from the recurrent weights")?;
-    ensure!((1..=1 << 24).contains(&hidden), "hidden_size is {hidden}");
-    let directions = match c.string("direction", "forward").as_str() {
-        "forward" => vec![false],
-        "reverse" => vec![true],
-        "bidirectional" => vec![false, true],
-        other => bail!("direction is '{other}'"),
-    };
-    let gates = kind.gates;
-    let (reset_after, coupled) = (c.flag("linear_before_reset", false), c.flag("input_forget", false));
-    let activations = activations(c, kind.activations, directions.len())?;
-    let steps = b.range(x.dim(0)).cast(ElementType::Int64).unsqueeze(&[1, 2]);
-    let lengths = c.opt(4).map(|lengths| lengths.cast(ElementType::Int64).unsqueeze(&[0, 2]));
-    let zeros = b.full(Expr::concat(&[x.dims([1]), b.ints(&[hidden])], 0), 0.0, x.element()?);
-    // Y and its gradient are [steps, directions, batch, hidden], or [batch, steps, directions, hidden].
-    let of_direction = |e: Expr<'g>, d: i64| match batch_first {
-        false => e.narrow(1, d, d + 1).squeeze(&[1]),
-        true => e.narrow(2, d, d + 1).squeeze(&[2]).transpose(&[1, 0, 2]),
-    };
-    let y = match c.output(0) {
-        Some(y) => y,
-        None => c.demand_output(0, x.element()?),
-    };
+/// What the directions of a node have in common.
+struct Layer<'c, 'g> {
+    c: &'c Call<'g>,
+    kind: Kind,
+    /// `[steps, batch, size]`
+    x: Expr<'g>,
+    w: Expr<'g>,
+    r: Expr<'g>,
+    /// The output Y, as the node gives it.
+    y: Expr<'g>,
+    /// Whether inputs and outputs have the batch in front of the steps and the directions.
+    batch_first: bool,
+    hidden: i64,
+    /// The numbers of the steps: `[steps, 1, 1]`.
+    steps: Expr<'g>,
+    /// How many steps each sequence has: `[1, batch, 1]`.
+    lengths: Option<Expr<'g>>,
+    /// A state of zeros: `[batch, hidden]`.
+    zeros: Expr<'g>,
+}
 
-    // What the inputs' parts that the directions take get; how the parts lie in the inputs, the pass knows.
-    let mut seeds: Vec<(Expr<'g>, Expr<'g>)> = Vec::new();
-    for (d, (&reverse, activations)) in directions.iter().zip(activations).enumerate() {
-        let d = d as i64;
-        let of = |e: Expr<'g>| e.narrow(0, d, d + 1).squeeze(&[0]);
-        let state = |e: Expr<'g>| of(if batch_first { e.transpose(&[1, 0, 2]) } else { e });
-        let (w, r) = (of(w), of(r));
-        let biases = c.opt(3).map(|b| halves(of(b).split(0, &[gates * hidden, gates * hidden]))).transpose()?;
-        // What the reset gate of a GRU multiplies is added to its own product.
-        let apart = reset_after && gates == 3;
-        let candidate = |e: Expr<'g>| halves(e.split(0, &[2 * hidden, hidden]));
-        let (bias, recurrent_bias) = match biases {
-            Some((input, recurrent)) if apart => {
-                let (of_gates, of_candidate) = candidate(recurrent)?;
+/// The weights of one direction.
+struct Weights<'g> {
+    w: Expr<'g>,
+    r: Expr<'g>,
+    /// The biases of the product with X and of that with H.
+    biases: Option<(Expr<'g>, Expr<'g>)>,
+}
+
+impl<'c, 'g> Layer<'c, 'g> {
+    fn new(c: &'c Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Result<Self> {
+        let b = c.builder();
+        let batch_first = c.flag("layout", false);
+        let x = if batch_first { c.x().transpose(&[1, 0, 2]) } else { c.x() };
+        ensure!(x.rank()? == 3, "the input has rank {}, where [steps, batch, size] is expected", x.rank()?);
+        let hidden = c.opt_int("hidden_size").or_else(|| r.known_dim(2));
+        let hidden = hidden.context("hidden_size is neither an attribute nor known from the recurrent weights")?;
+        ensure!((1..=1 << 24).contains(&hidden), "hidden_size is {hidden}");
+        let steps = b.range(x.dim(0)).cast(ElementType::Int64).unsqueeze(&[1, 2]);
+        let lengths = c.opt(4).map(|lengths| lengths.cast(ElementType::Int64).unsqueeze(&[0, 2]));
+        let zeros = b.full(Expr::concat(&[x.dims([1]), b.ints(&[hidden])], 0), 0.0, x.element()?);
+        let y = match c.output(0) {
+            Some(y) => y,
+            None => c.demand_output(0, x.element()?),
+        };
+        Ok(Layer { c, kind, x, w, r, y, batch_first, hidden, steps, lengths, zeros })
+    }
+
+    /// What a direction has of weights, `[directions, ...]`.
+    fn of(e: Expr<'g>, d: i64) -> Expr<'g> {
+        e.narrow(0, d, d + 1).squeeze(&[0])
+    }
+
+    /// What a direction has of states, `[directions, batch, hidden]`.
+    fn state(&self, e: Expr<'g>, d: i64) -> Expr<'g> {
+        Self::of(if self.batch_first { e.transpose(&[1, 0, 2]) } else { e }, d)
+    }
+
+    /// The initial state that is that input.
+    fn initial(&self, i: usize, d: i64) -> Option<Expr<'g>> {
+        self.c.opt(i).map(|state| self.state(state, d))
+    }
+
+    /// What a direction has of Y or its gradient, `[steps, directions, batch, hidden]`.
+    fn outputs(&self, e: Expr<'g>, d: i64) -> Expr<'g> {
+        match self.batch_first {
+            false => e.narrow(1, d, d + 1).squeeze(&[1]),
+            true => e.narrow(2, d, d + 1).squeeze(&[2]).transpose(&[1, 0, 2]),
+        }
+    }
+
+    fn weights(&self, d: i64) -> Result<Weights<'g>> {
+        let (w, r) = (Self::of(self.w, d), Self::of(self.r, d));
+        let rows = self.kind.gates * self.hidden;
+        let biases = self.c.opt(3).map(|b| halves(Self::of(b, d).split(0, &[rows, rows]))).transpose()?;
+        Ok(Weights { w, r, biases })
+    }
+
+    /// The gates of a GRU but for its candidate, and the candidate.
+    fn candidate(&self, e: Expr<'g>) -> Result<(Expr<'g>, Expr<'g>)> {
+        halves(e.split(0, &[2 * self.hidden, self.hidden]))
+    }
+
+    fn unit(&self, weights: &Weights<'g>, d: i64, reverse: bool, functions: Vec<Activation>) -> Result<Unit<'c, 'g>> {
+        let (c, x) = (self.c, self.x);
+        let reset_after = c.flag("linear_before_reset", false);
+        let (bias, recurrent_bias) = match weights.biases {
+            // What the reset gate of a GRU multiplies is added to its own product.
+            Some((input, recurrent)) if reset_after && self.kind.gates == 3 => {
+                let (of_gates, of_candidate) = self.candidate(recurrent)?;
                 (Some(input + Expr::concat(&[of_gates, of_candidate.zeros_like()], 0)), Some(of_candidate))
             }
             Some((input, recurrent)) => (Some(input + recurrent), None),
             None => (None, None),
         };
-        let peepholes = match c.opt(7).filter(|_| kind.cell) {
-            Some(p) => match of(p).split(0, &[hidden; 3])[..] {
-                [i, o, f] => Some([i, o, f]),
-                _ => None,
-            },
-            None => None,
-        };
-        let initial = |i: usize| c.opt(i).map(state);
-        let first = initial(5).unwrap_or(zeros);
-        let own = of_direction(y, d);
+        let peepholes = c.opt(7).filter(|_| self.kind.cell).map(|p| Self::of(p, d).split(0, &[self.hidden; 3]));
+        let peepholes = peepholes.and_then(|p| <[Expr<'g>; 3]>::try_from(p).ok());
+        let first = self.initial(5, d).unwrap_or(self.zeros);
+        let own = self.outputs(self.y, d);
         // Behind the end of a sequence H is zero, and a reversed one begins at its end.
-        let before = match lengths {
-            Some(lengths) if reverse => (steps + 1).less(lengths).select(shifted(own, first, true), first),
+        let before = match self.lengths {
+            Some(lengths) if reverse => (self.steps + 1).less(lengths).select(shifted(own, first, true), first),
             _ => shifted(own, first, reverse),
         };
-        let product = x.matmul(w.transposed());
-        let last = |i: usize| c.opt_dy(i).map_or(zeros, state);
-        let unit = Unit {
+        let product = x.matmul(weights.w.transposed());
+        let last = |i: usize| c.opt_dy(i).map_or(self.zeros, |dy| self.state(dy, d));
+        Ok(Unit {
             c,
-            hidden,
+            hidden: self.hidden,
             gates: bias.map_or(product, |bias| product + bias),
             before,
-            recurrent: r,
+            recurrent: weights.r,
             recurrent_bias,
             peepholes,
-            cell: kind.cell.then(|| initial(6).unwrap_or(zeros)),
-            dy: c.opt_dy(0).map(|dy| of_direction(dy, d)),
-            last: if kind.cell { vec![last(1), last(2)] } else { vec![last(1)] },
-            valid: lengths.map(|lengths| steps.less(lengths).cast_like(x)),
+            cell: self.kind.cell.then(|| self.initial(6, d).unwrap_or(self.zeros)),
+            dy: c.opt_dy(0).map(|dy| self.outputs(dy, d)),
+            last: if self.kind.cell { vec![last(1), last(2)] } else { vec![last(1)] },
+            valid: self.lengths.map(|lengths| self.steps.less(lengths).cast_like(x)),
             reverse,
-            activations,
+            activations: functions,
             clip: c.opt_float("clip").filter(|&limit| limit > 0.0),
             reset_after,
-            coupled,
-        };
-        let adjoint = (kind.adjoint)(&unit)?;
+            coupled: c.flag("input_forget", false),
+        })
+    }
+
+    /// What the parts of the inputs that a direction takes get; how these lie in the inputs, the pass knows.
+    fn seeds(
+        &self,
+        weights: &Weights<'g>,
+        d: i64,
+        unit: &Unit<'_, 'g>,
+        adjoint: &Adjoint<'g>,
+    ) -> Result<Vec<(Expr<'g>, Expr<'g>)>> {
+        let mut seeds = Vec::new();
         let matrix = |e: Expr<'g>| e.stacked_before(1);
         let product = |d: Expr<'g>, e: Expr<'g>| matrix(d).gemm(true, matrix(e), false, 1.0);
-        if c.wants_input(0) {
-            seeds.push((x, adjoint.gates.matmul(w)));
+        if self.c.wants_input(0) {
+            seeds.push((self.x, adjoint.gates.matmul(weights.w)));
         }
-        seeds.push((w, product(adjoint.gates, matrix(x))));
+        seeds.push((weights.w, product(adjoint.gates, matrix(self.x))));
         let rows: Vec<_> = adjoint.recurrent.iter().map(|&[d, e]| product(d, e)).collect();
-        seeds.push((r, Expr::concat(&rows, 0)));
-        if let Some((input, recurrent)) = biases {
+        seeds.push((weights.r, Expr::concat(&rows, 0)));
+        if let Some((input, recurrent)) = weights.biases {
             let sum = adjoint.gates.sum_out(&[0, 1]);
             seeds.push((input, sum));
             let own = match adjoint.recurrent_bias {
-                Some(own) => Expr::concat(&[candidate(sum)?.0, own], 0),
+                Some(own) => Expr::concat(&[self.candidate(sum)?.0, own], 0),
                 None => sum,
             };
             seeds.push((recurrent, own));
         }
-        for (p, dp) in peepholes.into_iter().flatten().zip(adjoint.peepholes.into_iter().flatten()) {
-            seeds.push((p, dp));
-        }
-        let states = [initial(5), initial(6)].into_iter().zip(adjoint.states);
+        seeds.extend(unit.peepholes.into_iter().flatten().zip(adjoint.peepholes.into_iter().flatten()));
+        let states = [self.initial(5, d), self.initial(6, d)].into_iter().zip(adjoint.states.iter().copied());
         seeds.extend(states.filter_map(|(state, d)| Some((state?, d))));
+        Ok(seeds)
+    }
+}
+
+/// All H are known from the forward output: the gates of all steps are one product outside of any loop, and so are the
+/// slopes of all that a step computes. What arrives at the states goes from step to step by products with these slopes
+/// and with R.
+fn with_weights<'g>(c: &Call<'g>, kind: Kind, w: Expr<'g>, r: Expr<'g>) -> Result<Cotangents<'g>> {
+    let directions: &[bool] = match c.string("direction", "forward").as_str() {
+        "forward" => &[false],
+        "reverse" => &[true],
+        "bidirectional" => &[false, true],
+        other => bail!("direction is '{other}'"),
+    };
+    let layer = Layer::new(c, kind, w, r)?;
+    let functions = activations(c, layer.kind.activations, directions.len())?;
+    let mut seeds = Vec::new();
+    for (d, (&reverse, functions)) in (0..).zip(directions.iter().zip(functions)) {
+        let weights = layer.weights(d)?;
+        let unit = layer.unit(&weights, d, reverse, functions)?;
+        let adjoint = (layer.kind.adjoint)(&unit)?;
+        seeds.extend(layer.seeds(&weights, d, &unit, &adjoint)?);
     }
     let wanted: Vec<Expr<'g>> = (0..c.input_count()).filter(|&i| c.wants_input(i)).map(|i| c.input(i)).collect();
     let mut gradients: Vec<_> = c.differentiate(&seeds, &wanted)?.into_iter().collect();

@@ -1,6 +1,7 @@
 //! The table as people read it: docs/operators.md, and `onnx-gradients ops`.
 
 use super::{Integers, Rule, Slot, all};
+use crate::graph::Bodies;
 use std::fmt::Write;
 
 impl Rule {
@@ -33,7 +34,11 @@ impl Rule {
                 Slot::Stop(reason) => format!("{i}{more}: none ({reason})"),
                 Slot::Rounding(reason) => format!("{i}: none ({reason}); dy with `--straight-through`"),
                 Slot::Through(_) | Slot::Together(_) if last > 0 => format!("{i}: gradient"),
-                Slot::Through(_) | Slot::Together(_) => "all: gradient".to_owned(),
+                Slot::Through(_) | Slot::Together(_) => match self.bodies {
+                    Bodies::None => "all: gradient".to_owned(),
+                    Bodies::Branches => "0: none (a condition); captured tensors: gradient".to_owned(),
+                    Bodies::Protocol(_) => "all, and captured tensors: gradient".to_owned(),
+                },
             }
         };
         self.slots.iter().enumerate().map(describe).collect::<Vec<_>>().join("; ")
