@@ -52,58 +52,109 @@ enum Along<'g> {
 
 /// Each axis is resized on its own, by a matrix: what the operator makes of the unit matrix.
 fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Option<usize>) -> Result<Expr<'g>> {
-    let (x, y, b) = (c.x(), c.y(), c.builder());
-    let rank = x.rank()?;
+    let resizing = Resizing::of(c, roi, scales, sizes)?;
     // The form with a region looks at the middles of elements by default, the older ones at their corners.
-    let newest = roi.is_some();
-    // Before they could be left out, they were empty.
-    let listed = |i: Option<usize>| i.and_then(|i| c.opt(i)).filter(|e| e.known_dim(0) != Some(0));
-    let given = c.floats("scales").map(|s| b.numbers(&s, &[s.len() as i64], ElementType::Float));
-    let (scales, sizes, roi) = (listed(scales).or(given), listed(sizes), listed(roi));
-    let axes = match c.ints("axes").filter(|a| !a.is_empty()) {
-        Some(axes) => axes.into_iter().map(|a| x.axis(a)).collect::<Result<Vec<_>>>()?,
-        None => (0..rank).collect(),
-    };
-    let policy = c.string("keep_aspect_ratio_policy", "stretch");
-    let common =
-        sizes.filter(|_| policy != "stretch").map(|sizes| common_scale(x, &axes, sizes, &policy)).transpose()?;
-    let crop = c.string("coordinate_transformation_mode", "") == "tf_crop_and_resize";
+    let repeats = repeats(c, roi.is_some());
     let mut dx = c.dy();
-    for (i, &axis) in axes.iter().enumerate() {
-        let at = |list: Expr<'g>, i: usize| list.gather(b.ints(&[i as i64]), 0);
-        let along = match (sizes, scales) {
-            (Some(_), _) => Along::Size(y.dims([axis])),
-            (None, Some(scales)) => Along::Scale(at(scales, i)),
-            (None, None) => bail!("neither scales nor sizes are given"),
-        };
-        let (from, to) = (x.known_dim(axis), y.known_dim(axis));
-        let known = common.and_then(|(to, from)| Some((*to.ints()?.first()?, *from.ints()?.first()?)));
-        let same = match &along {
-            Along::Size(_) if policy != "stretch" => known.is_some_and(|(to, from)| to == from),
-            Along::Size(_) => x.dims([axis]).fact().dims().is_some_and(|d| y.dims([axis]).fact().dims() == Some(d)),
-            Along::Scale(scale) => scale.parameter() == Some(1.0),
-        };
-        if same && !crop {
+    for (i, &axis) in resizing.axes.iter().enumerate() {
+        let along = resizing.along(i)?;
+        if resizing.keeps(axis, &along) {
             continue;
         }
-        let whole = |to: i64, from: i64| (from > 0 && to % from == 0).then(|| to / from);
-        let factor = match &along {
+        dx = match resizing.factor(axis, &along).filter(|_| repeats) {
+            Some(factor) => sum_of_runs(dx, resizing.x, axis, factor),
+            None => transposed_product(resizing.matrix(i, &along, dx), dx, axis)?,
+        };
+    }
+    Ok(dx)
+}
+
+/// What a node resizes, and how.
+struct Resizing<'c, 'g> {
+    c: &'c Call<'g>,
+    x: Expr<'g>,
+    y: Expr<'g>,
+    axes: Vec<usize>,
+    scales: Option<Expr<'g>>,
+    sizes: Option<Expr<'g>>,
+    /// The part of x that is looked at, where that is not all.
+    part: Option<Expr<'g>>,
+    /// The scale that all axes share, as sizes to and from.
+    common: Option<(Expr<'g>, Expr<'g>)>,
+}
+
+impl<'c, 'g> Resizing<'c, 'g> {
+    fn of(c: &'c Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Option<usize>) -> Result<Self> {
+        let (x, y, b) = (c.x(), c.y(), c.builder());
+        let rank = x.rank()?;
+        // Before they could be left out, they were empty.
+        let listed = |i: Option<usize>| i.and_then(|i| c.opt(i)).filter(|e| e.known_dim(0) != Some(0));
+        let given = c.floats("scales").map(|s| b.numbers(&s, &[s.len() as i64], ElementType::Float));
+        let (scales, sizes, roi) = (listed(scales).or(given), listed(sizes), listed(roi));
+        let axes = match c.ints("axes").filter(|a| !a.is_empty()) {
+            Some(axes) => axes.into_iter().map(|a| x.axis(a)).collect::<Result<Vec<_>>>()?,
+            None => (0..rank).collect(),
+        };
+        let policy = c.string("keep_aspect_ratio_policy", "stretch");
+        let shared = sizes.filter(|_| policy != "stretch");
+        let common = shared.map(|sizes| common_scale(x, &axes, sizes, &policy)).transpose()?;
+        let part = roi.filter(|_| c.string("coordinate_transformation_mode", "") == "tf_crop_and_resize");
+        Ok(Resizing { c, x, y, axes, scales, sizes, part, common })
+    }
+
+    /// One number of a list that has one for each axis.
+    fn at(&self, list: Expr<'g>, i: usize) -> Expr<'g> {
+        list.gather(self.c.builder().ints(&[i as i64]), 0)
+    }
+
+    fn along(&self, i: usize) -> Result<Along<'g>> {
+        match (self.sizes, self.scales) {
+            (Some(_), _) => Ok(Along::Size(self.y.dims([self.axes[i]]))),
+            (None, Some(scales)) => Ok(Along::Scale(self.at(scales, i))),
+            (None, None) => bail!("neither scales nor sizes are given"),
+        }
+    }
+
+    /// The scale that all axes share, where it is known.
+    fn common_numbers(&self) -> Option<(i64, i64)> {
+        let (to, from) = self.common?;
+        Some((*to.ints()?.first()?, *from.ints()?.first()?))
+    }
+
+    /// Whether an axis stays as it is.
+    fn keeps(&self, axis: usize, along: &Along<'g>) -> bool {
+        if self.part.is_some() {
+            return false;
+        }
+        let size = |e: Expr<'g>| e.dims([axis]).fact().dims();
+        match along {
+            Along::Size(_) if self.common.is_some() => self.common_numbers().is_some_and(|(to, from)| to == from),
+            Along::Size(_) => size(self.x).is_some_and(|from| size(self.y) == Some(from)),
+            Along::Scale(scale) => scale.parameter() == Some(1.0),
+        }
+    }
+
+    /// How often an axis repeats each element, where it may.
+    fn factor(&self, axis: usize, along: &Along<'g>) -> Option<i64> {
+        let whole = |(to, from): (i64, i64)| (from > 0 && to % from == 0).then(|| to / from);
+        match along {
             Along::Scale(scale) => {
                 scale.parameter().filter(|s| s.fract() == 0.0 && (1.0..1e6).contains(s)).map(|s| s as i64)
             }
-            Along::Size(_) if policy != "stretch" => known.and_then(|(to, from)| whole(to, from)),
-            Along::Size(_) => from.zip(to).and_then(|(from, to)| whole(to, from)),
-        };
-        if let Some(factor) = factor.filter(|_| repeats(c, newest)) {
-            dx = sum_of_runs(dx, x, axis, factor);
-            continue;
+            Along::Size(_) if self.common.is_some() => whole(self.common_numbers()?),
+            Along::Size(_) => whole((self.y.known_dim(axis)?, self.x.known_dim(axis)?)),
         }
+    }
+
+    /// What an axis is multiplied by, `[in, out]`, in the type of another tensor.
+    fn matrix(&self, i: usize, along: &Along<'g>, like: Expr<'g>) -> Expr<'g> {
+        let (x, b, axis) = (self.x, self.c.builder(), self.axes[i]);
         let (zero, one) = (|e: Expr<'g>| e.like(0.0).reshape_to(&[1]), |e: Expr<'g>| e.like(1.0).reshape_to(&[1]));
         let size = x.dim(axis);
         let places = b.range(size);
-        let unit = places.unsqueeze(&[0]).equal(places.unsqueeze(&[1])).cast_like(dx);
+        let unit = places.unsqueeze(&[0]).equal(places.unsqueeze(&[1])).cast_like(like);
         let ones = |e: Expr<'g>| [one(e), one(e), one(e)];
-        let mut attributes = c.attributes(&[
+        let mut attributes = self.c.attributes(&[
             "antialias",
             "coordinate_transformation_mode",
             "cubic_coeff_a",
@@ -112,36 +163,25 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
             "mode",
             "nearest_mode",
         ]);
-        if let (Some((to, from)), Some(sizes)) = (common, sizes) {
+        if let (Some((to, from)), Some(sizes)) = (self.common, self.sizes) {
             // An axis beside it keeps the scale that all axes share.
             let shape = Expr::concat(&[b.ints(&[1]), x.dims([axis]), from, x.dims([axis])], 0);
             attributes.push(ints("axes", &[2, 3]));
-            let sizes = Some(Expr::concat(&[to, at(sizes, i)], 0));
+            let sizes = Some(Expr::concat(&[to, self.at(sizes, i)], 0));
             let p = Resized { attributes, roi: None, scales: None, sizes };
-            let matrix = unit.unsqueeze(&[0, 2]).expand(shape).resize(&p).narrow(2, 0, 1).squeeze(&[0, 2]);
-            dx = transposed_product(matrix, dx, axis)?;
-            continue;
+            return unit.unsqueeze(&[0, 2]).expand(shape).resize(&p).narrow(2, 0, 1).squeeze(&[0, 2]);
         }
-        let p = Resized {
-            attributes,
-            roi: roi.filter(|_| crop).map(|roi| {
-                let (start, end) = (at(roi, i), at(roi, axes.len() + i));
-                let zeros = [zero(roi), zero(roi), zero(roi)];
-                Expr::concat(&[&zeros[..], &[start], &ones(roi)[..], &[end]].concat(), 0)
-            }),
-            scales: match &along {
-                Along::Scale(scale) => Some(Expr::concat(&[&ones(*scale)[..], &[*scale]].concat(), 0)),
-                Along::Size(_) => None,
-            },
-            sizes: match &along {
-                Along::Size(to) => Some(Expr::concat(&[b.ints(&[1, 1]), size.reshape_to(&[1]), *to], 0)),
-                Along::Scale(_) => None,
-            },
+        let roi = self.part.map(|roi| {
+            let (start, end) = (self.at(roi, i), self.at(roi, self.axes.len() + i));
+            let zeros = [zero(roi), zero(roi), zero(roi)];
+            Expr::concat(&[&zeros[..], &[start], &ones(roi)[..], &[end]].concat(), 0)
+        });
+        let (scales, sizes) = match along {
+            Along::Scale(scale) => (Some(Expr::concat(&[&ones(*scale)[..], &[*scale]].concat(), 0)), None),
+            Along::Size(to) => (None, Some(Expr::concat(&[b.ints(&[1, 1]), size.reshape_to(&[1]), *to], 0))),
         };
-        // [in, out]
-        dx = transposed_product(unit.unsqueeze(&[0, 1]).resize(&p).squeeze(&[0, 1]), dx, axis)?;
+        unit.unsqueeze(&[0, 1]).resize(&Resized { attributes, roi, scales, sizes }).squeeze(&[0, 1])
     }
-    Ok(dx)
 }
 
 /// The scale of all axes, the smallest or the largest of theirs: sizes to and from, in lowest terms where they are

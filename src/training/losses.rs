@@ -382,10 +382,9 @@ pub fn build<'g>(
     let end = ending::find(builder, output, row.of)?;
     let (mut x, mut of, mut f) = (y, row.of, row.f);
     if let Some(end) = &end {
-        decisions.push(format!(
-            "the loss of '{name}' is computed from what goes into its {}, not from what comes out",
-            end.op
-        ));
+        let op = &end.op;
+        decisions
+            .push(format!("the loss of '{name}' is computed from what goes into its {op}, not from what comes out"));
         x = end.x.widened();
         match (row.of, end.axis) {
             (LogProbabilities, Some(axis)) => x = x.log_softmax(axis),
@@ -393,72 +392,80 @@ pub fn build<'g>(
             _ => {}
         }
     }
-    let sizes = x.sizes()?;
-    let mut call = Call {
-        x,
-        t: x,
-        pair: None,
-        axis: 0,
-        counted: None,
-        spec,
-        delta: spec.delta,
-        margin: spec.margin,
-        sum: spec.sum,
-    };
-    let fact = |element, shape: &[Dim]| Fact::tensor(Some(element), Some(shape.into()));
-    let label = || spec.labels.clone().unwrap_or_else(|| "labels".to_owned());
+    let (delta, margin, sum) = (spec.delta, spec.margin, spec.sum);
+    let mut call = Call { x, t: x, pair: None, axis: 0, counted: None, spec, delta, margin, sum };
     match row.target {
         Target::Classes => {
             call.axis = class_axis(x, spec, end.and_then(|e| e.axis.map(|axis| (e.op, axis))))?;
-            let classes = x.known_dim(call.axis);
-            let count = spec.class_weights.len() as i64;
-            ensure!(
-                count == 0 || classes.is_none_or(|c| c == count),
-                "{count} class weights are given for {} classes",
-                classes.unwrap_or_default()
-            );
-            let others: Vec<Dim> = sizes.iter().enumerate().filter(|(a, _)| *a != call.axis).map(|(_, d)| *d).collect();
-            let (element, shape) = if spec.soft { (element, &sizes) } else { (ElementType::Int64, &others) };
-            let classes = if spec.soft { None } else { classes };
-            call.t = input(Wanted { name: label(), fact: fact(element, shape), classes, ignore: spec.ignore })?;
+            call.take_classes(element, &mut input)?;
             if x.rank()? > 2 {
                 decisions.push(format!("the classes of '{name}' lie along axis {}", call.axis));
             }
-            if let Some(ignore) = spec.ignore {
-                call.counted = Some(call.t.equal(call.t.like(ignore as f64)).logical_not().cast_like(x));
-            }
         }
         Target::Like | Target::Pair => {
-            let plain = |name: String, fact| Wanted { name, fact, classes: None, ignore: None };
-            call.t = match other {
-                Some(id) => builder.expr(id).widened(),
-                None => {
-                    let name = if row.target == Target::Pair { "targets".to_owned() } else { label() };
-                    input(plain(name, fact(element, &sizes)))?
-                }
-            };
-            if row.target == Target::Pair {
-                let batch =
-                    sizes.first().copied().with_context(|| format!("output '{name}' has no dimension of samples"))?;
-                call.pair = Some(input(plain(label(), fact(element, &[batch])))?);
-            }
+            call.take_numbers((name, element), row.target, other.map(|id| builder.expr(id).widened()), &mut input)?;
         }
     }
     let loss = f(&call)?;
-    match builder.take_error() {
-        Some(error) => Err(error.context(format!("the loss {} of '{name}'", row.name))),
-        None => Ok(Built {
-            loss,
-            y,
-            x,
-            of,
-            t: call.t,
-            target: row.target,
-            soft: spec.soft,
-            axis: call.axis,
-            counted: call.counted,
-            decisions,
-        }),
+    if let Some(error) = builder.take_error() {
+        return Err(error.context(format!("the loss {} of '{name}'", row.name)));
+    }
+    let Call { t, axis, counted, .. } = call;
+    Ok(Built { loss, y, x, of, t, target: row.target, soft: spec.soft, axis, counted, decisions })
+}
+
+impl<'g> Call<'g> {
+    fn label(&self) -> String {
+        self.spec.labels.clone().unwrap_or_else(|| "labels".to_owned())
+    }
+
+    /// Takes classes for the targets: their numbers, or their probabilities.
+    fn take_classes(&mut self, element: ElementType, input: &mut impl FnMut(Wanted) -> Result<Expr<'g>>) -> Result<()> {
+        let (x, spec) = (self.x, self.spec);
+        let (classes, count) = (x.known_dim(self.axis), spec.class_weights.len() as i64);
+        ensure!(
+            count == 0 || classes.is_none_or(|c| c == count),
+            "{count} class weights are given for {} classes",
+            classes.unwrap_or_default()
+        );
+        let sizes = x.sizes()?;
+        let others = sizes.iter().enumerate().filter(|(a, _)| *a != self.axis).map(|(_, d)| *d);
+        let (element, shape, classes) = match spec.soft {
+            true => (element, sizes.as_slice().into(), None),
+            false => (ElementType::Int64, others.collect(), classes),
+        };
+        let fact = Fact::tensor(Some(element), Some(shape));
+        self.t = input(Wanted { name: self.label(), fact, classes, ignore: spec.ignore })?;
+        if let Some(ignore) = spec.ignore {
+            self.counted = Some(self.t.equal(self.t.like(ignore as f64)).logical_not().cast_like(x));
+        }
+        Ok(())
+    }
+
+    /// Takes numbers like those of the output for the targets, those of another output where there is one; with a label
+    /// for each pair of samples where pairs are compared.
+    fn take_numbers(
+        &mut self,
+        (name, element): (&str, ElementType),
+        target: Target,
+        other: Option<Expr<'g>>,
+        input: &mut impl FnMut(Wanted) -> Result<Expr<'g>>,
+    ) -> Result<()> {
+        let sizes = self.x.sizes()?;
+        let mut plain = |name: String, shape: &[Dim]| {
+            let fact = Fact::tensor(Some(element), Some(shape.into()));
+            input(Wanted { name, fact, classes: None, ignore: None })
+        };
+        let pair = target == Target::Pair;
+        self.t = match other {
+            Some(other) => other,
+            None => plain(if pair { "targets".to_owned() } else { self.label() }, &sizes)?,
+        };
+        if pair {
+            let batch = sizes.first().with_context(|| format!("output '{name}' has no dimension of samples"))?;
+            self.pair = Some(plain(self.label(), &[*batch])?);
+        }
+        Ok(())
     }
 }
 
