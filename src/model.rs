@@ -1,12 +1,11 @@
 //! A model with the folder that its external data lie in.
 
-use crate::backward::nearest;
 use crate::error::{Error, OrKind};
 use crate::onnx::file::{self, WriteOptions};
 use crate::onnx::proto::TensorShapeProto;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
 use crate::onnx::proto::type_proto::{self, Value};
-use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, text};
+use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, nearest, text};
 use crate::rules;
 use anyhow::{Result, bail, ensure};
 use bytes::Bytes;

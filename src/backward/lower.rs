@@ -12,13 +12,13 @@
 //!
 //! [spec]: https://onnx.ai/onnx/operators/onnx_aionnxpreviewtraining_Gradient.html
 
-use super::{Aggregation, Flow, Pass, nearest};
+use super::{Aggregation, Flow, Pass};
 use crate::error::Error;
 use crate::expr::rewrite::{Here, Named, Rewrite, Rewritten};
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, IdMap, IdSet, NodeId, ValueId};
 use crate::model::Model;
-use crate::onnx::{ModelProto, NodeProto, attribute};
+use crate::onnx::{ModelProto, NodeProto, attribute, nearest};
 use crate::record::Gradient;
 use crate::rules::OPERATORS;
 use anyhow::{Context, Result, anyhow, bail, ensure};

@@ -22,7 +22,7 @@ pub(crate) use open::Opened;
 pub use reach::dependencies;
 pub(crate) use request::names_of;
 pub use request::{Gradients, Output, Seed, Unconnected};
-pub use select::{Selection, nearest};
+pub use select::Selection;
 pub(crate) use select::{free_scope, matches};
 pub use wanted::Wanted;
 

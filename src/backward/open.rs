@@ -2,12 +2,13 @@
 //! what it is about is found by name. Both happen here, and once.
 
 use super::request::{Gradients, Seed};
-use super::select::{Selection, nearest};
+use super::select::Selection;
 use super::wanted::{Chosen, Wanted};
 use crate::error::Error;
 use crate::graph::{self, Loaded, ValueId};
 use crate::model::Model;
 use crate::onnx::inline::inline_functions;
+use crate::onnx::nearest;
 use crate::onnx::{GraphProto, ModelProto, NodeProto, canonical_domain};
 use crate::rules::operators_with;
 use anyhow::{Context, Result};

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::graph::{Graph, IdSet, Loaded, Node, NodeId, ValueId};
+use crate::onnx::nearest;
 use anyhow::Result;
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -157,19 +158,6 @@ impl<'a> Selection<'a> {
             None => format!("no tensor is called '{name}'"),
         }
     }
-}
-
-/// The candidate that is most like `name`, whatever its case, if any is like it at all. One that ends in it is like it:
-/// `layers.0.weight` where `weight` is asked for.
-pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let name = name.to_lowercase();
-    let score = |candidate: &str| {
-        let candidate = candidate.to_lowercase();
-        let ending = if name.is_empty() || !candidate.ends_with(&name) { 0.0 } else { 0.8 };
-        strsim::jaro_winkler(&name, &candidate).max(ending)
-    };
-    let scored = candidates.map(|c| (score(c), c)).filter(|&(score, _)| score > 0.7);
-    scored.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1))).map(|(_, c)| c)
 }
 
 /// Whether a text matches a pattern of `*` and `?`.

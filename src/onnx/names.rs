@@ -1,4 +1,4 @@
-//! Names that nothing has yet.
+//! Names: such as nothing has yet, and such as are like another.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -56,4 +56,17 @@ impl<T: Into<Rc<str>>> FromIterator<T> for Names {
         taken.extend(names);
         taken
     }
+}
+
+/// The candidate that is most like `name`, whatever its case, if any is like it at all. One that ends in it is like it:
+/// `layers.0.weight` where `weight` is asked for.
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let name = name.to_lowercase();
+    let score = |candidate: &str| {
+        let candidate = candidate.to_lowercase();
+        let ending = if name.is_empty() || !candidate.ends_with(&name) { 0.0 } else { 0.8 };
+        strsim::jaro_winkler(&name, &candidate).max(ending)
+    };
+    let scored = candidates.map(|c| (score(c), c)).filter(|&(score, _)| score > 0.7);
+    scored.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1))).map(|(_, c)| c)
 }

@@ -2,8 +2,9 @@
 
 use super::lora::Beside;
 use crate::Error;
-use crate::backward::nearest;
+
 use crate::graph::{Loaded, ValueId};
+use crate::onnx::nearest;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto};
 use crate::weights::{self, Grid, Kind, Product, Quantized, Source, Tensor, listed};
 use anyhow::{Context, Result, ensure};

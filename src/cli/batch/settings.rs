@@ -12,8 +12,9 @@
 
 use super::Takes;
 use crate::Error;
-use crate::backward::{matches, nearest};
+use crate::backward::matches;
 use crate::onnx::file;
+use crate::onnx::nearest;
 use anyhow::{Context, Result};
 use clap::{Arg, ArgAction, Command, error::ErrorKind};
 use std::cell::Cell;

@@ -1,6 +1,6 @@
 //! Loop and Scan: a body that runs once a trip. Its sizes need not be known before.
 
-use super::kernels::{Built, Facts, unknown};
+use super::kernels::{Built, operator};
 use super::sized;
 use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
@@ -170,27 +170,19 @@ impl Repeated {
 
 impl std::fmt::Debug for Repeated {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.name())
+        f.write_str(&self.name())
     }
 }
 
-impl PartialEq for Repeated {
-    fn eq(&self, _: &Self) -> bool {
-        false
-    }
-}
-impl Eq for Repeated {}
-
-impl Op for Repeated {
-    fn name(&self) -> StaticName {
-        match self.kind {
-            Kind::Loop { .. } => "Loop".into(),
-            Kind::Scan { .. } => "Scan".into(),
-        }
-    }
-
-    not_a_typed_op!();
-}
+operator!(
+    Repeated,
+    name: |op| match op.kind {
+        Kind::Loop { .. } => "Loop".to_owned(),
+        Kind::Scan { .. } => "Scan".to_owned(),
+    },
+    outputs: |op| op.kept.iter().filter(|kept| **kept).count(),
+    facts: |_, _, _| ()
+);
 
 impl EvalOp for Repeated {
     not_out_of_plan!();
@@ -203,21 +195,4 @@ impl EvalOp for Repeated {
         ensure!(results.len() >= self.kept.len(), "the node has more outputs than its body");
         Ok(results.into_iter().zip(&self.kept).filter(|(_, kept)| **kept).map(|(r, _)| r).collect())
     }
-}
-
-impl InferenceOp for Repeated {
-    fn infer_facts(
-        &mut self,
-        inputs: TVec<&InferenceFact>,
-        outputs: TVec<&InferenceFact>,
-        observed: TVec<&InferenceFact>,
-    ) -> TractResult<Facts> {
-        Ok(unknown(inputs, outputs, observed))
-    }
-
-    fn nboutputs(&self) -> TractResult<usize> {
-        Ok(self.kept.iter().filter(|kept| **kept).count())
-    }
-
-    as_op!();
 }

@@ -14,6 +14,53 @@ use tract_onnx::tract_hir::internal::*;
 
 pub type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
 
+/// What tract asks of every operator of ours beside what it computes: no two are equal, and nothing is known of the
+/// outputs before they are computed but what `facts` says of the first, from the first input.
+macro_rules! operator {
+    ($of:ty, name: $name:expr, outputs: $outputs:expr, facts: $facts:expr) => {
+        impl PartialEq for $of {
+            fn eq(&self, _: &Self) -> bool {
+                false
+            }
+        }
+        impl Eq for $of {}
+
+        impl Op for $of {
+            fn name(&self) -> StaticName {
+                let name: fn(&$of) -> String = $name;
+                name(self).into()
+            }
+
+            not_a_typed_op!();
+        }
+
+        impl InferenceOp for $of {
+            fn infer_facts(
+                &mut self,
+                inputs: TVec<&InferenceFact>,
+                outputs: TVec<&InferenceFact>,
+                observed: TVec<&InferenceFact>,
+            ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
+                let owned = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect::<TVec<_>>();
+                let (inputs, mut outputs, observed) = (owned(inputs), owned(outputs), owned(observed));
+                let facts: fn(&$of, &InferenceFact, &mut InferenceFact) = $facts;
+                if let (Some(x), Some(y)) = (inputs.first(), outputs.first_mut()) {
+                    facts(self, x, y);
+                }
+                Ok((inputs, outputs, observed))
+            }
+
+            fn nboutputs(&self) -> TractResult<usize> {
+                let outputs: fn(&$of) -> usize = $outputs;
+                Ok(outputs(self))
+            }
+
+            as_op!();
+        }
+    };
+}
+pub(super) use operator;
+
 /// When the kernel stands in for tract's.
 #[derive(Clone, Copy)]
 enum When {
@@ -137,20 +184,12 @@ fn cast(context: &ParsingContext, node: &pb::NodeProto) -> Built {
 #[derive(Clone, Debug)]
 struct Integers(Box<dyn InferenceOp>);
 
-impl PartialEq for Integers {
-    fn eq(&self, _: &Self) -> bool {
-        false
-    }
-}
-impl Eq for Integers {}
-
-impl Op for Integers {
-    fn name(&self) -> StaticName {
-        format!("{} to integers", self.0.name()).into()
-    }
-
-    not_a_typed_op!();
-}
+operator!(
+    Integers,
+    name: |op| format!("{} to integers", op.0.name()),
+    outputs: |_| 1,
+    facts: |_, x, y| (y.datum_type, y.shape) = (i64::datum_type().into(), x.shape.clone())
+);
 
 impl EvalOp for Integers {
     not_out_of_plan!();
@@ -159,27 +198,6 @@ impl EvalOp for Integers {
         let results = self.0.eval(context, tensors)?.into_iter();
         results.map(|t| Ok(sized(t.into_arc_tensor())?.into_tvalue())).collect()
     }
-}
-
-impl InferenceOp for Integers {
-    fn infer_facts(
-        &mut self,
-        inputs: TVec<&InferenceFact>,
-        outputs: TVec<&InferenceFact>,
-        observed: TVec<&InferenceFact>,
-    ) -> TractResult<Facts> {
-        let (inputs, mut outputs, observed) = unknown(inputs, outputs, observed);
-        if let (Some(x), Some(y)) = (inputs.first(), outputs.first_mut()) {
-            (y.datum_type, y.shape) = (i64::datum_type().into(), x.shape.clone());
-        }
-        Ok((inputs, outputs, observed))
-    }
-
-    fn nboutputs(&self) -> TractResult<usize> {
-        Ok(1)
-    }
-
-    as_op!();
 }
 
 /// The node in our protobuf types; tract's do not write zeros.
@@ -243,20 +261,16 @@ impl std::fmt::Debug for Kernel {
     }
 }
 
-impl PartialEq for Kernel {
-    fn eq(&self, _: &Self) -> bool {
-        false
+operator!(
+    Kernel,
+    name: |op| format!("{} of the validation", op.row.op),
+    outputs: |op| op.node.output.iter().filter(|o| !o.is_empty()).count(),
+    facts: |op, x, y| {
+        if op.row.alike {
+            (y.datum_type, y.shape) = (x.datum_type, x.shape.clone());
+        }
     }
-}
-impl Eq for Kernel {}
-
-impl Op for Kernel {
-    fn name(&self) -> StaticName {
-        format!("{} of the validation", self.row.op).into()
-    }
-
-    not_a_typed_op!();
-}
+);
 
 impl EvalOp for Kernel {
     not_out_of_plan!();
@@ -298,33 +312,4 @@ impl EvalOp for Kernel {
         );
         Ok(outputs)
     }
-}
-
-pub type Facts = (TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>);
-
-/// Nothing is known of the outputs before they are computed.
-pub fn unknown(inputs: TVec<&InferenceFact>, outputs: TVec<&InferenceFact>, observed: TVec<&InferenceFact>) -> Facts {
-    let owned = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect();
-    (owned(inputs), owned(outputs), owned(observed))
-}
-
-impl InferenceOp for Kernel {
-    fn infer_facts(
-        &mut self,
-        inputs: TVec<&InferenceFact>,
-        outputs: TVec<&InferenceFact>,
-        observed: TVec<&InferenceFact>,
-    ) -> TractResult<Facts> {
-        let (inputs, mut outputs, observed) = unknown(inputs, outputs, observed);
-        if let (true, Some(x), Some(y)) = (self.row.alike, inputs.first(), outputs.first_mut()) {
-            (y.datum_type, y.shape) = (x.datum_type, x.shape.clone());
-        }
-        Ok((inputs, outputs, observed))
-    }
-
-    fn nboutputs(&self) -> TractResult<usize> {
-        Ok(self.node.output.iter().filter(|o| !o.is_empty()).count())
-    }
-
-    as_op!();
 }
