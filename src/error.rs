@@ -1,7 +1,7 @@
 //! What can go wrong, in kinds that one can match on.
 //!
-//! Inside the library errors are chains of text, each link with the place that it knows of. At its face they are an [`Error`]:
-//! one kind, one line, and where it happened.
+//! Inside the library errors are chains of text, each link with the place that it knows of. At its face they are an
+//! [`Error`]: one kind, one line, and where it happened.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -14,7 +14,8 @@ use std::fmt;
 pub enum Error {
     /// A name of no tensor, call, symbol or input of the model.
     Name(Box<Details>),
-    /// Operators on a path from a y to an x that have no gradient, all of them in one message; the details are of the first.
+    /// Operators on a path from a y to an x that have no gradient, all of them in one message; the details are of the
+    /// first.
     NoGradient(Box<Details>),
     /// A file that is no ONNX model, or a model that contradicts itself or the standard.
     InvalidModel(Box<Details>),
@@ -152,7 +153,8 @@ impl Error {
         self
     }
 
-    /// What a chain of causes comes to: the kind of the first cause that has one, else what the system said, else `other`.
+    /// What a chain of causes comes to: the kind of the first cause that has one, else what the system said, else
+    /// `other`.
     pub(crate) fn of(error: anyhow::Error, other: fn(String) -> Error) -> Error {
         let message = format!("{error:#}");
         let kind = error.chain().find_map(|cause| cause.downcast_ref::<Error>()).cloned();

@@ -1,5 +1,5 @@
-//! The model of a request, loaded: calls of model-local functions are written out where the request leads through them, and
-//! what it is about is found by name. Both happen here, and once.
+//! The model of a request, loaded: calls of model-local functions are written out where the request leads through them,
+//! and what it is about is found by name. Both happen here, and once.
 
 use super::request::{Gradients, Seed};
 use super::select::Selection;
@@ -155,8 +155,8 @@ fn own_names(model: &ModelProto) -> HashSet<&str> {
     names
 }
 
-/// The outputs of those calls of model-local functions that lie between an x and a y, or in the body of a node that does:
-/// only their insides have gradients. With the number of the other calls.
+/// The outputs of those calls of model-local functions that lie between an x and a y, or in the body of a node that
+/// does: only their insides have gradients. With the number of the other calls.
 fn calls_between(model: &ModelProto, xs: &[Chosen], ys: &[Chosen]) -> (HashSet<String>, usize) {
     let functions: HashSet<(&str, &str)> =
         model.functions.iter().map(|f| (canonical_domain(f.domain()), f.name())).collect();

@@ -13,11 +13,12 @@ use std::collections::HashSet;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Wanted {
-    /// The tensor of that name. Where there is none: the tensors that match the name as a pattern (`*` for anything, `?` for
-    /// one character), in the order of the model; or, of `NODE:k`, the k-th output of the node of that name, counted from 0.
+    /// The tensor of that name. Where there is none: the tensors that match the name as a pattern (`*` for anything,
+    /// `?` for one character), in the order of the model; or, of `NODE:k`, the k-th output of the node of that name,
+    /// counted from 0.
     Named(String),
-    /// Every weight that a y depends on, in the order in which nodes use them: the initializers, constants and dequantized
-    /// integers that stand where operators have weights (docs/weights.md).
+    /// Every weight that a y depends on, in the order in which nodes use them: the initializers, constants and
+    /// dequantized integers that stand where operators have weights (docs/weights.md).
     Parameters,
     /// Every graph input of floating-point numbers that has no initializer as its default.
     Inputs,
@@ -57,9 +58,9 @@ const NO_OUTPUT: &str =
     "the model has no output of floating-point numbers to differentiate; name a tensor of it (--ys)";
 
 impl Selection<'_> {
-    /// The tensors that are wanted, in the order in which they are. `model` is what is loaded, `ys` are those of the request,
-    /// where they are known already. That there are no weights or
-    /// inputs is no error where something else is wanted, and said in `notes`.
+    /// The tensors that are wanted, in the order in which they are. `model` is what is loaded, `ys` are those of the
+    /// request, where they are known already. That there are no weights or inputs is no error where something else is
+    /// wanted, and said in `notes`.
     ///
     /// # Errors
     /// Names of no tensor, all of them in one message; nothing at all that is asked for by its kind; no one main input.

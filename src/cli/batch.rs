@@ -48,7 +48,8 @@ Each of its tables is called by a model or a pattern, each key is an option of t
 OUT/report.jsonl gets a line as each model ends: its code (ok, or one of docs/errors.md), seconds, and what the command has
 said. OUT/report.html shows all of it. What the command writes lies in OUT by the path of its model. Exit code 0 where all succeed or have an allowed code."#)]
 pub struct Args {
-    /// A folder (all .onnx files in it and below), a pattern with `*` and `?`, a list of paths in a text file, or a model
+    /// A folder (all .onnx files in it and below), a pattern with `*` and `?`, a list of paths in a text file, or a
+    /// model
     models: String,
     /// The folder for the report and for what is written
     #[arg(short, long, value_name = "OUT")]
@@ -77,7 +78,8 @@ pub struct Args {
     /// Hold what is written against its model (see diff): it only adds, or its code is `different`
     #[arg(long)]
     round_trip: bool,
-    /// Options of single models, by name or pattern [default: LIST.toml beside a list, batch.toml in a folder, where there is one]
+    /// Options of single models, by name or pattern [default: LIST.toml beside a list, batch.toml in a folder, where
+    /// there is one]
     #[arg(long, value_name = "FILE.toml")]
     settings: Option<PathBuf>,
     /// An earlier report.jsonl: say what is better or worse now
@@ -471,7 +473,8 @@ struct Outcome {
     report: Value,
 }
 
-/// Why nothing is known of the gradients, where a report says that they were not validated although they should have been.
+/// Why nothing is known of the gradients, where a report says that they were not validated although they should have
+/// been.
 fn not_validated(report: &Value) -> Option<String> {
     let validation = &report["validation"];
     let skipped = |v: &&Value| v["status"] == "skipped" && v["reason"] != "--no-validate";

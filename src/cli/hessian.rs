@@ -19,8 +19,8 @@ pub struct Args {
     call: CallArgs,
     #[command(flatten)]
     matrix: MatrixArgs,
-    /// Only second derivatives by the same element twice, in the shape of x: with --batch their sum over a sample is its
-    /// Laplacian
+    /// Only second derivatives by the same element twice, in the shape of x: with --batch their sum over a sample is
+    /// its Laplacian
     #[arg(long)]
     diagonal: bool,
 }

@@ -1,4 +1,5 @@
-//! What pages have in common that need nothing but a browser: text that is safe in them, their head, numbers for people.
+//! What pages have in common that need nothing but a browser: text that is safe in them, their head, numbers for
+//! people.
 
 use std::fmt::{self, Display, Write};
 

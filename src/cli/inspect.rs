@@ -38,7 +38,8 @@ pub struct Args {
     /// The size of a symbolic dimension, for the memory of a step
     #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = dim)]
     dim: Vec<(String, i64)>,
-    /// Write a page with all of it and a picture of the graph: its layers, where gradients flow, where they stop and why
+    /// Write a page with all of it and a picture of the graph: its layers, where gradients flow, where they stop and
+    /// why
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Replace an existing FILE
@@ -388,8 +389,9 @@ struct Obstacles<'a> {
 }
 
 impl Obstacles<'_> {
-    /// A whole build tells of one y or of many: where all of a group can be differentiated, each can; else both halves are asked.
-    /// After some builds the ys of a group share what is said of it, since each build takes as long as the model is large.
+    /// A whole build tells of one y or of many: where all of a group can be differentiated, each can; else both halves
+    /// are asked. After some builds the ys of a group share what is said of it, since each build takes as long as the
+    /// model is large.
     fn find(&mut self, ys: &[String]) {
         const MOST_BUILDS: usize = 100;
         if ys.is_empty() {

@@ -24,8 +24,8 @@ pub struct Args {
 /// How a matrix of derivatives is computed.
 #[derive(clap::Args)]
 pub struct MatrixArgs {
-    /// The axis of ys and xs along which samples lie that do not depend on each other: the result holds each sample's own, and
-    /// takes as many passes as one sample needs
+    /// The axis of ys and xs along which samples lie that do not depend on each other: the result holds each sample's
+    /// own, and takes as many passes as one sample needs
     #[arg(long, value_name = "AXIS", allow_negative_numbers = true)]
     pub batch: Option<i64>,
     /// By which passes

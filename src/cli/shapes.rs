@@ -9,8 +9,8 @@ use std::ffi::OsString;
 /// Shapes of tensors.
 #[derive(clap::Args, Clone, Default)]
 pub struct ShapeArgs {
-    /// The shape of a tensor, of numbers and names: x=1x64xT. Of an input in the place of what it is declared as, of a tensor that
-    /// a node computes where that node does not tell
+    /// The shape of a tensor, of numbers and names: x=1x64xT. Of an input in the place of what it is declared as, of a
+    /// tensor that a node computes where that node does not tell
     #[arg(long, value_name = "NAME=SHAPE", num_args = 1.., value_parser = shape)]
     shape: Vec<(String, Vec<String>)>,
 }

@@ -42,7 +42,8 @@ impl fmt::Display for Table {
     }
 }
 
-/// The longest cell that is printed whole, in characters. Notes and reasons are shorter, as are the names of real tensors.
+/// The longest cell that is printed whole, in characters. Notes and reasons are shorter, as are the names of real
+/// tensors.
 const LONGEST: usize = 500;
 
 /// A text with its middle left out where it is too long; both ends of a name tell it from others.

@@ -1,11 +1,12 @@
 //! Gradients of each sample out of one backward pass over all samples, where these stay apart.
 //!
-//! Up to some tensors, the *ends*, each place along the samples' axis follows from the same place of the inputs alone: the
-//! rows of the operators say so ([`Apart`]). What comes behind the ends may mix samples as it likes (a mean over the batch),
-//! so it is run on one sample after the other, with its gradient; from there an ordinary backward pass goes on with all
-//! samples at once. What a weight gets from one sample is then a function of that sample's part of what its layer takes, x,
-//! and of the gradient dz of what it gives: `xᵀ dz` of a product. Its norm does not need it: of one row a sample it is
-//! `|x| |dz|`, of several the Gram matrices of both know it (Goodfellow 2015, "Efficient per-example gradient computations").
+//! Up to some tensors, the *ends*, each place along the samples' axis follows from the same place of the inputs alone:
+//! the rows of the operators say so ([`Apart`]). What comes behind the ends may mix samples as it likes (a mean over
+//! the batch), so it is run on one sample after the other, with its gradient; from there an ordinary backward pass goes
+//! on with all samples at once. What a weight gets from one sample is then a function of that sample's part of what its
+//! layer takes, x, and of the gradient dz of what it gives: `xᵀ dz` of a product. Its norm does not need it: of one row
+//! a sample it is `|x| |dz|`, of several the Gram matrices of both know it (Goodfellow 2015, "Efficient per-example
+//! gradient computations").
 
 use super::per_sample::{Kept, clipping, norm};
 use super::workspace::Workspace;
@@ -127,8 +128,8 @@ fn row(graph: &Graph, node: &Node) -> Option<&'static Rule> {
 }
 
 impl<'g> Together<'g> {
-    /// The request, if all of its xs are used once and by nodes that keep samples apart, up to which they have not mixed, and
-    /// if what is to be kept takes no more memory in this way than from one sample after the other.
+    /// The request, if all of its xs are used once and by nodes that keep samples apart, up to which they have not
+    /// mixed, and if what is to be kept takes no more memory in this way than from one sample after the other.
     ///
     /// # Errors
     /// A sample has no size.
@@ -247,7 +248,8 @@ impl<'g> Together<'g> {
     }
 }
 
-/// The use of an x as an input of a node, if its gradients of samples, or what is kept of them, are worth to be computed so.
+/// The use of an x as an input of a node, if its gradients of samples, or what is kept of them, are worth to be
+/// computed so.
 fn one_use<'g>(
     places: &Places<'_>,
     (x, id, input): (Expr<'g>, NodeId, usize),
@@ -286,7 +288,8 @@ impl<'g> Use<'g> {
             How::Multiplies(rows, how) => {
                 let (left, right) = if how.transposed { (dz, *rows) } else { (*rows, dz) };
                 if self.z.rank()? == 2 {
-                    // With one row a sample it is a product of each element with each, which engines write at the speed of memory.
+                    // With one row a sample it is a product of each element with each, which engines write at the speed
+                    // of memory.
                     return Ok((left * how.alpha).unsqueeze(&[2]) * right.unsqueeze(&[1]));
                 }
                 Ok(self.matrices(left)?.gemm(true, self.matrices(right)?, false, how.alpha))

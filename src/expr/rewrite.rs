@@ -110,8 +110,8 @@ impl<'a> Rewrite<'a> {
     /// Makes the changes. `operators` is what is known of operators: [`crate::rules::OPERATORS`].
     ///
     /// # Errors
-    /// The model cannot be loaded, or a formula not be built: the errors of both, with the node or tensor; a tensor that the model does not have.
-    /// The model is as it was then.
+    /// The model cannot be loaded, or a formula not be built: the errors of both, with the node or tensor; a tensor
+    /// that the model does not have. The model is as it was then.
     pub fn apply(self, model: &mut ModelProto, operators: Operators) -> Result<Rewritten> {
         let missing: HashSet<String> = self.behind.keys().cloned().collect();
         let mut names = model.names();

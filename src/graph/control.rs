@@ -9,8 +9,8 @@ use crate::onnx::ElementType;
 use std::collections::HashSet;
 use std::rc::Rc;
 
-/// Replaces what the body turns out to change of its states by what is sure, and says whether there was anything to replace.
-/// `free` holds the sizes that stand for "another one in each iteration": a body may change those.
+/// Replaces what the body turns out to change of its states by what is sure, and says whether there was anything to
+/// replace. `free` holds the sizes that stand for "another one in each iteration": a body may change those.
 pub fn weaken_states(
     graph: &Graph,
     protocol: &Protocol,

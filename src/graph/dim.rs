@@ -1,8 +1,9 @@
 //! Sizes of dimensions, known or symbolic, with arithmetic that recognizes equal sizes.
 //!
-//! A symbolic size is a polynomial with integer coefficients over atoms: names that the model gives (`batch`), sizes of which
-//! nothing is known, and quotients, maxima and the like that are no polynomials. Polynomials are kept in one normal form and
-//! each is stored once, so equal symbols are equal sizes and comparing two is comparing two numbers: `(H + 2 - 3) / 1 + 1` is `H`.
+//! A symbolic size is a polynomial with integer coefficients over atoms: names that the model gives (`batch`), sizes of
+//! which nothing is known, and quotients, maxima and the like that are no polynomials. Polynomials are kept in one
+//! normal form and each is stored once, so equal symbols are equal sizes and comparing two is comparing two numbers:
+//! `(H + 2 - 3) / 1 + 1` is `H`.
 
 use smallvec::SmallVec;
 use std::cell::RefCell;
@@ -212,8 +213,8 @@ impl Dims {
         }
     }
 
-    /// The number that a size is where the named ones are what `named` says; `None` where it depends on any other, or is too
-    /// large.
+    /// The number that a size is where the named ones are what `named` says; `None` where it depends on any other, or
+    /// is too large.
     pub fn evaluate(&self, dim: Dim, named: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
         self.evaluate_within(dim, named, MAX_NESTING)
     }
@@ -248,7 +249,8 @@ impl Dims {
         })
     }
 
-    /// `a / b` where it is a polynomial again: every term divides by the number, or by the product of symbols, that `b` is.
+    /// `a / b` where it is a polynomial again: every term divides by the number, or by the product of symbols, that `b`
+    /// is.
     fn exact_quotient(&self, a: Dim, b: Dim) -> Option<Dim> {
         let mut table = self.0.borrow_mut();
         let (p, q) = (table.polynomial(a), table.polynomial(b));
@@ -327,7 +329,8 @@ impl Table {
     }
 }
 
-/// Sorted, equal monomials added up, zeros left out; `None` where a coefficient overflows or the polynomial is too large.
+/// Sorted, equal monomials added up, zeros left out; `None` where a coefficient overflows or the polynomial is too
+/// large.
 fn normal(mut terms: Polynomial) -> Option<Polynomial> {
     terms.sort_unstable();
     let mut result = Polynomial::with_capacity(terms.len());

@@ -1,8 +1,9 @@
 //! Ranks that no node says of what it computes, but that those who take it require.
 //!
-//! A Squeeze without axes, or an If whose branches differ, leaves the rank to the run. A Conv that takes the result, or an LSTM,
-//! takes one rank only: a run that comes to an end has that one. Which ranks an operator takes is asked of its inference: of
-//! those that it accepts, with outputs of the ranks that are known or required by then, only one may be left.
+//! A Squeeze without axes, or an If whose branches differ, leaves the rank to the run. A Conv that takes the result, or
+//! an LSTM, takes one rank only: a run that comes to an end has that one. Which ranks an operator takes is asked of its
+//! inference: of those that it accepts, with outputs of the ranks that are known or required by then, only one may be
+//! left.
 
 use super::{Bodies, Container, Dim, Fact, Graph, IdMap, NewNode, Node, NodeId, Number, Producer, Shape, ValueId};
 
@@ -123,8 +124,8 @@ pub fn cause(graph: &Graph, mut id: ValueId) -> (ValueId, Option<NodeId>) {
     }
 }
 
-/// For each output of a node that is to be appended the input whose shape it has, of those of which not even the rank is known:
-/// an operator that makes three sizes of their own of three such sizes makes of any shape the same.
+/// For each output of a node that is to be appended the input whose shape it has, of those of which not even the rank
+/// is known: an operator that makes three sizes of their own of three such sizes makes of any shape the same.
 pub fn like(graph: &Graph, new: &NewNode) -> Vec<Option<ValueId>> {
     // What is made to the measure of a tensor has its shape.
     let sizes = graph.traits_of(&new.domain, &new.op_type).sizes;

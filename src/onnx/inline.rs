@@ -1,7 +1,7 @@
 //! Model-local functions: replaces calls of them by their bodies.
 //!
-//! A function is an operator that the model defines itself, out of nodes ([ONNX IR, Functions][spec]). Its body sees its own
-//! inputs and attributes only; in the place of a call, its names get the call's name in front.
+//! A function is an operator that the model defines itself, out of nodes ([ONNX IR, Functions][spec]). Its body sees
+//! its own inputs and attributes only; in the place of a call, its names get the call's name in front.
 //!
 //! [spec]: https://onnx.ai/onnx/repo-docs/IR.html#functions
 
@@ -16,23 +16,24 @@ use std::collections::HashMap;
 
 /// Calls in bodies, and graphs in nodes, nest no deeper.
 const DEEPEST: usize = 64;
-/// What inlining may add, in bytes as they are written and a flat rate a node, beside a multiple of the model's own size:
-/// bodies that call others twice double each time, and what one call or body carries is carried by every node.
+/// What inlining may add, in bytes as they are written and a flat rate a node, beside a multiple of the model's own
+/// size: bodies that call others twice double each time, and what one call or body carries is carried by every node.
 const LARGEST: usize = if cfg!(test) { 1 << 20 } else { 1 << 26 };
 const GROWTH: usize = 8;
 const NODE: usize = 256;
 /// Names get no longer prefix.
 const LONGEST_PREFIX: usize = 256;
 
-/// Replaces the wanted calls of model-local functions by the functions' bodies, in the main graph and in its subgraphs. What the
-/// bodies call is inlined with them: nothing of a call is left.
+/// Replaces the wanted calls of model-local functions by the functions' bodies, in the main graph and in its subgraphs.
+/// What the bodies call is inlined with them: nothing of a call is left.
 ///
-/// Nodes and values of a body are called `<call>/<name>`, made unique. Nodes without metadata or device configurations get
-/// those of the call. The model imports the domains that the bodies use; its functions stay.
+/// Nodes and values of a body are called `<call>/<name>`, made unique. Nodes without metadata or device configurations
+/// get those of the call. The model imports the domains that the bodies use; its functions stay.
 ///
 /// # Errors
-/// A function that calls itself; calls with more inputs or outputs than the function has; a body that does not compute its
-/// outputs, uses names that it does not define, or operators of a version that the model does not use; more nodes than fit.
+/// A function that calls itself; calls with more inputs or outputs than the function has; a body that does not compute
+/// its outputs, uses names that it does not define, or operators of a version that the model does not use; more nodes
+/// than fit.
 pub fn inline_functions(model: &ModelProto, wanted: &dyn Fn(&NodeProto) -> bool) -> Result<ModelProto> {
     let mut result = model.clone();
     let Some(graph) = result.graph.as_mut() else { return Ok(result) };
@@ -308,7 +309,8 @@ impl Body<'_, '_> {
         })
     }
 
-    /// A node's device configurations with the new names; the call's where it has none, as far as they speak of its tensors.
+    /// A node's device configurations with the new names; the call's where it has none, as far as they speak of its
+    /// tensors.
     fn devices(&self, node: &NodeProto, input: &[String], output: &[String]) -> Vec<NodeDeviceConfigurationProto> {
         let mut devices = inherited(&node.device_configurations, &self.call.device_configurations);
         for device in &mut devices {

@@ -1,4 +1,5 @@
-//! Nodes and graphs in protobuf: making a node, the graphs in its attributes, the names that it uses, the value that it holds.
+//! Nodes and graphs in protobuf: making a node, the graphs in its attributes, the names that it uses, the value that it
+//! holds.
 
 use super::proto::SparseTensorProto;
 use super::{
@@ -101,8 +102,8 @@ impl NodeProto {
     }
 }
 
-/// The tensor that the attributes of a Constant hold: `value`, `sparse_value`, `value_float`, `value_floats`, `value_int` or
-/// `value_ints`; `None` for strings, and where there is none of these.
+/// The tensor that the attributes of a Constant hold: `value`, `sparse_value`, `value_float`, `value_floats`,
+/// `value_int` or `value_ints`; `None` for strings, and where there is none of these.
 ///
 /// # Errors
 /// A sparse tensor whose parts contradict each other, or that is too large to be written out.
@@ -141,8 +142,8 @@ impl GraphProto {
         }
     }
 
-    /// The tensors of constants by name, in order: initializers, then what Constant nodes hold. Those of bodies are not among
-    /// them, nor strings, nor sparse tensors that cannot be read.
+    /// The tensors of constants by name, in order: initializers, then what Constant nodes hold. Those of bodies are not
+    /// among them, nor strings, nor sparse tensors that cannot be read.
     pub(crate) fn constants(&self) -> impl Iterator<Item = (&str, Cow<'_, TensorProto>)> {
         let nodes = self.node.iter().filter_map(|node| {
             let value = node.constant_value().ok().flatten()?;

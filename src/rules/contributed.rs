@@ -89,8 +89,6 @@ fn distance<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     Ok(own * pull.sum(&[1]) - pull.matmul(other))
 }
 
-// ---------------------------------------------------------------- mixture of experts
-
 fn mixture<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let b = c.builder();
     for name in ["swiglu_limit_after_activation", "use_sparse_mixer"] {

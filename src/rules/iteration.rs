@@ -169,8 +169,6 @@ fn sum_fact(x: Expr<'_>) -> Fact {
     x.widened().fact()
 }
 
-// ---------------------------------------------------------------- the derivative of an iteration
-
 /// The iteration from after to before, as it is written: what its ports are.
 struct Reverse<'g> {
     ports: Ports<'g>,
@@ -349,8 +347,6 @@ fn scan<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     Ok(reverse.cotangents(c, &body).values(products))
 }
 
-// ---------------------------------------------------------------- the second forward run
-
 /// A second forward run as it is written: the ports of the states, and of what is stacked of them.
 struct Again<'g> {
     ports: Ports<'g>,
@@ -438,8 +434,6 @@ fn counted<'g>(c: &Call<'g>, body: &Body<'g>) -> Option<Expr<'g>> {
     let handed_on = body.inputs.get(1) == Some(&condition);
     (handed_on || sure(condition)).then(|| limit.reshape_to(&[]).max(b.int(0)))
 }
-
-// ---------------------------------------------------------------- Scan
 
 /// Axes and directions of a Scan's inputs or outputs: whether the last part comes first.
 fn laid(c: &Call<'_>, axes: &str, directions: &str, count: usize) -> Result<Vec<(i64, bool)>> {

@@ -92,8 +92,6 @@ pub const RULES: &[Rule] = &[
 const FUSED: &str = "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes";
 const FUSED_OPERANDS: &[Slot] = &[Try(|c| fused(c, 0)), Try(|c| fused(c, 1))];
 
-// ---------------------------------------------------------------- MatMul
-
 /// A, B and dY of a product as stacks of matrices: a vector on the left is a row, one on the right a column.
 fn matrices<'g>(c: &Call<'g>) -> Result<[Expr<'g>; 3]> {
     let (mut a, mut b, mut dy) = (c.x(), c.input(1), c.dy());
@@ -131,8 +129,6 @@ fn matmul_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     };
     Ok(if c.input(1).rank()? == 1 { db.squeeze(&[1]) } else { db })
 }
-
-// ---------------------------------------------------------------- Gemm
 
 /// Factors of a product, each transposed or not, with a number before it.
 struct Factors<'g> {
@@ -216,8 +212,6 @@ fn fused<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
     Ok(if c.input(i).rank()? == 1 { d.reshape_like(c.input(i)) } else { d })
 }
 
-// ---------------------------------------------------------------- Einsum
-
 /// The indices of operands and output, a letter each; those of an ellipsis are letters that the equation does not use.
 struct Equation {
     terms: Vec<Vec<char>>,
@@ -230,7 +224,8 @@ impl Equation {
         Self::parse(&c.string("equation", ""), &ranks)
     }
 
-    /// Reads the equation for operands that have so many axes. Without `->` the output has the letters that occur once, in their order.
+    /// Reads the equation for operands that have so many axes. Without `->` the output has the letters that occur once,
+    /// in their order.
     fn parse(text: &str, ranks: &[usize]) -> Result<Self> {
         let text: String = text.split_whitespace().collect();
         let (left, right) = match text.split_once("->") {
@@ -340,8 +335,6 @@ fn contract<'g>(operands: &[(Vec<char>, Expr<'g>)], target: &[char]) -> Result<E
     }
 }
 
-// ---------------------------------------------------------------- Det
-
 /// The matrix without one row and one column, for each of both; no division, so that singular matrices are like all
 /// others.
 fn det<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -364,8 +357,6 @@ fn det<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let odd = (all + b.range(n)).modulo(b.int(2)).cast_like(x);
     Ok(dy * (1.0 - 2.0 * odd) * minors.transpose(&order).det())
 }
-
-// ---------------------------------------------------------------- quantized weights
 
 /// Packed weights: N rows of blocks, each block of `size` numbers of some bits that share a scale and a zero point.
 struct Packed<'g> {

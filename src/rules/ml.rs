@@ -99,8 +99,6 @@ fn unbatched<'g>(x: Expr<'g>, dx: Expr<'g>) -> Result<Expr<'g>> {
     Ok(if is_single(x)? { dx.squeeze(&[0]) } else { dx })
 }
 
-// ---------------------------------------------------------------- features
-
 fn scaler<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy) = (c.x(), c.dy());
     is_single(x)?;
@@ -146,8 +144,6 @@ fn normalizer<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     };
     Ok(vec![Some(x / divisor)])
 }
-
-// ---------------------------------------------------------------- scores
 
 /// The gradient of scores from that of what the post_transform makes of them, in the type of x.
 ///
@@ -212,8 +208,6 @@ fn linear_classifier<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     };
     unbatched(c.x(), untransformed(c, 1, rows, classes)?.matmul(matrix(c, "coefficients", rows)?))
 }
-
-// ---------------------------------------------------------------- support vectors
 
 /// k(x, s) of each sample with each of so many support vectors.
 fn kernel<'g>(c: &Call<'g>, x: Expr<'g>, vectors: usize) -> Result<Expr<'g>> {

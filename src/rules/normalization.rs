@@ -195,8 +195,6 @@ fn groups(c: &Call<'_>, name: &str) -> Result<i64> {
     Ok(groups)
 }
 
-// ---------------------------------------------------------------- along the last axes
-
 /// x̂ along the last axes, times a scale: one call of an operator that may put out the mean and r, too.
 struct Layer<'g> {
     n: Normalized<'g>,
@@ -284,8 +282,6 @@ fn embedded<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     Ok(found.broadcast(5, || layer.dscale()).broadcast(6, || c.dy()))
 }
 
-// ---------------------------------------------------------------- in groups of channels, in instances
-
 /// The statistics are along the last axis of `[N, groups, ...]`. Scale and bias are one a channel, or one a group.
 fn group<'g>(c: &Call<'g>, by_groups: bool) -> Result<Cotangents<'g>> {
     let (x, groups) = (c.x(), groups(c, "num_groups")?);
@@ -338,8 +334,6 @@ fn instance<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
     Ok(found.input(1, || (dy * n.x_hat).sum_to_axis(1)).input(2, || dy.sum_to_axis(1)))
 }
 
-// ---------------------------------------------------------------- without parameters
-
 fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, y, dy, axis) = (c.x(), c.y(), c.dy(), c.axis(-1)?);
     let (size, direction): (fn(Expr<'g>) -> Expr<'g>, _) = match c.int("p", 2) {
@@ -368,8 +362,6 @@ fn mean_variance<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let share = (dy * centered).mean(&axes) / std;
     Ok((dy - dy.mean(&axes) - centered / root * share) / std)
 }
-
-// ---------------------------------------------------------------- BatchNormalization
 
 const BATCH: &str = "inference: dx = dy scale r, dscale = Σ dy x̂, db = Σ dy, dmean = -scale r Σ dy, \
      dvar = -½ scale r² Σ dy x̂; training: with d = dy scale, dx = r (d - mean d - x̂ mean(d x̂)), the rest as above";

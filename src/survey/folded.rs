@@ -26,7 +26,8 @@ pub fn folded(model: &ModelProto) -> Vec<Folded> {
     };
     let convolutions: Vec<&NodeProto> = nodes().filter(biased).collect();
     let initializer = |n: &str| model.graph.iter().flat_map(|g| &g.initializer).any(|t| t.name() == n);
-    // What PyTorch's exporters call the results: of the newer one the weight's name with an ending, of the older one a number.
+    // What PyTorch's exporters call the results: of the newer one the weight's name with an ending, of the older one a
+    // number.
     let ending = |n: &NodeProto| n.input[2].strip_prefix(n.input[1].as_str()) == Some("_bias");
     let counted = |name: &str| {
         let number = name.strip_prefix("onnx::Conv_").or(name.strip_prefix("onnx::ConvTranspose_"));

@@ -9,16 +9,16 @@ use serde::Serialize;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The memory of a step in bytes, each tensor held from the node that computes it to the last one that takes it, in the order
-/// of the nodes. What engines need beside it, as work space of their kernels, is not in it.
+/// The memory of a step in bytes, each tensor held from the node that computes it to the last one that takes it, in the
+/// order of the nodes. What engines need beside it, as work space of their kernels, is not in it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Memory {
     /// All initializers and constants.
     pub weights: u64,
     /// What the forward pass holds at its peak beside them.
     pub forward: u64,
-    /// What forward and backward pass together hold, beside the weights and the gradients of what is trained; `None` where no
-    /// backward pass can be built.
+    /// What forward and backward pass together hold, beside the weights and the gradients of what is trained; `None`
+    /// where no backward pass can be built.
     pub backward: Option<u64>,
     /// The gradients of what is trained.
     pub gradients: u64,
@@ -129,8 +129,8 @@ fn fixed(graph: &Graph) -> IdSet<ValueId> {
     scope.initializers.iter().copied().chain(outputs).collect()
 }
 
-/// The most bytes that are held at a time while the nodes of the main graph run in their order; outputs of the model are held
-/// to the end, `apart` is not counted.
+/// The most bytes that are held at a time while the nodes of the main graph run in their order; outputs of the model
+/// are held to the end, `apart` is not counted.
 fn peak(graph: &Graph, sizes: &Sizes<'_>, apart: &[ValueId]) -> u64 {
     let scope = graph.scope(Graph::MAIN);
     let mut last: IdMap<ValueId, usize> = IdMap::default();

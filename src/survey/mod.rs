@@ -1,5 +1,5 @@
-//! What people look for in a model before they differentiate or train it: where gradients flow and where they stop, which
-//! tensors stand for several, what exporters have folded away, and what nobody uses.
+//! What people look for in a model before they differentiate or train it: where gradients flow and where they stop,
+//! which tensors stand for several, what exporters have folded away, and what nobody uses.
 //!
 //! All of it is read from a loaded model and the rows of operators; nothing is built.
 

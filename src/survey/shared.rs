@@ -1,5 +1,5 @@
-//! Tensors that stand in several places: weights that a network shares, and those that an exporter has merged because they
-//! were equal when it looked.
+//! Tensors that stand in several places: weights that a network shares, and those that an exporter has merged because
+//! they were equal when it looked.
 
 use crate::onnx::{GraphProto, IDENTITY, ModelProto};
 use crate::weights::{Kind, Tensor};

@@ -33,8 +33,8 @@ pub struct Ending<'g> {
     pub axis: Option<usize>,
 }
 
-/// What the output would be without its last operator, where a loss of the domain has that operator in it. Operators that
-/// only move elements may follow it.
+/// What the output would be without its last operator, where a loss of the domain has that operator in it. Operators
+/// that only move elements may follow it.
 ///
 /// # Errors
 /// A softmax whose axis is not one of the output's.

@@ -1,4 +1,5 @@
-//! A loss that another model computes: its nodes become nodes of the model, by way of a function that is called and inlined.
+//! A loss that another model computes: its nodes become nodes of the model, by way of a function that is called and
+//! inlined.
 
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::OperatorSetIdProto;

@@ -1,4 +1,5 @@
-//! Operators that do something else in training: BatchNormalization and Dropout. Nothing changes unless it is asked for.
+//! Operators that do something else in training: BatchNormalization and Dropout. Nothing changes unless it is asked
+//! for.
 
 use crate::expr::Expr;
 use crate::expr::rewrite::{Here, Named};
@@ -98,9 +99,9 @@ pub fn is_batch_norm(node: &NodeProto) -> bool {
     row(node).is_some_and(|r| !r.statistics.is_empty())
 }
 
-/// A BatchNormalization as training mode computes it: y = (x - mean) / √(var + ε) scale + bias with the mean and the variance
-/// of the batch, over all axes but the channels; the running statistics become `momentum old + (1 - momentum) new`, the
-/// variance being that of the population (ONNX, opset 15). `names` says what the updated ones are called.
+/// A BatchNormalization as training mode computes it: y = (x - mean) / √(var + ε) scale + bias with the mean and the
+/// variance of the batch, over all axes but the channels; the running statistics become `momentum old + (1 - momentum)
+/// new`, the variance being that of the population (ONNX, opset 15). `names` says what the updated ones are called.
 ///
 /// # Errors
 /// The rank of an input is not known; the node is in training mode itself.
@@ -137,8 +138,9 @@ const PRIME: i64 = (1 << 31) - 1;
 
 /// Drops elements of a tensor: with the ratio each is zero, else divided by 1 - ratio.
 ///
-/// Which ones, follows from the place of the element, the number of the site and the number of the step alone, by integer
-/// arithmetic that is the same on every runtime: the step stays a pure function, and a training that is resumed repeats itself.
+/// Which ones, follows from the place of the element, the number of the site and the number of the step alone, by
+/// integer arithmetic that is the same on every runtime: the step stays a pure function, and a training that is resumed
+/// repeats itself.
 ///
 /// # Errors
 /// A tensor that is not of floating-point type; opsets before 9.

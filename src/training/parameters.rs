@@ -1,4 +1,5 @@
-//! What a step takes as inputs: the chosen weights, or the LoRA matrices in their place, and what the optimizer keeps of each.
+//! What a step takes as inputs: the chosen weights, or the LoRA matrices in their place, and what the optimizer keeps
+//! of each.
 
 use super::lora::{self, Adapter};
 use super::optimizers::{Hyper, Optimizer};
@@ -114,8 +115,8 @@ impl Trainable {
         Ok(trained.iter().map(slot).collect())
     }
 
-    /// The model with its parameters and statistics as inputs, and the formulas that stand behind them: a weight of 16 bits
-    /// is rounded from its master, a product of LoRA matrices is added to another.
+    /// The model with its parameters and statistics as inputs, and the formulas that stand behind them: a weight of 16
+    /// bits is rounded from its master, a product of LoRA matrices is added to another.
     pub(super) fn opened<'t>(
         &self,
         model: &ModelProto,
@@ -140,8 +141,8 @@ impl Trainable {
             let element = t.weight.value.element_type();
             match &t.adapter {
                 None => {
-                    // What is trained is what is exported: the integers nearest to the master, of which the gradient passes to
-                    // the master within their range.
+                    // What is trained is what is exported: the integers nearest to the master, of which the gradient
+                    // passes to the master within their range.
                     let grid = t.weight.grid.as_ref().filter(|_| self.straight_through);
                     if let Some(grid) = grid {
                         rewrite = rewrite.behind(&t.name, move |_, master| Ok(grid.rounded(master)));

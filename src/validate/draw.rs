@@ -54,8 +54,8 @@ pub struct Draw {
 const USUAL: Floats = Floats::Both(0.05, 1.0);
 const POSITIVE: Floats = Floats::Positive(0.05, 1.0);
 
-/// The ways in which a first input is looked for that the model runs on. Small distinct sizes come first: they tell axes
-/// apart.
+/// The ways in which a first input is looked for that the model runs on. Small distinct sizes come first: they tell
+/// axes apart.
 pub fn attempts() -> Vec<Draw> {
     let scale = |first, next, distinct| Scale { first, next, distinct };
     let mut attempts = Vec::new();

@@ -13,8 +13,8 @@ pub enum Choice {
     /// tract, which is part of this library.
     #[cfg(feature = "tract")]
     Tract,
-    /// An installed ONNX Runtime of version 1.17 or later: the shared library at the path, else the one that the environment
-    /// variable `ORT_DYLIB_PATH` names, else the one that the system finds. A process loads one.
+    /// An installed ONNX Runtime of version 1.17 or later: the shared library at the path, else the one that the
+    /// environment variable `ORT_DYLIB_PATH` names, else the one that the system finds. A process loads one.
     #[cfg(feature = "onnxruntime")]
     OnnxRuntime(Option<PathBuf>),
 }
@@ -66,7 +66,8 @@ pub enum Precision {
 
 /// Runs models.
 pub trait Engine {
-    /// Prepares a model for inputs of the shapes and types of `feeds`, which may hold more tensors than the model takes.
+    /// Prepares a model for inputs of the shapes and types of `feeds`, which may hold more tensors than the model
+    /// takes.
     ///
     /// # Errors
     /// The engine cannot run the model.

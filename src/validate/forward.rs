@@ -1,5 +1,5 @@
-//! The first phase: the run in the model's own element types. Which inputs it takes, and that its outputs are the same with
-//! the gradients.
+//! The first phase: the run in the model's own element types. Which inputs it takes, and that its outputs are the same
+//! with the gradients.
 
 use super::case::Case;
 use super::draw::{self, Draw};
@@ -133,7 +133,8 @@ fn run_part(case: &Case, names: &[String], feeds: &Tensors, typed: bool) -> Resu
     case.prepare(&part, &feeds, Precision::Double)?.run(&feeds)
 }
 
-/// The seeds of earlier calls, which this one's gradients may depend on, get the shapes of their ys, one call after the other.
+/// The seeds of earlier calls, which this one's gradients may depend on, get the shapes of their ys, one call after the
+/// other.
 fn fit_earlier_seeds(case: &Case, mut feeds: Tensors, random: u64, typed: bool) -> Result<Tensors, Stop> {
     let records = Record::all(&case.model)?;
     for record in records.iter().take_while(|r| r.name != case.record.name) {
@@ -170,8 +171,8 @@ fn fit_seeds(
     Ok(feeds)
 }
 
-/// Runs the whole model, gradients too, in its own element types, and compares its outputs with those of the model without
-/// gradients. `None` where the engine does not run it so: float64 may do.
+/// Runs the whole model, gradients too, in its own element types, and compares its outputs with those of the model
+/// without gradients. `None` where the engine does not run it so: float64 may do.
 ///
 /// # Errors
 /// An output is another one with the gradients than without.
@@ -208,8 +209,8 @@ fn difference(a: &Tensor, b: &Tensor) -> Option<f64> {
     Some(a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max))
 }
 
-/// How far apart two precisions may be in what they say of a model: where they are further, rounding decides what it computes,
-/// and there is nothing to compare.
+/// How far apart two precisions may be in what they say of a model: where they are further, rounding decides what it
+/// computes, and there is nothing to compare.
 pub fn is_apart(own: &Tensor, wide: &Tensor) -> bool {
     let narrow = matches!(own.element(), ElementType::Float16 | ElementType::Bfloat16);
     let tolerance = if narrow { 0.2 } else { 0.01 };

@@ -1,4 +1,5 @@
-//! What the integer inputs of a model count: indices into which sizes, places that must differ, values that are compared with.
+//! What the integer inputs of a model count: indices into which sizes, places that must differ, values that are
+//! compared with.
 //!
 //! Rows say which inputs of their operators are indices (`rules::properties`), and what only moves elements. An input's
 //! integers are followed through those, and through sums and products with constants.
@@ -216,8 +217,8 @@ impl Walk<'_> {
                 let sizes: Vec<Dim> = table(i).unwrap_or_default().into_iter().skip(skipped).collect();
                 let last = |name: &str| self.shape(name).and_then(|s| s.last().copied());
                 let (width, of_input) = (node.input.get(input).and_then(|n| last(n)), last(&carried.input));
-                // The last axis of the input is that of the tuples where it is as long; else a tuple was put together of
-                // parts (Unsqueeze, Concat, Transpose), and an element of the input may be any of its numbers.
+                // The last axis of the input is that of the tuples where it is as long; else a tuple was put together
+                // of parts (Unsqueeze, Concat, Transpose), and an element of the input may be any of its numbers.
                 if width.is_none() || of_input.is_none() || width == of_input {
                     tuples = sizes.into_iter().map(Some).collect();
                 } else {

@@ -22,7 +22,8 @@ use std::sync::Arc;
 pub struct OnnxRuntime;
 
 impl OnnxRuntime {
-    /// Loads the library at the path, or else the one that `ORT_DYLIB_PATH` names, or else the one that the system finds.
+    /// Loads the library at the path, or else the one that `ORT_DYLIB_PATH` names, or else the one that the system
+    /// finds.
     pub fn load(path: Option<&Path>) -> Result<Self, Trouble> {
         let named = path.map(Path::to_owned).or_else(|| std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from));
         let path = named.unwrap_or_else(|| format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}").into());

@@ -1,7 +1,7 @@
 //! Sizes for the symbolic dimensions of a model's inputs: those that it can run with.
 //!
-//! What is inferred of the model's tensors says which sizes have to be equal (a product contracts them) and which are too
-//! small (a window does not fit, and some tensor would have a negative size).
+//! What is inferred of the model's tensors says which sizes have to be equal (a product contracts them) and which are
+//! too small (a window does not fit, and some tensor would have a negative size).
 
 use super::{Options, draw};
 use crate::graph::facts::opposite;

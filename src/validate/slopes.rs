@@ -5,7 +5,8 @@
 //! Every x is perturbed on its own: one that a node computes gets an input added to it, so that what flows into it from
 //! another x stays as it is, and a direction over all xs together has the slope Σ ⟨g, v⟩, whichever depends on which.
 //!
-//! Rounding makes noise of a known size. What is no larger than it says nothing, neither for a gradient nor against one.
+//! Rounding makes noise of a known size. What is no larger than it says nothing, neither for a gradient nor against
+//! one.
 
 use super::engine::{Run, Trouble};
 use super::tensors::{self, Tensors};
@@ -32,8 +33,8 @@ impl Rounding {
         }
     }
 
-    /// The largest error of one element, relative to that element, that is taken for rounding; `None` where single elements
-    /// are not resolved.
+    /// The largest error of one element, relative to that element, that is taken for rounding; `None` where single
+    /// elements are not resolved.
     pub fn element_bound(self) -> Option<f64> {
         match self {
             Rounding::Double => Some(4e-4),
@@ -58,8 +59,8 @@ impl Rounding {
     }
 }
 
-/// A step that is shorter than most distances to a kink, for networks of many: rounding is so near that it speaks for a gradient
-/// only, and only where that is sure.
+/// A step that is shorter than most distances to a kink, for networks of many: rounding is so near that it speaks for a
+/// gradient only, and only where that is sure.
 const FINEST: f64 = 1e-7;
 
 /// A tensor to perturb: an input of the plan, its value, the gradient that is to be checked.
@@ -275,7 +276,8 @@ impl Target {
         if count == 0 { 0.0 } else { (squares / f64::from(count)).sqrt() * self.reach }
     }
 
-    /// A direction in which each of these elements has an equal part in the slope, or as near to it as a step may be large.
+    /// A direction in which each of these elements has an equal part in the slope, or as near to it as a step may be
+    /// large.
     pub fn balanced(&self, elements: &[usize], random: &mut fastrand::Rng) -> Vec<f64> {
         let (part, mut v) = (self.part(), vec![0.0; self.base.len()]);
         for &i in elements {
@@ -291,8 +293,8 @@ fn sign(random: &mut fastrand::Rng) -> f64 {
     if random.bool() { -1.0 } else { 1.0 }
 }
 
-/// The root of the mean square, or 1 where that is zero: zeros say nothing about how large an x is. Nor do masks of huge
-/// numbers about the numbers beside them.
+/// The root of the mean square, or 1 where that is zero: zeros say nothing about how large an x is. Nor do masks of
+/// huge numbers about the numbers beside them.
 pub fn reach(values: &[f64]) -> f64 {
     let mean = |values: &mut dyn Iterator<Item = &f64>| {
         let (count, squares) = values.fold((0usize, 0.0), |(n, sum), v| (n + 1, sum + v * v));

@@ -1,7 +1,7 @@
 //! The last phase: gradients held against slopes at several inputs, and what follows.
 //!
-//! A gradient *fails* where it is not the slope at one input and, in the same way, not at another; it is *compared* where it
-//! agreed with a slope that is not zero; else nothing is known of it.
+//! A gradient *fails* where it is not the slope at one input and, in the same way, not at another; it is *compared*
+//! where it agreed with a slope that is not zero; else nothing is known of it.
 
 use super::case::Case;
 use super::draw::{self, Draw};
@@ -358,8 +358,8 @@ impl Verdict<'_> {
         Ok(None)
     }
 
-    /// Looks at elements by themselves, those that have not been looked at: a few hundred at once, each with the same part in
-    /// the slope, and where those disagree at fewer and fewer.
+    /// Looks at elements by themselves, those that have not been looked at: a few hundred at once, each with the same
+    /// part in the slope, and where those disagree at fewer and fewer.
     fn elements(&mut self, place: &Place, share: f64) -> Result<Vec<Suspect>, Stop> {
         let rounding = place.rounding(self.case);
         let bound = rounding.element_bound().filter(|_| self.case.options.closely);

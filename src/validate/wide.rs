@@ -1,4 +1,5 @@
-//! The second phase: the run in float64, which gives the gradients that are compared, and where everything is unperturbed.
+//! The second phase: the run in float64, which gives the gradients that are compared, and where everything is
+//! unperturbed.
 
 use super::case::{Case, unique};
 use super::engine::{Precision, Run, Trouble};

@@ -1,6 +1,7 @@
 //! The same model in float64: differences of float32 numbers say little about a slope.
 //!
-//! Every floating-point tensor becomes float64. Where an operator takes float32 only, a Cast stands before and after it.
+//! Every floating-point tensor becomes float64. Where an operator takes float32 only, a Cast stands before and after
+//! it.
 
 use crate::onnx::proto::type_proto;
 use crate::onnx::{
@@ -48,8 +49,8 @@ fn retype(r#type: &mut TypeProto) {
     }
 }
 
-/// What stands for infinity in float32, as masks have it, swallows in a sum what is added to it, so that nothing has a slope any
-/// more. A number that is large enough for a softmax does not.
+/// What stands for infinity in float32, as masks have it, swallows in a sum what is added to it, so that nothing has a
+/// slope any more. A number that is large enough for a softmax does not.
 fn moderate(value: f64) -> f64 {
     if value.is_finite() && value.abs() >= HUGE { value.signum() * LARGE } else { value }
 }

@@ -1,7 +1,7 @@
 //! Weights that a file holds as integers: what DequantizeLinear makes of them, and the integers of other numbers.
 //!
-//! [DequantizeLinear](https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html): y = (x - zero point) scale, with one scale for the whole
-//! tensor, for each slice along an axis, or for each block of elements along it.
+//! [DequantizeLinear](https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html): y = (x - zero point) scale, with one
+//! scale for the whole tensor, for each slice along an axis, or for each block of elements along it.
 
 use crate::expr::{Expr, Rounding};
 use crate::onnx::{ElementType, NodeProto, TensorProto, attribute, canonical_domain};

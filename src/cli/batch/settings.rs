@@ -80,8 +80,8 @@ impl Settings {
         Ok(Settings { entries, file })
     }
 
-    /// The command with the options of a model: what a later entry sets stands in place of what was set before, and of what
-    /// the command says.
+    /// The command with the options of a model: what a later entry sets stands in place of what was set before, and of
+    /// what the command says.
     pub fn applied(&self, command: &[String], model: &str) -> Vec<String> {
         let mut command = command.to_vec();
         for entry in self.entries.iter().filter(|e| means(&e.pattern, model)) {

@@ -1,5 +1,5 @@
-//! The page of `inspect --html`: a picture of the graph, and all that is found of the model, as one file that needs nothing
-//! else.
+//! The page of `inspect --html`: a picture of the graph, and all that is found of the model, as one file that needs
+//! nothing else.
 
 use super::{Seen, listed, typed};
 use crate::cli::html::{self, Plain};

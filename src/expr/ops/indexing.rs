@@ -263,8 +263,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// This tensor less one in the place that each index names along an axis, of whose place the index has size 1. Of few
-    /// places, for images of indices, all are compared.
+    /// This tensor less one in the place that each index names along an axis, of whose place the index has size 1. Of
+    /// few places, for images of indices, all are compared.
     pub fn minus_one_at(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
         let b = self.builder;
         b.attempt(|| {

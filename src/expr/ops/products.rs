@@ -20,9 +20,9 @@ impl<'g> Expr<'g> {
         self.builder.emit("MatMul", &[Some(self), Some(other)], vec![])
     }
 
-    /// The product of rows, `count` at a time where that is known, with this matrix, which is the same in all steps of a
-    /// loop. Of few rows and a large matrix most of the time is spent on laying out the right factor, so here the rows
-    /// are that factor: `(Bᵀ Aᵀ)ᵀ`, of which Bᵀ is computed once, before the loop.
+    /// The product of rows, `count` at a time where that is known, with this matrix, which is the same in all steps of
+    /// a loop. Of few rows and a large matrix most of the time is spent on laying out the right factor, so here the
+    /// rows are that factor: `(Bᵀ Aᵀ)ᵀ`, of which Bᵀ is computed once, before the loop.
     pub fn multiplies(self, count: Option<i64>) -> impl Fn(Expr<'g>) -> Expr<'g> {
         let large = self.fact().element_count().is_some_and(|n| n >= LARGE_MATRIX);
         let turned = (large && count.is_some_and(|n| FEW_ROWS.contains(&n))).then(|| self.transposed());

@@ -13,8 +13,8 @@ pub struct Rounding {
 }
 
 impl<'g> Expr<'g> {
-    /// `(clamp(round(x / scale) + zero) - zero) scale`, by QuantizeLinear and DequantizeLinear, in the range of the type of `zero`:
-    /// the numbers that integers stand for. All in the type of `scale`.
+    /// `(clamp(round(x / scale) + zero) - zero) scale`, by QuantizeLinear and DequantizeLinear, in the range of the
+    /// type of `zero`: the numbers that integers stand for. All in the type of `scale`.
     pub fn rounded_to_integers(self, scale: Expr<'g>, zero: Expr<'g>, how: &Rounding) -> Expr<'g> {
         let domain = if how.contributed { "com.microsoft" } else { "" };
         let needed = if how.contributed { 7 } else { 10 };

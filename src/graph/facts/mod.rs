@@ -1,9 +1,9 @@
-//! The language in which a row says what is known of its outputs before anything runs: element types, shapes, and the values of
-//! computations on shapes.
+//! The language in which a row says what is known of its outputs before anything runs: element types, shapes, and the
+//! values of computations on shapes.
 //!
-//! [`Known`] is a node as the function of a row sees it, `value` the arithmetic on known elements. A function says what is
-//! certain and leaves out the rest; it fails only for inputs that make the operator fail at run time. The functions themselves
-//! stand with the rows, in the families of [`crate::rules`].
+//! [`Known`] is a node as the function of a row sees it, `value` the arithmetic on known elements. A function says what
+//! is certain and leaves out the rest; it fails only for inputs that make the operator fail at run time. The functions
+//! themselves stand with the rows, in the families of [`crate::rules`].
 
 mod known;
 pub(crate) mod value;
@@ -34,8 +34,8 @@ pub struct Op<'a> {
 
 /// The facts of the outputs of an operator; outputs that are missing at the end have facts that say nothing.
 ///
-/// It fails for inputs that the operator cannot take, so that running it would fail: dimensions that contradict each other, a
-/// rank that it does not have. The message says what, not where.
+/// It fails for inputs that the operator cannot take, so that running it would fail: dimensions that contradict each
+/// other, a rank that it does not have. The message says what, not where.
 pub type Infer = fn(&Known) -> Result<Vec<Fact>>;
 
 /// As [`Infer`], of any operator; nothing is known of one that is not in the table.

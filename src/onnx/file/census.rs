@@ -1,11 +1,12 @@
-//! Which operators a file holds, read from its fields alone: whatever else is wrong with it, and without building a model.
+//! Which operators a file holds, read from its fields alone: whatever else is wrong with it, and without building a
+//! model.
 
 use super::wire;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// How many nodes there are of each operator, with its domain where that is not the standard's, in the graph, in the bodies of
-/// its nodes and in functions; of a file that is no message, what stands before that shows.
+/// How many nodes there are of each operator, with its domain where that is not the standard's, in the graph, in the
+/// bodies of its nodes and in functions; of a file that is no message, what stands before that shows.
 pub fn operators(model: &Bytes) -> BTreeMap<String, u64> {
     /// Models have fewer; what a hostile one has beyond that is left out.
     const MOST: usize = 1000;

@@ -34,9 +34,9 @@ impl Difference {
     }
 }
 
-/// Compares two model files. The order of different fields does not count, that within a list does. What a list of the model or
-/// of its main graph has in addition, the metadata of anything, or the outputs of a node, is an addition; whatever else is
-/// new in something that there was is a change of it.
+/// Compares two model files. The order of different fields does not count, that within a list does. What a list of the
+/// model or of its main graph has in addition, the metadata of anything, or the outputs of a node, is an addition;
+/// whatever else is new in something that there was is a change of it.
 ///
 /// `None` where one of them is no protobuf message.
 pub fn diff(a: &Bytes, b: &Bytes) -> Option<Difference> {

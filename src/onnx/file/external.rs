@@ -100,9 +100,10 @@ impl Data {
     }
 }
 
-/// Puts the elements of tensors that [`load_external_kept`] has brought in into files again, at the offsets that they had, in
-/// the folder of the model that is to be written; `name` says what the file of a location is called now. What else the tensors
-/// say of their data stays, but for the checksum of a file that is called something else: it holds something else.
+/// Puts the elements of tensors that [`load_external_kept`] has brought in into files again, at the offsets that they
+/// had, in the folder of the model that is to be written; `name` says what the file of a location is called now. What
+/// else the tensors say of their data stays, but for the checksum of a file that is called something else: it holds
+/// something else.
 ///
 /// # Errors
 /// A file that exists already, without `force`, or cannot be written.
@@ -218,8 +219,8 @@ fn resolve(base: &Path, location: &str) -> Result<PathBuf> {
 
 /// Makes the references to external data right for a model that moves from folder `from` into folder `to`.
 ///
-/// Where the data lie in `to` or below, only the references change. Otherwise the data files are copied, since references
-/// must not lead out of a model's folder; what is copied is returned, in words.
+/// Where the data lie in `to` or below, only the references change. Otherwise the data files are copied, since
+/// references must not lead out of a model's folder; what is copied is returned, in words.
 ///
 /// # Errors
 /// Data files that are missing or lie outside `from`; a different file in the place of a copy, without `force`.
@@ -259,7 +260,8 @@ pub fn rebase_external(model: &mut ModelProto, from: &Path, to: &Path, force: bo
     Ok(notes)
 }
 
-/// Where a copy of external data goes: into `to` or below, not where a link leads out of it. Folders that are missing are made.
+/// Where a copy of external data goes: into `to` or below, not where a link leads out of it. Folders that are missing
+/// are made.
 fn place(to: &Path, location: &str) -> Result<PathBuf> {
     let inside = |folder: &Path| fs::canonicalize(folder).is_ok_and(|found| found.starts_with(to));
     let target = to.join(location);

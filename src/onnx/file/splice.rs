@@ -1,8 +1,8 @@
-//! Writes a model into the bytes of the file that it was read from: what is as it was keeps its own bytes, fields that no schema
-//! of today knows stay where they stand, and what is new comes behind what there was of its kind.
+//! Writes a model into the bytes of the file that it was read from: what is as it was keeps its own bytes, fields that
+//! no schema of today knows stay where they stand, and what is new comes behind what there was of its kind.
 //!
-//! A message is held against what the file has in its place. If both say the same it is written as in the file, in whatever
-//! order and spelling of fields that has; if not, the same is done for its fields.
+//! A message is held against what the file has in its place. If both say the same it is written as in the file, in
+//! whatever order and spelling of fields that has; if not, the same is done for its fields.
 
 use super::super::proto::{
     DeviceConfigurationProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto, TensorAnnotation,
@@ -117,8 +117,8 @@ pub fn message<'a>(kind: &Message, old: &Bytes, new: Items<'a>) -> Option<Pieces
     Some(out)
 }
 
-/// The new fields of a number that stand for ones of the file, in the order of both: which, for which, and whether both are the
-/// same.
+/// The new fields of a number that stand for ones of the file, in the order of both: which, for which, and whether both
+/// are the same.
 fn matching(
     known: &wire::Known,
     old: &[Field],

@@ -389,8 +389,8 @@ fn field(tag: u32, bytes: &[u8]) -> Vec<u8> {
     [out, bytes.to_vec()].concat()
 }
 
-/// A file of a newer version, in an order and a spelling of its own: fields that nothing is known of at every level, nodes whose
-/// fields stand from the last to the first, integers that are packed.
+/// A file of a newer version, in an order and a spelling of its own: fields that nothing is known of at every level,
+/// nodes whose fields stand from the last to the first, integers that are packed.
 fn strange() -> Vec<u8> {
     let unknown = |what: &str| field(400, what.as_bytes());
     let attribute = [field(1, b"perm"), field(8, &[1, 0]), vec![0xa0, 1, 7], unknown("attribute")].concat();

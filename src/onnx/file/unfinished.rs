@@ -1,7 +1,7 @@
 //! Files and folders that are being written under hidden names beside their places.
 //!
-//! Whoever writes one holds a lock on it, which ends with the process, however that ends. What nobody holds is what a killed
-//! process has left behind: the next one that writes into the folder removes it.
+//! Whoever writes one holds a lock on it, which ends with the process, however that ends. What nobody holds is what a
+//! killed process has left behind: the next one that writes into the folder removes it.
 
 use super::plain;
 use crate::error::Error;
@@ -64,7 +64,8 @@ fn refused(error: std::io::Error) -> anyhow::Error {
 /// Between its creation and its lock another process may have taken the new one for a leftover.
 const ATTEMPTS: usize = 100;
 
-/// Locks what has just been made, and says whether it is still there. Where there are no locks, nothing is swept either.
+/// Locks what has just been made, and says whether it is still there. Where there are no locks, nothing is swept
+/// either.
 fn held(file: &File, path: &Path) -> bool {
     match file.try_lock() {
         Err(fs::TryLockError::WouldBlock) => false,

@@ -61,7 +61,8 @@ impl Known {
 pub struct Field {
     /// Its number.
     pub tag: u32,
-    /// How it is written: 0 for a number of variable length, 1 and 5 for eight and four bytes, 2 for bytes with their length.
+    /// How it is written: 0 for a number of variable length, 1 and 5 for eight and four bytes, 2 for bytes with their
+    /// length.
     pub wire: u8,
     /// All of it.
     pub whole: Bytes,

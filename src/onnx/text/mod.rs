@@ -8,8 +8,9 @@
 //! }
 //! ```
 //!
-//! Beyond ONNX's own parser: comments may also start with `//`, elements of float16 and bfloat16 tensors may be numbers with
-//! a point (whole numbers stand for bit patterns), subgraphs and domains may have quoted names, and the header may be absent.
+//! Beyond ONNX's own parser: comments may also start with `//`, elements of float16 and bfloat16 tensors may be numbers
+//! with a point (whole numbers stand for bit patterns), subgraphs and domains may have quoted names, and the header may
+//! be absent.
 
 mod parse;
 mod print;

@@ -22,8 +22,8 @@ const DEEPEST: usize = 16;
 
 /// Reads a model from text.
 ///
-/// Without the header in `<>`, it has IR version 10 and opset 18. Tensors keep their elements as raw bytes; of types of less
-/// than a byte, only empty or external ones can be written.
+/// Without the header in `<>`, it has IR version 10 and opset 18. Tensors keep their elements as raw bytes; of types of
+/// less than a byte, only empty or external ones can be written.
 ///
 /// # Errors
 /// Text that is not a model, with the line and column where reading ends.

@@ -46,8 +46,6 @@ pub const RULES: &[Rule] = &[
     .note("rows of padding see each other; a window is of that many keys, the query's own among them"),
 ];
 
-// ---------------------------------------------------------------- shared
-
 /// A scale of 0 stands for none.
 fn given_scale(c: &Call<'_>) -> Option<f64> {
     c.opt_float("scale").filter(|&s| s != 0.0)
@@ -113,8 +111,6 @@ fn biased<'g>(c: &Call<'g>, q: Expr<'g>, k: Expr<'g>, mask: usize, bias: usize) 
     Ok(Some(bias.map_or(filter, |bias| bias + filter)))
 }
 
-// ---------------------------------------------------------------- MultiHeadAttention
-
 /// The part of `[batch, steps, heads, parts, size]` as `[batch, steps, heads * size]`.
 fn unpacked<'g>(e: Expr<'g>, part: i64) -> Expr<'g> {
     e.narrow(3, part, part + 1).reshape_to(&[0, 0, -1])
@@ -151,8 +147,6 @@ fn multi_head<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     Ok(vec![Some(join_heads(attended.y)), Some(k), Some(v), Some(biased)])
 }
 
-// ---------------------------------------------------------------- Attention
-
 fn projected<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (x, weights, heads) = (c.x(), c.input(1), c.int("num_heads", 0));
     ensure!((6..c.input_count()).all(|i| c.opt(i).is_none()), "shared buffers of keys and values have no gradient yet");
@@ -173,8 +167,6 @@ fn projected<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let present = || Expr::concat(&[k.unsqueeze(&[0]), v.unsqueeze(&[0])], 0);
     Ok(vec![Some(join_heads(scores.attend()?.y)), c.has_dy(1).then(present)])
 }
-
-// ---------------------------------------------------------------- GroupQueryAttention
 
 fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let b = c.builder();

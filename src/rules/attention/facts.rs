@@ -159,7 +159,8 @@ pub fn flex_attention(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![tensor(c.element(0), shape)])
 }
 
-/// The bodies of a FlexAttention take what they change: `[batch, heads, queries, keys]`, in the precision of its softmax.
+/// The bodies of a FlexAttention take what they change: `[batch, heads, queries, keys]`, in the precision of its
+/// softmax.
 pub const SCORES: Protocol = Protocol { inputs: |c, _| vec![scores(c)], states: |_, _| vec![], outputs: None };
 
 fn scores(c: &Known) -> Fact {

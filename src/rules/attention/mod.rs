@@ -31,8 +31,6 @@ pub const RULES: &[Rule] =
         .types(&[("softmax_precision", None)])
         .indices(&[read(6, Length(1, Axis::At(-2)))])];
 
-// ---------------------------------------------------------------- heads
-
 /// `[batch, steps, heads * size]` as `[batch, heads, steps, size]`.
 fn split_heads<'g>(e: Expr<'g>, heads: i64) -> Result<Expr<'g>> {
     match e.rank()? {
@@ -69,8 +67,6 @@ fn by_heads<'g>(rows: Expr<'g>, columns: Expr<'g>) -> Result<Expr<'g>> {
     let product = rows.reshape(together).matmul(columns);
     Ok(product.reshape(Expr::concat(&[rows.dims([0, 1, 2]), columns.dims([3])], 0)))
 }
-
-// ---------------------------------------------------------------- scores
 
 /// What attention is computed from: queries, keys and values of shape `[batch, heads, steps, size]`.
 struct Scores<'g> {
@@ -162,8 +158,6 @@ fn distances<'g>(q: Expr<'g>, k: Expr<'g>, offset: Option<Expr<'g>>) -> Expr<'g>
     let queries = b.range(q.dim(2)).unsqueeze(&[1]);
     b.range(k.dim(2)).unsqueeze(&[0]) - offset.map_or(queries, |o| queries + o)
 }
-
-// ---------------------------------------------------------------- Attention of the standard
 
 fn attention<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let packed = c.x().rank()? == 3;

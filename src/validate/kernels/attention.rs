@@ -51,8 +51,8 @@ fn cached(past: Option<&Array>, now: Array) -> Result<Array> {
     })
 }
 
-/// What a query sees: the result, and the scores of the product, capped, with bias, as probabilities. The bias is -∞ where a
-/// query may not look; one that may look nowhere gets zeros. A head may have a score of looking at nothing.
+/// What a query sees: the result, and the scores of the product, capped, with bias, as probabilities. The bias is -∞
+/// where a query may not look; one that may look nowhere gets zeros. A head may have a score of looking at nothing.
 fn attend(
     [q, k, v]: [&Array; 3],
     scale: Option<f64>,
@@ -166,8 +166,9 @@ fn scale_or_none(c: &Call) -> Option<f64> {
     scale(c).filter(|&s| s != 0.0)
 }
 
-/// What a mask adds to a score of ONNX Runtime's own operators. Of one axis it has for each sequence its number of keys, or all
-/// ends and then all starts, or numbers of keys and more; of two and three it is not positive where a key is not to be seen.
+/// What a mask adds to a score of ONNX Runtime's own operators. Of one axis it has for each sequence its number of
+/// keys, or all ends and then all starts, or numbers of keys and more; of two and three it is not positive where a key
+/// is not to be seen.
 fn filter(c: &Call, mask: usize, batch: usize) -> Result<impl Fn(&[usize]) -> f64> {
     let (mask, value) = (c.opt(mask).cloned(), c.float("mask_filter_value", -10000.0));
     let size = mask.as_ref().map_or(0, |m| m.values.len());
@@ -224,7 +225,8 @@ fn multi_head(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![join(&y)?, k, v, scores])
 }
 
-/// Heads that share keys, in a cache of which each sequence has used as much as it is told, and turned by their positions.
+/// Heads that share keys, in a cache of which each sequence has used as much as it is told, and turned by their
+/// positions.
 fn group_query(c: &Call) -> Result<Vec<Array>> {
     let (all, stored) = (heads(c, "num_heads")?, heads(c, "kv_num_heads")?);
     ensure!((12..16).all(|i| c.opt(i).is_none()), "a quantized cache, or norms");

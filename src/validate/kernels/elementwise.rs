@@ -97,7 +97,8 @@ fn binary(c: &Call, f: impl Fn(f64, f64) -> f64) -> anyhow::Result<Vec<Array>> {
     Ok(vec![Array::from_fn(&dims, |index| f(a.broadcast_at(index), b.broadcast_at(index)))?])
 }
 
-/// The activation that an operator has behind it, with its alpha, beta and gamma; for Clip the first two are the bounds.
+/// The activation that an operator has behind it, with its alpha, beta and gamma; for Clip the first two are the
+/// bounds.
 pub fn activation(name: &str, [a, b, g]: [f64; 3]) -> anyhow::Result<Box<dyn Fn(f64) -> f64>> {
     let f: fn(f64, f64, f64, f64) -> f64 = match name {
         "" => |x, _, _, _| x,

@@ -96,8 +96,6 @@ fn normalize(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![y])
 }
 
-// ---------------------------------------------------------------- scores
-
 /// The number below which that share of a normal distribution lies, by halving.
 fn probit(share: f64) -> f64 {
     if !(0.0..=1.0).contains(&share) {

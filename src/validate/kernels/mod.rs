@@ -1,5 +1,5 @@
-//! Operators by the words of their specification, in float64. They are slow and plain on purpose; they share nothing with
-//! the formulas of the gradients, and know no engine.
+//! Operators by the words of their specification, in float64. They are slow and plain on purpose; they share nothing
+//! with the formulas of the gradients, and know no engine.
 
 mod array;
 mod attention;

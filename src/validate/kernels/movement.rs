@@ -263,7 +263,8 @@ fn quantize(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![scaled(c, |x, scale, zero| (x / scale).round_ties_even() + zero)?.of(element)])
 }
 
-/// A function of each element, the scale and the zero point of the whole tensor, of its place on an axis, or of its block.
+/// A function of each element, the scale and the zero point of the whole tensor, of its place on an axis, or of its
+/// block.
 fn scaled(c: &Call, f: impl Fn(f64, f64, f64) -> f64) -> Result<Array> {
     let (x, scale, zero) = (c.x()?, c.input(1)?, c.opt(2));
     let block = usize::try_from(c.int("block_size", 0)).unwrap_or(0);

@@ -100,7 +100,8 @@ fn rms(c: &Call) -> Result<Vec<Array>> {
     Ok(outputs)
 }
 
-/// The normalization of `x + skip + bias`, which is the fourth output. The inputs are x, skip, gamma, for some beta, and bias.
+/// The normalization of `x + skip + bias`, which is the fourth output. The inputs are x, skip, gamma, for some beta,
+/// and bias.
 fn skip(c: &Call, bias: usize, centered: bool) -> Result<Vec<Array>> {
     let (x, skip, bias) = (c.x()?, c.input(1)?, c.opt(bias));
     let sum = Array::from_fn(&x.dims, |index| {

@@ -1,5 +1,5 @@
-//! ONNX Runtime's operators on quantized integers: on the numbers that they stand for, rounded again where the result is
-//! quantized.
+//! ONNX Runtime's operators on quantized integers: on the numbers that they stand for, rounded again where the result
+//! is quantized.
 
 use super::linear::product;
 use super::{Array, Call, Element, Row, broadcast, each_index, row};
@@ -26,8 +26,8 @@ pub const ROWS: &[Row] = &[
     row("QLinearWhere", choose).domain(MICROSOFT),
 ];
 
-/// `(x - zero) scale` of the tensor, with the scale and the zero point at those places, which are one number, or one for each
-/// place along the last axis, or along the last but one.
+/// `(x - zero) scale` of the tensor, with the scale and the zero point at those places, which are one number, or one
+/// for each place along the last axis, or along the last but one.
 pub fn dequantized(c: &Call, x: usize, scale: usize, zero: usize, by_rows: bool) -> Result<Array> {
     let (x, scale, zero) = (c.input(x)?, c.input(scale)?, c.opt(zero));
     let axis = x.rank().saturating_sub(if by_rows { 2 } else { 1 });
@@ -41,7 +41,8 @@ fn number(c: &Call, input: usize) -> Result<Array> {
     dequantized(c, input, input + 1, input + 2, false)
 }
 
-/// Quantized by the scale at that place and the zero point behind it, in the type of an input. The conversion saturates.
+/// Quantized by the scale at that place and the zero point behind it, in the type of an input. The conversion
+/// saturates.
 fn rounded(c: &Call, y: Array, scale: usize, like: usize) -> Result<Vec<Array>> {
     let (scale, zero) = (c.input(scale)?.values[0], c.opt(scale + 1).map_or(0.0, |z| z.values[0]));
     Ok(vec![y.map(|y| (y / scale).round_ties_even() + zero).of(Element::Like(like))])

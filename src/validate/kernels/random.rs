@@ -1,5 +1,5 @@
-//! Operators that draw numbers: the same ones in every run, different ones for every node, so that a function of them can
-//! be compared with itself.
+//! Operators that draw numbers: the same ones in every run, different ones for every node, so that a function of them
+//! can be compared with itself.
 
 use super::{Array, Call, Element, Row, row};
 use crate::onnx::ElementType;

@@ -10,8 +10,8 @@ pub const ROWS: &[Row] = &[
     row("DynamicQuantizeLSTM", quantized).domain("com.microsoft"),
 ];
 
-/// With weights `[directions, size, 4 hidden]` of integers. What the products take is not rounded here: no slope shows through
-/// that.
+/// With weights `[directions, size, 4 hidden]` of integers. What the products take is not rounded here: no slope shows
+/// through that.
 fn quantized(c: &Call) -> Result<Vec<Array>> {
     let weights = |x: usize, scale: usize| {
         let (x, scale, zero) = (c.input(x)?, c.input(scale)?, c.opt(scale + 1));
