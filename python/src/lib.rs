@@ -4,6 +4,7 @@
 //! command line has, and says the same words where something fails.
 
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 use std::ffi::OsString;
 
@@ -12,10 +13,18 @@ type Left<'py> = (u8, String, String, Bound<'py, PyBytes>);
 
 /// Runs a command. A model is given for `-`, and given back for `-o -`; other Python threads run meanwhile.
 #[pyfunction]
-fn run<'py>(py: Python<'py>, arguments: Vec<OsString>, model: Option<&[u8]>) -> Left<'py> {
-    let input = model.map(<[u8]>::to_vec).unwrap_or_default();
-    let left = py.detach(|| onnx_gradients::command_line_within(arguments, input));
-    (left.code, left.report, left.notes, PyBytes::new(py, &left.model))
+fn run<'py>(py: Python<'py>, arguments: Vec<OsString>, model: Option<PyBackedBytes>) -> PyResult<Left<'py>> {
+    let left = py.detach(|| onnx_gradients::command_line_within(arguments, model));
+    // Weights are copied once, from the bytes that were given into those that are given back.
+    let model = PyBytes::new_with(py, left.model.iter().map(|piece| piece.len()).sum(), |mut rest| {
+        for piece in &left.model {
+            let (here, behind) = rest.split_at_mut(piece.len());
+            here.copy_from_slice(piece);
+            rest = behind;
+        }
+        Ok(())
+    })?;
+    Ok((left.code, left.report, left.notes, model))
 }
 
 /// Runs a command with the streams of this process, and returns its exit code.

@@ -1,9 +1,13 @@
 //! What commands read from and write to: the streams of the process, or buffers where a program runs a command inside itself.
 
 use super::failure;
+use crate::Model;
+use crate::onnx::file;
+use anyhow::Result;
+use bytes::Bytes;
 use std::cell::RefCell;
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -16,16 +20,16 @@ pub struct Left {
     pub report: String,
     /// Warnings and the line of an error: its stderr.
     pub notes: String,
-    /// The model that it writes for `-o -`.
-    pub model: Vec<u8>,
+    /// The model that it writes for `-o -`, in pieces: its weights lie where they lay in the model that was given.
+    pub model: Vec<Bytes>,
 }
 
 #[derive(Default)]
 struct Inside {
-    input: Vec<u8>,
+    input: Bytes,
     report: Vec<u8>,
     notes: Vec<u8>,
-    model: Vec<u8>,
+    model: Vec<Bytes>,
 }
 
 thread_local! {
@@ -35,8 +39,10 @@ thread_local! {
 
 static PROGRAM: OnceLock<Vec<OsString>> = OnceLock::new();
 
-/// Runs a command line with buffers for streams: `input` is what `-` stands for as a model.
-pub fn run_within(arguments: Vec<OsString>, input: Vec<u8>) -> Left {
+/// Runs a command line with buffers for streams: `input` is what `-` stands for as a model. It is not copied, and let go at the
+/// end.
+pub fn run_within<T: AsRef<[u8]> + Send + 'static>(arguments: Vec<OsString>, input: Option<T>) -> Left {
+    let input = input.map(Bytes::from_owner).unwrap_or_default();
     INSIDE.set(Some(Inside { input, ..Inside::default() }));
     let code = super::run_of(arguments);
     let Inside { report, notes, model, .. } = INSIDE.take().unwrap_or_default();
@@ -100,8 +106,6 @@ pub enum Stream {
     Report,
     /// All else, on stderr.
     Notes,
-    /// A model, on stdout.
-    Model,
 }
 
 impl Write for Stream {
@@ -111,7 +115,6 @@ impl Write for Stream {
             let buffer = match self {
                 Stream::Report => &mut inside.report,
                 Stream::Notes => &mut inside.notes,
-                Stream::Model => &mut inside.model,
             };
             buffer.extend_from_slice(bytes);
             Some(bytes.len())
@@ -143,9 +146,29 @@ pub fn end_with_stdin() {
 }
 
 /// The bytes of the model that `-` stands for.
-pub fn input() -> Box<dyn Read> {
+///
+/// # Errors
+/// They cannot be read, or are more than a model can have.
+pub fn input() -> Result<Bytes> {
     match INSIDE.with_borrow_mut(|inside| inside.as_mut().map(|i| std::mem::take(&mut i.input))) {
-        Some(bytes) => Box::new(io::Cursor::new(bytes)),
-        None => Box::new(io::stdin()),
+        Some(bytes) => file::within_limit(bytes),
+        None => file::read_stream(io::stdin()),
     }
+}
+
+/// Gives out the model that is written for `-o -`.
+///
+/// # Errors
+/// It is larger than a model can be, or nobody reads it.
+pub fn write_model(model: &Model) -> Result<()> {
+    if !is_within() {
+        return file::write_stream(&model.proto, model.source.as_ref(), io::stdout());
+    }
+    let pieces = file::pieces(&model.proto, model.source.as_ref())?;
+    INSIDE.with_borrow_mut(|inside| {
+        if let Some(inside) = inside {
+            inside.model = pieces;
+        }
+    });
+    Ok(())
 }

@@ -191,7 +191,7 @@ impl FileArgs {
         if self.model != Path::new("-") {
             return Ok(Model::load(&self.model)?);
         }
-        let bytes = file::read_stream(console::input()).context("stdin")?;
+        let bytes = console::input().context("stdin")?;
         let model = Model::from_bytes(bytes).context("stdin")?;
         Ok(Model { folder: Some(PathBuf::from(".")), ..model })
     }
@@ -219,7 +219,7 @@ impl FileArgs {
     /// Writes the model, and the warnings with those that come of it, which are returned.
     pub fn write(&self, model: &Model, mut warnings: Vec<String>) -> Result<Vec<String>> {
         if self.to_stdout() {
-            file::write_stream(&model.proto, model.source.as_ref(), Stream::Model)?;
+            console::write_model(model)?;
         } else {
             warnings.extend(model.write(&self.output, self.force)?);
         }

@@ -28,7 +28,7 @@ pub struct Args {
 /// Reads and prints.
 pub fn run(args: &Args) -> Result<()> {
     let model = match args.model == Path::new("-") {
-        true => file::read_bytes(file::read_stream(console::input()).context("stdin")?).context("stdin")?,
+        true => file::read_bytes(console::input().context("stdin")?).context("stdin")?,
         false => file::read(&args.model)?,
     };
     let text = if args.whole { text::print_whole(&model) } else { text::print(&model) };

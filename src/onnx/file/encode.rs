@@ -96,6 +96,11 @@ impl<'a> Encoded<'a> {
         self.pieces.list.iter().try_for_each(|piece| piece.write(out))
     }
 
+    /// The bytes of the model file, in pieces.
+    pub fn into_pieces(self) -> Vec<Bytes> {
+        self.pieces.list.into_iter().map(Piece::into_bytes).collect()
+    }
+
     /// Writes the data file.
     pub fn write_external(&self, out: &mut impl Write) -> io::Result<()> {
         let mut position = 0;
@@ -246,6 +251,15 @@ impl Piece<'_> {
             Piece::Raw(bytes) => bytes.len() as u64,
             Piece::Floats(values) => values.len() as u64 * 4,
             Piece::Tensor(tensor) => tensor.encoded_len() as u64,
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Piece::Own(bytes) => bytes.into(),
+            Piece::Raw(bytes) => bytes,
+            Piece::Floats(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            Piece::Tensor(tensor) => tensor.encode_to_vec().into(),
         }
     }
 

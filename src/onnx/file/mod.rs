@@ -106,8 +106,16 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Bytes>> {
 pub fn read_stream(stream: impl Read) -> Result<Bytes> {
     let mut buffer = Vec::new();
     stream.take(LARGEST + 1).read_to_end(&mut buffer).map_err(plain)?;
-    ensure!(buffer.len() as u64 <= LARGEST, "it is larger than 2 GB, the limit of protobuf");
-    Ok(buffer.into())
+    within_limit(buffer.into())
+}
+
+/// The bytes, unless they are more than a protobuf message can have.
+///
+/// # Errors
+/// They are.
+pub(crate) fn within_limit(bytes: Bytes) -> Result<Bytes> {
+    ensure!(bytes.len() as u64 <= LARGEST, "it is larger than 2 GB, the limit of protobuf");
+    Ok(bytes)
 }
 
 fn not_a_model(error: prost::DecodeError) -> anyhow::Error {
@@ -210,10 +218,22 @@ fn write_files(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Re
 /// # Errors
 /// The stream fails; a model above protobuf's limit of 2 GB.
 pub fn write_stream(model: &ModelProto, source: Option<&Bytes>, mut out: impl Write) -> Result<()> {
+    encoded(model, source)?.write(&mut out)?;
+    Ok(out.flush()?)
+}
+
+/// The same bytes in pieces, of which those with weights share what the model holds.
+///
+/// # Errors
+/// A model above protobuf's limit of 2 GB.
+pub(crate) fn pieces(model: &ModelProto, source: Option<&Bytes>) -> Result<Vec<Bytes>> {
+    Ok(encoded(model, source)?.into_pieces())
+}
+
+fn encoded<'a>(model: &'a ModelProto, source: Option<&Bytes>) -> Result<Encoded<'a>> {
     let encoded = Encoded::new(model, None, source);
     ensure!(encoded.len() <= LARGEST, "the model is larger than 2 GB, the limit of protobuf: write it to a file");
-    encoded.write(&mut out)?;
-    Ok(out.flush()?)
+    Ok(encoded)
 }
 
 /// Writes a text as [`replace`] does; into a device or a pipe directly.
