@@ -109,6 +109,45 @@ def test_whole_matrices():
     np.testing.assert_allclose(found, 6 * x)
 
 
+CLASSIFIER = "g (float[N,3] x) => (float[N,2] y) <float[3,2] w = {1, 2, -3, 4, 5, -6}> { h = MatMul(x, w)  y = Softmax<axis=-1>(h) }"
+
+
+def test_explanations():
+    x, w = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 2.0]], "f"), np.array([[1, 2], [-3, 4], [5, -6]], "f")
+
+    def run(*arguments, **options):
+        result = og.explain(small(CLASSIFIER), *arguments, **options)
+        return result.session().run([result.outputs[0]["name"]], {"x": x})[0]
+
+    np.testing.assert_allclose(run("input-x-gradient", label=1), x * w[:, 1], rtol=1e-5)
+    # Both rows are of class 0; on the way from nothing the score rises by what it is.
+    found = run("integrated-gradients", steps=5, baseline=0.0)
+    np.testing.assert_allclose(found, x * w[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(run("saliency", label=0, channels=1).squeeze(), np.full(2, 5.0), rtol=1e-5)
+    with pytest.raises(og.errors.UsageError):
+        run("saliency", steps=5)
+
+
+def test_attacks():
+    x = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 2.0]], "f")
+    clean = og.gradients(small(CLASSIFIER), "y", "x").session().run(["y"], {"x": x})[0]
+    for method, options in [("fgsm", {}), ("pgd", {"steps": 3, "random_start": 1})]:
+        result = og.attack(small(CLASSIFIER), method, epsilon=0.25, bounds=(-1.0, 3.0), **options)
+        (label,) = result.vectors.values()
+        session = result.session()
+        kind = {"tensor(int64)": "int64", "tensor(int32)": "int32"}[next(i.type for i in session.get_inputs() if i.name == label)]
+        (found,) = session.run([result.outputs[0]["name"]], {"x": x, label: np.zeros(2, kind)})
+        assert np.abs(found - x).max() == pytest.approx(0.25, abs=1e-6)
+        assert -1.0 <= found.min() and found.max() <= 3.0
+        (after,) = session.run(["y"], {"x": found, label: np.zeros(2, kind)})
+        assert (after[:, 0] < clean[:, 0]).all()
+
+
+def test_docstrings_are_whole():
+    for function in (og.jvp, og.vjp, og.hvp):
+        assert function.__doc__.index("Parameters") < function.__doc__.index("Returns") < function.__doc__.index("``vectors``")
+
+
 def test_validation_and_check(models, tmp_path):
     result = og.gradients(models / "mlp.onnx", "loss", params=True, validate=True, output=tmp_path / "g.onnx")
     assert result.validation.status == "passed"

@@ -103,6 +103,51 @@ def test_adapters_are_files_of_their_own(models, digits, tmp_path):
     np.testing.assert_allclose(logits, trained, rtol=1e-3, atol=1e-3)
 
 
+def test_several_adapters_are_kept_and_merged(models, digits, tmp_path):
+    batch = {n: a[:64] for n, a in digits.items()}
+    trainer = og.Trainer(models / "digits-mlp.onnx", "cross-entropy", lora=4)
+    untrained = trainer.predict(batch)["logits"]
+    for _ in range(5):
+        trainer.step(batch, 1e-2)
+    first, state = trainer.predict(batch)["logits"], trainer.state_dict()
+    trainer.add_adapter("other")
+    trainer.use_adapter("other")
+    assert trainer.adapters == ("default", "other")
+    np.testing.assert_array_equal(trainer.predict(batch)["logits"], untrained)
+    swapped = {n: 9 - a if n == "labels" else a for n, a in batch.items()}
+    for _ in range(5):
+        trainer.step(swapped, 1e-2)
+    second = trainer.predict(batch)["logits"]
+    trainer.use_adapter("default")
+    np.testing.assert_array_equal(trainer.predict(batch)["logits"], first)
+    moments = [n for n in state if n.startswith("state/m/")]
+    assert moments
+    for name in moments:
+        np.testing.assert_array_equal(trainer.state_dict()[name], state[name])
+
+    def logits(path):
+        return onnxruntime.InferenceSession(path).run(["logits"], {"image": batch["image"].astype(np.float32)})[0]
+
+    alone = logits(trainer.export(tmp_path / "second.onnx", adapters=["other"]))
+    np.testing.assert_allclose(alone, second, rtol=1e-3, atol=1e-3)
+    none = logits(trainer.export(tmp_path / "none.onnx", adapters={"default": 0.0, "other": 0.0}))
+    np.testing.assert_allclose(none, untrained, rtol=1e-3, atol=1e-3)
+    # Half of one and half of another twice over are the two of them.
+    halves_of = {"default": 0.5, "other": 0.5}
+    both = logits(trainer.export(tmp_path / "both.onnx", adapters=halves_of))
+    trainer.save_adapters(tmp_path / "kept")
+    trainer.add_adapter("again", tmp_path / "kept")
+    thirds = logits(trainer.export(tmp_path / "thirds.onnx", adapters={"again": 0.25, "other": 0.5, "default": 0.25}))
+    np.testing.assert_allclose(thirds, both, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(both, first, atol=1e-2)
+    with pytest.raises(KeyError, match="other"):
+        trainer.use_adapter("no such")
+    with pytest.raises(ValueError, match="kept already"):
+        trainer.add_adapter("other")
+    with pytest.raises(ValueError, match="without LoRA"):
+        og.Trainer(models / "digits-mlp.onnx", "cross-entropy").add_adapter("a")
+
+
 def test_samples_come_from_anywhere(models, digits, tmp_path):
     seen, held = halves(digits)
     (tmp_path / "mapped").mkdir()

@@ -37,7 +37,7 @@ def run(arguments: Iterable[object], model: bytes | None = None) -> tuple[dict[s
         The command failed; the class says how.
     """
     subcommand, *rest = (str(a) for a in arguments)
-    code, printed, notes, written = _native.run(["onnx-gradients", subcommand, "--json", *rest], model)
+    code, printed, notes, written = _native.run(["onnx-gradients", *subcommand.split(), "--json", *rest], model)
     report = json.loads(printed) if printed.strip() else {}
     if code != 0:
         raise from_report(code, report, notes)

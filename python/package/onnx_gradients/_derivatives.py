@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 import numpy as np
 
@@ -284,7 +284,7 @@ def derivative(
     Parameters
     ----------
     command : str
-        ``jvp``, ``vjp``, ``hvp``, ``jacobian``, ``hessian``, ``explain`` or ``attack``.
+        ``jvp``, ``vjp``, ``hvp``, ``jacobian``, ``hessian``, ``explain METHOD`` or ``attack METHOD``.
     model, ys, xs, ...
         As :func:`gradients` takes them.
     options : sequence
@@ -300,20 +300,18 @@ def derivative(
     Error
         As :func:`gradients` does.
     """
-    subcommand, *rest = command.split()
     arguments = _call_options(
         ys, xs, params, inputs, stop_gradients, name, unconnected_gradients, aggregation_method, straight_through,
         gradient_functions, only_gradients, validate, dims, options,
     )
-    report, new = _command.transform(subcommand, model, [*rest, *arguments], output, force)
+    report, new = _command.transform(command, model, arguments, output, force)
     return Derivative(
         new, list(report.get("outputs", [])), {v["of"]: v["name"] for v in report.get("vectors", [])},
         report.get("nodes_added", 0), report.get("warnings", []), Validation.read(report.get("validation", {})),
     )
 
 
-def jvp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **arguments: Any) -> Derivative:
-    """Append J v of `ys` along new inputs, one an x, of x's type and shape.
+_SHARED = """
 
     Parameters
     ----------
@@ -325,43 +323,41 @@ def jvp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **ar
     Returns
     -------
     Derivative
-        ``vectors`` names the input for each x, ``outputs`` the product for each y, of y's type and shape.
+        """
+
+Product = TypeVar("Product", bound=Callable[..., Derivative])
+
+
+def _documented(function: Product) -> Product:
+    """Completes the docstring of a product with vectors, whose last paragraph says what it returns."""
+    summary, returned = (function.__doc__ or "").strip().split("\n\n", 1)
+    function.__doc__ = summary + _SHARED + returned.strip() + "\n    "
+    return function
+
+
+@_documented
+def jvp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **arguments: Any) -> Derivative:
+    """Append J v of `ys` along new inputs, one an x, of x's type and shape.
+
+    ``vectors`` names the input for each x, ``outputs`` the product for each y, of y's type and shape.
     """
     return derivative("jvp", model, ys, xs, **arguments)
 
 
+@_documented
 def vjp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **arguments: Any) -> Derivative:
     """Append vᵀ J of `ys` with new inputs as seeds, one a y, of y's type and shape.
 
-    Parameters
-    ----------
-    model, ys, xs
-        As :func:`gradients` takes them.
-    **arguments
-        Those of :func:`derivative`.
-
-    Returns
-    -------
-    Derivative
-        ``vectors`` names the input for each y, ``outputs`` the product for each x, of x's type and shape.
+    ``vectors`` names the input for each y, ``outputs`` the product for each x, of x's type and shape.
     """
     return derivative("vjp", model, ys, xs, **arguments)
 
 
+@_documented
 def hvp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **arguments: Any) -> Derivative:
     """Append the product of the Hessian of the sum of `ys` with new inputs, one an x, of x's type and shape.
 
-    Parameters
-    ----------
-    model, ys, xs
-        As :func:`gradients` takes them.
-    **arguments
-        Those of :func:`derivative`.
-
-    Returns
-    -------
-    Derivative
-        ``vectors`` names the input for each x, ``outputs`` the product for each x.
+    ``vectors`` names the input for each x, ``outputs`` the product for each x.
     """
     return derivative("hvp", model, ys, xs, **arguments)
 
@@ -416,6 +412,117 @@ def hessian(
     """
     own = [*option("--batch", batch), *option("--mode", mode), *option("--diagonal", diagonal)]
     return derivative("hessian", model, ys, xs, options=[*own, *arguments.pop("options", ())], **arguments)
+
+
+def explain(
+    model: ModelLike, method: str = "saliency", ys: Names | None = None, xs: Names | None = None, *,
+    label: int | str | None = None, class_axis: int | None = None, channels: int | None = None, keep_softmax: bool = False,
+    layer: str | None = None, steps: int | None = None, baseline: float | str | None = None, samples: int | None = None,
+    noise: float | None = None, seed: int | None = None, noise_input: bool = False, **arguments: Any,
+) -> Derivative:
+    """Append an explanation of a classifier's prediction: what in its input it hangs on.
+
+    Parameters
+    ----------
+    model : path, bytes, onnx.ModelProto or onnx_ir.Model
+        The model.
+    method : {'saliency', 'input-x-gradient', 'grad-cam', 'integrated-gradients', 'smooth-grad'}
+        How. The options below are those of the methods that have them; the command line says more (``explain METHOD --help``).
+    ys : str, optional
+        The scores of classes; the output without it.
+    xs : str, optional
+        What is explained: the input with the most axes without it, or any tensor behind it, as the embeddings of tokens.
+    label : int or str, optional
+        The class that is explained: its number, ``'predicted'`` (as without it), or ``'input'`` for a new input with one number a
+        sample.
+    class_axis, channels : int, optional
+        The axis of y that runs over classes (the last one), the axis of x that runs over channels.
+    keep_softmax : bool
+        Whether the probability is explained where the model ends in a softmax, not the score before it.
+    layer : str, optional
+        grad-cam: the tensor whose channels are weighted.
+    steps : int, optional
+        integrated-gradients: how many points lie on the way.
+    baseline : float or str, optional
+        integrated-gradients: where it begins, a number or ``'input'``.
+    samples, noise, seed, noise_input
+        smooth-grad: how many noisy copies, the standard deviation of the noise as a share of x's range, what it follows from,
+        or that it comes from a new input.
+    **arguments
+        Those of :func:`derivative`.
+
+    Returns
+    -------
+    Derivative
+        ``outputs`` names the explanation, ``vectors`` the new inputs. Its shape is x's; saliency and smooth-grad have no channels,
+        grad-cam has x's places.
+
+    Raises
+    ------
+    Error
+        As :func:`gradients` does; an option that the method does not have is a UsageError.
+    """
+    own = [
+        *option("--class", label), *option("--class-axis", class_axis), *option("--channels", channels),
+        *option("--keep-softmax", keep_softmax), *option("--layer", layer), *option("--steps", steps),
+        *option("--baseline", baseline), *option("--samples", samples), *option("--noise", noise), *option("--seed", seed),
+        *option("--noise-input", noise_input),
+    ]
+    return derivative(f"explain {method}", model, ys, xs, options=[*own, *arguments.pop("options", ())], **arguments)
+
+
+def attack(
+    model: ModelLike, method: str = "fgsm", ys: Names | None = None, xs: Names | None = None, *, epsilon: float,
+    bounds: tuple[float, float] | None = None, class_axis: int | None = None, targeted: bool = False, loss: bool = False,
+    steps: int | None = None, step_size: float | None = None, random_start: int | None = None, **arguments: Any,
+) -> Derivative:
+    """Append adversarial examples: outputs of the shape of the inputs, for which the loss is larger.
+
+    Parameters
+    ----------
+    model : path, bytes, onnx.ModelProto or onnx_ir.Model
+        The model.
+    method : {'fgsm', 'pgd'}
+        One step, or several.
+    ys : str, optional
+        The scores of classes; the output without it. With `loss`, the loss itself.
+    xs : str or iterable of str, optional
+        The inputs that change; the one with the most axes without it.
+    epsilon : float
+        How far each place of x may change.
+    bounds : tuple of float, optional
+        The least and the largest number that an input may hold.
+    class_axis : int, optional
+        The axis of y that runs over classes; the last one without it.
+    targeted : bool
+        Whether labels are what the classifier shall be led to, not away from.
+    loss : bool
+        Whether `ys` is the loss itself, with the labels that the model takes.
+    steps : int, optional
+        pgd: how many steps.
+    step_size : float, optional
+        pgd: their size; 2.5 epsilon / steps without it.
+    random_start : int, optional
+        pgd: start at a random place within epsilon of x, which follows from this number.
+    **arguments
+        Those of :func:`derivative`.
+
+    Returns
+    -------
+    Derivative
+        ``outputs`` names the example for each x, ``vectors`` the new input for labels.
+
+    Raises
+    ------
+    Error
+        As :func:`gradients` does; an option that the method does not have is a UsageError.
+    """
+    own = [
+        *option("--epsilon", epsilon), *option("--bounds", None if bounds is None else f"{bounds[0]}..{bounds[1]}"),
+        *option("--class-axis", class_axis), *option("--targeted", targeted), *option("--loss", loss),
+        *option("--steps", steps), *option("--step-size", step_size), *option("--random-start", random_start),
+    ]
+    return derivative(f"attack {method}", model, ys, xs, options=[*own, *arguments.pop("options", ())], **arguments)
 
 
 def check(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._plot import axes_or_new
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -89,10 +91,7 @@ class Health:
         -------
         matplotlib.axes.Axes
         """
-        if axes is None:
-            import matplotlib.pyplot as plt
-
-            axes = plt.subplots(figsize=(6, 0.3 * len(self.layers) + 1))[1]
+        axes = axes_or_new(axes, figsize=(6, 0.3 * len(self.layers) + 1))
         colours = ["tab:blue" if layer.verdict == "ok" else "tab:red" for layer in self.layers]
         axes.barh([layer.name for layer in self.layers], [max(layer.norm, 1e-30) for layer in self.layers], color=colours)
         axes.invert_yaxis()

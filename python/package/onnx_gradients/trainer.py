@@ -15,6 +15,7 @@ import numpy as np
 
 from . import _command, _models, _safetensors, adapters, data, schedules
 from ._command import option
+from ._plot import axes_or_new
 from .errors import UsageError
 from .health import Health
 
@@ -172,10 +173,7 @@ class History:
         -------
         matplotlib.axes.Axes
         """
-        if axes is None:
-            import matplotlib.pyplot as plt
-
-            axes = plt.subplots()[1]
+        axes = axes_or_new(axes)
         epochs = [row["epoch"] for row in self.rows]
         for key, label in (("loss", "training"), ("val_loss", "held out")):
             if self.rows and key in self.rows[0]:
@@ -183,6 +181,36 @@ class History:
         axes.set(xlabel="epoch", ylabel="loss")
         axes.legend()
         return axes
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one of the models takes and gives.
+
+    Attributes
+    ----------
+    inputs : frozenset of str
+        All that it takes.
+    state : tuple of str
+        What it reads or writes of the state.
+    written : dict of str to str
+        What it writes of that, with the outputs.
+    rest : tuple of str
+        The other outputs.
+    """
+
+    inputs: frozenset[str]
+    state: tuple[str, ...]
+    written: dict[str, str]
+    rest: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: Mapping[str, Any], feeds: Mapping[str, str]) -> _Plan:
+        """That of a model of the manifest; `feeds` is the state, by input the output that replaces it."""
+        inputs, outputs = frozenset(model["inputs"]), set(model["outputs"])
+        written = {name: output for name, output in feeds.items() if output in outputs}
+        state = tuple(name for name in feeds if name in inputs or name in written)
+        return cls(inputs, state, written, tuple(o for o in model["outputs"] if o not in set(written.values())))
 
 
 class Trainer:
@@ -243,6 +271,12 @@ class Trainer:
         self._feeds: dict[str, str] = {f["input"]: f["output"] for f in self.manifest["state"]}
         self._state: dict[str, Any] = {}
         self._spare: dict[str, Any] = {}
+        # In which of its two buffers each tensor of the state lies, and what is bound to them.
+        self._side: dict[str, bool] = {}
+        self._bindings: dict[tuple[str, tuple[bool, ...]], Any] = {}
+        self._plans = {role: _Plan.of(model, self._feeds) for role, model in self._roles.items()}
+        self._kept: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        self.adapter = "default"
         self.load_state_dict(_safetensors.read(self.folder / self.manifest["initial_state"])[0])
 
     @staticmethod
@@ -257,6 +291,10 @@ class Trainer:
         if array.dtype.name == "bfloat16":
             return self._runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), 16)
         return self._runtime.OrtValue.ortvalue_from_numpy(array, *device)
+
+    def _given(self, array: npt.NDArray[Any]) -> Any:
+        """An array as a model takes it: where it lies, but for a type that NumPy does not have."""
+        return self._value(array) if array.dtype.name == "bfloat16" else np.asarray(array, order="C")
 
     # The one state.
 
@@ -294,6 +332,8 @@ class Trainer:
                 raise ValueError(f"{name!r} is {list(array.shape)}, the state has {known[name]['shape']}")
             array = array.astype(_dtype(known[name]["type"]), copy=True)
             self._state[name], self._spare[name] = self._value(array), self._value(np.zeros_like(array))
+            self._side[name] = False
+        self._bindings.clear()
 
     def save(self, path: PathLike) -> None:
         """Write the state to a .safetensors file, all or nothing."""
@@ -303,9 +343,123 @@ class Trainer:
         """Take the state of a .safetensors file over."""
         self.load_state_dict(_safetensors.read(path)[0])
 
-    def export(self, output: PathLike, *, lora: str = "merged", force: bool = False) -> Path:
-        """Write the inference model with the weights as they are now; see :func:`export`."""
-        return export(self.folder, output, self.parameters(), lora=lora, force=force)
+    def export(
+        self, output: PathLike, *, lora: str = "merged", adapters: Iterable[str] | Mapping[str, float] | None = None,
+        force: bool = False,
+    ) -> Path:
+        """Write the inference model with the weights as they are now; see :func:`export`.
+
+        Parameters
+        ----------
+        output, lora, force
+            As :func:`export` takes them.
+        adapters : iterable of str, or mapping of str to float, optional
+            Several adapters that are kept, all of which are added to the weights, each as often as the number says; without it
+            the one that is trained.
+
+        Returns
+        -------
+        Path
+            `output`.
+
+        Raises
+        ------
+        KeyError
+            No adapter is kept under a name.
+        UsageError
+            Several adapters with ``lora='apart'``.
+        """
+        if adapters is None:
+            return export(self.folder, output, self.parameters(), lora=lora, force=force)
+        if lora != "merged":
+            raise UsageError("several adapters can only be merged into the weights")
+        shares = dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+        matrices = {name: self._matrices(name) for name in shares}
+        if not shares:
+            raise UsageError("no adapters are named")
+        with tempfile.TemporaryDirectory(prefix="onnx-gradients-") as temporary:
+            folder = self.folder
+            for i, (name, share) in enumerate(shares.items()):
+                # Each is added to what the one before has left, and the product is linear in its left factor.
+                scaled = {a["left"]: (matrices[name][a["left"]] * share).astype(matrices[name][a["left"]].dtype)
+                          for a in self.manifest["lora"]}
+                last = i + 1 == len(shares)
+                target = Path(output) if last else Path(temporary) / str(i) / "inference.onnx"
+                target.parent.mkdir(exist_ok=True)
+                export(folder, target, {**self.parameters(), **matrices[name], **scaled}, force=force and last)
+                if not last:
+                    folder = target.parent
+                    (folder / "manifest.json").write_text(json.dumps({**self.manifest, "inference": target.name}))
+        return Path(output)
+
+    # Adapters: the LoRA matrices, of which several sets can be kept.
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that are kept, with that of the one that is trained (:attr:`adapter`)."""
+        return tuple(sorted({self.adapter, *self._kept}))
+
+    def add_adapter(self, name: str, folder: PathLike | None = None) -> None:
+        """Keep one more adapter, beside the one that is trained.
+
+        Parameters
+        ----------
+        name : str
+            What it is called.
+        folder : path, optional
+            Its matrices, with PEFT's names; without it they are as at the start, where they change nothing.
+
+        Raises
+        ------
+        ValueError
+            An adapter is kept under that name, a matrix is missing or has another shape, or there is no LoRA.
+        """
+        if name in self.adapters:
+            raise ValueError(f"an adapter {name!r} is kept already")
+        initial = _safetensors.read(self.folder / self.manifest["initial_state"])[0]
+        own = {key: np.array(initial[key]) for key in self._adapter_state()}
+        self._kept[name] = own if folder is None else {**own, **adapters.load(folder, self.manifest)}
+
+    def use_adapter(self, name: str) -> None:
+        """Put an adapter in the place of the one that is trained, which is kept: its matrices, and what the optimizer has
+        gathered for them.
+
+        Parameters
+        ----------
+        name : str
+            One of :attr:`adapters`.
+
+        Raises
+        ------
+        KeyError
+            No adapter is kept under that name.
+        """
+        if name == self.adapter:
+            return
+        if name not in self._kept:
+            raise KeyError(f"no adapter {name!r} is kept, only {', '.join(self.adapters)}")
+        before = {key: np.array(self._state[key].numpy()) for key in self._adapter_state()}
+        self.load_state_dict(self._kept.pop(name))
+        self._kept[self.adapter], self.adapter = before, name
+
+    def _adapter_state(self) -> list[str]:
+        """The part of the state that belongs to the LoRA matrices."""
+        matrices = [adapter[side] for adapter in self.manifest.get("lora") or [] for side in ("left", "right")]
+        if not matrices:
+            raise ValueError("the model was made trainable without LoRA: it has no adapters")
+        gathered = tuple(f"/{name}" for name in matrices)
+        own = set(matrices)
+        return [
+            feed["input"] for feed in self.manifest["state"]
+            if feed["input"] in own or (feed["role"] == "optimizer" and feed["input"].endswith(gathered))
+        ]
+
+    def _matrices(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """The LoRA matrices of an adapter."""
+        if name not in self.adapters:
+            raise KeyError(f"no adapter {name!r} is kept, only {', '.join(self.adapters)}")
+        source = self._kept.get(name) or {key: np.array(self._state[key].numpy()) for key in self._adapter_state()}
+        return {adapter[side]: source[adapter[side]] for adapter in self.manifest["lora"] for side in ("left", "right")}
 
     def save_adapters(self, folder: PathLike) -> None:
         """Write the LoRA matrices to a folder of their own, with PEFT's names."""
@@ -329,22 +483,38 @@ class Trainer:
     def _run(self, role: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Runs a model on the state and `feeds`. New state goes into the spare buffers, which then change places with the
         old ones; the other outputs are returned as values of the runtime."""
-        session, model = self.session(role), self._roles[role]
-        binding = session.io_binding()
-        for name in model["inputs"]:
-            binding.bind_ortvalue_input(name, feeds[name] if name in feeds else self._state[name])
-        written = [(i, o) for i, o in self._feeds.items() if o in set(model["outputs"])]
-        for name, output in written:
-            binding.bind_ortvalue_output(output, self._spare[name])
-        rest = [o for o in model["outputs"] if o not in {o for _, o in written}]
-        for output in rest:
+        session, plan = self.session(role), self._plans[role]
+        binding = self._binding(role, plan, feeds)
+        for name, value in feeds.items():
+            if name in plan.inputs:
+                bind = binding.bind_cpu_input if isinstance(value, np.ndarray) else binding.bind_ortvalue_input
+                bind(name, value)
+        for output in plan.rest:
             binding.bind_output(output, "cpu")
         session.run_with_iobinding(binding)
-        # They come in the order in which they were bound.
-        results = dict(zip([*(o for _, o in written), *rest], binding.get_outputs(), strict=True))
-        for name, _ in written:
+        for name in plan.written:
             self._state[name], self._spare[name] = self._spare[name], self._state[name]
-        return {o: results[o] for o in rest}
+            self._side[name] = not self._side[name]
+        # They come in the order in which they were bound, the state first.
+        values = binding.get_outputs_as_ortvaluevector()
+        results = [self._runtime.OrtValue(values[i]) for i in range(len(plan.written), len(values))]
+        return dict(zip(plan.rest, results, strict=True))
+
+    def _binding(self, role: str, plan: _Plan, feeds: Mapping[str, Any]) -> Any:
+        """What is bound to the buffers as they lie now. They lie in the same way in every second step, so it is kept."""
+        key = (role, tuple(self._side[name] for name in plan.state))
+        given = any(name in feeds for name in plan.state)
+        if key not in self._bindings or given:
+            binding = self.session(role).io_binding()
+            for name in plan.state:
+                if name in plan.inputs and name not in feeds:
+                    binding.bind_ortvalue_input(name, self._state[name])
+            for name, output in plan.written.items():
+                binding.bind_ortvalue_output(output, self._spare[name])
+            if given:
+                return binding
+            self._bindings[key] = binding
+        return self._bindings[key]
 
     def batch(self, batch: data.Batch, labels: bool = True) -> dict[str, npt.NDArray[Any]]:
         """A batch in the element types that the model takes.
@@ -379,7 +549,7 @@ class Trainer:
 
     def _rate(self, lr: float) -> dict[str, Any]:
         rate = self.manifest["learning_rate"]
-        return {rate["name"]: self._value(np.array(lr, _dtype(rate["type"])))}
+        return {rate["name"]: self._given(np.array(lr, _dtype(rate["type"])))}
 
     def _numbers(self, results: Mapping[str, Any]) -> Step:
         read = {n: float(results[n].numpy()) for n in [self.manifest["loss"], *self.manifest["metrics"]] if n in results}
@@ -409,7 +579,7 @@ class Trainer:
         arrays = self.batch(batch)
         parts = self.manifest["accumulate"]
         if parts == 1:
-            feeds = {name: self._value(a) for name, a in arrays.items()}
+            feeds = {name: self._given(a) for name, a in arrays.items()}
             return self._numbers(self._run("train", {**feeds, **self._rate(lr)}))
         count = len(next(iter(arrays.values())))
         if count % parts:
@@ -417,7 +587,7 @@ class Trainer:
         size, losses = count // parts, []
         sums: dict[str, Any] = {}
         for part in range(parts):
-            micro = {name: self._value(a[part * size : (part + 1) * size]) for name, a in arrays.items()}
+            micro = {name: self._given(a[part * size : (part + 1) * size]) for name, a in arrays.items()}
             results = self._run("accumulate", {**micro, **self._micro_step(part, parts), **(sums or self._no_sums())})
             losses.append(self._numbers(results))
             sums = {p["sum"]: results[p["next_sum"]] for p in self.manifest["parameters"]}
@@ -454,7 +624,7 @@ class Trainer:
         gradients : dict of str to array
             What :meth:`apply` takes, after an all-reduce for instance.
         """
-        feeds = {name: self._value(a) for name, a in self.batch(batch).items()}
+        feeds = {name: self._given(a) for name, a in self.batch(batch).items()}
         results = self._run("gradients", feeds)
         return self._numbers(results), {p["name"]: results[p["gradient"]].numpy() for p in self.manifest["parameters"]}
 
@@ -489,7 +659,7 @@ class Trainer:
         for batch in batches:
             arrays = self.batch(batch)
             count = len(next(iter(arrays.values())))
-            numbers = self._numbers(self._run("evaluate", {n: self._value(a) for n, a in arrays.items()}))
+            numbers = self._numbers(self._run("evaluate", {n: self._given(a) for n, a in arrays.items()}))
             for name, value in {"loss": numbers.loss, **numbers.metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value * count
             samples += count
@@ -505,7 +675,7 @@ class Trainer:
         for entry in self.manifest["labels"]:
             shape = [count if n is None and k == 0 else n or 1 for k, n in enumerate(entry["shape"])]
             arrays[entry["name"]] = np.asarray(batch.get(entry["name"], np.zeros(shape))).astype(_dtype(entry["type"]))
-        results = self._run("evaluate", {n: self._value(a) for n, a in arrays.items()})
+        results = self._run("evaluate", {n: self._given(a) for n, a in arrays.items()})
         own = {self.manifest["loss"], *self.manifest["metrics"]}
         return {name: value.numpy() for name, value in results.items() if name not in own}
 
