@@ -723,10 +723,10 @@ fn silent(folder: &Path, data: &Data, options: &Options, resume: bool) -> anyhow
 fn subset(data: &Data, labels: std::ops::Range<i64>, step: usize) -> Data {
     let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-mlp")).unwrap();
     let all: Vec<usize> = (0..data.count()).collect();
-    let given: BTreeMap<String, TensorProto> = data.batch(&all).into_iter().collect();
+    let given: BTreeMap<String, TensorProto> = data.batch(&all).unwrap().into_iter().collect();
     let classes = given["labels"].integers().unwrap();
     let chosen: Vec<usize> = all.into_iter().filter(|&i| labels.contains(&classes[i])).step_by(step).collect();
-    Data::new(data.batch(&chosen), &artifacts.manifest).unwrap()
+    Data::new(data.batch(&chosen).unwrap(), &artifacts.manifest).unwrap()
 }
 
 #[test]
@@ -983,6 +983,57 @@ fn wrong_data_are_named() {
     ] {
         assert_eq!(error(tensors), expected);
     }
+}
+
+/// A `.npy` file.
+fn npy(descr: &str, dims: &[i64], raw: &[u8]) -> Vec<u8> {
+    let dims: String = dims.iter().map(|d| format!("{d}, ")).collect();
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({dims}), }}\n");
+    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), raw].concat()
+}
+
+#[test]
+fn samples_stay_in_their_files() {
+    let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-mlp")).unwrap();
+    let data = digits();
+    let all: Vec<usize> = (0..data.count()).collect();
+    let place = tempfile::tempdir().unwrap();
+    let (arrays, shards) = (place.path().join("arrays"), place.path().join("shards"));
+    [&arrays, &shards].map(|folder| std::fs::create_dir(folder).unwrap());
+    for (name, t) in data.batch(&all).unwrap() {
+        let descr = if name == "image" { "<f4" } else { "<i8" };
+        let bytes = npy(descr, &t.dims, t.raw_data.as_deref().unwrap());
+        std::fs::write(arrays.join(format!("{name}.npy")), bytes).unwrap();
+    }
+    std::fs::write(arrays.join("more.npy"), b"not looked at").unwrap();
+    for (i, samples) in all.chunks(700).enumerate() {
+        let state = data.batch(samples).unwrap();
+        let views = state.iter().map(|(name, t)| {
+            let kind = if name == "image" { safetensors::Dtype::F32 } else { safetensors::Dtype::I64 };
+            let shape = t.dims.iter().map(|&d| d as usize).collect();
+            let view = safetensors::tensor::TensorView::new(kind, shape, t.raw_data.as_deref().unwrap()).unwrap();
+            (name.as_str(), view)
+        });
+        let bytes = safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap();
+        std::fs::write(shards.join(format!("{i}.safetensors")), bytes).unwrap();
+    }
+    let chosen = [1796, 5, 700, 699, 5, 1400];
+    for folder in [&arrays, &shards] {
+        let read = Data::read(folder, &artifacts.manifest).unwrap();
+        assert_eq!(read.count(), data.count());
+        assert_eq!(read.fingerprint(), data.fingerprint());
+        assert_eq!(read.batch(&chosen).unwrap(), data.batch(&chosen).unwrap());
+    }
+    assert_eq!(Data::read(&arrays, &artifacts.manifest).unwrap().skipped, ["more"]);
+    std::fs::write(shards.join("3.safetensors"), b"12345678").unwrap();
+    let error = format!("{:#}", Data::read(&shards, &artifacts.manifest).unwrap_err());
+    assert!(error.contains("3.safetensors: not a safetensors file"), "{error}");
+    let cut = Data::read(&arrays, &artifacts.manifest).unwrap();
+    std::fs::File::options().write(true).open(arrays.join("image.npy")).unwrap().set_len(1000).unwrap();
+    let error = cut.batch(&[1796]).unwrap_err().to_string();
+    assert_eq!(error, "samples 1796 to 1796 are not there");
+    let empty = Data::read(&place.path().join("shards/.."), &artifacts.manifest).unwrap_err();
+    assert!(format!("{empty:#}").ends_with("it holds no .npy files and no shards (.npz, .safetensors)"));
 }
 
 #[test]

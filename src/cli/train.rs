@@ -26,8 +26,8 @@ DATA holds a tensor for each input of the model and each label, by name; the fir
 pub struct Args {
     /// A folder that `trainable` has written
     folder: PathBuf,
-    /// The samples: .npz or .safetensors
-    #[arg(long, value_name = "FILE")]
+    /// The samples: .npz or .safetensors, or a folder of such files or of one .npy a tensor; they are not read into memory
+    #[arg(long, value_name = "FILE|FOLDER")]
     data: PathBuf,
     /// Samples for evaluation in a file of their own, in the place of those that are held out
     #[arg(long, value_name = "FILE")]

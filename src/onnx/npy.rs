@@ -62,7 +62,7 @@ const TYPES: [(ElementType, TypeChar, u64, &str); 14] = [
 ];
 
 /// No header of a tensor is longer: its three entries take some 60 bytes and a number a dimension.
-const LONGEST_HEADER: usize = 4096;
+pub(crate) const LONGEST_HEADER: usize = 4096;
 
 /// Checks that the header of a `.npy` file has the form that NumPy gives to those of tensors: one dictionary with one tuple in
 /// it. What nests more deeply is not shown to the parser, whose time grows with every level by a factor.
@@ -81,26 +81,70 @@ fn check_header(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// What the header of a `.npy` file says.
+pub(crate) struct Header {
+    /// The element type.
+    pub element: ElementType,
+    /// How many bytes precede the elements.
+    pub length: usize,
+    char: TypeChar,
+    /// The bytes of an element.
+    size: usize,
+    shape: Vec<usize>,
+    fortran: bool,
+    big: bool,
+}
+
+impl Header {
+    /// Reads the header that a file begins with. What follows need not be there.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self> {
+        check_header(bytes).context("not a valid .npy file")?;
+        let mut rest = bytes;
+        let header = NpyHeader::from_reader(&mut rest).map_err(|e| anyhow!("not a valid .npy file: {e}"))?;
+        let DType::Plain(dtype) = header.dtype() else { bail!("records are not tensors") };
+        let known = TYPES.iter().find(|t| t.1 == dtype.type_char() && t.2 == dtype.size_field());
+        let &(element, char, size, _) = known.with_context(|| format!("elements of type {dtype} have no ONNX type"))?;
+        let shape: Option<Vec<usize>> = header.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
+        Ok(Header {
+            element,
+            length: bytes.len() - rest.len(),
+            char,
+            size: usize::try_from(size)?,
+            shape: shape.context("its shape is too large")?,
+            fortran: header.order() == Order::Fortran,
+            big: dtype.endianness() == Endianness::Big,
+        })
+    }
+
+    /// Whether the elements lie as ONNX has them.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.fortran && !self.big
+    }
+
+    pub(crate) fn dims(&self) -> Result<Vec<i64>> {
+        Ok(self.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?)
+    }
+
+    /// Checks that as many bytes follow as the shape asks for.
+    pub(crate) fn ensure_length(&self, bytes: u64) -> Result<()> {
+        let count = self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).context("its shape is too large")?;
+        let wanted = count.checked_mul(self.size).map(|n| n as u64);
+        ensure!(Some(bytes) == wanted, "{bytes} bytes for shape {:?}", self.shape);
+        Ok(())
+    }
+}
+
 /// The tensor of a `.npy` file, whose elements stay where they are if they lie as ONNX has them.
 pub(crate) fn from_npy(bytes: Bytes) -> Result<TensorProto> {
-    check_header(&bytes).context("not a valid .npy file")?;
-    let mut rest = bytes.as_ref();
-    let header = NpyHeader::from_reader(&mut rest).map_err(|e| anyhow!("not a valid .npy file: {e}"))?;
-    let DType::Plain(dtype) = header.dtype() else { bail!("records are not tensors") };
-    let known = TYPES.iter().find(|t| t.1 == dtype.type_char() && t.2 == dtype.size_field());
-    let &(element, char, size, _) = known.with_context(|| format!("elements of type {dtype} have no ONNX type"))?;
-    let shape: Option<Vec<usize>> = header.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
-    let count = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
-    let (shape, count) = shape.zip(count).context("its shape is too large")?;
-    let size = usize::try_from(size)?;
-    ensure!(Some(rest.len()) == count.checked_mul(size), "{} bytes for shape {shape:?}", rest.len());
-    let dims: Vec<i64> = shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
-    let (fortran, big) = (header.order() == Order::Fortran, dtype.endianness() == Endianness::Big);
-    if !fortran && !big {
-        let raw_data = Some(bytes.slice(bytes.len() - rest.len()..));
-        return Ok(TensorProto { raw_data, ..TensorProto::from_raw(element, &dims, Vec::new()) });
+    let header = Header::read(&bytes)?;
+    let rest = bytes.slice(header.length..);
+    header.ensure_length(rest.len() as u64)?;
+    let (element, dims) = (header.element, header.dims()?);
+    if header.is_plain() {
+        return Ok(TensorProto { raw_data: Some(rest), ..TensorProto::from_raw(element, &dims, Vec::new()) });
     }
-    let mut raw = if fortran { transposed(rest, &shape, size) } else { rest.to_vec() };
+    let Header { char, size, shape, fortran, big, .. } = header;
+    let mut raw = if fortran { transposed(&rest, &shape, size) } else { rest.to_vec() };
     if big {
         let word = if char == TypeChar::Complex { size / 2 } else { size };
         raw.chunks_exact_mut(word).for_each(<[u8]>::reverse);

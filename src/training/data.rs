@@ -1,41 +1,58 @@
 //! Data to train with: tensors by name, of which the first dimension counts the samples.
 
 use super::manifest::{Input, Manifest};
-use super::state::{self, State};
-use crate::error::Error;
-use crate::onnx::{ElementType, TensorProto, file, npy};
+use super::samples::{self, Column, Held};
+use super::state::{Fingerprint, State};
+use crate::onnx::{ElementType, TensorProto, file};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// No array in an archive is larger: what is compressed may claim anything.
-const LARGEST: u64 = 1 << 33;
-
-/// Tensors of equally many samples.
+/// Samples of equally many tensors, which stay in their files: a batch is read at a time.
 #[derive(Clone, Debug, Default)]
 pub struct Data {
-    tensors: BTreeMap<String, TensorProto>,
+    shards: Vec<Shard>,
+    /// The type in which the model takes each tensor.
+    types: BTreeMap<String, ElementType>,
     count: usize,
-    /// The names of what the file holds beside, of which nothing has been read.
+    fingerprint: String,
+    /// The names of what the files hold beside, of which nothing has been read.
     pub skipped: Vec<String>,
 }
 
+/// The samples of one file.
+#[derive(Clone, Debug)]
+struct Shard {
+    /// The number of its first sample.
+    first: usize,
+    columns: BTreeMap<String, Column>,
+}
+
 impl Data {
-    /// Reads a `.npz` or `.safetensors` file, told apart by their first bytes, and takes what the model needs.
+    /// Opens samples and looks through them once: an `.npz` or `.safetensors` file, told apart by their first bytes; a folder of
+    /// such files, which are taken one after the other in the order of their names (shards); or a folder of `.npy` files, of
+    /// which each holds the tensor of its name.
     ///
     /// # Errors
-    /// A file that is neither; tensors that are missing, of other types or shapes, not finite, or no classes. The message
+    /// A file that is none of these; tensors that are missing, of other types or shapes, not finite, or no classes. The message
     /// starts with the path.
     pub fn read(path: &Path, manifest: &Manifest) -> Result<Self> {
+        let takes = |name: &str| inputs(manifest).any(|i| i.name == name);
         let read = || -> Result<Data> {
-            let mut start = Vec::new();
-            let file = std::fs::File::open(path).map_err(file::plain)?;
-            (&file).take(2).read_to_end(&mut start)?;
-            let takes = |name: &str| manifest.data.iter().chain(&manifest.labels).any(|i| i.name == name);
-            let (tensors, skipped) =
-                if start == b"PK" { npz(path, &takes)? } else { state::read_some(path, &takes).map_err(inner)? };
-            Data::beside(tensors, skipped, manifest)
+            if !path.is_dir() {
+                return Data::of([(path.to_owned(), samples::open(path, &takes)?)], manifest);
+            }
+            let arrays = files(path, &["npy"])?;
+            if !arrays.is_empty() {
+                return Data::of([(path.to_owned(), samples::open_arrays(&arrays, &takes)?)], manifest);
+            }
+            let shards = files(path, &["npz", "safetensors"])?;
+            ensure!(!shards.is_empty(), "it holds no .npy files and no shards (.npz, .safetensors)");
+            let open = |shard: &PathBuf| {
+                let held = samples::open(shard, &takes).with_context(|| shard.display().to_string())?;
+                Ok((shard.clone(), held))
+            };
+            Data::of(shards.iter().map(open).collect::<Result<Vec<_>>>()?, manifest)
         };
         read().with_context(|| path.display().to_string())
     }
@@ -45,31 +62,76 @@ impl Data {
     /// # Errors
     /// As [`Data::read`].
     pub fn new(tensors: State, manifest: &Manifest) -> Result<Self> {
-        Data::beside(tensors, Vec::new(), manifest)
+        Data::of([(PathBuf::new(), samples::of_state(tensors)?)], manifest)
     }
 
-    fn beside(tensors: State, skipped: Vec<String>, manifest: &Manifest) -> Result<Self> {
-        let mut given: BTreeMap<String, TensorProto> = tensors.into_iter().collect();
-        let found: Vec<String> = given.keys().chain(&skipped).map(|n| format!("'{n}'")).collect();
-        let found = if found.is_empty() { "nothing".to_owned() } else { found.join(", ") };
-        let mut data = Data { skipped, ..Data::default() };
-        for (i, input) in manifest.data.iter().chain(&manifest.labels).enumerate() {
-            let tensor = given
-                .remove(&input.name)
-                .with_context(|| format!("it holds no '{}', which the model takes; it holds {found}", input.name))?;
-            let tensor = checked(tensor, input).with_context(|| format!("'{}'", input.name))?;
-            let count = tensor.dims.first().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
-            ensure!(
-                i == 0 || count == data.count,
-                "'{}' has {count} samples, the tensors before it have {}",
-                input.name,
-                data.count
-            );
-            data.count = count;
-            data.tensors.insert(input.name.clone(), tensor);
+    fn of(files: impl IntoIterator<Item = (PathBuf, Held)>, manifest: &Manifest) -> Result<Self> {
+        let files: Vec<_> = files.into_iter().collect();
+        let mut data = Data::default();
+        let several = files.len() > 1;
+        for (path, held) in files {
+            let shard = data.shard(held, manifest);
+            let shard = if several { shard.with_context(|| path.display().to_string()) } else { shard };
+            data.shards.extend(shard?);
         }
         ensure!(data.count > 0, "it holds no samples");
+        data.skipped.sort();
+        data.skipped.dedup();
+        for input in inputs(manifest) {
+            let wanted = ElementType::from_name(&input.r#type).context("the manifest gives it no type")?;
+            data.types.insert(input.name.clone(), wanted);
+        }
+        data.look_through(manifest)?;
         Ok(data)
+    }
+
+    /// The samples of a file as they come behind those before; `None` where there are none.
+    fn shard(&mut self, (columns, skipped): Held, manifest: &Manifest) -> Result<Option<Shard>> {
+        let mut given: BTreeMap<String, Column> = columns.into_iter().collect();
+        let found: Vec<String> = given.keys().chain(&skipped).map(|n| format!("'{n}'")).collect();
+        let found = if found.is_empty() { "nothing".to_owned() } else { found.join(", ") };
+        self.skipped.extend(skipped);
+        let mut shard = Shard { first: self.count, columns: BTreeMap::new() };
+        let mut count = None;
+        for input in inputs(manifest) {
+            let column = given
+                .remove(&input.name)
+                .with_context(|| format!("it holds no '{}', which the model takes; it holds {found}", input.name))?;
+            fits(&column, input).with_context(|| format!("'{}'", input.name))?;
+            let (own, before) = (column.count(), *count.get_or_insert(column.count()));
+            ensure!(own == before, "'{}' has {own} samples, the tensors before it have {before}", input.name);
+            shard.columns.insert(input.name.clone(), column);
+        }
+        let count = count.unwrap_or(0);
+        self.count += count;
+        Ok((count > 0).then_some(shard))
+    }
+
+    /// Reads all samples once, some at a time: whether the model can take each, and the fingerprint.
+    fn look_through(&mut self, manifest: &Manifest) -> Result<()> {
+        let mut fingerprint = Fingerprint::new();
+        for (name, &wanted) in &self.types {
+            let input = inputs(manifest).find(|i| i.name == *name).context("an input has gone")?;
+            fingerprint.add(name.as_bytes());
+            for shard in &self.shards {
+                let column = shard.columns.get(name).context("a tensor has gone")?;
+                let (count, some) = (column.count(), column.handful());
+                for first in (0..count).step_by(some) {
+                    let samples = some.min(count - first);
+                    let look = || {
+                        let mut raw = Vec::new();
+                        column.read(first, samples, &mut raw)?;
+                        let tensor = taken(column, samples, raw, wanted)?;
+                        let raw = tensor.raw_data.unwrap_or_default();
+                        ensure_values(&raw, wanted, input, (shard.first + first, samples))?;
+                        anyhow::Ok(raw)
+                    };
+                    fingerprint.add(&look().with_context(|| format!("'{name}'"))?);
+                }
+            }
+        }
+        self.fingerprint = fingerprint.text();
+        Ok(())
     }
 
     /// How many samples there are.
@@ -78,95 +140,98 @@ impl Data {
     }
 
     /// The samples of these numbers, in their order.
-    pub fn batch(&self, samples: &[usize]) -> State {
-        let take = |(name, tensor): (&String, &TensorProto)| {
-            let raw = tensor.raw_data.as_deref().unwrap_or_default();
-            let size = raw.len() / self.count.max(1);
-            let rows = samples.iter().filter_map(|&i| raw.get(i * size..(i + 1) * size));
-            let mut dims = tensor.dims.clone();
-            if let Some(first) = dims.first_mut() {
-                *first = samples.len() as i64;
+    ///
+    /// # Errors
+    /// A number of no sample; a file that can no longer be read.
+    pub fn batch(&self, samples: &[usize]) -> Result<State> {
+        let take = |(name, &wanted): (&String, &ElementType)| {
+            let (mut raw, mut like) = (Vec::new(), None);
+            for &sample in samples {
+                let shard = self.shards.partition_point(|s| s.first <= sample).checked_sub(1);
+                let shard = shard.and_then(|k| self.shards.get(k)).with_context(|| format!("no sample {sample}"))?;
+                let column = shard.columns.get(name).context("a tensor has gone")?;
+                let kind: &Column = like.get_or_insert(column);
+                ensure!(kind.element == column.element, "'{name}' is of several types");
+                column.read(sample - shard.first, 1, &mut raw)?;
             }
-            (name.clone(), TensorProto::from_raw(tensor.element_type(), &dims, rows.flatten().copied().collect()))
+            let column = like.or_else(|| self.shards.first()?.columns.get(name)).context("no samples")?;
+            Ok((name.clone(), taken(column, samples.len(), raw, wanted)?))
         };
-        self.tensors.iter().map(take).collect()
+        self.types.iter().map(take).collect()
     }
 
-    /// A number that other data most likely do not have (FNV-1a).
+    /// A number that other data most likely do not have.
     pub fn fingerprint(&self) -> String {
-        let elements =
-            |(name, t): (&'_ String, &'_ TensorProto)| (name.clone(), t.raw_data.clone().unwrap_or_default());
-        let elements: Vec<_> = self.tensors.iter().map(elements).collect();
-        state::fingerprint(elements.iter().map(|(name, bytes)| (name.as_str(), bytes.as_ref())))
+        self.fingerprint.clone()
     }
 }
 
-/// An error without the path, which is said once.
-fn inner(error: anyhow::Error) -> anyhow::Error {
-    match error.chain().nth(1) {
-        Some(cause) => anyhow::anyhow!("{cause}; data come as .npz or .safetensors"),
-        None => error,
-    }
+fn inputs(manifest: &Manifest) -> impl Iterator<Item = &Input> {
+    manifest.data.iter().chain(&manifest.labels)
 }
 
-/// Those arrays of an archive that are wanted, and the names of the others, which are not unpacked.
-fn npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(State, Vec<String>)> {
-    let file = std::fs::File::open(path).map_err(file::plain)?;
-    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).context("not an .npz archive")?;
-    let (mut tensors, mut others) = (State::new(), Vec::new());
-    for i in 0..archive.len() {
-        let entry = archive.by_index(i).context("a damaged archive")?;
-        let name = entry.name().context("a name that is no text")?.into_owned();
-        let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else { continue };
-        if !wanted(&name) {
-            others.push(name);
-            continue;
+/// The files of a folder with one of these endings, in the order of their names.
+fn files(folder: &Path, endings: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(file::plain)? {
+        let path = entry.map_err(file::plain)?.path();
+        if path.extension().and_then(|e| e.to_str()).is_some_and(|e| endings.contains(&e)) {
+            found.push(path);
         }
-        let mut bytes = Vec::new();
-        // What it claims to come to is asked for at once, so that nothing is moved as it grows.
-        let claimed = usize::try_from(entry.size().min(LARGEST)).unwrap_or(0);
-        let room = bytes.try_reserve_exact(claimed);
-        room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for the {claimed} bytes of '{name}'")))?;
-        entry.take(LARGEST).read_to_end(&mut bytes).with_context(|| format!("'{name}' is damaged"))?;
-        tensors.push((name.clone(), npy::from_npy(bytes.into()).with_context(|| format!("'{name}'"))?));
     }
-    others.sort();
-    Ok((tensors, others))
+    found.sort();
+    Ok(found)
 }
 
-/// The tensor as the input takes it.
-fn checked(tensor: TensorProto, input: &Input) -> Result<TensorProto> {
+/// Whether a tensor has the dimensions and a type that the input takes.
+fn fits(column: &Column, input: &Input) -> Result<()> {
     let wanted = ElementType::from_name(&input.r#type).context("the manifest gives it no type")?;
     let shape = |s: &[Option<i64>]| {
         s.iter().map(|d| d.map_or("any".to_owned(), |d| d.to_string())).collect::<Vec<_>>().join(", ")
     };
-    let fits = tensor.dims.len() == input.shape.len()
-        && tensor.dims.iter().zip(&input.shape).skip(1).all(|(d, s)| s.is_none_or(|s| s == *d));
-    let one_hot = input.classes.is_some_and(|n| tensor.dims.len() == input.shape.len() + 1 && tensor.dims.contains(&n));
+    let dims = &column.dims;
+    let fits = dims.len() == input.shape.len()
+        && dims.iter().zip(&input.shape).skip(1).all(|(d, s)| s.is_none_or(|s| s == *d));
+    let one_hot = input.classes.is_some_and(|n| dims.len() == input.shape.len() + 1 && dims.contains(&n));
     ensure!(
         !one_hot,
-        "shape {:?} is that of a number for each class (one-hot): the model takes class numbers of shape [{}]; make it \
+        "shape {dims:?} is that of a number for each class (one-hot): the model takes class numbers of shape [{}]; make it \
          trainable with the loss's option soft to give probabilities of classes",
-        tensor.dims,
         shape(&input.shape)
     );
-    ensure!(fits, "shape {:?} does not fit the model's [{}]", tensor.dims, shape(&input.shape));
+    ensure!(fits, "shape {dims:?} does not fit the model's [{}]", shape(&input.shape));
     ensure!(!input.shape.is_empty(), "a tensor without dimensions has no samples");
-    let given = tensor.element_type();
-    let tensor = if given == wanted {
-        let raw_data = match &tensor.raw_data {
-            Some(raw) => raw.clone(),
-            None => npy::raw(&tensor)?.into(),
-        };
-        TensorProto { raw_data: Some(raw_data), ..TensorProto::from_raw(given, &tensor.dims, Vec::new()) }
-    } else if given.is_integer() && wanted == ElementType::Int64 && given != ElementType::Uint64 {
-        TensorProto::from_ints(wanted, &tensor.dims, &tensor.integers()?)?
-    } else {
-        bail!("elements of type {}, the model takes {}", given.name(), wanted.name())
-    };
-    let per_sample = tensor.element_count().unwrap_or(0) / tensor.dims.first().map_or(1, |&n| n.max(1) as usize);
-    let sample = |i: usize| i / per_sample.max(1);
-    let raw = tensor.raw_data.as_deref().unwrap_or_default();
+    ensure!(
+        column.element == wanted || is_widened(column.element, wanted),
+        "elements of type {}, the model takes {}",
+        column.element.name(),
+        wanted.name()
+    );
+    Ok(())
+}
+
+/// Whether integers of one type are taken for those of another.
+fn is_widened(given: ElementType, wanted: ElementType) -> bool {
+    given.is_integer() && wanted == ElementType::Int64 && given != ElementType::Uint64
+}
+
+/// So many samples of a tensor, in the type that the model takes.
+fn taken(column: &Column, samples: usize, raw: Vec<u8>, wanted: ElementType) -> Result<TensorProto> {
+    let mut dims = column.dims.clone();
+    if let Some(first) = dims.first_mut() {
+        *first = samples as i64;
+    }
+    let tensor = TensorProto::from_raw(column.element, &dims, raw);
+    match column.element == wanted {
+        true => Ok(tensor),
+        false => TensorProto::from_ints(wanted, &dims, &tensor.integers()?),
+    }
+}
+
+/// Whether the model can take the values of so many samples from a number on.
+fn ensure_values(raw: &[u8], wanted: ElementType, input: &Input, (first, samples): (usize, usize)) -> Result<()> {
+    let elements = wanted.bits().map_or(0, |bits| raw.len() * 8 / bits);
+    let sample = |i: usize| first + i / (elements / samples.max(1)).max(1);
     if wanted.is_float() {
         if let Some(i) = non_finite(wanted, raw) {
             bail!("sample {} holds a value that is no finite number", sample(i));
@@ -178,7 +243,7 @@ fn checked(tensor: TensorProto, input: &Input) -> Result<TensorProto> {
             bail!("sample {} has the label {v}; the model has classes 0 to {}", sample(i), classes - 1);
         }
     }
-    Ok(tensor)
+    Ok(())
 }
 
 /// The first element that is infinite or no number. Nothing is copied: data may fill most of the memory.

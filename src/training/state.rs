@@ -1,13 +1,12 @@
 //! Tensors in safetensors files: the initial state, checkpoints.
 
-use crate::error::Error;
 use crate::onnx::file::{plain, read_file, replace};
 use crate::onnx::{ElementType, TensorProto};
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// Tensors by name, in an order.
@@ -57,55 +56,81 @@ pub fn read(path: &Path) -> Result<(State, Option<String>)> {
     load().with_context(|| path.display().to_string())
 }
 
-/// Reads those tensors of a file that are `wanted`, and the names of the others, of which nothing else is read.
-///
-/// # Errors
-/// As [`read`].
-pub fn read_some(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<(State, Vec<String>)> {
-    let load = || -> Result<(State, Vec<String>)> {
-        let mut file = File::open(path).map_err(plain)?;
-        let size = file.metadata().map_err(plain)?.len();
-        let mut start = [0; 8];
-        file.read_exact(&mut start).context("not a safetensors file")?;
-        let header = u64::from_le_bytes(start);
-        ensure!(header.checked_add(8).is_some_and(|n| n <= size && n <= LONGEST_HEADER), "not a safetensors file");
-        let mut bytes = start.to_vec();
-        (&mut file).take(header).read_to_end(&mut bytes).map_err(plain)?;
-        let (length, metadata) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;
-        let base = length as u64 + 8;
-        let (mut state, mut others) = (State::new(), Vec::new());
-        for (name, info) in metadata.tensors() {
-            if !wanted(&name) {
-                others.push(name);
-                continue;
-            }
-            let (from, to) = info.data_offsets;
-            ensure!(from <= to && base.checked_add(to as u64).is_some_and(|n| n <= size), "'{name}' is cut off");
-            let mut data = Vec::new();
-            let room = data.try_reserve_exact(to - from);
-            room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for '{name}'")))?;
-            file.seek(SeekFrom::Start(base + from as u64)).map_err(plain)?;
-            (&mut file).take((to - from) as u64).read_to_end(&mut data).map_err(plain)?;
-            let dims: Vec<i64> = info.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
-            let element = element(info.dtype).with_context(|| format!("tensor '{name}'"))?;
-            state.push((name, TensorProto::from_raw(element, &dims, data)));
-        }
-        state.sort_by(|a, b| a.0.cmp(&b.0));
-        others.sort();
-        Ok((state, others))
-    };
-    load().with_context(|| path.display().to_string())
+/// Where a tensor lies in a file.
+pub struct Lies {
+    /// What it is called.
+    pub name: String,
+    /// The type of its elements.
+    pub element: ElementType,
+    /// Its dimensions.
+    pub dims: Vec<i64>,
+    /// Where its elements begin.
+    pub start: u64,
+    /// The bytes of all elements.
+    pub length: u64,
 }
 
-/// A number that other tensors most likely do not have (FNV-1a of names and elements, in their order).
-pub fn fingerprint<'t>(tensors: impl IntoIterator<Item = (&'t str, &'t [u8])>) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for (name, elements) in tensors {
-        for byte in name.bytes().chain(elements.iter().copied()) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+/// Where those tensors of a file lie that are `wanted`, in the order of their names, and the names of the others.
+///
+/// # Errors
+/// A file that cannot be read, or is no safetensors file.
+pub fn layout(mut file: &File, wanted: &dyn Fn(&str) -> bool) -> Result<(Vec<Lies>, Vec<String>)> {
+    let size = file.metadata().map_err(plain)?.len();
+    let mut start = [0; 8];
+    file.read_exact(&mut start).context("not a safetensors file")?;
+    let header = u64::from_le_bytes(start);
+    ensure!(header.checked_add(8).is_some_and(|n| n <= size && n <= LONGEST_HEADER), "not a safetensors file");
+    let mut bytes = start.to_vec();
+    file.take(header).read_to_end(&mut bytes).map_err(plain)?;
+    let (length, metadata) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;
+    let base = length as u64 + 8;
+    let (mut found, mut others) = (Vec::new(), Vec::new());
+    for (name, info) in metadata.tensors() {
+        if !wanted(&name) {
+            others.push(name);
+            continue;
+        }
+        let (from, to) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
+        ensure!(from <= to && base.checked_add(to).is_some_and(|n| n <= size), "'{name}' is cut off");
+        let dims: Vec<i64> = info.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
+        let element = element(info.dtype).with_context(|| format!("tensor '{name}'"))?;
+        found.push(Lies { name, element, dims, start: base + from, length: to - from });
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    others.sort();
+    Ok((found, others))
+}
+
+/// A number that other bytes most likely do not have (FNV-1a).
+pub struct Fingerprint(u64);
+
+impl Fingerprint {
+    /// That of nothing.
+    pub fn new() -> Self {
+        Fingerprint(0xcbf2_9ce4_8422_2325)
+    }
+
+    /// That with more bytes.
+    pub fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
         }
     }
-    format!("{hash:016x}")
+
+    /// As text.
+    pub fn text(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// The [`Fingerprint`] of names and elements, in their order.
+pub fn fingerprint<'t>(tensors: impl IntoIterator<Item = (&'t str, &'t [u8])>) -> String {
+    let mut found = Fingerprint::new();
+    for (name, elements) in tensors {
+        found.add(name.as_bytes());
+        found.add(elements);
+    }
+    found.text()
 }
 
 /// No header of a safetensors file is longer.

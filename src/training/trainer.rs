@@ -404,7 +404,7 @@ impl Trainer {
 
     fn feeds(&self, data: &Data, samples: &[usize]) -> Result<Tensors> {
         let mut feeds = self.state.clone();
-        for (name, tensor) in data.batch(samples) {
+        for (name, tensor) in data.batch(samples)? {
             feeds.insert(name, Arc::new(tensors::tensor(&tensor)?));
         }
         Ok(feeds)

@@ -1,0 +1,200 @@
+//! Samples that stay in their files: of each tensor where its elements lie, of which a batch is read at a time.
+
+use super::state::{self, State};
+use crate::error::Error;
+use crate::onnx::{ElementType, TensorProto, file, npy};
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// No array in an archive is larger: what is compressed may claim anything.
+const LARGEST: u64 = 1 << 33;
+
+/// The samples of one tensor; its first dimension counts them.
+#[derive(Clone, Debug)]
+pub struct Column {
+    /// The type of its elements.
+    pub element: ElementType,
+    /// Its dimensions.
+    pub dims: Vec<i64>,
+    /// The bytes of a sample.
+    size: usize,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    /// In a file, from a position on.
+    File(Arc<File>, u64),
+    /// In memory: the file has them packed, or in another order.
+    Memory(Bytes),
+}
+
+/// What a file holds: the tensors that are wanted, and the names of the others, of which nothing is read.
+pub type Held = (Vec<(String, Column)>, Vec<String>);
+
+impl Column {
+    /// The samples of a tensor.
+    ///
+    /// # Errors
+    /// Its elements are elsewhere.
+    pub fn of(tensor: TensorProto) -> Result<Self> {
+        let bytes = match &tensor.raw_data {
+            Some(raw) => raw.clone(),
+            None => npy::raw(&tensor)?.into(),
+        };
+        Column::at(tensor.element_type(), tensor.dims, bytes.len() as u64, Place::Memory(bytes))
+    }
+
+    fn at(element: ElementType, dims: Vec<i64>, length: u64, place: Place) -> Result<Self> {
+        let samples = dims.first().map_or(1, |&n| n.max(1) as u64);
+        Ok(Column { element, dims, size: usize::try_from(length / samples)?, place })
+    }
+
+    /// How many samples there are; none of a tensor without dimensions.
+    pub fn count(&self) -> usize {
+        self.dims.first().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0)
+    }
+
+    /// How many samples come to about a megabyte.
+    pub fn handful(&self) -> usize {
+        ((1 << 20) / self.size.max(1)).max(1)
+    }
+
+    /// Reads samples that lie behind each other, and appends their bytes.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has become shorter.
+    pub fn read(&self, first: usize, count: usize, bytes: &mut Vec<u8>) -> Result<()> {
+        let (from, length) = (first * self.size, count * self.size);
+        let short = || format!("samples {first} to {} are not there", first + count - 1);
+        match &self.place {
+            Place::Memory(all) => bytes.extend_from_slice(all.get(from..from + length).with_context(short)?),
+            Place::File(file, start) => {
+                let mut file = &**file;
+                bytes.try_reserve(length).map_err(|_| Error::out_of_memory("there is no memory for a batch"))?;
+                file.seek(SeekFrom::Start(start + from as u64)).map_err(file::plain)?;
+                let read = file.take(length as u64).read_to_end(bytes).map_err(file::plain)?;
+                ensure!(read == length, short());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a file holds, told apart by its first bytes: an `.npz` archive, or a `.safetensors` file.
+///
+/// # Errors
+/// It cannot be read, is damaged, or is neither.
+pub fn open(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Held> {
+    let mut start = Vec::new();
+    File::open(path).map_err(file::plain)?.take(2).read_to_end(&mut start).map_err(file::plain)?;
+    match start == b"PK" {
+        true => npz(path, wanted),
+        false => safetensors(path, wanted),
+    }
+}
+
+/// What the `.npy` files of a folder hold, each the tensor of its name.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_arrays(files: &[PathBuf], wanted: &dyn Fn(&str) -> bool) -> Result<Held> {
+    let (mut columns, mut others) = (Vec::new(), Vec::new());
+    for path in files {
+        let name = path.file_stem().and_then(|n| n.to_str()).context("a name that is no text")?.to_owned();
+        if !wanted(&name) {
+            others.push(name);
+            continue;
+        }
+        let read = || {
+            let file = Arc::new(File::open(path).map_err(file::plain)?);
+            let size = file.metadata().map_err(file::plain)?.len();
+            array(&file, 0, size)
+        };
+        columns.push((name, read().with_context(|| path.display().to_string())?));
+    }
+    Ok((columns, others))
+}
+
+/// The tensor that lies as an `.npy` file does in `size` bytes of a file from `start` on.
+fn array(file: &Arc<File>, start: u64, size: u64) -> Result<Column> {
+    let part = |length: u64| -> Result<Vec<u8>> {
+        let (mut file, mut bytes) = (&**file, Vec::new());
+        let room = bytes.try_reserve_exact(usize::try_from(length)?);
+        room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {length} bytes")))?;
+        file.seek(SeekFrom::Start(start)).map_err(file::plain)?;
+        file.take(length).read_to_end(&mut bytes).map_err(file::plain)?;
+        Ok(bytes)
+    };
+    let header = npy::Header::read(&part(size.min(npy::LONGEST_HEADER as u64 + 12))?)?;
+    if !header.is_plain() {
+        return Column::of(npy::from_npy(part(size)?.into())?);
+    }
+    let length = size - header.length as u64;
+    header.ensure_length(length)?;
+    Column::at(header.element, header.dims()?, length, Place::File(file.clone(), start + header.length as u64))
+}
+
+/// Those arrays of an archive that are wanted. What is not compressed stays where it is.
+fn npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Held> {
+    let shared = Arc::new(File::open(path).map_err(file::plain)?);
+    let mut archive = zip::ZipArchive::new(BufReader::new(&*shared)).context("not an .npz archive")?;
+    let (mut columns, mut others) = (Vec::new(), Vec::new());
+    for i in 0..archive.len() {
+        let mut entry = archive.by_index(i).context("a damaged archive")?;
+        let name = entry.name().context("a name that is no text")?.into_owned();
+        let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else { continue };
+        if !wanted(&name) {
+            others.push(name);
+            continue;
+        }
+        let damaged = || format!("'{name}' is damaged");
+        let stored = entry.compression() == zip::CompressionMethod::Stored;
+        let column = match entry.data_start().filter(|_| stored) {
+            Some(start) => {
+                // To read it through is to compare its checksum.
+                let size = io::copy(&mut entry, &mut io::sink()).with_context(damaged)?;
+                drop(entry);
+                array(&shared, start, size)
+            }
+            None => {
+                let mut bytes = Vec::new();
+                // What it claims to come to is asked for at once, so that nothing is moved as it grows.
+                let claimed = usize::try_from(entry.size().min(LARGEST)).unwrap_or(0);
+                bytes.try_reserve_exact(claimed).map_err(|_| {
+                    Error::out_of_memory(format_args!("there is no memory for the {claimed} bytes of '{name}'"))
+                })?;
+                entry.take(LARGEST).read_to_end(&mut bytes).with_context(damaged)?;
+                npy::from_npy(bytes.into()).and_then(Column::of)
+            }
+        };
+        let column = column.with_context(|| format!("'{name}'"))?;
+        columns.push((name, column));
+    }
+    others.sort();
+    Ok((columns, others))
+}
+
+fn safetensors(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Held> {
+    let file = Arc::new(File::open(path).map_err(file::plain)?);
+    let (found, others) =
+        state::layout(&file, wanted).map_err(|error| anyhow::anyhow!("{error}; data come as .npz or .safetensors"))?;
+    let column = |t: state::Lies| {
+        let place = Place::File(file.clone(), t.start);
+        Ok((t.name, Column::at(t.element, t.dims, t.length, place)?))
+    };
+    Ok((found.into_iter().map(column).collect::<Result<_>>()?, others))
+}
+
+/// The samples of tensors that are in memory.
+///
+/// # Errors
+/// As [`Column::of`].
+pub fn of_state(tensors: State) -> Result<Held> {
+    let column = |(name, tensor): (String, TensorProto)| Ok((name, Column::of(tensor)?));
+    Ok((tensors.into_iter().map(column).collect::<Result<_>>()?, Vec::new()))
+}
