@@ -3,7 +3,8 @@
 use crate::onnx::file::{plain, read_file, replace};
 use crate::onnx::{ElementType, TensorProto};
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::tensor::{Metadata, TensorView};
+use safetensors::{Dtype, SafeTensors};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -80,10 +81,11 @@ pub fn layout(mut file: &File, wanted: &dyn Fn(&str) -> bool) -> Result<(Vec<Lie
     file.read_exact(&mut start).context("not a safetensors file")?;
     let header = u64::from_le_bytes(start);
     ensure!(header.checked_add(8).is_some_and(|n| n <= size && n <= LONGEST_HEADER), "not a safetensors file");
-    let mut bytes = start.to_vec();
+    let mut bytes = Vec::new();
     file.take(header).read_to_end(&mut bytes).map_err(plain)?;
-    let (length, metadata) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;
-    let base = length as u64 + 8;
+    // The crate reads headers of files that are in memory as a whole.
+    let metadata: Metadata = serde_json::from_slice(&bytes).context("not a safetensors file")?;
+    let base = header + 8;
     let (mut found, mut others) = (Vec::new(), Vec::new());
     for (name, info) in metadata.tensors() {
         if !wanted(&name) {
@@ -94,6 +96,8 @@ pub fn layout(mut file: &File, wanted: &dyn Fn(&str) -> bool) -> Result<(Vec<Lie
         ensure!(from <= to && base.checked_add(to).is_some_and(|n| n <= size), "'{name}' is cut off");
         let dims: Vec<i64> = info.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?;
         let element = element(info.dtype).with_context(|| format!("tensor '{name}'"))?;
+        let wanted = TensorProto::from_raw(element, &dims, Vec::new()).byte_size()?;
+        ensure!(to - from == wanted as u64, "'{name}' has {} bytes for dimensions {dims:?}", to - from);
         found.push(Lies { name, element, dims, start: base + from, length: to - from });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
