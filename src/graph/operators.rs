@@ -67,6 +67,9 @@ pub enum Bodies {
     Protocol(&'static Protocol),
 }
 
+/// What is known of the outputs of a node, from the node, from the number of inputs of its body and from the body's outputs.
+pub type OfBody = fn(&Known, usize, &[&Fact]) -> Vec<Fact>;
+
 /// How the inputs of a body follow from those of its node, and the outputs of the node from those of the body.
 #[derive(Debug)]
 pub struct Protocol {
@@ -75,9 +78,8 @@ pub struct Protocol {
     pub inputs: fn(&Known, &[Fact]) -> Vec<Fact>,
     /// The places of the carried states among the inputs of a body that has so many, and among its outputs.
     pub states: fn(&Op, usize) -> Vec<(usize, usize)>,
-    /// What is known of the outputs of the node, from the node, from the number of inputs of the body and from its
-    /// outputs; `None` where the row says it without looking into bodies.
-    pub outputs: Option<fn(&Known, usize, &[&Fact]) -> Vec<Fact>>,
+    /// What is known of the outputs of the node; `None` where the row says it without looking into bodies.
+    pub outputs: Option<OfBody>,
 }
 
 /// Which inputs of an operator make its outputs zero where they are zero.

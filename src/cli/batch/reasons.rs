@@ -31,13 +31,11 @@ pub fn reasons<'a>(entries: &'a [Entry<'_>]) -> Vec<Reason<'a>> {
             *first = None;
         }
     }
-    let said =
-        |((code, operator, common), (models, same)): ((&'a str, &'a str, String), (Vec<usize>, Option<String>))| {
-            let message = same.unwrap_or(common);
-            let text = sentence(code, operator, &message, models.len());
-            Reason { code, operator, text, models }
-        };
-    let mut reasons: Vec<Reason> = found.into_iter().map(said).collect();
+    let said = found.into_iter().map(|((code, operator, common), (models, same))| {
+        let text = sentence(code, operator, &same.unwrap_or(common), models.len());
+        Reason { code, operator, text, models }
+    });
+    let mut reasons: Vec<Reason> = said.collect();
     reasons.sort_by_key(|reason| usize::MAX - reason.models.len());
     reasons
 }

@@ -78,7 +78,7 @@ fn pad(c: &Call) -> Result<Vec<Array>> {
     };
     let axes: Vec<i64> = c.opt(3).map_or_else(|| (0..x.rank() as i64).collect(), Array::integers);
     ensure!(pads.len() == 2 * axes.len(), "{} pads for {} axes", pads.len(), axes.len());
-    let value = c.opt(2).and_then(|v| v.values.first().copied()).unwrap_or(f64::from(c.float("value", 0.0)));
+    let value = c.opt(2).and_then(|v| v.values.first().copied()).unwrap_or(c.float("value", 0.0));
     let (mut dims, mut first) = (x.dims.clone(), vec![0i64; x.rank()]);
     for (i, &axis) in axes.iter().enumerate() {
         let axis = c.axis(axis, x.rank())?;
