@@ -999,7 +999,7 @@ fn samples_stay_in_their_files() {
     let all: Vec<usize> = (0..data.count()).collect();
     let place = tempfile::tempdir().unwrap();
     let (arrays, shards) = (place.path().join("arrays"), place.path().join("shards"));
-    [&arrays, &shards].map(|folder| std::fs::create_dir(folder).unwrap());
+    [&arrays, &shards].into_iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
     for (name, t) in data.batch(&all).unwrap() {
         let descr = if name == "image" { "<f4" } else { "<i8" };
         let bytes = npy(descr, &t.dims, t.raw_data.as_deref().unwrap());
