@@ -28,6 +28,7 @@ pub mod derivatives;
 mod error;
 mod expr;
 mod graph;
+mod memory;
 mod model;
 pub mod onnx;
 mod record;
@@ -101,5 +102,6 @@ pub use cli::{run as command_line, run_of as command_line_of};
 
 pub use backward::{Aggregation, Gradients, Lowered, LoweredNode, Output, Seed, Unconnected, Wanted};
 pub use error::{Details, Error};
+pub use memory::{Budget as MemoryBudget, Limit as MemoryLimit, Recomputed, Report as MemoryReport};
 pub use model::Model;
 pub use record::{Gradient, Record, SeedOf};

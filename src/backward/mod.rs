@@ -89,6 +89,7 @@ impl<'g> Pass<'g> {
         xs: &[ValueId],
     ) -> Result<Vec<Option<Flow<'g>>>> {
         let live = self.live(nodes, xs);
+        self.builder.note_leaves(xs.iter().chain(&self.stops).copied());
         // What depends on an x is no constant, even where its value is known: folded, it would have no gradient.
         for &value in &live {
             self.builder.graph_mut().fact_mut(value).value = None;

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
+use crate::memory::{self, Budget};
 use crate::model::Model;
 use crate::onnx::{ElementType, FunctionProto, ModelProto, Names, TensorProto};
 use crate::record::{Gradient, Record, SeedOf};
@@ -64,6 +65,7 @@ pub struct Gradients {
     pub(crate) rules: Vec<Rule>,
     pub(crate) functions: Vec<FunctionProto>,
     pub(crate) straight_through: bool,
+    pub(crate) memory_budget: Option<Budget>,
 }
 
 /// A model with gradients.
@@ -81,6 +83,8 @@ pub struct Output {
     pub warnings: Vec<String>,
     /// The call as the model's metadata keep it.
     pub record: Record,
+    /// What has come of [`Gradients::memory_budget`].
+    pub memory: Option<memory::Report>,
 }
 
 impl Output {
@@ -233,6 +237,14 @@ impl Gradients {
         self
     }
 
+    /// How much the model may hold at a time, its nodes running in their order: tensors of the forward pass are computed
+    /// again for the backward pass instead of kept until no more is held. The gradients are the same, bit by bit; what draws
+    /// random numbers runs once. That the budget cannot be met is an error of [`Gradients::build`].
+    pub fn memory_budget(mut self, budget: Budget) -> Self {
+        self.memory_budget = Some(budget);
+        self
+    }
+
     /// Appends the gradients to a model.
     ///
     /// # Errors
@@ -295,8 +307,16 @@ impl Gradients {
             y_ids.iter().enumerate().any(|(i, other)| other == y && matches!(seed_of(i), Seed::Constant(_)))
         };
         let seeded: Vec<(ValueId, ValueId)> = seeded.iter().map(|(y, seed)| (*y, seed.id())).collect();
-        let kept = seeded.iter().filter(|(y, _)| constant(y)).map(|(_, seed)| *seed).collect();
-        let request = Request { name: scope.clone(), inputs, outputs: distinct, kept, colocate: self.colocate };
+        let kept = seeded.iter().filter(|(y, _)| constant(y)).map(|(_, seed)| *seed);
+        let (nodes, ends) = {
+            let graph = builder.graph();
+            let results: Vec<ValueId> = distinct.iter().map(|&(v, _)| v).collect();
+            let nodes = write::needed(&graph, results.iter().copied().chain(kept));
+            let own = if self.only_gradients { &[][..] } else { &graph.scope(Graph::MAIN).outputs };
+            (nodes, [&results, own].concat())
+        };
+        let (steps, memory) = memory::schedule(&builder, nodes, &ends, self.memory_budget.as_ref())?;
+        let request = Request { name: scope.clone(), inputs, outputs: distinct, steps, colocate: self.colocate };
         let proto = &mut model.proto;
         // What the builder and the pass have kept of nodes goes before these are written.
         let graph = builder.into_graph();
@@ -313,7 +333,7 @@ impl Gradients {
             straight_through: self.straight_through,
         };
         record.attach(proto)?;
-        let mut output = Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record };
+        let mut output = Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record, memory };
         if self.only_gradients {
             output.drop_model_outputs();
         }

@@ -2,7 +2,7 @@
 
 use super::console::{self, Stream};
 use super::one_line;
-use super::options::{dim, pair};
+use super::options::pair;
 use super::shapes::ShapeArgs;
 use super::table::Table;
 use crate::Error;
@@ -131,7 +131,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = pair)]
     input: Vec<(String, String)>,
     /// The size of a symbolic dimension
-    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = dim)]
+    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = super::options::dim)]
     dim: Vec<(String, i64)>,
     /// The range that random values of a graph input are drawn from: x=0..1
     #[arg(long, value_name = "NAME=LOW..HIGH", num_args = 1.., value_parser = range)]
@@ -140,7 +140,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, alias = "budget", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     time: u64,
     /// Memory that the validation may take: 2GB, 500MB
-    #[arg(long, value_name = "BYTES", default_value = "2GB", value_parser = memory)]
+    #[arg(long, value_name = "BYTES", default_value = "2GB", value_parser = super::memory::bytes)]
     memory: u64,
     /// What runs the model
     #[arg(long, value_enum, default_value_t)]
@@ -197,6 +197,11 @@ impl EngineArgs {
     pub fn after(&self, spent: Duration) -> Option<Self> {
         let time = self.time.checked_sub(spent.as_secs() + 1).filter(|&left| left > 0)?;
         Some(EngineArgs { time, ..self.clone() })
+    }
+
+    /// The sizes of symbolic dimensions.
+    pub fn sizes(&self) -> BTreeMap<String, i64> {
+        self.dim.iter().cloned().collect()
     }
 
     /// Checks that the names and values are those of a model.
@@ -375,21 +380,6 @@ fn range(text: &str) -> Result<(String, (f64, f64))> {
         "a range goes from a number to one that is not smaller"
     );
     Ok((name, (low, high)))
-}
-
-/// A number of bytes, maybe with a unit.
-fn memory(text: &str) -> Result<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: u64 = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
-        "" => 1,
-        "K" => 1 << 10,
-        "M" => 1 << 20,
-        "G" => 1 << 30,
-        "T" => 1 << 40,
-        other => bail!("'{other}' is no unit of memory: K, M, G or T, with B or without"),
-    };
-    let bytes = digits.parse::<f64>().ok().map(|n| n * unit as f64).filter(|b| (1.0..1e18).contains(b));
-    Ok(bytes.context("memory is a number of bytes, as 2GB")? as u64)
 }
 
 /// Validates one call of a file that has just been written.

@@ -4,6 +4,7 @@ use super::options::{CallArgs, FileArgs};
 use super::running::{ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::{Kept, PerSample};
+use crate::memory::{Budget, Limit};
 use crate::onnx::{TensorProto, npy};
 use crate::{Gradients, Model, Output, Seed};
 use anyhow::Result;
@@ -18,6 +19,7 @@ use std::path::Path;
   onnx-gradients grad mlp.onnx -o - --ys loss --xs 'layer*.weight' > mlp-grad.onnx
   onnx-gradients grad mlp.onnx -o out.onnx --params --grad-ys -3 --stop-gradients hidden
   onnx-gradients grad mlp.onnx -o out.onnx --ys loss --params --per-sample 0 --clip-norm 1
+  onnx-gradients grad gpt.onnx -o out.onnx --ys loss --params --memory-budget 50% --dim batch=8 time=128
   onnx-gradients grad training.onnx -o plain.onnx --lower")]
 pub struct Args {
     #[command(flatten)]
@@ -27,12 +29,17 @@ pub struct Args {
     /// Seeds, one a y, in order: ones | NUMBER | input | input:NAME | tensor:NAME | file:PATH (.npy or TensorProto)
     #[arg(long, value_name = "SPEC", num_args = 1.., allow_negative_numbers = true)]
     grad_ys: Vec<String>,
+    /// The most that the model may hold at a time, as a share of what it holds without this (0.5, 50%) or in bytes (300MB): what
+    /// the gradients need of the forward pass is computed again instead of kept until no more is held. Inputs and weights do
+    /// not count, gradients do; --dim says what sizes symbols have
+    #[arg(long, value_name = "FRACTION|BYTES", value_parser = super::memory::limit)]
+    memory_budget: Option<Limit>,
     #[command(flatten)]
     samples: SampleArgs,
     /// Instead of all that, replace the model's own Gradient nodes (ai.onnx.preview.training) by what computes their outputs
     #[arg(long, conflicts_with_all = [
         "ys", "xs", "params", "inputs", "grad_ys", "stop_gradients", "name", "aggregation_method", "unconnected_gradients",
-        "colocate_gradients_with_ops", "gate_gradients", "only_gradients", "straight_through",
+        "colocate_gradients_with_ops", "gate_gradients", "only_gradients", "straight_through", "memory_budget",
     ])]
     lower: bool,
 }
@@ -41,7 +48,7 @@ pub struct Args {
 #[derive(clap::Args)]
 struct SampleArgs {
     /// The gradients of each sample alone, of shape [N] + x.shape; the samples lie along this axis of the inputs
-    #[arg(long, value_name = "AXIS", allow_negative_numbers = true, conflicts_with_all = ["grad_ys", "lower"])]
+    #[arg(long, value_name = "AXIS", allow_negative_numbers = true, conflicts_with_all = ["grad_ys", "lower", "memory_budget"])]
     per_sample: Option<i64>,
     /// The inputs that hold samples [default: those of the size of the first one along the axis]
     #[arg(long, value_name = "NAME", num_args = 1.., requires = "per_sample")]
@@ -89,6 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.files.only_gradients {
         output.drop_model_outputs();
     }
+    output.warnings.extend(output.memory.as_ref().and_then(super::memory::warning));
     let call = &output.record.name;
     let (warnings, validation) =
         args.files.write_valid(call, &output.model, whole.as_ref(), output.warnings.clone(), || {
@@ -128,7 +136,11 @@ fn lower(args: &Args, model: &Model) -> Result<()> {
 
 fn request(args: &Args) -> Result<Gradients> {
     let seeds = args.grad_ys.iter().map(|spec| seed(spec)).collect::<Result<Vec<_>>>()?;
-    Ok(args.call.request()?.seeds(seeds))
+    let request = args.call.request()?.seeds(seeds);
+    Ok(match args.memory_budget {
+        Some(limit) => request.memory_budget(Budget { limit, sizes: args.files.running.sizes() }),
+        None => request,
+    })
 }
 
 /// A seed from its SPEC, which is split at its first colon.
@@ -157,13 +169,16 @@ fn as_json(output: &Output, validation: &Value, warnings: &[String]) -> String {
         let given = || s.fill.map(|v| if v == 1.0 { "ones".to_owned() } else { v.to_string() });
         json!({ "y": s.y, "seed": s.seed.clone().or_else(given) })
     });
-    let object = json!({
+    let mut object = json!({
         "gradients": output.gradients,
         "seeds": seeds.collect::<Vec<_>>(),
         "validation": validation,
         "nodes_added": output.nodes_added,
         "warnings": warnings,
     });
+    if let Some(memory) = &output.memory {
+        object["memory"] = json!(memory);
+    }
     report(object, validation)
 }
 
@@ -180,5 +195,6 @@ fn as_text(output: &Output, validation: &Value) -> String {
         let shape = g.name.as_ref().and_then(|g| types.get(g)).cloned().unwrap_or_default();
         table.row([g.x.clone(), name, shape, error]);
     }
-    format!("{table}{} nodes added; {}\n", output.nodes_added, summary(validation))
+    let memory = output.memory.as_ref().map(super::memory::as_text).unwrap_or_default();
+    format!("{table}{memory}{} nodes added; {}\n", output.nodes_added, summary(validation))
 }

@@ -19,6 +19,7 @@ mod hvp;
 mod inspect;
 mod jacobian;
 mod jvp;
+mod memory;
 mod ops;
 mod options;
 mod print;

@@ -6,6 +6,7 @@ use crate::{Error, Model};
 use anyhow::Context;
 use anyhow::Result;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 #[cfg(feature = "validate")]
 use std::time::Instant;
 
@@ -20,12 +21,24 @@ pub struct RunArgs {
     #[cfg(feature = "validate")]
     #[command(flatten)]
     engine: super::check::EngineArgs,
+    #[cfg(not(feature = "validate"))]
+    /// The size of a symbolic dimension
+    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = super::options::dim)]
+    dim: Vec<(String, i64)>,
 }
 
 impl RunArgs {
     /// Whether what was made is to be run.
     pub fn validates(&self) -> bool {
         !self.no_validate
+    }
+
+    /// The sizes that are given for symbolic dimensions.
+    pub fn sizes(&self) -> BTreeMap<String, i64> {
+        #[cfg(feature = "validate")]
+        return self.engine.sizes();
+        #[cfg(not(feature = "validate"))]
+        self.dim.iter().cloned().collect()
     }
 
     /// Declares the shapes that are given for tensors of a model.

@@ -4,6 +4,7 @@ use super::console::Stream;
 use super::running::{RunArgs, ensure_valid, failure, report, summary};
 use super::table::Table;
 use crate::Model;
+use crate::memory::{Budget, Limit};
 use crate::training::{Artifacts, Choice, Input, LossSpec, Trainable, optimizer};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -112,6 +113,11 @@ pub struct Args {
     /// No metrics
     #[arg(long, conflicts_with = "metric")]
     no_metrics: bool,
+    /// The most that a step may hold at a time, as a share of what it holds without this (0.5, 50%) or in bytes (300MB): what
+    /// the gradients need of the forward pass is computed again instead of kept until no more is held. Inputs and weights do
+    /// not count, results do
+    #[arg(long, value_name = "FRACTION|BYTES", value_parser = super::memory::limit)]
+    memory_budget: Option<Limit>,
     /// Random initial values follow from it
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -219,6 +225,9 @@ fn request(args: &Args) -> Result<Trainable> {
         }
         request = request.loss_model(&loss);
     }
+    if let Some(limit) = args.memory_budget {
+        request = request.memory_budget(Budget { limit, sizes: args.running.sizes() });
+    }
     Ok(match args.loss_scale {
         Some(scale) => request.loss_scale(scale),
         None => request,
@@ -270,6 +279,9 @@ fn print(artifacts: &Artifacts, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "data: {}", names(&m.data))?;
     if !m.labels.is_empty() {
         writeln!(out, "labels: {}", names(&m.labels))?;
+    }
+    for (file, memory) in m.models.iter().filter_map(|f| Some((&f.file, f.memory.as_ref()?))) {
+        write!(out, "{file} {}", super::memory::as_text(memory))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use crate::backward::{Flow, Gradients, Opened, Pass, Unconnected, free_scope, na
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, NodeId, Origin, Producer, ValueId};
+use crate::memory;
 use crate::model::Model;
 use crate::onnx::{ElementType, Names};
 use crate::training::ending::{self, Domain};
@@ -415,8 +416,14 @@ impl Workspace {
     pub fn write(self, outputs: Vec<(ValueId, String)>) -> Result<(Model, usize, Vec<String>)> {
         self.check()?;
         let Workspace { mut model, builder, call, scope, taken, inputs, mut warnings, .. } = self;
-        let request =
-            Request { name: scope, inputs: inputs.into_inner(), outputs, kept: vec![], colocate: call.colocate };
+        let (nodes, ends) = {
+            let graph = builder.graph();
+            let results: Vec<ValueId> = outputs.iter().map(|&(v, _)| v).collect();
+            let own = if call.only_gradients { &[][..] } else { &graph.scope(Graph::MAIN).outputs };
+            (write::needed(&graph, results.iter().copied()), [&results, own].concat())
+        };
+        let (steps, _) = memory::schedule(&builder, nodes, &ends, None)?;
+        let request = Request { name: scope, inputs: inputs.into_inner(), outputs, steps, colocate: call.colocate };
         let written = write::write(&builder.graph(), &mut model.proto, &request, taken.into_inner())?;
         for (node, output) in &written.demanded {
             warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));

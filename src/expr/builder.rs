@@ -31,6 +31,8 @@ pub struct Builder {
     error: RefCell<Option<Error>>,
     /// Values in which single elements may be infinite although all that the model computes is finite.
     pub(super) wild: RefCell<IdSet<ValueId>>,
+    /// Values at which somebody asks for a gradient, or stops it.
+    leaves: RefCell<IdSet<ValueId>>,
     pub(super) scope: Cell<ScopeId>,
     pub(super) forward: Cell<Option<NodeId>>,
     /// Whether what is written is a copy of a branch that no run takes, whose nodes need not fit.
@@ -54,6 +56,7 @@ impl Builder {
             strings: RefCell::default(),
             error: RefCell::default(),
             wild: RefCell::default(),
+            leaves: RefCell::default(),
             scope: Cell::new(Graph::MAIN),
             forward: Cell::new(None),
             in_broken: Cell::new(false),
@@ -105,6 +108,16 @@ impl Builder {
     /// Says which node's gradient the nodes to come help to compute; returns the one that was said before.
     pub(crate) fn set_forward(&self, forward: Option<NodeId>) -> Option<NodeId> {
         self.forward.replace(forward)
+    }
+
+    /// Notes values at which somebody asks for a gradient, or stops it: what is computed from them must go on to be.
+    pub fn note_leaves(&self, values: impl IntoIterator<Item = ValueId>) {
+        self.leaves.borrow_mut().extend(values);
+    }
+
+    /// Whether somebody asks for the gradient at a value, or stops it there.
+    pub(super) fn is_leaf(&self, value: ValueId) -> bool {
+        self.leaves.borrow().contains(&value)
     }
 
     /// Records what cannot be built. The first error counts: what comes after follows from it.

@@ -15,6 +15,7 @@ mod unbroadcast;
 mod zero;
 
 pub use builder::Builder;
+pub(crate) use ops::Zeros;
 pub use ops::{Along, ConvLike, PREVIEW, Pool, Resized, Rounding, View};
 
 use crate::graph::{Dim, Fact, Scalar, ValueId};

@@ -34,6 +34,13 @@ use std::rc::Rc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(Number);
 
+impl ValueId {
+    /// Its number: values are counted from 0.
+    pub fn number(self) -> usize {
+        self.0.index()
+    }
+}
+
 /// A node of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(Number);

@@ -16,10 +16,31 @@ pub struct Request {
     pub inputs: Vec<(ValueId, String)>,
     /// The new graph outputs, with the names that they get: values that backward nodes compute, each once.
     pub outputs: Vec<(ValueId, String)>,
-    /// Values that are computed even if no output depends on them: those that the record names.
-    pub kept: Vec<ValueId>,
+    /// The new nodes of the main graph that are written, as [`needed`] finds them, in the order in which they stand.
+    pub steps: Vec<Step>,
     /// Whether backward nodes take over the devices and the placement metadata of their forward nodes.
     pub colocate: bool,
+}
+
+/// A new node of the main graph in its place.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The node.
+    pub node: NodeId,
+    /// What it takes, in its bodies too, in the place of other values.
+    pub instead: Option<Rc<IdMap<ValueId, ValueId>>>,
+}
+
+impl Step {
+    /// A node that takes its own inputs.
+    pub fn of(node: NodeId) -> Self {
+        Step { node, instead: None }
+    }
+
+    /// What is taken where the node names a value.
+    pub fn taken(&self, value: ValueId) -> ValueId {
+        self.instead.as_ref().and_then(|instead| instead.get(&value)).copied().unwrap_or(value)
+    }
 }
 
 /// What has been written.
@@ -33,7 +54,14 @@ pub struct Written {
     pub demanded: Vec<(String, String)>,
 }
 
-/// Appends to `model` those nodes of the backward pass on which the outputs depend.
+/// The new nodes of the main graph on which values depend, in the order in which they were appended.
+pub fn needed(graph: &Graph, values: impl IntoIterator<Item = ValueId>) -> Vec<NodeId> {
+    let mut nodes: Vec<NodeId> = live_nodes(graph, Graph::MAIN, values.into_iter()).into_iter().collect();
+    nodes.sort_unstable();
+    nodes
+}
+
+/// Appends nodes of the backward pass to `model`.
 ///
 /// # Errors
 /// `graph` is not that of `model`.
@@ -41,8 +69,6 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
     let imports = model.opset("").is_some();
     let version = model.opset_or_default();
     let proto = model.graph.as_mut().context("the model holds no graph")?;
-    let live =
-        live_nodes(graph, Graph::MAIN, request.outputs.iter().map(|&(v, _)| v).chain(request.kept.iter().copied()));
     let main = &graph.scope(Graph::MAIN).nodes;
     let placed = if request.colocate { proto.node.as_slice() } else { &[] };
     let mut writer = Writer {
@@ -51,6 +77,7 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
         names: request.outputs.iter().chain(&request.inputs).map(|(v, name)| (*v, Rc::from(&**name))).collect(),
         unique: taken,
         placed: main.iter().copied().zip(placed.iter().cloned()).collect(),
+        instead: None,
     };
     writer.unique.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.as_str()));
     let mut written = Written::default();
@@ -66,14 +93,13 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
             written.demanded.push((graph.describe(id), node.output[i].clone()));
         }
     }
-    proto.node.reserve_exact(live.len());
-    for &id in main {
-        if live.contains(&id) {
-            let node = writer.node(id);
-            proto.node.push(node);
-            written.nodes += 1;
-        }
+    proto.node.reserve_exact(request.steps.len());
+    for step in &request.steps {
+        writer.instead = step.instead.clone();
+        let node = writer.node(step.node);
+        proto.node.push(node);
     }
+    written.nodes = request.steps.len();
     for (value, name) in &request.inputs {
         proto.input.push(value_info(graph, name, graph.fact(*value)));
     }
@@ -107,7 +133,8 @@ pub fn part(
     unique: &mut Names,
 ) -> Part {
     let live = live_nodes(graph, inside, outputs.keys().copied());
-    let mut writer = Writer { graph, scope, names: outputs, unique: std::mem::take(unique), placed: IdMap::default() };
+    let (placed, unique_names) = (IdMap::default(), std::mem::take(unique));
+    let mut writer = Writer { graph, scope, names: outputs, unique: unique_names, placed, instead: None };
     for (output, node) in demanded {
         writer.name_value(output, node, "output");
     }
@@ -140,6 +167,8 @@ struct Writer<'a> {
     unique: Names,
     /// The model's nodes, where their placement is wanted.
     placed: IdMap<NodeId, NodeProto>,
+    /// What the step takes in the place of other values.
+    instead: Option<Rc<IdMap<ValueId, ValueId>>>,
 }
 
 impl Writer<'_> {
@@ -216,6 +245,7 @@ impl Writer<'_> {
 
     /// The name of a value: the model's, the one that it has got, or a new one.
     fn name_of(&mut self, value: ValueId, base: &str) -> Rc<str> {
+        let value = self.instead.as_ref().and_then(|instead| instead.get(&value)).copied().unwrap_or(value);
         if let Some(name) = self.names.get(&value).or(self.graph.value(value).name.as_ref()) {
             return name.clone();
         }

@@ -12,6 +12,7 @@ use super::step::{Forward, Total};
 use crate::backward::Selection;
 use crate::expr::Expr;
 use crate::graph::{self, Dims, Graph, ValueId};
+use crate::memory::Report;
 use crate::model::Model;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto, ValueInfoProto};
 use crate::record::{Gradient, Record, SeedOf};
@@ -61,7 +62,8 @@ impl Parts {
         let place = |name: &str| places.get(name).copied().unwrap_or(usize::MAX);
 
         let mut models = Vec::new();
-        let forward = Forward::new(training, reserved.iter().cloned())?;
+        let mut budgets: HashMap<&str, Report> = HashMap::new();
+        let forward = Forward::new(training, reserved.iter().cloned())?.within(plan.memory_budget.clone());
         let total = forward.total(&plan, &outputs)?;
         let labels = total.labels.clone();
         decisions.extend(total.decisions.iter().cloned());
@@ -79,15 +81,18 @@ impl Parts {
         next.sort_by_key(|(_, name)| place(name));
         let step = scalars(&total, &plan).into_iter().chain(plan.norm.clone().map(|n| (norm, n))).chain(next);
         models.push(("train", forward.write(step.collect(), &[], &order)?));
+        budgets.extend(forward.memory().map(|report| ("train", report)));
         let mut own = scalars(&total, &plan);
         own.extend(gradients.iter().copied().zip(plan.slots.iter().map(|s| s.gradient.clone())));
         own.extend(statistics()?);
         models.push(("gradients", forward.write(own, &[], &order)?));
+        budgets.extend(forward.memory().map(|report| ("gradients", report)));
         if plan.accumulate > 1 {
             let mut sums = scalars(&total, &plan);
             sums.extend(forward.accumulated(&plan, &gradients));
             sums.extend(statistics()?);
             models.push(("accumulate", forward.write(sums, &[], &order)?));
+            budgets.extend(forward.memory().map(|report| ("accumulate", report)));
         }
 
         let mut empty = inference.proto.clone();
@@ -115,7 +120,9 @@ impl Parts {
         adapters.dedup();
         let manifest = Manifest {
             format: Manifest::FORMAT,
-            models: models.iter().map(|(role, model)| model_file(role, model)).collect(),
+            models: (models.iter())
+                .map(|(role, model)| ModelFile { memory: budgets.remove(role), ..model_file(role, model) })
+                .collect(),
             inference: INFERENCE_FILE.to_owned(),
             initial_state: STATE_FILE.to_owned(),
             data,
@@ -243,6 +250,7 @@ fn model_file(role: &str, model: &ModelProto) -> ModelFile {
         file: format!("{role}.onnx"),
         inputs: model.graph.as_ref().map(|g| names(&g.input)).unwrap_or_default(),
         outputs: model.graph.as_ref().map(|g| names(&g.output)).unwrap_or_default(),
+        memory: None,
     }
 }
 

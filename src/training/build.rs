@@ -207,6 +207,7 @@ impl Trainable {
             straight_through: self.straight_through,
             stops: self.stops(&subject.loaded)?,
             functions: self.functions.clone(),
+            memory_budget: self.memory_budget.clone(),
             rate: (
                 names.fresh("learning_rate".to_owned()),
                 if double { ElementType::Double } else { ElementType::Float },

@@ -4,6 +4,7 @@ use super::lora::Adapter;
 use super::optimizers::Hyper;
 use super::select::Entry;
 use crate::Error;
+use crate::memory::Report;
 use crate::onnx::file::is_inside;
 use crate::weights::Source;
 use anyhow::{Context, Result, bail, ensure};
@@ -70,6 +71,9 @@ pub struct ModelFile {
     pub inputs: Vec<String>,
     /// Its outputs, in order.
     pub outputs: Vec<String>,
+    /// What has come of a memory budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Report>,
 }
 
 /// An input for data, targets or the learning rate.

@@ -3,6 +3,7 @@
 use super::losses::LossSpec;
 use super::metrics::MetricSpec;
 use super::optimizers::{Hyper, Optimizer};
+use crate::memory::Budget;
 use crate::onnx::{ElementType, FunctionProto};
 
 pub use crate::expr::PREVIEW;
@@ -77,6 +78,8 @@ pub struct Plan {
     pub stops: Vec<String>,
     /// Gradients of operators that the user gives.
     pub functions: Vec<FunctionProto>,
+    /// How much a step may hold at a time.
+    pub memory_budget: Option<Budget>,
     /// The input for the learning rate, and its type.
     pub rate: (String, ElementType),
     /// The input that counts steps, and the updated one.

@@ -3,6 +3,7 @@
 use super::losses::LossSpec;
 use super::optimizers::Hyper;
 use super::select::Choice;
+use crate::memory::Budget;
 use crate::model::Model;
 use crate::onnx::{FunctionProto, ModelProto};
 
@@ -30,6 +31,7 @@ pub struct Trainable {
     pub(super) stops: Vec<String>,
     pub(super) functions: Vec<FunctionProto>,
     pub(super) seed: u64,
+    pub(super) memory_budget: Option<Budget>,
 }
 
 impl Default for Trainable {
@@ -63,6 +65,7 @@ impl Trainable {
             stops: vec![],
             functions: vec![],
             seed: 0,
+            memory_budget: None,
         }
     }
 
@@ -165,6 +168,12 @@ impl Trainable {
     /// Gradients of operators of one's own; see [`crate::Gradients::functions`].
     pub fn functions(mut self, functions: impl IntoIterator<Item = FunctionProto>) -> Self {
         self.functions = functions.into_iter().collect();
+        self
+    }
+
+    /// How much a step may hold at a time; see [`crate::Gradients::memory_budget`].
+    pub fn memory_budget(mut self, budget: Budget) -> Self {
+        self.memory_budget = Some(budget);
         self
     }
 

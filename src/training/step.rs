@@ -8,6 +8,7 @@ use crate::backward::{Aggregation, Flow, Pass};
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
 use crate::graph::{Fact, Graph, IdSet, Loaded, Origin, Producer, ValueId};
+use crate::memory::{self, Budget};
 use crate::onnx::{ElementType, ModelProto, Names};
 use crate::rules::load;
 use anyhow::{Context, Result, bail, ensure};
@@ -25,6 +26,8 @@ pub struct Forward {
     names: HashMap<Rc<str>, ValueId>,
     taken: Names,
     inputs: RefCell<Vec<(ValueId, String)>>,
+    budget: Option<Budget>,
+    report: RefCell<Option<memory::Report>>,
 }
 
 /// The loss, its metrics, and the inputs that it wants.
@@ -52,8 +55,18 @@ impl Forward {
         let mut taken: Names = names.keys().chain(&inner_names).cloned().collect();
         taken.extend(model.graph.iter().flat_map(|g| &g.node).map(|n| n.name()));
         taken.extend(reserved);
-        let inputs = RefCell::default();
-        Ok(Forward { model, builder: Builder::new(graph), names, taken, inputs })
+        let (inputs, report) = (RefCell::default(), RefCell::default());
+        Ok(Forward { model, builder: Builder::new(graph), names, taken, inputs, budget: None, report })
+    }
+
+    /// The same with a bound on what is held at a time.
+    pub fn within(self, budget: Option<Budget>) -> Self {
+        Forward { budget, ..self }
+    }
+
+    /// What has come of the budget in the model that was written last.
+    pub fn memory(&self) -> Option<memory::Report> {
+        self.report.take()
     }
 
     /// The tensor of that name.
@@ -348,7 +361,16 @@ impl Forward {
         let own: Vec<_> =
             std::mem::take(&mut graph.output).into_iter().filter(|o| kept.iter().any(|k| k == o.name())).collect();
         let inputs = self.inputs.borrow().clone();
-        let request = Request { name: "training".to_owned(), inputs, outputs, kept: vec![], colocate: false };
+        let (nodes, ends) = {
+            let graph = self.builder.graph();
+            let results = outputs.iter().map(|&(v, _)| v);
+            let own = kept.iter().filter_map(|name| self.names.get(name.as_str()).copied());
+            let ends: Vec<ValueId> = results.clone().chain(own).collect();
+            (write::needed(&graph, results), ends)
+        };
+        let (steps, memory) = memory::schedule(&self.builder, nodes, &ends, self.budget.as_ref())?;
+        *self.report.borrow_mut() = memory;
+        let request = Request { name: "training".to_owned(), inputs, outputs, steps, colocate: false };
         write::write(&self.builder.graph(), &mut model, &request, self.taken.clone())?;
         if let Some(graph) = model.graph.as_mut() {
             graph.output.extend(own);

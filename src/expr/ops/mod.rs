@@ -5,6 +5,7 @@
 //! builder records an error that names both opsets.
 
 mod construct;
+mod delay;
 mod elementwise;
 mod indexing;
 mod parts;
@@ -18,6 +19,7 @@ mod simplify;
 mod views;
 
 pub use construct::Along;
+pub(crate) use delay::Zeros;
 pub use preview::PREVIEW;
 pub use quantization::Rounding;
 pub use views::View;

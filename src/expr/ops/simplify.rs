@@ -4,7 +4,7 @@
 //! NaN and infinity among them: a product with zero is not one of them.
 
 use super::Expr;
-use crate::graph::{Dim, Origin};
+use crate::graph::{Dim, Origin, Producer};
 use crate::onnx::attribute;
 
 impl<'g> Expr<'g> {
@@ -90,14 +90,29 @@ impl<'g> Expr<'g> {
             let moved: Vec<i64> = perm.iter().filter_map(|&p| shape.get(p).copied()).collect();
             return Some(self.reshape(self.builder.ints(&moved)));
         }
-        let inner = self.operand_of("Transpose")?;
-        let first = {
+        let inner = self.operand_of("Transpose").or_else(|| self.transposed_weight())?;
+        let first: Vec<i64> = {
             let graph = self.builder.graph();
             let (node, _) = graph.producer(self.id)?;
-            attribute::get_ints(&graph.node(node).attributes, "perm")?.to_vec()
+            let given = attribute::get_ints(&graph.node(node).attributes, "perm").map(<[i64]>::to_vec);
+            given.unwrap_or_else(|| (0..perm.len() as i64).rev().collect())
         };
         let both = perm.iter().map(|&p| usize::try_from(*first.get(p)?).ok()).collect::<Option<Vec<_>>>()?;
         Some(inner.transpose(&both))
+    }
+
+    /// The weight that the model transposes into this. What transposes it back takes the weight itself: the transposed one is
+    /// not held for it. Not where somebody differentiates with respect to the transposed one, or stops gradients there.
+    fn transposed_weight(self) -> Option<Expr<'g>> {
+        if self.builder.is_leaf(self.id) {
+            return None;
+        }
+        let graph = self.builder.graph();
+        let (node, _) = graph.producer(self.id)?;
+        let node = graph.node(node);
+        let weight = *node.inputs.first()?.as_ref()?;
+        let stored = graph.value(weight).producer == Producer::Initializer;
+        (stored && &*node.op_type == "Transpose" && node.domain.is_empty()).then(|| self.builder.expr(weight))
     }
 
     /// The first input of the node that computes this, where it is a node of that operator which the pass has written.

@@ -1,0 +1,48 @@
+//! What a model holds while it runs, node after node in the order of the file: in which order its new nodes hold least, and
+//! what is computed again instead of kept where that is too much.
+//!
+//! A tensor is held from the node that computes it to the last one that takes it, an output of the model to the end.
+//! Tensors that only show another one in a new shape take nothing; what goes into a model, its initializers and constants
+//! are there anyway. Bodies of control flow count by what they take from outside.
+
+mod flow;
+mod ledger;
+mod order;
+mod recompute;
+mod sizes;
+
+pub use ledger::Ledger;
+pub use recompute::{Budget, Limit, Recomputed, Report};
+pub use sizes::Sizes;
+
+use crate::expr::Builder;
+use crate::graph::write::Step;
+use crate::graph::{Graph, IdSet, NodeId, Origin, ValueId};
+use anyhow::Result;
+use std::collections::BTreeMap;
+
+/// In which order new nodes are written, and what comes of a budget. `ends` are held to the end.
+///
+/// # Errors
+/// The budget cannot be met, or depends on sizes that are not known.
+pub fn schedule(
+    builder: &Builder,
+    new: Vec<NodeId>,
+    ends: &[ValueId],
+    budget: Option<&Budget>,
+) -> Result<(Vec<Step>, Option<Report>)> {
+    if let Some(budget) = budget {
+        let (steps, report) = recompute::recompute(builder, new, ends, budget)?;
+        return Ok((steps, Some(report)));
+    }
+    let (graph, bound) = (builder.graph(), BTreeMap::new());
+    let nodes = order::ordered(&graph, &Sizes::new(&graph, &bound), new, ends);
+    Ok((nodes.into_iter().map(Step::of).collect(), None))
+}
+
+/// The nodes of the main graph that are there before the new ones.
+fn forward(graph: &Graph, new: &[NodeId]) -> Vec<NodeId> {
+    let new: IdSet<NodeId> = new.iter().copied().collect();
+    let nodes = graph.scope(Graph::MAIN).nodes.iter().copied();
+    nodes.filter(|id| !new.contains(id) && graph.node(*id).origin == Origin::Model).collect()
+}
