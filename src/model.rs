@@ -5,7 +5,9 @@ use crate::onnx::file::{self, WriteOptions};
 use crate::onnx::proto::TensorShapeProto;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
 use crate::onnx::proto::type_proto::{self, Value};
-use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, nearest, text};
+use crate::onnx::{
+    ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, nearest, note_given, text,
+};
 use crate::rules;
 use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
@@ -159,16 +161,17 @@ fn declare_computed(graph: &mut GraphProto, name: &str, element: Option<i32>, sh
     let own = graph.node.iter().any(|n| n.output.iter().any(|o| o == name));
     let initial = graph.initializer.iter().any(|t| t.name() == name);
     if own {
-        let known = graph.output.iter_mut().chain(&mut graph.value_info).find(|v| v.name() == name);
-        let tensor = known.and_then(|v| v.r#type.as_mut()).and_then(|t| t.value.as_mut());
-        match tensor {
-            Some(Value::TensorType(tensor)) => tensor.shape = Some(shape.clone()),
-            _ => {
-                let tensor = type_proto::Tensor { elem_type: element, shape: Some(shape.clone()) };
-                let r#type = TypeProto { value: Some(Value::TensorType(tensor)), ..Default::default() };
-                let info = ValueInfoProto { name: Some(name.to_owned()), r#type: Some(r#type), ..Default::default() };
-                graph.value_info.push(info);
+        if !graph.output.iter().chain(&graph.value_info).any(|v| v.name() == name) {
+            graph.value_info.push(ValueInfoProto { name: Some(name.to_owned()), ..Default::default() });
+        }
+        let tensor = type_proto::Tensor { elem_type: element, shape: Some(shape.clone()) };
+        let new = || TypeProto { value: Some(Value::TensorType(tensor)), ..Default::default() };
+        if let Some(info) = graph.output.iter_mut().chain(&mut graph.value_info).find(|v| v.name() == name) {
+            match info.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+                Some(Value::TensorType(tensor)) => tensor.shape = Some(shape.clone()),
+                _ => info.r#type = Some(new()),
             }
+            note_given(info);
         }
     }
     let inner = graph.node.iter_mut().flat_map(NodeProto::bodies_mut);

@@ -8,7 +8,7 @@ use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::{self, TensorShapeProto, type_proto};
 use crate::onnx::{
     AttributeProto, CONSTANT, ElementType, GraphProto, ModelProto, NEWEST_OPSET, NodeProto, TensorProto, TypeProto,
-    canonical_domain,
+    ValueInfoProto, canonical_domain, is_given,
 };
 use crate::record::Record;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -136,6 +136,7 @@ fn load_with(
         no_attributes: [].into(),
         // Files older than this list every initializer among the inputs, where it cannot mean "to be overridden".
         overridable: model.ir_version() >= 4,
+        free: has_free_sizes(proto),
         branches: 0,
         broken: None,
         replace,
@@ -200,6 +201,7 @@ pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Resu
         strings: HashSet::new(),
         no_attributes: [].into(),
         overridable: true,
+        free: false,
         branches: 0,
         broken: None,
         replace: &mut (),
@@ -223,6 +225,8 @@ struct Loader<'r> {
     /// What nodes without attributes have.
     no_attributes: Rc<[AttributeProto]>,
     overridable: bool,
+    /// Whether inputs have sizes that only the run knows.
+    free: bool,
     /// In how many branches of an If the loader stands.
     branches: usize,
     /// Why the innermost of them cannot be computed, where it cannot.
@@ -273,8 +277,8 @@ impl Loader<'_> {
             let shape = sparse.dims.iter().map(|&d| Dim::Known(d)).collect();
             self.initializer(scope, values.name(), Fact::tensor(Some(values.element_type()), Some(shape)))?;
         }
-        let declared: HashMap<&str, &TypeProto> =
-            proto.value_info.iter().chain(&proto.output).filter_map(|v| Some((v.name(), v.r#type.as_ref()?))).collect();
+        let declared: HashMap<&str, &ValueInfoProto> =
+            proto.value_info.iter().chain(&proto.output).map(|v| (v.name(), v)).collect();
         for name in proto.input.iter().map(|i| i.name()).chain(proto.initializer.iter().map(|t| t.name())) {
             self.stand_in(name)?;
         }
@@ -315,7 +319,7 @@ impl Loader<'_> {
         proto: &NodeProto,
         index: usize,
         scope: ScopeId,
-        declared: &HashMap<&str, &TypeProto>,
+        declared: &HashMap<&str, &ValueInfoProto>,
     ) -> Result<()> {
         let place = Place { graph: &mut self.graph, scope, scopes: &self.scopes };
         if let Some(outputs) = self.replace.node(place, index, proto)? {
@@ -399,14 +403,16 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn define(&mut self, name: Rc<str>, output: ValueId, declared: &HashMap<&str, &TypeProto>) -> Result<()> {
+    fn define(&mut self, name: Rc<str>, output: ValueId, declared: &HashMap<&str, &ValueInfoProto>) -> Result<()> {
         if *self.graph.fact(output) == Fact::default()
             && let Some(fact) = self.known.get(&name)
         {
             *self.graph.fact_mut(output) = fact.clone();
         }
-        if let Some(r#type) = declared.get(&*name) {
-            self.annotate(output, &name, r#type);
+        if let Some(info) = declared.get(&*name)
+            && let Some(r#type) = &info.r#type
+        {
+            self.annotate(output, &name, r#type, is_given(info));
         }
         if let Some(shape) = self.twins.get(&*name).and_then(|x| self.graph.fact(self.lookup(x)?).shape.clone()) {
             self.complete(output, shape);
@@ -513,8 +519,9 @@ impl Loader<'_> {
     }
 
     /// Takes a declared type for knowledge where inference has none, and reports it where the two contradict.
-    fn annotate(&mut self, id: ValueId, name: &str, r#type: &TypeProto) {
-        let declared = fact_of_type(Some(r#type), &self.graph.dims);
+    /// Of a node whose rank only the run knows numbers are not believed where inputs have free sizes, unless they are `given`.
+    fn annotate(&mut self, id: ValueId, name: &str, r#type: &TypeProto, given: bool) {
+        let mut declared = fact_of_type(Some(r#type), &self.graph.dims);
         let inferred = self.graph.fact(id).clone();
         if let (Some(a), Some(b)) = (inferred.element, declared.element)
             && a != b
@@ -527,6 +534,11 @@ impl Loader<'_> {
             let (a, b) = (self.graph.dims.display(a), self.graph.dims.display(b));
             self.warnings.push(format!("'{name}' is declared with shape {b}, its node computes {a}"));
         } else {
+            if self.free && !given && inferred.element.is_some() {
+                let dims = &self.graph.dims;
+                let size = |d: &Dim| if d.known().is_some() { dims.fresh() } else { *d };
+                declared.shape = declared.shape.map(|s| s.iter().map(size).collect());
+            }
             *self.graph.fact_mut(id) = merge_declared(inferred, &declared);
         }
     }
@@ -558,6 +570,16 @@ impl Loader<'_> {
 /// Whether the metadata of a node say that no gradient passes above it.
 fn stops(node: &NodeProto) -> bool {
     node.metadata_props.iter().any(|p| p.key() == "stop_gradient" && p.value().eq_ignore_ascii_case("true"))
+}
+
+/// Whether a graph takes tensors whose sizes, or whose rank, only the run knows.
+fn has_free_sizes(graph: &GraphProto) -> bool {
+    let dims = Dims::default();
+    let free = |input: &ValueInfoProto| {
+        let fact = fact_of_type(input.r#type.as_ref(), &dims);
+        fact.container == Container::Tensor && fact.shape.is_none_or(|s| s.iter().any(|d| d.known().is_none()))
+    };
+    graph.input.iter().any(free)
 }
 
 /// What inference knows, completed by what a declaration says where inference says nothing.

@@ -7,6 +7,7 @@ pub(crate) mod inline;
 mod names;
 mod node;
 pub mod npy;
+mod order;
 mod tensor;
 pub mod text;
 
@@ -25,6 +26,21 @@ pub use proto::{
 
 /// The newest version of the standard's operators that is known here.
 pub(crate) const NEWEST_OPSET: i64 = 26;
+
+/// The metadata of a declaration that the user has made, and not the model's exporter.
+const GIVEN: &str = "onnx-gradients/given";
+
+/// Whether the user has declared a tensor.
+pub(crate) fn is_given(info: &ValueInfoProto) -> bool {
+    info.metadata_props.iter().any(|p| p.key() == GIVEN)
+}
+
+/// Notes that the user has declared a tensor.
+pub(crate) fn note_given(info: &mut ValueInfoProto) {
+    if !is_given(info) {
+        info.metadata_props.push(proto::StringStringEntryProto { key: Some(GIVEN.to_owned()), value: None });
+    }
+}
 
 /// The domain of the standard's operators has two spellings; this is the one that compares.
 pub(crate) fn canonical_domain(domain: &str) -> &str {

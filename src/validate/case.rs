@@ -9,7 +9,7 @@ use crate::onnx::file::load_external;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::tensor_shape_proto::Dimension;
 use crate::onnx::proto::tensor_shape_proto::dimension::Value::DimValue;
-use crate::onnx::{ElementType, GraphProto, ModelProto, ValueInfoProto};
+use crate::onnx::{ElementType, GraphProto, ModelProto, ValueInfoProto, is_given};
 use crate::record::Record;
 use crate::rules;
 use anyhow::Result;
@@ -141,8 +141,10 @@ fn claims(model: &ModelProto) -> Vec<(String, Vec<Option<i64>>)> {
     let (Ok(known), Some(graph)) = (rules::load(&silent), &model.graph) else { return vec![] };
     let unknown = |name: &str| known.names.get(name).is_some_and(|&id| known.graph.fact(id).rank().is_none());
     let numbers = |v: &ValueInfoProto| {
+        // Exporters declare the sizes that they have traced with.
+        let given = is_given(v);
         let number = |d: &Dimension| match d.value {
-            Some(DimValue(n)) if n > 0 => Some(n),
+            Some(DimValue(n)) if n > 0 && given => Some(n),
             _ => None,
         };
         Some(draw::declared(v)?.iter().map(number).collect())

@@ -169,6 +169,17 @@ impl<'a> Flow<'a> {
         self.roles.get(&value).copied().unwrap_or_default()
     }
 
+    /// The node that scales, element by element and by constants, what a normalization with this operand gives out, where
+    /// there is one: then the normalization's own scale and bias are ones and zeros. So groups are normalized as instances.
+    pub fn scaled_behind(&self, (node, _): Operand) -> Option<Operand> {
+        self.row(node).filter(|r| r.weights == [1, 2] && !r.layer)?;
+        let node = self.graph.node(node);
+        let (scale, input) = self.role(node.outputs.first().copied().flatten()?).used(Use::Positions)?;
+        let scales = self.row(scale).is_some_and(|r| r.scales() && Self::pairs(r));
+        let other = self.graph.node(scale).inputs.get(1 - input.min(1)).copied().flatten()?;
+        (scales && self.held.contains(&other)).then_some((scale, input))
+    }
+
     /// The number of layers, counted from the end, in which an operand is: 0 in the last one.
     pub fn layer(&self, (node, _): Operand) -> usize {
         self.depth_behind(self.graph.node(node))

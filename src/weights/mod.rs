@@ -192,6 +192,8 @@ struct Look {
     bits: bool,
     /// They are one number.
     uniform: bool,
+    /// They change nothing as a scale, all ones, or as a bias, all zeros.
+    neutral: bool,
     /// The first of the rows is all ones or all zeros, as that of position 0, and the others are sines or cosines.
     sines: bool,
 }
@@ -209,6 +211,7 @@ impl Look {
             hides: all(&|v| v == 0.0 || v <= -1e3) && any(&|v| v != 0.0),
             bits: all(&|v| v == 0.0 || v == 1.0) && any(&|v| v == 0.0) && any(&|v| v == 1.0),
             uniform: all(&|v| values.first() == Some(&v)),
+            neutral: all(&|v| v == 1.0) || all(&|v| v == 0.0),
             sines: all(&|v| v.abs() <= 1.0)
                 && (row(0.0) || row(1.0))
                 && values.len() > columns
@@ -301,6 +304,14 @@ impl Asks<'_> {
         let role = self.flow.role(id);
         let weight = |operand: Operand, what: &str| (Kind::Weight, format!("{what} {}", self.describe(operand)));
         if let Some(place) = role.used(Use::Place) {
+            if let Some(scale) = self.flow.scaled_behind(place)
+                && Look::at(value).is_some_and(|l| l.neutral)
+            {
+                let scale = self.describe(scale);
+                return constant(format!(
+                    "nothing but ones or zeros, where the result is scaled behind it, in {scale}"
+                ));
+            }
             return weight(place, "weight of");
         }
         if let Some(statistic) = role.used(Use::Statistic) {

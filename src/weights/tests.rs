@@ -212,3 +212,24 @@ fn choices_compose() {
     assert_eq!(trained(&["*"], &["a*", "-ab"], None), ["ab", "b", "bb"]);
     assert_eq!(trained(&[], &[], Some(1)), ["b", "bb"]);
 }
+
+#[test]
+fn groups_that_are_normalized_as_instances_have_their_scale_behind() {
+    let group = |ones: &str, behind: &str| {
+        let (own, _) = found(&parse(&format!(
+            "(float[n,4,h] x, int64[3] whole) => (float[n,4,h] y) <float[2] one = {ones}, float[2] zero = {{0, 0}}, float[4,1] w, float[4,1] b,
+                int64[3] groups = {{0, 2, -1}}> {{
+                r = Reshape (x, groups)
+                i = InstanceNormalization (r, one, zero)
+                k = Reshape (i, whole)
+                {behind}
+            }}"
+        )));
+        own
+    };
+    let scaled = "m = Mul (k, w) y = Add (m, b)";
+    assert_eq!(group("{1, 1}", scaled), ["b", "w"]);
+    // A scale that is none of ones was learned, and one behind which nothing scales is the only one.
+    assert_eq!(group("{1, 2}", scaled), ["b", "one", "w"]);
+    assert_eq!(group("{1, 1}", "y = Add (k, b)"), ["b", "one", "zero"]);
+}

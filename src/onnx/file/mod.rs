@@ -17,8 +17,8 @@ pub use diff::{Difference, diff};
 pub(crate) use external::{forget_external, load_external_kept, unload_external};
 pub use external::{is_inside, load_external, locations, rebase_external};
 
-use super::ModelProto;
 use super::proto::TensorProto;
+use super::{ModelProto, order};
 use crate::error::{Error, OrKind};
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
@@ -60,8 +60,9 @@ pub fn read_with_source(path: &Path) -> Result<(ModelProto, Bytes)> {
 pub fn read_bytes(bytes: Bytes) -> Result<ModelProto> {
     let read = || {
         ensure!(!bytes.is_empty(), "not an ONNX model: it is empty");
-        let model = ModelProto::decode(bytes).map_err(not_a_model)?;
+        let mut model = ModelProto::decode(bytes).map_err(not_a_model)?;
         check::model(&model)?;
+        model.graph.iter_mut().for_each(order::sort);
         Ok(model)
     };
     Ok(read().or_kind(Error::invalid_model)?)
