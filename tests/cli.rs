@@ -772,6 +772,7 @@ fn a_batch_leaves_a_page_that_no_name_breaks() {
     let reason = "<tr><td class=\"message\">2 need a gradient of com.own.Odd</td>\
                   <td class=\"code bad\">unsupported-operator</td>";
     assert!(page.contains(reason), "{page}");
+    assert!(page.contains("1 is no valid model: not an ONNX model"), "{page}");
     assert_eq!(page.matches("<details id=").count(), 4);
 }
 

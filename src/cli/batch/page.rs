@@ -65,13 +65,26 @@ impl Entry<'_> {
             .find(&self.line.model)
             .map_or(message, |at| message[at + self.line.model.len()..].trim_start_matches([':', ' ']));
         let mut reason = String::new();
-        for (n, part) in message.split('\'').enumerate() {
-            if n > 0 {
-                reason.push('\'');
+        let mut rest = message;
+        // A quote begins behind no letter and ends before none: that of "the model's" is none.
+        while let Some(start) = rest.find('\'') {
+            let letter = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+            let inside = &rest[start + 1..];
+            let ends = inside.match_indices('\'').map(|(at, _)| at);
+            let end = ends.into_iter().find(|&at| !letter(inside[at + 1..].chars().next()));
+            match end.filter(|_| !letter(rest[..start].chars().next_back())) {
+                Some(end) => {
+                    reason.push_str(&rest[..start]);
+                    reason.push_str("'…'");
+                    rest = &inside[end + 1..];
+                }
+                None => {
+                    reason.push_str(&rest[..=start]);
+                    rest = inside;
+                }
             }
-            reason.push_str(if n % 2 == 1 { "…" } else { part });
         }
-        reason
+        reason + rest
     }
 }
 
@@ -350,7 +363,7 @@ fn gradients(out: &mut String, checks: &[&Value]) -> fmt::Result {
     let compared = checks.iter().any(|g| error(g).is_some());
     write!(out, "<div class=\"wide\"><table><thead><tr><th>x</th><th>gradient</th>")?;
     if let Some([low, high]) = norms {
-        write!(out, "<th class=\"n\">norm</th><th>1e{low} to 1e{high}</th>")?;
+        write!(out, "<th class=\"n\">norm</th><th>1e{} to 1e{}</th>", low as i64, high as i64)?;
     }
     if compared {
         write!(out, "<th class=\"n\">error</th><th>1e-16 to 1</th><th class=\"n\">bound</th>")?;

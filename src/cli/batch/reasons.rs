@@ -17,12 +17,13 @@ pub struct Reason<'a> {
 /// The reasons of what is not `ok`, the most frequent first.
 pub fn reasons<'a>(entries: &'a [Entry<'_>]) -> Vec<Reason<'a>> {
     /// With the first message, as long as all others are the same.
-    type Found<'a> = BTreeMap<(&'a str, &'a str, String), (Vec<usize>, Option<String>)>;
-    let mut found: Found<'_> = BTreeMap::new();
+    type Models = (Vec<usize>, Option<String>);
+    type Key<'a> = (&'a str, &'a str, String);
+    let mut found: BTreeMap<Key<'_>, Models> = BTreeMap::new();
     for (n, entry) in entries.iter().enumerate().filter(|(_, e)| e.line.code != "ok") {
         let (code, operator) = (entry.line.code.as_str(), entry.operator());
         // Messages of these codes say what differs from model to model.
-        let known = !operator.is_empty() || matches!(code, "timeout" | "out-of-memory" | "different");
+        let known = matches!(code, "unsupported-operator" | "timeout" | "out-of-memory" | "different");
         let message = if known { String::new() } else { entry.reason() };
         let (models, first) =
             found.entry((code, operator, without_numbers(&message))).or_insert_with(|| (vec![], Some(message.clone())));
@@ -43,6 +44,11 @@ pub fn reasons<'a>(entries: &'a [Entry<'_>]) -> Vec<Reason<'a>> {
 /// A message without its numbers, in which messages of one kind differ.
 fn without_numbers(message: &str) -> String {
     let mut text = String::new();
+    // Lists of names differ in their lengths.
+    let mut message = message.to_owned();
+    while message.contains("'…', '…'") {
+        message = message.replace("'…', '…'", "'…'");
+    }
     for c in message.chars() {
         match c.is_ascii_digit() {
             true if text.ends_with('…') => (),
@@ -62,7 +68,6 @@ fn sentence(code: &str, operator: &str, message: &str, n: usize) -> String {
         ("out-of-memory", _) => many("takes more memory than it has", "take more memory than they have"),
         ("different", _) => many("has lost or changed something", "have lost or changed something"),
         ("invalid-model", true) => format!("{}: {message}", many("is no valid model", "are no valid models")),
-        (_, false) if message.is_empty() => format!("{n}: {code}, of {operator}"),
         _ if message.is_empty() => format!("{n}: {code}"),
         _ => format!("{n}: {message}"),
     }

@@ -84,7 +84,11 @@ fn tiles(out: &mut String, seen: &Seen<'_>) -> fmt::Result {
         ("", seen.nodes.to_string(), "nodes"),
         ("", count.to_string(), "parameters trained by default"),
         ("", counted(elements), "numbers in them"),
-        (if stops > 0 { "allowed" } else { "" }, stops.to_string(), "places where gradients stop"),
+        (
+            if stops > 0 { "allowed" } else { "" },
+            stops.to_string(),
+            if stops == 1 { "place where gradients stop" } else { "places where gradients stop" },
+        ),
     ] {
         writeln!(out, "<div class=\"tile\"><b class=\"{class}\">{number}</b>{what}</div>")?;
     }
