@@ -395,7 +395,7 @@ pub fn newest(domain: &str, op: &str) -> Option<&'static Rule> {
 /// Loads a model whose operators are those of the table.
 ///
 /// # Errors
-/// As [`graph::load`].
+/// The model cannot be loaded: what is wrong with it, and where.
 pub fn load(model: &ModelProto) -> Result<Loaded> {
     graph::load(model, OPERATORS)
 }
