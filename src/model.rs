@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 /// An ONNX model.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Model {
     /// Its contents.
     pub proto: ModelProto,

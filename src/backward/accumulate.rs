@@ -6,6 +6,7 @@ use smallvec::{SmallVec, smallvec};
 
 /// How the gradients that arrive at one tensor are summed. The numbers are the same but for rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Aggregation {
     /// One Sum of all terms, in order of arrival.
     #[default]

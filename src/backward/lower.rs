@@ -38,6 +38,7 @@ pub(super) fn remedy<'a>(mut operators: impl Iterator<Item = &'a str>) -> &'stat
 
 /// A model without `Gradient` nodes.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Lowered {
     /// The model as it was but for these nodes, in whose places others stand.
     pub model: Model,
@@ -51,6 +52,7 @@ pub struct Lowered {
 
 /// A `Gradient` node that has been lowered.
 #[derive(Clone, Debug, Default, serde::Serialize)]
+#[non_exhaustive]
 pub struct LoweredNode {
     /// Its name, maybe empty.
     pub node: String,

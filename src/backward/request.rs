@@ -20,6 +20,7 @@ use std::rc::Rc;
 /// The gradient that a y starts with.
 #[expect(clippy::large_enum_variant, reason = "there is one for each y")]
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum Seed {
     /// Ones: the derivative of the sum of y's elements.
     #[default]
@@ -36,6 +37,7 @@ pub enum Seed {
 
 /// What stands for the gradient of an x that no y depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Unconnected {
     /// Nothing.
     #[default]
@@ -70,6 +72,7 @@ pub struct Gradients {
 
 /// A model with gradients.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Output {
     /// The model as it was, with the backward nodes behind its own, and a graph output for each gradient.
     pub model: Model,

@@ -4,7 +4,7 @@ use super::options::{CallArgs, FileArgs};
 use super::running::{ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::Derived;
-use crate::{Gradients, Model};
+use crate::{Error, Gradients, Model};
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ pub fn run(
     command: &str,
     files: &FileArgs,
     call: &CallArgs,
-    build: impl FnOnce(Gradients, Model) -> Result<Derived>,
+    build: impl FnOnce(Gradients, Model) -> Result<Derived, Error>,
 ) -> Result<()> {
     if !call.has_xs() {
         let message = "no xs are given: name tensors with --xs, or take --params or --inputs";
@@ -26,7 +26,7 @@ pub fn run(
 pub fn run_with(
     files: &FileArgs,
     request: Gradients,
-    build: impl FnOnce(Gradients, Model) -> Result<Derived>,
+    build: impl FnOnce(Gradients, Model) -> Result<Derived, Error>,
 ) -> Result<()> {
     let mut derived = build(request, files.load()?)?;
     // What is validated still holds the ys.

@@ -1,10 +1,9 @@
 //! `export`: the inference model with trained weights.
 
 use super::console::Stream;
-use crate::error::OrKind;
+use crate::Model;
 use crate::onnx::file::{self, same_file};
 use crate::training::{Adapters, Manifest, export, read_state};
-use crate::{Error, Model};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::io::Write;
@@ -53,7 +52,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(folder) = &model.folder {
         file::load_external_kept(&mut model.proto, folder)?;
     }
-    let (state, _) = read_state(&path).or_kind(Error::invalid_data)?;
+    let (state, _) = read_state(&path)?;
     let adapters = match args.lora {
         Lora::Merged => Adapters::Merged,
         Lora::Apart => Adapters::Apart,

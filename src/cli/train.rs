@@ -3,8 +3,6 @@
 use super::console::{self, Stream};
 use super::curve;
 use super::table::Table;
-use crate::Error;
-use crate::error::OrKind;
 use crate::training::{CHECKPOINT, Data, Epoch, Event, Manifest, Options, Schedule, train};
 use crate::weights::listed;
 use anyhow::{Context, Result, bail, ensure};
@@ -86,9 +84,8 @@ pub fn run(args: &Args) -> Result<()> {
         "{} exists already; --resume goes on from it, --force starts anew",
         checkpoint.display()
     );
-    let data = Data::read(&args.data, &manifest).or_kind(Error::invalid_data)?;
-    let evaluation =
-        args.eval_data.as_ref().map(|p| Data::read(p, &manifest)).transpose().or_kind(Error::invalid_data)?;
+    let data = Data::read(&args.data, &manifest)?;
+    let evaluation = args.eval_data.as_ref().map(|p| Data::read(p, &manifest)).transpose()?;
     let options = Options {
         epochs: args.epochs,
         batch: args.batch_size.or(manifest.fixed_batch()?).unwrap_or(32),

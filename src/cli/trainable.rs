@@ -175,7 +175,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn request(args: &Args) -> Result<Trainable> {
-    let losses = args.loss.iter().map(|l| LossSpec::parse(l)).collect::<Result<Vec<_>>>()?;
+    let losses = args.loss.iter().map(|l| LossSpec::parse(l)).collect::<Result<Vec<_>, _>>()?;
     let mut hyper = optimizer(&args.optimizer)?.defaults();
     let given = [
         (&mut hyper.momentum, args.momentum),

@@ -5,6 +5,7 @@ use super::products::{entries, of_x};
 use super::workspace::Workspace;
 use super::{Derived, Vector};
 use crate::backward::Gradients;
+use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::{Fact, Shape};
 use crate::model::Model;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// How an input is changed.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Steps {
     /// `x + ε sign(∂L/∂x)`, limited to the range (Goodfellow, Shlens, Szegedy 2014, "Explaining and harnessing adversarial
     /// examples").
@@ -79,7 +81,7 @@ impl Attack {
     ///
     /// # Errors
     /// Names of no tensor, several ys, numbers that make no sense, operators without a gradient between y and xs.
-    pub fn build(&self, model: &Model) -> Result<Derived> {
+    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
         self.build_onto(model.clone())
     }
 
@@ -87,7 +89,11 @@ impl Attack {
     ///
     /// # Errors
     /// As [`Attack::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
+        Ok(self.derived(model)?)
+    }
+
+    fn derived(&self, model: Model) -> Result<Derived> {
         ensure!(self.epsilon >= 0.0 && self.epsilon.is_finite(), "epsilon is {}, and no distance", self.epsilon);
         if let Some((low, high)) = self.range {
             ensure!(low <= high, "the range from {low} to {high} is empty");

@@ -5,6 +5,7 @@ use super::matrices::Units;
 use super::workspace::Workspace;
 use super::{Entry, Vector};
 use crate::backward::{Gradients, Seed};
+use crate::error::Error;
 use crate::expr::Expr;
 use crate::model::Model;
 use crate::onnx::ModelProto;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 /// What has been written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Kind {
     /// Jacobian times vector.
     #[default]
@@ -41,6 +43,7 @@ pub enum Kind {
 
 /// One request: enough to check its outputs later, from the model alone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Claim {
     /// The scope of the request's names.
     pub name: String,
@@ -120,6 +123,7 @@ impl Claim {
 
 /// A model whose gradients say what its derivatives claim.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Evidence {
     /// The model with what it takes to say so.
     pub model: Model,
@@ -140,7 +144,11 @@ pub struct Evidence {
 ///
 /// # Errors
 /// Metadata that are not ours; tensors that are no longer in the model, as the ys after `--only-gradients`.
-pub fn evidence(model: &Model) -> Result<Evidence> {
+pub fn evidence(model: &Model) -> Result<Evidence, Error> {
+    Ok(found(model)?)
+}
+
+fn found(model: &Model) -> Result<Evidence> {
     let claims = Claim::all(&model.proto)?;
     let records = Record::all(&model.proto)?;
     let mut evidence = Evidence { records, model: model.clone(), hints: BTreeMap::new() };

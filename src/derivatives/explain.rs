@@ -5,6 +5,7 @@ use super::products::{entries, of_x};
 use super::workspace::Workspace;
 use super::{Derived, Entry, Vector};
 use crate::backward::Gradients;
+use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::{Dim, Fact, Shape, ValueId};
 use crate::model::Model;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// How a prediction is explained. `S` is the score of a class, x the input, [N, C, H, W] of images.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Method {
     /// `max |∂S/∂x|` over the channels: an image without them (Simonyan, Vedaldi, Zisserman 2013, "Deep inside convolutional
     /// networks").
@@ -59,6 +61,7 @@ impl Method {
 
 /// Which class is explained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Class {
     /// The class with the highest score.
     #[default]
@@ -117,7 +120,7 @@ impl Explain {
     /// # Errors
     /// Names of no tensor, several ys, tensors of unknown rank or without the axes that are needed, no layer that Grad-CAM
     /// could look at, operators without a gradient between y and xs.
-    pub fn build(&self, model: &Model) -> Result<Derived> {
+    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
         self.build_onto(model.clone())
     }
 
@@ -125,7 +128,11 @@ impl Explain {
     ///
     /// # Errors
     /// As [`Explain::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
+        Ok(self.derived(model)?)
+    }
+
+    fn derived(&self, model: Model) -> Result<Derived> {
         let mut w = Workspace::open(&self.call, model)?;
         if !self.keep_softmax {
             w.take_off_softmax()?;

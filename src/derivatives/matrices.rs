@@ -9,6 +9,7 @@ use super::products::of_x;
 use super::workspace::{Linear, Workspace};
 use super::{Derived, Entry};
 use crate::backward::Gradients;
+use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::{Dim, Fact, Shape, ValueId};
 use crate::model::Model;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// By which passes a matrix is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mode {
     /// By the fewer passes of the two, as far as sizes are known.
     #[default]
@@ -79,7 +81,7 @@ impl Jacobian {
     /// # Errors
     /// Names of no tensor, ys or xs that are not real or of unknown rank, xs that depend on each other, operators without a
     /// gradient between them, tensors without a batch axis, a result that no memory holds.
-    pub fn build(&self, model: &Model) -> Result<Derived> {
+    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
         self.build_onto(model.clone())
     }
 
@@ -87,7 +89,11 @@ impl Jacobian {
     ///
     /// # Errors
     /// As [`Jacobian::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
+        Ok(self.derived(model)?)
+    }
+
+    fn derived(&self, model: Model) -> Result<Derived> {
         let w = Workspace::open(&self.call, model)?;
         let (ys, xs) = w.names();
         let mut outputs = Vec::new();
@@ -127,7 +133,7 @@ impl Hessian {
     ///
     /// # Errors
     /// As [`Jacobian::build`].
-    pub fn build(&self, model: &Model) -> Result<Derived> {
+    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
         self.build_onto(model.clone())
     }
 
@@ -135,7 +141,11 @@ impl Hessian {
     ///
     /// # Errors
     /// As [`Jacobian::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
+        Ok(self.derived(model)?)
+    }
+
+    fn derived(&self, model: Model) -> Result<Derived> {
         let w = Workspace::open(&self.call, model)?;
         let (_, names) = w.names();
         let mut outputs = Vec::new();

@@ -45,6 +45,7 @@ use std::collections::HashSet;
 
 /// A model with derivatives.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Derived {
     /// The model as it was, with the new nodes behind its own, and a graph output for each derivative.
     pub model: Model,
@@ -74,6 +75,7 @@ impl Derived {
 
 /// One derivative: of which y and with respect to which x, where it is about one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Entry {
     /// The tensor that is differentiated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -90,6 +92,7 @@ pub struct Entry {
 
 /// A new input.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Vector {
     /// The tensor whose type and shape it has, or what it is of.
     pub of: String,

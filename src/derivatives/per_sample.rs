@@ -6,6 +6,7 @@ use super::samples::Together;
 use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
+use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::{Dim, Fact};
 use crate::model::Model;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// What is kept of the gradients of samples.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub enum Kept {
     /// All: of each x a tensor `<name>/<x>` of shape `[N] + x.shape`.
     #[default]
@@ -60,7 +62,7 @@ impl PerSample {
     /// # Errors
     /// Names of no tensor, no input with samples, xs that hold samples themselves, a model that runs on batches of one size
     /// only, operators without a gradient between ys and xs.
-    pub fn build(&self, model: &Model) -> Result<Derived> {
+    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
         self.build_onto(model.clone())
     }
 
@@ -68,7 +70,11 @@ impl PerSample {
     ///
     /// # Errors
     /// As [`PerSample::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived> {
+    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
+        Ok(self.derived(model)?)
+    }
+
+    fn derived(&self, model: Model) -> Result<Derived> {
         let w = Workspace::open(&self.call, model)?;
         let mut outputs = Vec::new();
         let (found, samples) = {

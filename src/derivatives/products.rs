@@ -5,6 +5,7 @@ use super::claim::{Claim, Kind};
 use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
+use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::ValueId;
 use crate::model::Model;
@@ -29,7 +30,7 @@ macro_rules! request {
             /// # Errors
             /// Names of no tensor, ys or xs that are not real, xs that depend on each other, operators without a gradient
             /// between them.
-            pub fn build(&self, model: &Model) -> Result<Derived> {
+            pub fn build(&self, model: &Model) -> Result<Derived, Error> {
                 self.build_onto(model.clone())
             }
 
@@ -37,8 +38,8 @@ macro_rules! request {
             ///
             /// # Errors
             /// As `build`.
-            pub fn build_onto(&self, model: Model) -> Result<Derived> {
-                self.write(Workspace::open(&self.0, model)?)
+            pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
+                Ok(self.write(Workspace::open(&self.0, model)?)?)
             }
         }
     )*};

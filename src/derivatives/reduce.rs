@@ -1,6 +1,7 @@
 //! The smallest piece of a model whose gradient fails its check.
 
 use crate::backward::{Gradients, Seed};
+use crate::error::Error;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::onnx::file::load_external;
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A piece of a model.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Reduced {
     /// The piece, with the numbers that its nodes took as initializers.
     pub model: Model,
@@ -36,7 +38,11 @@ pub struct Reduced {
 ///
 /// # Errors
 /// The errors of [`Gradients::build`]; a model that does not run; a gradient that does not fail.
-pub fn reduce(call: &Gradients, model: &Model, options: &Options) -> Result<Reduced> {
+pub fn reduce(call: &Gradients, model: &Model, options: &Options) -> Result<Reduced, Error> {
+    Ok(reduced(call, model, options)?)
+}
+
+fn reduced(call: &Gradients, model: &Model, options: &Options) -> Result<Reduced> {
     // Ones, where none are given, would hide what is wrong behind a softmax.
     let seeded = if call.has_seeds() { call.clone() } else { call.clone().seed_each(Seed::Input(None)) };
     let mut proto = inline_functions(&model.proto, &|_| true)?;

@@ -72,6 +72,7 @@ pub type Together = for<'g> fn(&Call<'g>) -> Result<Cotangents<'g>>;
 
 /// What an input of an operator gets.
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub enum Slot {
     /// A value, of an operator with one input and one output.
     Unary(UnaryFormula),
@@ -105,6 +106,7 @@ pub enum Slot {
 /// What a rule makes of quantized integers. They carry gradients, floating-point ones, only where a request says so
 /// ([`crate::Gradients::straight_through`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Integers {
     /// Nothing: no gradient passes from them or to them.
     #[default]
@@ -117,6 +119,7 @@ pub enum Integers {
 
 /// What the inputs of an operator get, at the opsets from `since` to `until`.
 #[derive(Clone, Copy)]
+#[non_exhaustive]
 pub struct Rule {
     /// The operator.
     pub op: &'static str,

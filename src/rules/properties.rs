@@ -10,6 +10,7 @@ use crate::onnx::{AttributeProto, ElementType};
 
 /// How the elements of the first output follow from those of an input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Moves {
     /// They are computed.
     #[default]
@@ -76,6 +77,7 @@ pub enum Axis {
 
 /// What the integers of an input count, so that valid ones can be made up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Counts {
     /// Each is an index into that axis of that input.
     Along(usize, Axis),

@@ -2,7 +2,7 @@
 
 use super::manifest::{self, Manifest};
 use super::state::{self, State};
-use crate::error::Error;
+use crate::error::{Error, OrKind};
 use crate::model::Model;
 use crate::onnx::file::{self, WriteOptions, unfinished};
 use crate::onnx::{ModelProto, TensorProto};
@@ -15,6 +15,7 @@ use std::path::Path;
 
 /// A trainable model.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Artifacts {
     /// The models by their role.
     pub models: Vec<(String, ModelProto)>,
@@ -39,7 +40,11 @@ impl Artifacts {
     ///
     /// # Errors
     /// The record cannot be written.
-    pub fn evidence(&self) -> Result<Model> {
+    pub fn evidence(&self) -> Result<Model, Error> {
+        Ok(self.step_with_gradients()?)
+    }
+
+    fn step_with_gradients(&self) -> Result<Model> {
         let manifest = &self.manifest;
         let (_, gradients) =
             self.models.iter().find(|(role, _)| role == "gradients").context("no model 'gradients'")?;
@@ -90,7 +95,11 @@ impl Artifacts {
     ///
     /// # Errors
     /// The folder exists and is not to be replaced, or cannot be written.
-    pub fn write(&self, folder: &Path, force: bool) -> Result<()> {
+    pub fn write(&self, folder: &Path, force: bool) -> Result<(), Error> {
+        self.written(folder, force).or_kind(Error::io)
+    }
+
+    fn written(&self, folder: &Path, force: bool) -> Result<()> {
         Self::ensure_writable(folder, force)?;
         let parent = file::folder(folder);
         let (place, _lock) = unfinished::folder(parent)

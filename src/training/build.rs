@@ -43,7 +43,11 @@ impl Trainable {
     ///
     /// # Errors
     /// Names and patterns of nothing, outputs that a loss cannot be computed from, operators without a gradient.
-    pub fn build(&self, model: &Model) -> Result<Artifacts> {
+    pub fn build(&self, model: &Model) -> Result<Artifacts, Error> {
+        Ok(self.built(model)?)
+    }
+
+    fn built(&self, model: &Model) -> Result<Artifacts> {
         let subject = self.subject(model)?;
         let constants: Constants<'_> = subject.base.graph.iter().flat_map(GraphProto::constants).collect();
         let dropouts = self.dropouts(&subject.base, &constants)?;

@@ -3,6 +3,7 @@
 use super::manifest::{Input, Manifest};
 use super::samples::{self, Column, Held};
 use super::state::{Fingerprint, State};
+use crate::error::{Error, OrKind};
 use crate::onnx::{ElementType, TensorProto, file};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -36,7 +37,11 @@ impl Data {
     /// # Errors
     /// A file that is none of these; tensors that are missing, of other types or shapes, not finite, or no classes. The message
     /// starts with the path.
-    pub fn read(path: &Path, manifest: &Manifest) -> Result<Self> {
+    pub fn read(path: &Path, manifest: &Manifest) -> Result<Self, Error> {
+        Self::read_from(path, manifest).or_kind(Error::invalid_data)
+    }
+
+    fn read_from(path: &Path, manifest: &Manifest) -> Result<Self> {
         let takes = |name: &str| inputs(manifest).any(|i| i.name == name);
         let read = || -> Result<Data> {
             if !path.is_dir() {
@@ -61,8 +66,9 @@ impl Data {
     ///
     /// # Errors
     /// As [`Data::read`].
-    pub fn new(tensors: State, manifest: &Manifest) -> Result<Self> {
-        Data::of([(PathBuf::new(), samples::of_state(tensors)?)], manifest)
+    pub fn new(tensors: State, manifest: &Manifest) -> Result<Self, Error> {
+        let held = || Data::of([(PathBuf::new(), samples::of_state(tensors)?)], manifest);
+        held().or_kind(Error::invalid_data)
     }
 
     fn of(files: impl IntoIterator<Item = (PathBuf, Held)>, manifest: &Manifest) -> Result<Self> {

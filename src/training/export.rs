@@ -5,6 +5,7 @@ use super::manifest::{Feed, Manifest, Parameter};
 use super::modes::Constants;
 use super::parameters::SCOPE;
 use super::state::State;
+use crate::error::Error;
 use crate::expr::rewrite::Rewrite;
 use crate::onnx::{CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
 use crate::rules::OPERATORS;
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 
 /// How LoRA matrices are exported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Adapters {
     /// Their product is added to the weights: the model has the nodes that it had.
     #[default]
@@ -27,6 +29,15 @@ pub enum Adapters {
 /// # Errors
 /// Tensors that are missing from the state, of other shapes, or no numbers.
 pub fn export(
+    manifest: &Manifest,
+    inference: &ModelProto,
+    state: &State,
+    adapters: Adapters,
+) -> Result<(ModelProto, Vec<String>), Error> {
+    Ok(exported(manifest, inference, state, adapters)?)
+}
+
+fn exported(
     manifest: &Manifest,
     inference: &ModelProto,
     state: &State,

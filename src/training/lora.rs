@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// A weight with its two matrices: `weight + scale (left · right)`, in the weight's shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Adapter {
     /// The weight.
     pub weight: String,
@@ -35,6 +36,7 @@ pub struct Adapter {
 
 /// A layer with integers for a weight: `output + scale (input · left) · right`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Beside {
     /// What goes in: floating-point numbers before they are quantized, or the numbers of rows that are looked up.
     pub input: String,

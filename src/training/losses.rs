@@ -3,12 +3,14 @@
 use std::rc::Rc;
 
 use super::ending::{self, Domain};
+use crate::error::Error;
 use crate::expr::{Builder, Expr};
 use crate::graph::{Dim, Fact, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result, bail, ensure};
 
 /// A row of the table.
+#[non_exhaustive]
 pub struct Loss {
     /// How it is asked for.
     pub name: &'static str,
@@ -23,6 +25,7 @@ pub struct Loss {
 
 /// What a loss compares the output with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Target {
     /// A class number for each sample, or with `soft` a probability for each class.
     Classes,
@@ -179,7 +182,11 @@ impl LossSpec {
     ///
     /// # Errors
     /// Options that do not exist, and values that are no numbers.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        Ok(Self::parsed(text)?)
+    }
+
+    fn parsed(text: &str) -> Result<Self> {
         let (weight, rest) = match text.split_once('*').map(|(w, rest)| (w.parse::<f64>(), rest)) {
             Some((Ok(weight), rest)) => (weight, rest),
             _ => (1.0, text),

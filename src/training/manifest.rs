@@ -19,6 +19,7 @@ const FORMAT: u32 = 1;
 
 /// The whole of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Manifest {
     /// The version of this format.
     pub format: u32,
@@ -62,6 +63,7 @@ pub struct Manifest {
 
 /// One of the models.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ModelFile {
     /// What it is for.
     pub role: String,
@@ -78,6 +80,7 @@ pub struct ModelFile {
 
 /// An input for data, targets or the learning rate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Input {
     /// Its name.
     pub name: String,
@@ -95,6 +98,7 @@ pub struct Input {
 
 /// The optimizer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OptimizerEntry {
     /// Its name.
     pub name: String,
@@ -112,6 +116,7 @@ pub struct OptimizerEntry {
 
 /// A parameter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Parameter {
     /// Its name: the input of the step, and the tensor of the model.
     pub name: String,
@@ -133,6 +138,7 @@ pub struct Parameter {
 
 /// A tensor that a step is fed and gives back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Feed {
     /// The input.
     pub input: String,
@@ -154,7 +160,11 @@ impl Manifest {
     ///
     /// # Errors
     /// There is none, or it is of another version.
-    pub fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: &Path) -> Result<Self, Error> {
+        Ok(Self::read_from(folder)?)
+    }
+
+    fn read_from(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         if !folder.is_dir() {
             let what = if folder.exists() { "it is no folder" } else { "there is no such folder" };
@@ -182,7 +192,11 @@ impl Manifest {
     ///
     /// # Errors
     /// They are fixed to different numbers.
-    pub fn fixed_batch(&self) -> Result<Option<usize>> {
+    pub fn fixed_batch(&self) -> Result<Option<usize>, Error> {
+        Ok(self.one_batch()?)
+    }
+
+    fn one_batch(&self) -> Result<Option<usize>> {
         let sizes = self.data.iter().chain(&self.labels).filter_map(|i| *i.shape.first()?);
         let mut sizes: Vec<usize> = sizes.map(usize::try_from).collect::<Result<_, _>>()?;
         sizes.dedup();
@@ -197,7 +211,11 @@ impl Manifest {
     ///
     /// # Errors
     /// There is none.
-    pub fn model(&self, role: &str) -> Result<&ModelFile> {
+    pub fn model(&self, role: &str) -> Result<&ModelFile, Error> {
+        Ok(self.file_of(role)?)
+    }
+
+    fn file_of(&self, role: &str) -> Result<&ModelFile> {
         self.models.iter().find(|m| m.role == role).with_context(|| format!("the manifest names no model '{role}'"))
     }
 }

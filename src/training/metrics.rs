@@ -6,6 +6,7 @@ use crate::expr::Expr;
 use anyhow::{Context, Result, bail, ensure};
 
 /// A row of the table.
+#[non_exhaustive]
 pub struct Metric {
     /// How it is asked for.
     pub name: &'static str,

@@ -2,11 +2,13 @@
 //!
 //! w is the parameter, g its gradient, η the learning rate, λ the weight decay, t the number of the step from 1 on.
 
+use crate::error::Error;
 use crate::expr::Expr;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 /// A row of the table.
+#[non_exhaustive]
 pub struct Optimizer {
     /// How it is asked for.
     pub name: &'static str,
@@ -165,7 +167,11 @@ pub const OPTIMIZERS: &[Optimizer] = &[
 ///
 /// # Errors
 /// There is none; the message names all.
-pub fn find(name: &str) -> Result<&'static Optimizer> {
+pub fn find(name: &str) -> Result<&'static Optimizer, Error> {
+    Ok(found(name)?)
+}
+
+fn found(name: &str) -> Result<&'static Optimizer> {
     let Some(row) = OPTIMIZERS.iter().find(|o| o.name == name) else {
         let names: Vec<&str> = OPTIMIZERS.iter().map(|o| o.name).collect();
         bail!("there is no optimizer '{name}'; there are {}", names.join(", "));

@@ -34,6 +34,7 @@ pub type FindBeside<'a> = dyn Fn(&str) -> Option<(Beside, [i64; 2], ElementType)
 
 /// What becomes of a constant tensor of the model, for the report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Entry {
     /// Its name.
     pub name: String,

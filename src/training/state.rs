@@ -1,5 +1,6 @@
 //! Tensors in safetensors files: the initial state, checkpoints.
 
+use crate::error::{Error, OrKind};
 use crate::onnx::file::{plain, read_file, replace};
 use crate::onnx::{ElementType, TensorProto};
 use anyhow::{Context, Result, bail, ensure};
@@ -20,7 +21,11 @@ const KEY: &str = "onnx-gradients";
 ///
 /// # Errors
 /// Element types that safetensors does not have; a file that cannot be written.
-pub fn write(path: &Path, state: &State, metadata: Option<&str>, force: bool) -> Result<()> {
+pub fn write(path: &Path, state: &State, metadata: Option<&str>, force: bool) -> Result<(), Error> {
+    written(path, state, metadata, force).or_kind(Error::io)
+}
+
+fn written(path: &Path, state: &State, metadata: Option<&str>, force: bool) -> Result<()> {
     let views = state.iter().map(|(name, t)| {
         let shape: Vec<usize> = t.dims.iter().map(|&d| usize::try_from(d)).collect::<Result<_, _>>()?;
         let bytes = t.raw_data.as_deref().with_context(|| format!("'{name}' holds no raw elements"))?;
@@ -37,7 +42,11 @@ pub fn write(path: &Path, state: &State, metadata: Option<&str>, force: bool) ->
 ///
 /// # Errors
 /// A file that cannot be read, or is no safetensors file.
-pub fn read(path: &Path) -> Result<(State, Option<String>)> {
+pub fn read(path: &Path) -> Result<(State, Option<String>), Error> {
+    read_all(path).or_kind(Error::invalid_data)
+}
+
+fn read_all(path: &Path) -> Result<(State, Option<String>)> {
     let load = || -> Result<(State, Option<String>)> {
         let bytes = read_file(path, u64::MAX)?.context("it is no file of a known size, and too large")?;
         let (_, header) = SafeTensors::read_metadata(&bytes).context("not a safetensors file")?;

@@ -3,6 +3,7 @@
 use super::data::Data;
 use super::manifest::Manifest;
 use super::state::{self, Random, State};
+use crate::error::Error;
 use crate::model::Model;
 use crate::onnx::{ElementType, ModelProto, TensorProto};
 use crate::validate::Engine;
@@ -21,6 +22,7 @@ pub const CHECKPOINT: &str = "checkpoint.safetensors";
 /// How the learning rate goes on after the warm-up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Schedule {
     /// It stays.
     #[default]
@@ -80,6 +82,7 @@ impl Default for Options {
 
 /// What an epoch came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Epoch {
     /// Its number, from 1 on.
     pub epoch: usize,
@@ -112,6 +115,7 @@ struct Progress {
 
 /// What is reported while it goes on.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// A step has been made: the epoch from 1 on, its step from 1 on, how many there are, the loss.
     Step(usize, usize, usize, f64),
@@ -121,6 +125,7 @@ pub enum Event<'a> {
 
 /// What a training came to.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Trained {
     /// Its epochs.
     pub epochs: Vec<Epoch>,
@@ -135,6 +140,17 @@ pub struct Trained {
 /// Data and options that do not fit the model; a checkpoint of another training; a loss that is no number; what tract
 /// cannot run.
 pub fn train(
+    folder: &Path,
+    data: &Data,
+    evaluation: Option<&Data>,
+    options: &Options,
+    resume: bool,
+    report: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Trained, Error> {
+    Ok(trained(folder, data, evaluation, options, resume, report)?)
+}
+
+fn trained(
     folder: &Path,
     data: &Data,
     evaluation: Option<&Data>,
@@ -452,7 +468,7 @@ impl Trainer {
         state.sort_by(|a, b| a.0.cmp(&b.0));
         let elements = state.iter().map(|(n, t)| (n.as_str(), t.raw_data.as_deref().unwrap_or_default()));
         let progress = Progress { sum: Some(state::fingerprint(elements)), ..progress.clone() };
-        state::write(path, &state, Some(&serde_json::to_string(&progress)?), true)
+        Ok(state::write(path, &state, Some(&serde_json::to_string(&progress)?), true)?)
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 /// The outcome of a validation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Status {
     /// Gradients agree with slopes that are not zero, and none differs. Which ones were compared is said of each.
     Passed,
@@ -19,6 +20,7 @@ pub enum Status {
 
 /// What a validation found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Validation {
     /// The outcome.
     pub status: Status,
@@ -87,6 +89,7 @@ impl Validation {
 
 /// A forward output of the model with gradients beside that of the model without.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct OutputCheck {
     /// The output.
     pub name: String,
@@ -96,6 +99,7 @@ pub struct OutputCheck {
 
 /// What was found about one gradient.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct GradientCheck {
     /// The tensor with respect to which is differentiated.
     pub x: String,

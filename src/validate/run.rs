@@ -4,6 +4,7 @@ use super::case::Case;
 use super::engine::{Choice, Precision};
 use super::tensors::{Tensors, tensor};
 use super::{Options, forward};
+use crate::error::Error;
 use crate::onnx::{ModelProto, TensorProto};
 use crate::record::Record;
 use anyhow::{Result, anyhow};
@@ -14,7 +15,11 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// Inputs that are missing or do not fit, and whatever the engine cannot run.
-pub fn run(model: &ModelProto, inputs: &BTreeMap<String, TensorProto>) -> Result<BTreeMap<String, TensorProto>> {
+pub fn run(model: &ModelProto, inputs: &BTreeMap<String, TensorProto>) -> Result<BTreeMap<String, TensorProto>, Error> {
+    Ok(outputs(model, inputs)?)
+}
+
+fn outputs(model: &ModelProto, inputs: &BTreeMap<String, TensorProto>) -> Result<BTreeMap<String, TensorProto>> {
     let feeds = inputs.iter().map(|(name, value)| Ok((name.clone(), Arc::new(tensor(value)?))));
     let feeds: Tensors = feeds.collect::<Result<_>>()?;
     let plan = Choice::default().open().and_then(|engine| engine.prepare(model, &feeds, Precision::Own));
@@ -26,7 +31,11 @@ pub fn run(model: &ModelProto, inputs: &BTreeMap<String, TensorProto>) -> Result
 ///
 /// # Errors
 /// It runs with none of those that are tried.
-pub fn random_inputs(model: &ModelProto, options: &Options) -> Result<BTreeMap<String, TensorProto>> {
+pub fn random_inputs(model: &ModelProto, options: &Options) -> Result<BTreeMap<String, TensorProto>, Error> {
+    Ok(made_up_inputs(model, options)?)
+}
+
+fn made_up_inputs(model: &ModelProto, options: &Options) -> Result<BTreeMap<String, TensorProto>> {
     let engine = options.engine.open().map_err(|e| anyhow!("{e}"))?;
     let record = Record::default();
     let case = Case::new(model, None, &record, options, &*engine)?;

@@ -24,6 +24,7 @@ use std::collections::HashMap;
 /// Where a weight lies in the model's file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Source {
     /// It is an initializer.
     Initializer,
@@ -43,6 +44,7 @@ pub enum Source {
 /// What a constant tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Kind {
     /// It is learned.
     Weight,
