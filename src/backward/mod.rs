@@ -90,10 +90,7 @@ impl<'g> Pass<'g> {
     ) -> Result<Vec<Option<Flow<'g>>>> {
         let live = self.live(nodes, xs);
         self.builder.note_leaves(xs.iter().chain(&self.stops).copied());
-        // What depends on an x is no constant, even where its value is known: folded, it would have no gradient.
-        for &value in &live {
-            self.builder.graph_mut().fact_mut(value).value = None;
-        }
+        self.builder.graph_mut().count_as_variable(live.iter().copied());
         self.check_rules(nodes, seeds, &live)?;
         let mut arrived: IdMap<ValueId, Accumulator<'g>> = IdMap::default();
         for &(y, seed) in seeds {

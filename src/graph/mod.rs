@@ -243,6 +243,16 @@ impl Graph {
         &self.value(id).fact
     }
 
+    /// Forgets the known elements of tensors, for good: they are those of the model as it stands, and these tensors are asked
+    /// how they change. A formula that was folded to what it computes has no gradient. It stays so behind the pass that asks,
+    /// since formulas that are written later may be differentiated with respect to the same tensors, as those of Hessians are;
+    /// types and shapes stay known.
+    pub fn count_as_variable(&mut self, values: impl IntoIterator<Item = ValueId>) {
+        for value in values {
+            self.fact_mut(value).value = None;
+        }
+    }
+
     /// What is known of the value, to be made more precise by who knows.
     pub fn fact_mut(&mut self, id: ValueId) -> &mut Fact {
         &mut self.values[id.0.index()].fact
