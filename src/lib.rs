@@ -1,14 +1,16 @@
 //! tf.gradients for ONNX: reads a model, appends the nodes that compute the derivatives of chosen tensors with respect to
 //! others, and writes a model of standard operators only.
 //!
-//! ```no_run
-//! # fn main() -> anyhow::Result<()> {
-//! use onnx_gradients::{Gradients, Model, Seed};
+//! ```
+//! use onnx_gradients::{Gradients, Model, Seed, Wanted};
 //!
-//! let model = Model::load("mlp.onnx")?;
-//! let result = Gradients::new(["loss"], ["W1", "b1"]).stop(["h"]).seed("loss", Seed::Ones).build(&model)?;
-//! result.model.save("mlp-grad.onnx")?;
-//! let name: &Option<String> = &result.gradients[0].name; // "gradients/W1"
+//! # fn main() -> Result<(), onnx_gradients::Error> {
+//! let model = Model::load("models/digits-mlp.onnx")?;
+//! let result = Gradients::new([Wanted::Outputs], [Wanted::Parameters]).seed_each(Seed::Input(None)).build(&model)?;
+//! let folder = tempfile::tempdir().unwrap();
+//! result.model.save(folder.path().join("mlp-grad.onnx"))?;
+//! let first = &result.gradients[0];
+//! assert_eq!(first.name, Some(format!("gradients/{}", first.x)));
 //! # Ok(())
 //! # }
 //! ```

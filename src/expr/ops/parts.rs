@@ -21,7 +21,10 @@ impl Builder {
 }
 
 impl<'g> Expr<'g> {
-    /// Tensors joined along an axis.
+    /// Tensors of one type joined along an axis; in all other axes they have equal sizes (ONNX Concat).
+    ///
+    /// # Panics
+    /// There are none.
     pub fn concat(parts: &[Expr<'g>], axis: usize) -> Expr<'g> {
         match parts {
             [] => panic!("nothing to join"),
@@ -54,7 +57,7 @@ impl<'g> Expr<'g> {
         self.slice(&[axis], &[start], &[end], &[1])
     }
 
-    /// The part that lists of integers, computed or not, describe.
+    /// The part that lists of int64 describe, computed or not, with an entry for each of `axes` (ONNX Slice).
     pub fn slice_at(self, axes: Expr<'g>, starts: Expr<'g>, ends: Expr<'g>, steps: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         if let Some(simple) = self.simplify_slice(axes, starts, ends, steps) {
@@ -111,7 +114,8 @@ impl<'g> Expr<'g> {
         b.emit_many("Split", &inputs, attributes, vec![], sizes.len())
     }
 
-    /// The tensor with zeros, or another value, around it: `pads` of all begins, then of all ends, none negative.
+    /// The tensor with zeros, or another value of its type, around it: `pads` is a list of int64, first how many before each
+    /// axis, then how many behind each, none negative (ONNX Pad).
     pub fn pad(self, pads: Expr<'g>, value: Option<Expr<'g>>) -> Expr<'g> {
         let b = self.builder;
         if pads.ints().is_some_and(|p| p.iter().all(|&p| p == 0)) {
@@ -158,7 +162,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// Zeros before and after along one axis, in amounts that are lists of one.
+    /// The tensor with zeros before and after it along one axis, as many as the lists of one number `before` and `after` say.
     pub fn pad_axis(self, axis: usize, before: Expr<'g>, after: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         let zero = b.ints(&[0]);
@@ -169,8 +173,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// Without `begins` and `ends`, full lists of amounts, of which the negative ones add zeros instead: what a
-    /// constant Pad is the transpose of.
+    /// The tensor without so many elements at the beginning and at the end of each axis: lists of int64 with an entry for
+    /// every axis. Negative numbers add zeros instead. It is the transpose of a constant Pad.
     pub fn crop(self, begins: Expr<'g>, ends: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         let zero = b.ints(&[0]);
@@ -192,8 +196,9 @@ impl<'g> Expr<'g> {
         inside.pad(Expr::concat(&[(-begins).max(zero), (-ends).max(zero)], 0), None)
     }
 
-    /// What Pad of this tensor in a mode other than constant is the transpose of: each element of `dy` goes where its
-    /// value came from. The rank must be known.
+    /// The transpose of a Pad of this tensor in a mode other than constant: each element of `dy`, which has the padded
+    /// shape, is added where its value came from, in a tensor of this one's shape. `begins` and `ends` have an entry for
+    /// every axis. The rank must be known.
     pub fn unpad(self, begins: Expr<'g>, ends: Expr<'g>, mode: &str, dy: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| self.transposed_pad(begins, ends, mode, dy))
     }
@@ -249,8 +254,9 @@ impl<'g> Expr<'g> {
         dx.pad_axis(axis, (-begin).max(zero), (-end).max(zero))
     }
 
-    /// What Slice of this tensor is the transpose of: `dy` in its place, zeros around and between. `starts` and `steps`
-    /// are lists with an entry for every axis. The rank must be known.
+    /// The transpose of a Slice of this tensor: `dy`, of the slice's shape, in its place in a tensor of this one's shape,
+    /// zeros around and between. `starts` and `steps` are lists of int64 with an entry for every axis. The rank must be
+    /// known.
     pub fn unslice(self, starts: Expr<'g>, steps: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| self.transposed_slice(starts, steps, dy))
     }
@@ -414,7 +420,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// A list with an entry for each of some axes as one with an entry for each of all axes, `default` for the others.
+    /// A list with an entry for each of some axes, made one with an entry for each of all axes: entry i of this list of
+    /// int64 stands at `axes[i]`, a list as long and of int64, of a list of `rank` numbers that holds `default` elsewhere.
     /// An axis that is out of range is an error on record.
     pub fn over_axes(self, axes: Expr<'g>, rank: usize, default: i64) -> Expr<'g> {
         let b = self.builder;
@@ -434,7 +441,7 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// Copies side by side, as often along each axis as the list says.
+    /// Copies side by side, as often along each axis as the list of int64 `repeats` says for it (ONNX Tile).
     pub fn tile(self, repeats: Expr<'g>) -> Expr<'g> {
         self.builder.emit("Tile", &[Some(self), Some(repeats)], vec![])
     }

@@ -15,7 +15,8 @@ const FEW_ROWS: std::ops::RangeInclusive<i64> = 8..=64;
 const LONG_ROW: i64 = 64;
 
 impl<'g> Expr<'g> {
-    /// The matrix product over the last two dimensions, as numpy's matmul.
+    /// The matrix product `[..., n, k] · [..., k, m] -> [..., n, m]` of two tensors of one type, whose dimensions before the
+    /// last two broadcast; a list on either side is a row or a column, which the result does not keep (ONNX MatMul).
     pub fn matmul(self, other: Expr<'g>) -> Expr<'g> {
         self.builder.emit("MatMul", &[Some(self), Some(other)], vec![])
     }
@@ -32,8 +33,9 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// `α AB`, either factor transposed in its last two dimensions first. Of two matrices it is one Gemm, which
-    /// transposes nothing in memory.
+    /// `α op(A) op(B)`: the matrix product `[..., n, k] · [..., k, m] -> [..., n, m]` of this tensor, A, and `other`, B,
+    /// which are of one type; `transposed` and `other_transposed` say which of the two is transposed in its last two
+    /// dimensions first. Of two matrices it is one Gemm, which transposes nothing in memory (ONNX Gemm, MatMul).
     pub fn gemm(self, transposed: bool, other: Expr<'g>, other_transposed: bool, alpha: f64) -> Expr<'g> {
         // A transpose of a factor that the pass has written is a flag of the product.
         let flag =
@@ -108,7 +110,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The axes but for the last `kept` as one.
+    /// The axes but for the last `kept` as one: `[a, b, c, d] -> [ab, c, d]` for two that are kept.
     pub fn stacked_before(self, kept: usize) -> Expr<'g> {
         let b = self.builder;
         b.attempt(|| {
@@ -118,7 +120,7 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The axes behind the first `kept` as one.
+    /// The axes behind the first `kept` as one: `[a, b, c, d] -> [a, b, cd]` for two that are kept.
     pub fn stacked_after(self, kept: usize) -> Expr<'g> {
         let b = self.builder;
         b.attempt(|| {
@@ -128,24 +130,30 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The sum over products that an equation such as `bij,bjk->bik` describes.
+    /// The sum over products that an equation such as `bij,bjk->bik` describes, of tensors of one type, each with as many
+    /// axes as its term has letters (ONNX Einsum, from opset 12 on).
+    ///
+    /// # Panics
+    /// There are no operands.
     pub fn einsum(equation: &str, operands: &[Expr<'g>]) -> Expr<'g> {
         let [first, ..] = operands else { panic!("an equation without operands") };
         let inputs: Vec<_> = operands.iter().copied().map(Some).collect();
         first.since(12, "Einsum", || first.builder.emit("Einsum", &inputs, vec![string("equation", equation)]))
     }
 
-    /// Convolution of `[N, C, ...]` with weights `[O, C/group, ...]`; the kernel's size is that of the weights.
+    /// Convolution of this tensor, `[N, C, ...]`, with weights `[O, C/group, ...]` of the same type, to `[N, O, ...]`; the
+    /// kernel's size is that of the weights (ONNX Conv).
     pub fn conv(self, weights: Expr<'g>, p: &ConvLike) -> Expr<'g> {
         self.conv_of(weights, p.attributes())
     }
 
-    /// The same with the attributes of a node.
+    /// As [`Expr::conv`], with the attributes of a node.
     pub fn conv_of(self, weights: Expr<'g>, attributes: Vec<AttributeProto>) -> Expr<'g> {
         self.builder.emit("Conv", &[Some(self), Some(weights)], attributes)
     }
 
-    /// Transposed convolution of `[N, O, ...]` with weights `[O, C/group, ...]`: the adjoint of [`Expr::conv`].
+    /// Transposed convolution of this tensor, `[N, O, ...]`, with weights `[O, C/group, ...]` of the same type, to
+    /// `[N, C, ...]`: the adjoint of [`Expr::conv`]. `output_padding` has an entry a spatial axis (ONNX ConvTranspose).
     pub fn conv_transpose(self, weights: Expr<'g>, p: &ConvLike, output_padding: &[i64]) -> Expr<'g> {
         let mut attributes = p.attributes();
         if output_padding.iter().any(|&o| o != 0) {
@@ -164,7 +172,8 @@ impl<'g> Expr<'g> {
         self.builder.emit("MaxPool", &[Some(self)], p.attributes())
     }
 
-    /// The largest element of each window, with its index into the whole flattened input.
+    /// The largest element of each window of `[N, C, ...]`, with its index into the whole flattened input: two tensors of
+    /// one shape, the second of int64 (ONNX MaxPool).
     pub fn max_pool(self, p: &Pool) -> (Expr<'g>, Expr<'g>) {
         let outputs = self.since(8, "MaxPool with indices", || self);
         match outputs.builder.emit_many("MaxPool", &[Some(self)], p.attributes(), vec![], 2)[..] {
@@ -173,14 +182,15 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The elements in the places of `indices` in a tensor of a computed shape, zeros around them.
+    /// This tensor's elements in the places that `indices`, int64 of the same shape, name in the flattened result, which has
+    /// the shape that the list `shape` says, and zeros elsewhere (ONNX MaxUnpool).
     pub fn max_unpool(self, indices: Expr<'g>, shape: Expr<'g>, attributes: Vec<AttributeProto>) -> Expr<'g> {
         self.since(9, "MaxUnpool", || {
             self.builder.emit("MaxUnpool", &[Some(self), Some(indices), Some(shape)], attributes)
         })
     }
 
-    /// The image at another size.
+    /// The image, or any tensor, at the sizes or by the factors that `p` says for each axis, in the same type (ONNX Resize).
     pub fn resize(self, p: &Resized<'g>) -> Expr<'g> {
         let b = self.builder;
         let empty = || b.numbers(&[], &[0], ElementType::Float);
