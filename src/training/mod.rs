@@ -20,6 +20,7 @@ mod optimizers;
 mod parameters;
 mod plan;
 mod request;
+#[cfg(feature = "validate")]
 mod samples;
 mod select;
 mod state;
