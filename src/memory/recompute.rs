@@ -10,6 +10,7 @@
 
 use super::flow::{ENDLESS, Network, Vertex};
 use super::ledger::{self, Ledger, Numbers};
+use super::sizes::MOST;
 use super::{Sizes, order};
 use crate::error::Error;
 use crate::expr::{Builder, Zeros};
@@ -224,14 +225,13 @@ impl Net {
             let factors = node.inputs.iter().take(2).flatten().chain(node.outputs.iter().take(1).flatten());
             let product = factors.map(|v| bytes(v) as f64 / 4.0).product::<f64>().sqrt();
             let window = node.inputs.get(1).copied().flatten().and_then(|w| graph.fact(w).known_shape());
-            let window: i64 = window.iter().flat_map(|shape| shape.iter().skip(2)).product();
-            let product = if row(id).is_some_and(|r| r.weights.contains(&1)) {
-                product * (window as f64).sqrt()
-            } else {
-                product
+            let window: f64 = window.iter().flat_map(|shape| shape.iter().skip(2)).map(|&n| n as f64).product();
+            let product = match row(id).is_some_and(|r| r.weights.contains(&1)) {
+                true => product * window.sqrt(),
+                false => product,
             };
             let flops = if heavy || !node.bodies.is_empty() { product / PRODUCTS } else { 0.0 };
-            moved + START + flops as u64
+            moved + START + (flops as u64).min(MOST)
         });
         let cost: Vec<u64> = costs.collect();
         let gate = |&id: &NodeId| {

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What a size is taken for that nobody says: it matters only how tensors compare, and most hold samples.
 pub const USUAL: i64 = 32;
+/// A tensor of more bytes counts as one of so many, which no machine holds: sums over all tensors of a file stay numbers.
+pub(super) const MOST: u64 = 1 << 40;
 
 /// The sizes that symbols have.
 pub struct Sizes<'a> {
@@ -25,7 +27,7 @@ impl<'a> Sizes<'a> {
         let fact = self.graph.fact(value);
         let (Some(shape), Some(bits)) = (&fact.shape, fact.element.and_then(|e| e.bits())) else { return 0 };
         let elements = shape.iter().fold(1u64, |n, &d| n.saturating_mul(self.size(d)));
-        elements.saturating_mul(bits as u64).div_ceil(8)
+        elements.saturating_mul(bits as u64).div_ceil(8).min(MOST)
     }
 
     /// The number that a size is.
