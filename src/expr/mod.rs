@@ -18,7 +18,7 @@ pub use builder::Builder;
 pub(crate) use ops::Zeros;
 pub use ops::{Along, ConvLike, PREVIEW, Pool, Resized, Rounding, View};
 
-use crate::graph::{Dim, Fact, Scalar, ValueId};
+use crate::graph::{Dim, Fact, Producer, Scalar, ValueId};
 use crate::onnx::ElementType;
 use anyhow::{Context, Result};
 
@@ -106,6 +106,11 @@ impl<'g> Expr<'g> {
             Scalar::Float(v) => Some(v),
             Scalar::Int(d) => d.known().map(|n| n as f64),
         }
+    }
+
+    /// Whether the model is given it, as an input or an initializer, and does not compute it.
+    pub fn is_given(self) -> bool {
+        matches!(self.builder.graph().value(self.id).producer, Producer::Input | Producer::Initializer)
     }
 
     /// Whether it has floating-point elements.

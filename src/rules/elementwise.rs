@@ -360,11 +360,12 @@ fn gelu_tanh_slope(x: Expr<'_>) -> Expr<'_> {
     0.5 * t + 0.5 + 0.5 * SCALE * u + 1.5 * SCALE * CUBIC * (u * x * x)
 }
 
-/// dy where a Where takes that input. Beside an infinite constant, as masks of scores are, it is put aside whatever it
-/// is: of a row that is masked as a whole a softmax makes no numbers.
+/// dy where a Where takes that input. Beside what may be infinite, as the masks of scores that a model is given are, it
+/// is put aside whatever it is: of a row that is masked as a whole a softmax makes no numbers.
 fn chosen<'g>(c: &Call<'g>, input: usize) -> Expr<'g> {
     let (condition, dy) = (c.input(0), c.dy());
-    let infinite = c.opt(3 - input).and_then(Expr::parameter).is_some_and(f64::is_infinite);
+    let other = c.input(3 - input);
+    let infinite = other.parameter().map_or(other.is_given(), f64::is_infinite);
     match (input, infinite) {
         (1, true) => condition.select(dy, dy.like(0.0)),
         (_, true) => condition.select(dy.like(0.0), dy),
