@@ -124,6 +124,9 @@ struct Verdict<'a> {
     ledgers: Vec<Ledger>,
     random: fastrand::Rng,
     start: Instant,
+    /// How long it took to get to the first place: another is opened only where as much time is left, so that what has
+    /// been compared is not lost with it.
+    opening: Duration,
 }
 
 /// Finds inputs, compares, and decides.
@@ -147,7 +150,7 @@ pub fn run(case: &Case, validation: &mut Validation) -> Result<(), Stop> {
     let place = Place { point, wide, opened };
     let random = fastrand::Rng::with_seed(case.options.seed ^ 0x9e37_79b9_7f4a_7c15);
     let ledgers = case.record.gradients.iter().map(|_| Ledger::default()).collect();
-    let mut verdict = Verdict { case, ledgers, random, start };
+    let mut verdict = Verdict { case, ledgers, random, start, opening: start.elapsed() };
     verdict.main(&place, validation)?;
     if let Some(own) = own {
         for check in &mut validation.gradients {
@@ -164,6 +167,11 @@ impl Verdict<'_> {
     fn has_used(&self, share: f64) -> bool {
         let budget = self.case.deadline.saturating_duration_since(self.start);
         self.start.elapsed() >= Duration::from_secs_f64(budget.as_secs_f64() * share)
+    }
+
+    /// Whether there is time for another place.
+    fn can_open(&self) -> bool {
+        Instant::now() + self.opening < self.case.deadline
     }
 
     /// Looks at the first place as closely as the time allows.
@@ -204,7 +212,8 @@ impl Verdict<'_> {
             return Ok(0);
         }
         for draw in draw::others(main, self.case.sizes.are_free()) {
-            if visited >= self.case.options.others || self.has_used(0.9) || !self.ledgers.iter().any(Ledger::is_open) {
+            let over = self.has_used(0.9) || !self.can_open();
+            if visited >= self.case.options.others || over || !self.ledgers.iter().any(Ledger::is_open) {
                 break;
             }
             let Some(place) = Place::at(self.case, draw) else { continue };
@@ -460,7 +469,7 @@ impl Verdict<'_> {
     fn confirm(&mut self, draw: Draw, suspects: Vec<Suspect>) {
         let mut open = suspects;
         for try_ in 1..=CONFIRMATIONS {
-            if open.is_empty() || self.case.is_late() {
+            if open.is_empty() || !self.can_open() {
                 break;
             }
             // A shape that depends on sizes which should have been equal is no wrong one.
