@@ -1045,6 +1045,7 @@ fn what_a_batch_has_started_ends_with_it() {
     panic!("it has outlived what it was started by");
 }
 
+#[cfg(feature = "validate")]
 /// A product, a tensor whose rank only the run knows, and operators that need no rank.
 const SQUEEZED: &str = "g (float[N,T,4] x) => (y) <float[4,5] w = {0.1, 0.2, 0.3, -0.4, 0.5, 0.6, -0.7, 0.8, 0.9, 1,
     1.1, -1.2, 1.3, 1.4, 1.5, 1.6, -1.7, 1.8, 1.9, 2}> { h = MatMul(x, w) s = Squeeze(h) y = Sigmoid(s) }";
