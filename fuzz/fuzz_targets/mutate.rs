@@ -139,7 +139,7 @@ pub fn mutate(r: &mut Random, model: &mut ModelProto) {
                 return in_graph(r, graph, &[]);
             }
             let outside = names(graph);
-            let bodies = graph.node.iter_mut().flat_map(|n| &mut n.attribute).filter_map(|a| a.g.as_mut());
+            let bodies = graph.node.iter_mut().flat_map(|n| &mut n.attribute).filter_map(|a| a.g.as_deref_mut());
             let mut bodies: Vec<&mut GraphProto> = bodies.collect();
             match r.place(&mut bodies) {
                 Some(body) => in_graph(r, body, &outside),
