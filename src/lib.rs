@@ -1,5 +1,5 @@
-//! tf.gradients for ONNX: reads a model, appends the nodes that compute the derivatives of chosen tensors with respect to
-//! others, and writes a model of standard operators only.
+//! tf.gradients for ONNX: reads a model, appends the nodes that compute the derivatives of chosen tensors with respect
+//! to others, and writes a model of standard operators only.
 //!
 //! ```
 //! use onnx_gradients::{Gradients, Model, Seed, Wanted};
@@ -43,8 +43,8 @@ mod weights;
 
 /// For those who write rows of their own: what [`Gradients::rule`] takes.
 ///
-/// A row says what each input of an operator gets ([`Slot`](rule::Slot)), as formulas over tensors ([`Expr`](rule::Expr)),
-/// and what is known of the outputs before anything runs ([`Known`](rule::Known)).
+/// A row says what each input of an operator gets ([`Slot`](rule::Slot)), as formulas over tensors
+/// ([`Expr`](rule::Expr)), and what is known of the outputs before anything runs ([`Known`](rule::Known)).
 ///
 /// ```
 /// use onnx_gradients::rule::{Rule, Slot::Unary, rule};

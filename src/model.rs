@@ -22,8 +22,8 @@ pub struct Model {
     pub proto: ModelProto,
     /// The folder that locations of external data are relative to; `None` for a model that does not come from a file.
     pub folder: Option<PathBuf>,
-    /// The bytes of the file that it was read from, which its weights share. What the model has in common with them is written
-    /// as it was.
+    /// The bytes of the file that it was read from, which its weights share. What the model has in common with them is
+    /// written as it was.
     pub(crate) source: Option<Bytes>,
 }
 
@@ -38,7 +38,8 @@ impl Model {
         Ok(Model { proto, folder: Some(file::folder(path).to_owned()), source: Some(source) })
     }
 
-    /// Reads a model from the bytes of a file, which its weights share. External data have no folder that they could lie in.
+    /// Reads a model from the bytes of a file, which its weights share. External data have no folder that they could
+    /// lie in.
     ///
     /// # Errors
     /// What is no ONNX model.
@@ -101,8 +102,8 @@ impl Model {
 }
 
 impl Model {
-    /// Declares shapes of tensors, of numbers and names: of an input in the place of what it is declared as, and of a tensor
-    /// that a node of the graph or of a body computes. The latter is believed where that node does not tell.
+    /// Declares shapes of tensors, of numbers and names: of an input in the place of what it is declared as, and of a
+    /// tensor that a node of the graph or of a body computes. The latter is believed where that node does not tell.
     ///
     /// # Errors
     /// Names of no tensor; shapes that contradict what is declared of an input, or what a node computes.

@@ -180,8 +180,8 @@ impl<'g> Pass<'g> {
         }
     }
 
-    /// The same of an operator that can be computed of views of few axes, by whose rules its gradient needs no rank. `None`
-    /// where that is not what is missing.
+    /// The same of an operator that can be computed of views of few axes, by whose rules its gradient needs no rank.
+    /// `None` where that is not what is missing.
     fn by_view(
         &'g self,
         id: NodeId,

@@ -240,9 +240,9 @@ impl Gradients {
         self
     }
 
-    /// How much the model may hold at a time, its nodes running in their order: tensors of the forward pass are computed
-    /// again for the backward pass instead of kept until no more is held. The gradients are the same, bit by bit; what draws
-    /// random numbers runs once. That the budget cannot be met is an error of [`Gradients::build`].
+    /// How much the model may hold at a time, its nodes running in their order: tensors of the forward pass are
+    /// computed again for the backward pass instead of kept until no more is held. The gradients are the same, bit by
+    /// bit; what draws random numbers runs once. That the budget cannot be met is an error of [`Gradients::build`].
     pub fn memory_budget(mut self, budget: Budget) -> Self {
         self.memory_budget = Some(budget);
         self

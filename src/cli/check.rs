@@ -401,8 +401,8 @@ pub fn after(path: &Path, call: &str, shapes: &ShapeArgs, engine: &EngineArgs) -
 /// How much longer than its time a validation may take to answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Runs the same command in a process of its own, which an engine may take down: by an abort, an endless loop, all memory.
-/// It ends when its time is over, and when this process does: its stdin closes then.
+/// Runs the same command in a process of its own, which an engine may take down: by an abort, an endless loop, all
+/// memory. It ends when its time is over, and when this process does: its stdin closes then.
 fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let mut command = console::program()?;
     command.arg("check").args(["--in-process", "--json", "--seed", &args.seed.to_string()]);

@@ -1,4 +1,5 @@
-//! What commands read from and write to: the streams of the process, or buffers where a program runs a command inside itself.
+//! What commands read from and write to: the streams of the process, or buffers where a program runs a command inside
+//! itself.
 
 use super::failure;
 use crate::Model;
@@ -39,8 +40,8 @@ thread_local! {
 
 static PROGRAM: OnceLock<Vec<OsString>> = OnceLock::new();
 
-/// Runs a command line with buffers for streams: `input` is what `-` stands for as a model. It is not copied, and let go at the
-/// end.
+/// Runs a command line with buffers for streams: `input` is what `-` stands for as a model. It is not copied, and let
+/// go at the end.
 pub fn run_within<T: AsRef<[u8]> + Send + 'static>(arguments: Vec<OsString>, input: Option<T>) -> Left {
     let input = input.map(Bytes::from_owner).unwrap_or_default();
     INSIDE.set(Some(Inside { input, ..Inside::default() }));
@@ -71,8 +72,8 @@ pub fn program() -> io::Result<std::process::Command> {
 /// The environment variable that bounds the memory of a command from its start: a batch sets it for each of its own.
 pub const MEMORY: &str = "ONNX_GRADIENTS_MEMORY";
 
-/// Bounds the memory of this process and of those that it starts, in bytes. Where the system has no such bound, or not more
-/// than a stricter one, it runs without.
+/// Bounds the memory of this process and of those that it starts, in bytes. Where the system has no such bound, or not
+/// more than a stricter one, it runs without.
 pub fn bound_memory(bytes: u64) {
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {

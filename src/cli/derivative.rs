@@ -1,4 +1,5 @@
-//! What the commands have in common that write derivatives other than gradients: read, request, write, validate, report.
+//! What the commands have in common that write derivatives other than gradients: read, request, write, validate,
+//! report.
 
 use super::options::{CallArgs, FileArgs};
 use super::running::{ensure_valid, report, summary};

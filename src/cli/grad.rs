@@ -29,14 +29,15 @@ pub struct Args {
     /// Seeds, one a y, in order: ones | NUMBER | input | input:NAME | tensor:NAME | file:PATH (.npy or TensorProto)
     #[arg(long, value_name = "SPEC", num_args = 1.., allow_negative_numbers = true)]
     grad_ys: Vec<String>,
-    /// The most that the model may hold at a time, as a share of what it holds without this (0.5, 50%) or in bytes (300MB): what
-    /// the gradients need of the forward pass is computed again instead of kept until no more is held. Inputs and weights do
-    /// not count, gradients do; --dim says what sizes symbols have
+    /// The most that the model may hold at a time, as a share of what it holds without this (0.5, 50%) or in bytes
+    /// (300MB): what the gradients need of the forward pass is computed again instead of kept until no more is held.
+    /// Inputs and weights do not count, gradients do; --dim says what sizes symbols have
     #[arg(long, value_name = "FRACTION|BYTES", value_parser = super::memory::limit)]
     memory_budget: Option<Limit>,
     #[command(flatten)]
     samples: SampleArgs,
-    /// Instead of all that, replace the model's own Gradient nodes (ai.onnx.preview.training) by what computes their outputs
+    /// Instead of all that, replace the model's own Gradient nodes (ai.onnx.preview.training) by what computes their
+    /// outputs
     #[arg(long, conflicts_with_all = [
         "ys", "xs", "params", "inputs", "grad_ys", "stop_gradients", "name", "aggregation_method", "unconnected_gradients",
         "colocate_gradients_with_ops", "gate_gradients", "only_gradients", "straight_through", "memory_budget",
@@ -110,7 +111,8 @@ pub fn run(args: &Args) -> Result<()> {
     ensure_valid(&validation)
 }
 
-/// Lowers the model's own Gradient nodes. They are not validated: the model comes with no record of what they are to be.
+/// Lowers the model's own Gradient nodes. They are not validated: the model comes with no record of what they are to
+/// be.
 fn lower(args: &Args, model: &Model) -> Result<()> {
     let lowered = model.lower_gradients()?;
     let mut warnings = lowered.warnings.clone();

@@ -88,8 +88,8 @@ enum Command {
 
 /// Parses the arguments, runs the subcommand, and prints what it fails with: in one line, the whole chain of causes.
 ///
-/// The exit code is 0 for success, 1 where the work failed, 2 for wrong usage (which clap sees to). A reader of stdout that
-/// leaves early, as `head` does, has got what it wanted.
+/// The exit code is 0 for success, 1 where the work failed, 2 for wrong usage (which clap sees to). A reader of stdout
+/// that leaves early, as `head` does, has got what it wanted.
 pub fn run() -> ExitCode {
     if let Some(bytes) = std::env::var(console::MEMORY).ok().and_then(|bytes| bytes.parse().ok()) {
         console::bound_memory(bytes);

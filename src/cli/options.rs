@@ -33,8 +33,8 @@ pub struct CallArgs {
     /// Tensors to differentiate [default: all floating-point graph outputs]
     #[arg(long, value_name = "NAME", num_args = 1..)]
     pub ys: Vec<String>,
-    /// Tensors to differentiate with respect to; `*` and `?` are wildcards where the exact name does not exist, and a name that
-    /// starts with a dash is written --xs=-name
+    /// Tensors to differentiate with respect to; `*` and `?` are wildcards where the exact name does not exist, and a
+    /// name that starts with a dash is written --xs=-name
     #[arg(long, value_name = "NAME", num_args = 1..)]
     pub xs: Vec<String>,
     /// Every weight that reaches a y is an x (`inspect` lists the weights and says why; `--xs '*'` takes all tensors)
@@ -46,8 +46,9 @@ pub struct CallArgs {
     /// Tensors that count as constants: no gradient passes them
     #[arg(long, value_name = "NAME", num_args = 1..)]
     stop_gradients: Vec<String>,
-    /// Rounding counts as the identity: gradients pass QuantizeLinear, within the range of the integers, and what moves its
-    /// result to DequantizeLinear, and Round, Floor and Ceil. Without it they stop there, where the true derivative is zero
+    /// Rounding counts as the identity: gradients pass QuantizeLinear, within the range of the integers, and what moves
+    /// its result to DequantizeLinear, and Round, Floor and Ceil. Without it they stop there, where the true derivative
+    /// is zero
     #[arg(long)]
     straight_through: bool,
     /// The scope of all new names [default: that of the command: gradients, jvp, ...]
@@ -65,8 +66,8 @@ pub struct CallArgs {
     /// A forward node's backward nodes stand together, all its input gradients computed before any is used
     #[arg(long)]
     gate_gradients: bool,
-    /// Files with gradients of operators as ONNX functions: inputs the operator's inputs, outputs and output gradients, outputs its
-    /// input gradients
+    /// Files with gradients of operators as ONNX functions: inputs the operator's inputs, outputs and output gradients,
+    /// outputs its input gradients
     #[arg(long, value_name = "FILE", num_args = 1..)]
     gradient_functions: Vec<PathBuf>,
 }
@@ -196,9 +197,9 @@ impl FileArgs {
         Ok(Model { folder: Some(PathBuf::from(".")), ..model })
     }
 
-    /// Validates what is to be written of a request, and writes it unless that fails; `whole` is the same with the outputs that
-    /// it has dropped, `reseeded` makes the same call with random seeds, if there are gradients that ones make zero. Returns the
-    /// warnings with those that come of writing, and what the validation says.
+    /// Validates what is to be written of a request, and writes it unless that fails; `whole` is the same with the
+    /// outputs that it has dropped, `reseeded` makes the same call with random seeds, if there are gradients that ones
+    /// make zero. Returns the warnings with those that come of writing, and what the validation says.
     pub fn write_valid(
         &self,
         call: &str,

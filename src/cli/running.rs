@@ -58,7 +58,8 @@ impl RunArgs {
         self.engine.options(model, seed, 1)
     }
 
-    /// What running a model shows of one request. What is run is a copy of what is written, before anybody else sees it.
+    /// What running a model shows of one request. What is run is a copy of what is written, before anybody else sees
+    /// it.
     pub fn validation(
         &self,
         call: &str,

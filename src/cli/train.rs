@@ -24,7 +24,8 @@ DATA holds a tensor for each input of the model and each label, by name; the fir
 pub struct Args {
     /// A folder that `trainable` has written
     folder: PathBuf,
-    /// The samples: .npz or .safetensors, or a folder of such files or of one .npy a tensor; they are not read into memory
+    /// The samples: .npz or .safetensors, or a folder of such files or of one .npy a tensor; they are not read into
+    /// memory
     #[arg(long, value_name = "FILE|FOLDER")]
     data: PathBuf,
     /// Samples for evaluation in a file of their own, in the place of those that are held out
@@ -107,7 +108,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Who asks a second time does not want to wait for the step. Without a handler a signal ends the process as ever.
+        // Who asks a second time does not want to wait for the step. Without a handler a signal ends the process as
+        // ever.
         let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
         let _ = signal_hook::flag::register(signal, stop.clone());
     }

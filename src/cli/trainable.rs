@@ -30,13 +30,15 @@ pub struct Args {
     /// Losses, which are summed
     #[arg(long, value_name = "LOSS", num_args = 1.., required_unless_present = "loss_model")]
     loss: Vec<String>,
-    /// A model of one more loss: its inputs are tensors of the model by name or new inputs, its first output is the loss
+    /// A model of one more loss: its inputs are tensors of the model by name or new inputs, its first output is the
+    /// loss
     #[arg(long, value_name = "FILE")]
     loss_model: Option<PathBuf>,
     /// sgd, momentum, nesterov, rmsprop, adagrad, adam, adamw, lamb or lion
     #[arg(long, default_value = "adamw")]
     optimizer: String,
-    /// Write updates as operators of ai.onnx.preview.training (momentum, nesterov, adagrad, adam), which few runtimes have
+    /// Write updates as operators of ai.onnx.preview.training (momentum, nesterov, adagrad, adam), which few runtimes
+    /// have
     #[arg(long)]
     preview_operators: bool,
     /// The share of the momentum that stays, or alpha of rmsprop [default: as PyTorch has it, here and below]
@@ -66,8 +68,8 @@ pub struct Args {
     /// The most that an element of a gradient may be
     #[arg(long, value_name = "VALUE")]
     clip_value: Option<f64>,
-    /// Weights to train, by pattern [default: all]. +PATTERN trains others in addition, =-PATTERN (--train=-PATTERN) all but
-    /// those. A pattern with wildcards means weights; constants are named
+    /// Weights to train, by pattern [default: all]. +PATTERN trains others in addition, =-PATTERN (--train=-PATTERN)
+    /// all but those. A pattern with wildcards means weights; constants are named
     #[arg(long, value_name = "PATTERN", num_args = 1..)]
     train: Vec<String>,
     /// Weights not to train, by pattern; --freeze=-PATTERN excepts some of them
@@ -113,9 +115,9 @@ pub struct Args {
     /// No metrics
     #[arg(long, conflicts_with = "metric")]
     no_metrics: bool,
-    /// The most that a step may hold at a time, as a share of what it holds without this (0.5, 50%) or in bytes (300MB): what
-    /// the gradients need of the forward pass is computed again instead of kept until no more is held. Inputs and weights do
-    /// not count, results do
+    /// The most that a step may hold at a time, as a share of what it holds without this (0.5, 50%) or in bytes
+    /// (300MB): what the gradients need of the forward pass is computed again instead of kept until no more is held.
+    /// Inputs and weights do not count, results do
     #[arg(long, value_name = "FRACTION|BYTES", value_parser = super::memory::limit)]
     memory_budget: Option<Limit>,
     /// Random initial values follow from it

@@ -16,11 +16,12 @@ use anyhow::{Context, Result, bail, ensure};
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Steps {
-    /// `x + ε sign(∂L/∂x)`, limited to the range (Goodfellow, Shlens, Szegedy 2014, "Explaining and harnessing adversarial
-    /// examples").
+    /// `x + ε sign(∂L/∂x)`, limited to the range (Goodfellow, Shlens, Szegedy 2014, "Explaining and harnessing
+    /// adversarial examples").
     Fgsm,
-    /// Several steps `x + α sign(∂L/∂x)`, each brought back to at most ε from the first x in every place, and limited to the
-    /// range (Madry, Makelov, Schmidt, Tsipras, Vladu 2017, "Towards deep learning models resistant to adversarial attacks").
+    /// Several steps `x + α sign(∂L/∂x)`, each brought back to at most ε from the first x in every place, and limited
+    /// to the range (Madry, Makelov, Schmidt, Tsipras, Vladu 2017, "Towards deep learning models resistant to
+    /// adversarial attacks").
     Pgd {
         /// How many.
         count: usize,
@@ -33,8 +34,8 @@ pub enum Steps {
 
 /// A request for adversarial examples of each x: outputs `<name>/<x>` of its shape.
 ///
-/// The loss is the cross-entropy of y, scores of classes, with labels that are a new input `<name>/label`, unless y is a loss
-/// itself.
+/// The loss is the cross-entropy of y, scores of classes, with labels that are a new input `<name>/label`, unless y is
+/// a loss itself.
 #[derive(Clone, Debug)]
 pub struct Attack {
     call: Gradients,

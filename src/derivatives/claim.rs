@@ -269,7 +269,8 @@ impl Claim {
         Ok(())
     }
 
-    /// The ys of the model on the first sample, and what the gradients of samples say of it. Norms and sums say nothing.
+    /// The ys of the model on the first sample, and what the gradients of samples say of it. Norms and sums say
+    /// nothing.
     fn support_samples(&self, evidence: &mut Evidence) -> Result<()> {
         let stacked = self.outputs.iter().all(|e| e.x.is_some());
         let axis = self.batch.filter(|_| stacked);

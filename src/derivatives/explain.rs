@@ -1,4 +1,5 @@
-//! Explanations of a classifier's prediction: which parts of its input speak for a class, by the formulas of the papers.
+//! Explanations of a classifier's prediction: which parts of its input speak for a class, by the formulas of the
+//! papers.
 
 use super::claim::{Claim, Kind};
 use super::products::{entries, of_x};
@@ -16,33 +17,34 @@ use anyhow::{Context, Result, bail, ensure};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Method {
-    /// `max |∂S/∂x|` over the channels: an image without them (Simonyan, Vedaldi, Zisserman 2013, "Deep inside convolutional
-    /// networks").
+    /// `max |∂S/∂x|` over the channels: an image without them (Simonyan, Vedaldi, Zisserman 2013, "Deep inside
+    /// convolutional networks").
     Saliency,
     /// `x ∂S/∂x`, of x's shape (Shrikumar, Greenside, Shcherbina, Kundaje 2016, "Not just a black box").
     InputXGradient,
-    /// `relu(Σ αₖ Aᵏ)` over the channels `Aᵏ` of a layer, `αₖ` the mean of `∂S/∂Aᵏ` over the places (Selvaraju et al. 2016,
-    /// "Grad-CAM"): of the layer's size, and enlarged to x's, linearly.
+    /// `relu(Σ αₖ Aᵏ)` over the channels `Aᵏ` of a layer, `αₖ` the mean of `∂S/∂Aᵏ` over the places (Selvaraju et al.
+    /// 2016, "Grad-CAM"): of the layer's size, and enlarged to x's, linearly.
     GradCam {
         /// The layer; else the last tensor between x and the scores that has places like x.
         layer: Option<String>,
     },
-    /// `(x - x₀) ∫ ∂S(x₀ + α (x - x₀))/∂x dα`, α from 0 to 1, of x's shape (Sundararajan, Taly, Yan 2017, "Axiomatic attribution
-    /// for deep networks"), by Gauss and Legendre's rule. It sums up to `S(x) - S(x₀)`.
+    /// `(x - x₀) ∫ ∂S(x₀ + α (x - x₀))/∂x dα`, α from 0 to 1, of x's shape (Sundararajan, Taly, Yan 2017, "Axiomatic
+    /// attribution for deep networks"), by Gauss and Legendre's rule. It sums up to `S(x) - S(x₀)`.
     IntegratedGradients {
         /// The number of points.
         steps: usize,
         /// x₀: a number in every place; `None` for a new input of x's shape.
         baseline: Option<f64>,
     },
-    /// The saliency of the mean of `∂S(x + n)/∂x` over several n of normal noise, whose standard deviation is a share of the
-    /// range of x in its sample (Smilkov, Thorat, Kim, Viégas, Wattenberg 2017, "SmoothGrad").
+    /// The saliency of the mean of `∂S(x + n)/∂x` over several n of normal noise, whose standard deviation is a share
+    /// of the range of x in its sample (Smilkov, Thorat, Kim, Viégas, Wattenberg 2017, "SmoothGrad").
     SmoothGrad {
         /// The number of n.
         samples: usize,
         /// The share of the range.
         noise: f64,
-        /// What the noise follows from; `None` for standard normal numbers from a new input of shape `[samples] + x.shape`.
+        /// What the noise follows from; `None` for standard normal numbers from a new input of shape `[samples] +
+        /// x.shape`.
         seed: Option<i64>,
     },
 }
@@ -96,14 +98,15 @@ impl Explain {
         self
     }
 
-    /// The axis of y that runs over classes: the last one if none is given. A y without axes behind the samples, or with one
-    /// class, is a score itself.
+    /// The axis of y that runs over classes: the last one if none is given. A y without axes behind the samples, or
+    /// with one class, is a score itself.
     pub fn class_axis(mut self, axis: i64) -> Self {
         self.class_axis = axis;
         self
     }
 
-    /// The axis of x that runs over channels: 1 of four axes and more, else the last one of three (the features of tokens).
+    /// The axis of x that runs over channels: 1 of four axes and more, else the last one of three (the features of
+    /// tokens).
     pub fn channels(mut self, axis: i64) -> Self {
         self.channels = Some(axis);
         self
@@ -118,8 +121,8 @@ impl Explain {
     /// Appends the explanation to a model.
     ///
     /// # Errors
-    /// Names of no tensor, several ys, tensors of unknown rank or without the axes that are needed, no layer that Grad-CAM
-    /// could look at, operators without a gradient between y and xs.
+    /// Names of no tensor, several ys, tensors of unknown rank or without the axes that are needed, no layer that
+    /// Grad-CAM could look at, operators without a gradient between y and xs.
     pub fn build(&self, model: &Model) -> Result<Derived, Error> {
         self.build_onto(model.clone())
     }
@@ -315,8 +318,8 @@ fn channel_axis(x: Expr<'_>, given: Option<i64>) -> Result<Option<usize>> {
     })
 }
 
-/// The points and weights of Gauss and Legendre's rule of `n` points on the interval from 0 to 1: the zeros of the Legendre
-/// polynomial `Pₙ`, found by Newton's method, and `2 / ((1 - z²) Pₙ'(z)²)`.
+/// The points and weights of Gauss and Legendre's rule of `n` points on the interval from 0 to 1: the zeros of the
+/// Legendre polynomial `Pₙ`, found by Newton's method, and `2 / ((1 - z²) Pₙ'(z)²)`.
 fn gauss_legendre(n: usize) -> (Vec<f64>, Vec<f64>) {
     let mut rule = Vec::with_capacity(n);
     for i in 0..n {

@@ -1,8 +1,8 @@
 //! Whole Jacobians and Hessians, of tensors whose sizes may be known only when the model runs.
 //!
-//! A derivative is a linear function; its matrix is what it makes of one unit vector after the other. A Scan goes through
-//! these, and its body holds the linear function alone: what it reads of the model is computed once. Few unit vectors are
-//! written out one by one.
+//! A derivative is a linear function; its matrix is what it makes of one unit vector after the other. A Scan goes
+//! through these, and its body holds the linear function alone: what it reads of the model is computed once. Few unit
+//! vectors are written out one by one.
 
 use super::claim::{Claim, Kind};
 use super::products::of_x;
@@ -29,8 +29,8 @@ pub enum Mode {
     Reverse,
 }
 
-/// A request for Jacobians: of each y with respect to each x a tensor `<name>/<y>/<x>` of shape `y.shape + x.shape`, of the
-/// samples of a batch each its own: `y.shape + x.shape` without the batch axis of x.
+/// A request for Jacobians: of each y with respect to each x a tensor `<name>/<y>/<x>` of shape `y.shape + x.shape`, of
+/// the samples of a batch each its own: `y.shape + x.shape` without the batch axis of x.
 #[derive(Clone, Debug)]
 pub struct Jacobian {
     call: Gradients,
@@ -38,8 +38,8 @@ pub struct Jacobian {
     batch: Option<i64>,
 }
 
-/// A request for the Hessian of the sum of all elements of the ys: for each pair of xs a tensor `<name>/<x>/<x>` of shape
-/// `x.shape + x.shape`, of the samples of a batch each its own.
+/// A request for the Hessian of the sum of all elements of the ys: for each pair of xs a tensor `<name>/<x>/<x>` of
+/// shape `x.shape + x.shape`, of the samples of a batch each its own.
 #[derive(Clone, Debug)]
 pub struct Hessian {
     call: Gradients,
@@ -56,7 +56,8 @@ impl From<Gradients> for Jacobian {
 }
 
 impl From<Gradients> for Hessian {
-    /// The derivatives of the sum of these ys with respect to these xs, with the stops and options that are given there.
+    /// The derivatives of the sum of these ys with respect to these xs, with the stops and options that are given
+    /// there.
     fn from(call: Gradients) -> Self {
         Hessian { call: call.named_by_default("hessian"), mode: Mode::Auto, batch: None, diagonal: false }
     }
@@ -69,8 +70,9 @@ impl Jacobian {
         self
     }
 
-    /// The axis of ys and xs along which samples lie that do not depend on each other: then there are as many passes as one
-    /// sample of y has elements, whatever the size of the batch. Where samples do mix, the result is wrong, and fails its check.
+    /// The axis of ys and xs along which samples lie that do not depend on each other: then there are as many passes as
+    /// one sample of y has elements, whatever the size of the batch. Where samples do mix, the result is wrong, and
+    /// fails its check.
     pub fn batch(mut self, axis: i64) -> Self {
         self.batch = Some(axis);
         self
@@ -79,8 +81,8 @@ impl Jacobian {
     /// Appends the Jacobians to a model.
     ///
     /// # Errors
-    /// Names of no tensor, ys or xs that are not real or of unknown rank, xs that depend on each other, operators without a
-    /// gradient between them, tensors without a batch axis, a result that no memory holds.
+    /// Names of no tensor, ys or xs that are not real or of unknown rank, xs that depend on each other, operators
+    /// without a gradient between them, tensors without a batch axis, a result that no memory holds.
     pub fn build(&self, model: &Model) -> Result<Derived, Error> {
         self.build_onto(model.clone())
     }
@@ -122,8 +124,8 @@ impl Hessian {
         self
     }
 
-    /// Only the second derivatives by the same element twice: for each x a tensor `<name>/<x>` of its shape. With a batch it
-    /// takes as many passes as one sample of x has elements, and the sum over a sample is its Laplacian.
+    /// Only the second derivatives by the same element twice: for each x a tensor `<name>/<x>` of its shape. With a
+    /// batch it takes as many passes as one sample of x has elements, and the sum over a sample is its Laplacian.
     pub fn diagonal(mut self, diagonal: bool) -> Self {
         self.diagonal = diagonal;
         self
@@ -297,7 +299,8 @@ fn ensure_fits(y: Expr<'_>, x: Expr<'_>, batch: Option<i64>) -> Result<()> {
     Ok(())
 }
 
-/// Makes outputs of the Jacobian of each row with respect to each column. `like` are the tensors that rows have the shape of.
+/// Makes outputs of the Jacobian of each row with respect to each column. `like` are the tensors that rows have the
+/// shape of.
 #[expect(clippy::too_many_arguments, reason = "two requests have all of it in common")]
 fn matrices<'g>(
     w: &'g Workspace,
@@ -381,7 +384,8 @@ fn jacobians<'g>(
 }
 
 /// Rows of a matrix, each of x's shape, stacked along a first axis that runs over the places of y, as a tensor of shape
-/// `y.shape + x.shape`; with a batch, which each row holds all samples of, as one of `y.shape +` the shape of a sample of x.
+/// `y.shape + x.shape`; with a batch, which each row holds all samples of, as one of `y.shape +` the shape of a sample
+/// of x.
 fn from_rows<'g>(rows: Expr<'g>, y: Expr<'g>, x: Expr<'g>, batch: Option<i64>) -> Result<Expr<'g>> {
     let shape = laid_shape(y, x, batch)?;
     let Some(batch) = batch else { return Ok(rows.reshape(shape)) };

@@ -1,10 +1,11 @@
-//! Derivatives at inference, beside gradients: products of Jacobians and Hessians with vectors, whole Jacobians and Hessians,
-//! gradients of each sample, explanations of a prediction, inputs that change it.
+//! Derivatives at inference, beside gradients: products of Jacobians and Hessians with vectors, whole Jacobians and
+//! Hessians, gradients of each sample, explanations of a prediction, inputs that change it.
 //!
-//! Each request is made of [`Gradients`](crate::Gradients), which says of what, with respect to what, and how; it appends
-//! nodes to a model and gives it outputs. All of them are formulas over three things (`workspace.rs`): gradients of what is
-//! there; the *linear functions* that derivatives are, `v -> vJ` and `u -> Ju`, which can be applied to an input once or, in
-//! the body of a Scan, to one unit vector after the other; and a part of the model computed again from other values.
+//! Each request is made of [`Gradients`](crate::Gradients), which says of what, with respect to what, and how; it
+//! appends nodes to a model and gives it outputs. All of them are formulas over three things (`workspace.rs`):
+//! gradients of what is there; the *linear functions* that derivatives are, `v -> vJ` and `u -> Ju`, which can be
+//! applied to an input once or, in the body of a Scan, to one unit vector after the other; and a part of the model
+//! computed again from other values.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {

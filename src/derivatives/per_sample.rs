@@ -21,16 +21,17 @@ pub enum Kept {
     Each,
     /// The Euclidean norm of all gradients of each sample: `<name>/norms` of shape `[N]`.
     Norms,
-    /// The norms, and the sums over the samples of gradients that are scaled down to at most this norm, of x's shape: what DP-SGD
-    /// adds its noise to (Abadi et al. 2016, "Deep learning with differential privacy").
+    /// The norms, and the sums over the samples of gradients that are scaled down to at most this norm, of x's shape:
+    /// what DP-SGD adds its noise to (Abadi et al. 2016, "Deep learning with differential privacy").
     Clipped(f64),
 }
 
 /// A request for gradients of each sample of a batch.
 ///
-/// They are exact whatever the layers: statistics of a batch, a mean over it, and attention across it are those of that sample
-/// alone, for which a Scan runs the model forward and backward on one sample after the other. Where every x is used once, in a
-/// layer up to which the samples stay apart, they follow from one backward pass over all of them (`samples.rs`).
+/// They are exact whatever the layers: statistics of a batch, a mean over it, and attention across it are those of that
+/// sample alone, for which a Scan runs the model forward and backward on one sample after the other. Where every x is
+/// used once, in a layer up to which the samples stay apart, they follow from one backward pass over all of them
+/// (`samples.rs`).
 #[derive(Clone, Debug)]
 pub struct PerSample {
     call: Gradients,
@@ -60,8 +61,8 @@ impl PerSample {
     /// Appends the gradients to a model.
     ///
     /// # Errors
-    /// Names of no tensor, no input with samples, xs that hold samples themselves, a model that runs on batches of one size
-    /// only, operators without a gradient between ys and xs.
+    /// Names of no tensor, no input with samples, xs that hold samples themselves, a model that runs on batches of one
+    /// size only, operators without a gradient between ys and xs.
     pub fn build(&self, model: &Model) -> Result<Derived, Error> {
         self.build_onto(model.clone())
     }

@@ -1,5 +1,5 @@
-//! Products of derivatives with vectors, which are new inputs of the model: Jacobian times vector, vector times Jacobian,
-//! Hessian times vector.
+//! Products of derivatives with vectors, which are new inputs of the model: Jacobian times vector, vector times
+//! Jacobian, Hessian times vector.
 
 use super::claim::{Claim, Kind};
 use super::workspace::Workspace;
@@ -28,8 +28,8 @@ macro_rules! request {
             /// Appends the products to a model.
             ///
             /// # Errors
-            /// Names of no tensor, ys or xs that are not real, xs that depend on each other, operators without a gradient
-            /// between them.
+            /// Names of no tensor, ys or xs that are not real, xs that depend on each other, operators without a
+            /// gradient between them.
             pub fn build(&self, model: &Model) -> Result<Derived, Error> {
                 self.build_onto(model.clone())
             }
@@ -46,14 +46,15 @@ macro_rules! request {
 }
 
 request! {
-    /// Jacobian times vector: for each y the tensor `Σ J u` over the xs, of y's shape, where the `u`, one for each x and of its
-    /// shape, are new inputs `<name>/v/<x>`. It costs the model and one more pass of the same kind.
+    /// Jacobian times vector: for each y the tensor `Σ J u` over the xs, of y's shape, where the `u`, one for each x
+    /// and of its shape, are new inputs `<name>/v/<x>`. It costs the model and one more pass of the same kind.
     Jvp called "jvp";
-    /// Vector times Jacobian: for each x the tensor `Σ v J` over the ys, of x's shape, where the `v`, one for each y and of its
-    /// shape, are new inputs `<name>/v/<y>`. It is the gradient with seeds that are inputs.
+    /// Vector times Jacobian: for each x the tensor `Σ v J` over the ys, of x's shape, where the `v`, one for each y
+    /// and of its shape, are new inputs `<name>/v/<y>`. It is the gradient with seeds that are inputs.
     Vjp called "vjp";
-    /// Hessian times vector, the Hessian being that of the sum of all elements of the ys: for each x a tensor of its shape; the
-    /// vectors, one for each x, are new inputs `<name>/v/<x>`. It is the gradient of `Σ <gradient, v>`, held `v` constant.
+    /// Hessian times vector, the Hessian being that of the sum of all elements of the ys: for each x a tensor of its
+    /// shape; the vectors, one for each x, are new inputs `<name>/v/<x>`. It is the gradient of `Σ <gradient, v>`, held
+    /// `v` constant.
     Hvp called "hvp";
 }
 

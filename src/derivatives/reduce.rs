@@ -33,8 +33,9 @@ pub struct Reduced {
 
 /// Cuts a model whose gradient fails its check to the smallest run of nodes that fails by itself.
 ///
-/// The model runs once; a piece takes the numbers that its nodes have got then, so that it fails for the same reason. First the
-/// end is moved to the front as long as the gradient of what stands before it fails, then the beginning to the end.
+/// The model runs once; a piece takes the numbers that its nodes have got then, so that it fails for the same reason.
+/// First the end is moved to the front as long as the gradient of what stands before it fails, then the beginning to
+/// the end.
 ///
 /// # Errors
 /// The errors of [`Gradients::build`]; a model that does not run; a gradient that does not fail.
@@ -77,8 +78,8 @@ fn listed(validation: &Validation) -> String {
     validation.reason.clone().unwrap_or_default()
 }
 
-/// The first number from `low` to `high` that holds, if those that do follow those that do not; else one that holds, if the
-/// search meets one.
+/// The first number from `low` to `high` that holds, if those that do follow those that do not; else one that holds, if
+/// the search meets one.
 fn first(low: usize, high: usize, holds: impl Fn(usize) -> bool) -> Option<usize> {
     let (mut low, mut high, mut found) = (low, high, None);
     while low <= high {

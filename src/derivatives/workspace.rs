@@ -38,8 +38,8 @@ impl Workspace {
     /// Over a loaded model, with the ys, xs and stops that a request names.
     ///
     /// # Errors
-    /// Names of no tensor; ys and xs that hold no floating-point numbers; xs that depend on each other, for along them a
-    /// derivative would count what lies between twice; seeds, which these requests choose themselves.
+    /// Names of no tensor; ys and xs that hold no floating-point numbers; xs that depend on each other, for along them
+    /// a derivative would count what lies between twice; seeds, which these requests choose themselves.
     pub fn open(call: &Gradients, model: Model) -> Result<Self> {
         ensure!(!call.has_seeds(), "seeds are given, which only gradients have");
         let Opened { model, loaded, ys, xs, stops, .. } = call.open(model)?;
@@ -200,8 +200,8 @@ impl Workspace {
         self.builder.graph().value(e.id()).name.as_deref().unwrap_or_default().to_owned()
     }
 
-    /// The last tensor of the model between x and y that has as many axes as x, and more than one place along those behind the
-    /// second.
+    /// The last tensor of the model between x and y that has as many axes as x, and more than one place along those
+    /// behind the second.
     pub fn last_like<'g>(&'g self, x: Expr<'g>, y: Expr<'g>) -> Option<Expr<'g>> {
         let rank = x.fact().rank().filter(|&rank| rank > 2)?;
         let between = self.depending(0, &[x], &[y]);
@@ -309,8 +309,8 @@ impl Workspace {
         self.copy(&nodes, from, to)
     }
 
-    /// The gradients of the sum of ys with respect to xs if each of `from` had another value: the model and its gradient once
-    /// more, in the current scope, with what is known of the sizes of the other values.
+    /// The gradients of the sum of ys with respect to xs if each of `from` had another value: the model and its
+    /// gradient once more, in the current scope, with what is known of the sizes of the other values.
     ///
     /// # Errors
     /// The model does not take them, or has an operator without a gradient.
@@ -355,8 +355,8 @@ impl Workspace {
         self.builder.take_error().map_or(Ok(()), Err)
     }
 
-    /// A tensor as an output of the model, of the name `<scope>/<name>`, with what is known of its type and shape. It has a
-    /// node of its own where it is not one that this workspace has written, or is an output already.
+    /// A tensor as an output of the model, of the name `<scope>/<name>`, with what is known of its type and shape. It
+    /// has a node of its own where it is not one that this workspace has written, or is an output already.
     pub fn output(&self, outputs: &mut Vec<(ValueId, String)>, e: Expr<'_>, name: &str, fact: Fact) -> String {
         let own = {
             let graph = self.builder.graph();

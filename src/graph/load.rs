@@ -31,8 +31,8 @@ pub struct Loaded {
 /// Loads a model. `operators` is what is known of operators: [`crate::rules::OPERATORS`].
 ///
 /// # Errors
-/// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and nodes
-/// whose inputs contradict each other.
+/// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and
+/// nodes whose inputs contradict each other.
 pub fn load(model: &ModelProto, operators: Operators) -> Result<Loaded> {
     Ok(load_replacing(model, operators, &mut ()).or_kind(Error::invalid_model)?)
 }
@@ -52,8 +52,8 @@ pub type Replacement = Vec<(Rc<str>, ValueId)>;
 
 /// What is asked while a model is loaded: whether something else stands for what is come to.
 pub trait Replace {
-    /// What stands for a node, which is number `index` of its graph, and is not loaded then. A body may be loaded more than
-    /// once: what is known of its inputs is tried out.
+    /// What stands for a node, which is number `index` of its graph, and is not loaded then. A body may be loaded more
+    /// than once: what is known of its inputs is tried out.
     ///
     /// # Errors
     /// Nothing can stand for it.
@@ -172,7 +172,8 @@ fn at(index: usize, node: &NodeProto) -> At {
     At { text, node: name.map(str::to_owned), operator: Some(op.to_owned()), input: None }
 }
 
-/// The gradients of earlier calls, each with its x. What a record says of tensors outside of its call's scope is not ours.
+/// The gradients of earlier calls, each with its x. What a record says of tensors outside of its call's scope is not
+/// ours.
 fn twins(model: &ModelProto) -> HashMap<String, String> {
     // Metadata that are not ours to read say nothing.
     let records = Record::all(model).unwrap_or_default();
@@ -420,8 +421,8 @@ impl Loader<'_> {
         self.bind(name, output)
     }
 
-    /// Takes over those sizes of a shape of which inference knows nothing. The shape is what a file says of an earlier call:
-    /// where it contradicts what is known, nothing of it is believed.
+    /// Takes over those sizes of a shape of which inference knows nothing. The shape is what a file says of an earlier
+    /// call: where it contradicts what is known, nothing of it is believed.
     fn complete(&mut self, output: ValueId, shape: super::Shape) {
         let known = match &self.graph.fact(output).shape {
             None => shape,
@@ -437,8 +438,8 @@ impl Loader<'_> {
         self.graph.fact_mut(output).shape = Some(known);
     }
 
-    /// Loads a branch of an If. That a node in it cannot take what it gets is an error only if the branch is taken: exporters
-    /// write branches for ranks that a tensor does not have.
+    /// Loads a branch of an If. That a node in it cannot take what it gets is an error only if the branch is taken:
+    /// exporters write branches for ranks that a tensor does not have.
     fn branch(
         &mut self,
         body: &GraphProto,
@@ -480,8 +481,8 @@ impl Loader<'_> {
         }
     }
 
-    /// Loads a body of which a row says how its inputs follow from the node's. The shapes of carried states are those of their
-    /// initial values unless the body changes them; what it changes is unknown.
+    /// Loads a body of which a row says how its inputs follow from the node's. The shapes of carried states are those
+    /// of their initial values unless the body changes them; what it changes is unknown.
     fn body(&mut self, body: &GraphProto, parent: ScopeId, protocol: &Protocol, new: &NewNode) -> Result<ScopeId> {
         let mut known = {
             let graph = &self.graph;
@@ -518,8 +519,8 @@ impl Loader<'_> {
         Ok(scope)
     }
 
-    /// Takes a declared type for knowledge where inference has none, and reports it where the two contradict.
-    /// Of a node whose rank only the run knows numbers are not believed where inputs have free sizes, unless they are `given`.
+    /// Takes a declared type for knowledge where inference has none, and reports it where the two contradict. Of a node
+    /// whose rank only the run knows numbers are not believed where inputs have free sizes, unless they are `given`.
     fn annotate(&mut self, id: ValueId, name: &str, r#type: &TypeProto, given: bool) {
         let mut declared = fact_of_type(Some(r#type), &self.graph.dims);
         let inferred = self.graph.fact(id).clone();
@@ -584,8 +585,8 @@ fn has_free_sizes(graph: &GraphProto) -> bool {
 
 /// What inference knows, completed by what a declaration says where inference says nothing.
 ///
-/// A declared number does not replace a symbol: exporters trace with one batch size and declare it for every tensor, also
-/// where the inputs are free.
+/// A declared number does not replace a symbol: exporters trace with one batch size and declare it for every tensor,
+/// also where the inputs are free.
 fn merge_declared(inferred: Fact, declared: &Fact) -> Fact {
     let unknown = inferred == Fact::default();
     Fact {

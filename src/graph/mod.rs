@@ -1,9 +1,9 @@
 //! A model's graph as numbers instead of names: values and nodes, with what is known of each value.
 //!
-//! One arena holds the nodes of the model, those of the bodies of its control flow, and those that the backward pass emits.
-//! [`Graph::infer`] finds the facts of every node's outputs from those of its inputs, so that what is
-//! known of a forward tensor and of a gradient is known in the same way. Nodes are only ever appended, inputs before the
-//! nodes that use them: the order of the arena is a topological order.
+//! One arena holds the nodes of the model, those of the bodies of its control flow, and those that the backward pass
+//! emits. [`Graph::infer`] finds the facts of every node's outputs from those of its inputs, so that what is known of a
+//! forward tensor and of a gradient is known in the same way. Nodes are only ever appended, inputs before the nodes
+//! that use them: the order of the arena is a topological order.
 
 mod control;
 pub mod dim;
@@ -243,10 +243,10 @@ impl Graph {
         &self.value(id).fact
     }
 
-    /// Forgets the known elements of tensors, for good: they are those of the model as it stands, and these tensors are asked
-    /// how they change. A formula that was folded to what it computes has no gradient. It stays so behind the pass that asks,
-    /// since formulas that are written later may be differentiated with respect to the same tensors, as those of Hessians are;
-    /// types and shapes stay known.
+    /// Forgets the known elements of tensors, for good: they are those of the model as it stands, and these tensors are
+    /// asked how they change. A formula that was folded to what it computes has no gradient. It stays so behind the
+    /// pass that asks, since formulas that are written later may be differentiated with respect to the same tensors, as
+    /// those of Hessians are; types and shapes stay known.
     pub fn count_as_variable(&mut self, values: impl IntoIterator<Item = ValueId>) {
         for value in values {
             self.fact_mut(value).value = None;
@@ -321,7 +321,8 @@ impl Graph {
         self.scopes[scope.0 as usize].inputs = inputs;
     }
 
-    /// Drops the nodes of a scope of which none of its outputs depends, and the inputs after the first `kept` that no node uses.
+    /// Drops the nodes of a scope of which none of its outputs depends, and the inputs after the first `kept` that no
+    /// node uses.
     pub fn prune(&mut self, scope: ScopeId, kept: usize) {
         let mut live: IdSet<ValueId> = self.scope(scope).outputs.iter().copied().collect();
         let mut nodes = std::mem::take(&mut self.scopes[scope.0 as usize].nodes);
@@ -435,7 +436,8 @@ impl Graph {
         self.traits(self.node(id)).shapes_only
     }
 
-    /// Whether the value is one of those between which a node chooses, such as a Where's: that it is not finite in some places may not matter.
+    /// Whether the value is one of those between which a node chooses, such as a Where's: that it is not finite in some
+    /// places may not matter.
     pub fn is_alternative(&self, id: ValueId) -> bool {
         self.alternatives.contains(&id)
     }
@@ -516,8 +518,8 @@ impl Graph {
         id
     }
 
-    /// Makes what has been written the model's own, as if it had been loaded: the nodes from `first` on in the arena. Of those
-    /// in the scope, which has `kept` other nodes, the given ones stay, under their names.
+    /// Makes what has been written the model's own, as if it had been loaded: the nodes from `first` on in the arena.
+    /// Of those in the scope, which has `kept` other nodes, the given ones stay, under their names.
     pub fn adopt(
         &mut self,
         scope: ScopeId,
@@ -540,8 +542,8 @@ impl Graph {
         }
     }
 
-    /// The outputs that nodes before `first` have got by [`Graph::demand_output`] and that have no name yet, among the values
-    /// from `value` on.
+    /// The outputs that nodes before `first` have got by [`Graph::demand_output`] and that have no name yet, among the
+    /// values from `value` on.
     pub fn demanded(&self, first: usize, value: usize) -> impl Iterator<Item = (ValueId, NodeId)> {
         let numbered = self.values.iter().enumerate().skip(value);
         numbered.filter_map(move |(i, v)| match v.producer {
@@ -588,7 +590,8 @@ impl Graph {
         seen
     }
 
-    /// Calls `found` for what `scope`, which lies in `body`, uses from outside `body`. Nesting is as deep as protobuf allows.
+    /// Calls `found` for what `scope`, which lies in `body`, uses from outside `body`. Nesting is as deep as protobuf
+    /// allows.
     fn collect_captures(&self, scope: ScopeId, body: ScopeId, found: &mut impl FnMut(ValueId)) {
         let mut check = |v: ValueId| {
             if !self.is_visible(body, self.value(v).scope) {

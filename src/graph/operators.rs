@@ -67,7 +67,8 @@ pub enum Bodies {
     Protocol(&'static Protocol),
 }
 
-/// What is known of the outputs of a node, from the node, from the number of inputs of its body and from the body's outputs.
+/// What is known of the outputs of a node, from the node, from the number of inputs of its body and from the body's
+/// outputs.
 pub type OfBody = fn(&Known, usize, &[&Fact]) -> Vec<Fact>;
 
 /// How the inputs of a body follow from those of its node, and the outputs of the node from those of the body.

@@ -122,8 +122,8 @@ pub struct Part {
     pub names: IdMap<ValueId, Rc<str>>,
 }
 
-/// The new nodes of `inside` on which the values of the given names depend. `demanded` are outputs that forward nodes have got in
-/// addition; `scope` is in front of all new names.
+/// The new nodes of `inside` on which the values of the given names depend. `demanded` are outputs that forward nodes
+/// have got in addition; `scope` is in front of all new names.
 pub fn part(
     graph: &Graph,
     inside: ScopeId,

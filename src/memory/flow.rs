@@ -1,5 +1,5 @@
-//! Least cuts of networks, by Dinic's algorithm (Algorithm for solution of a problem of maximum flow in networks with power
-//! estimation, 1970).
+//! Least cuts of networks, by Dinic's algorithm (Algorithm for solution of a problem of maximum flow in networks with
+//! power estimation, 1970).
 
 /// A capacity that no cut goes through.
 pub const ENDLESS: u64 = u64::MAX / 4;
@@ -82,8 +82,8 @@ impl Network {
         (level[Self::SINK as usize] != u32::MAX).then_some(level)
     }
 
-    /// Sends what fits along one path that leads a level further with each edge; `next` is the first edge of each vertex that
-    /// has not turned out to lead nowhere.
+    /// Sends what fits along one path that leads a level further with each edge; `next` is the first edge of each
+    /// vertex that has not turned out to lead nowhere.
     fn push(&mut self, level: &[u32], next: &mut [usize]) -> bool {
         let mut path: Vec<u32> = Vec::new();
         let mut vertex = Self::SOURCE;

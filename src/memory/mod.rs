@@ -1,9 +1,9 @@
-//! What a model holds while it runs, node after node in the order of the file: in which order its new nodes hold least, and
-//! what is computed again instead of kept where that is too much.
+//! What a model holds while it runs, node after node in the order of the file: in which order its new nodes hold least,
+//! and what is computed again instead of kept where that is too much.
 //!
 //! A tensor is held from the node that computes it to the last one that takes it, an output of the model to the end.
-//! Tensors that only show another one in a new shape take nothing; what goes into a model, its initializers and constants
-//! are there anyway. Bodies of control flow count by what they take from outside.
+//! Tensors that only show another one in a new shape take nothing; what goes into a model, its initializers and
+//! constants are there anyway. Bodies of control flow count by what they take from outside.
 
 mod flow;
 mod ledger;

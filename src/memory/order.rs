@@ -2,10 +2,10 @@
 //!
 //! The order of least memory is NP-hard to find (Sethi 1975). For trees Liu's rule is the best one (An application of
 //! generalized tree pebbling to sparse matrix factorization, 1987): what frees more than it takes goes first, the least
-//! demanding of that first; of the rest, what gives back most of what it needs in between. Here it chooses among all nodes
-//! that are ready, each looked at together with what follows from it alone. Beside that stand the order in which nodes were
-//! written, and each output with what it needs; the best one is taken, and what was written first where it makes no
-//! difference.
+//! demanding of that first; of the rest, what gives back most of what it needs in between. Here it chooses among all
+//! nodes that are ready, each looked at together with what follows from it alone. Beside that stand the order in which
+//! nodes were written, and each output with what it needs; the best one is taken, and what was written first where it
+//! makes no difference.
 
 use super::{Ledger, Sizes};
 use crate::graph::write::Step;
@@ -20,8 +20,8 @@ const WIDE: usize = 16;
 /// From how many bytes on another order than that in which nodes were written is worth being read.
 const WORTH: u64 = 4096;
 
-/// New nodes, which stand behind all others of the main graph, in the order in which least is held at a time. `ends` are
-/// held to the end.
+/// New nodes, which stand behind all others of the main graph, in the order in which least is held at a time. `ends`
+/// are held to the end.
 pub fn ordered(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId]) -> Vec<NodeId> {
     let mut nodes = super::forward(graph, &new);
     let first = nodes.len();
@@ -54,7 +54,8 @@ pub fn least(ledger: &Ledger, first: usize) -> Vec<u32> {
     let (before, written) = (0..first as u32, first as u32..all);
     let peak = |order: &[u32]| ledger.peak(before.clone().chain(order.iter().copied())).0;
     let as_written: Vec<u32> = written.collect();
-    // Nothing holds less than the nodes before hold together with what they leave for others, nor less than the results.
+    // Nothing holds less than the nodes before hold together with what they leave for others, nor less than the
+    // results.
     let floor = ledger.floor(first);
     let mut best = (peak(&as_written), as_written);
     if best.0 <= floor + WORTH {

@@ -1,12 +1,13 @@
 //! What is computed again instead of kept, so that a model holds no more than a budget.
 //!
-//! Backward nodes, in their order, are divided into windows. In a window a least cut through the forward nodes decides what
-//! is kept for it and what is computed again from that, as the min-cut partitioner of functorch does it for a whole graph
-//! (Horace He et al., Min-cut optimal recomputation, 2022): what is kept costs its bytes, what is computed again its time at a
-//! price. Between windows nothing is handed on but what is kept, which is Chen's checkpointing of segments (Training deep nets
-//! with sublinear memory cost, 2016) with the checkpoints where the cuts are: a recomputed tensor stands immediately before the
-//! first node of its window that takes it and goes after the last. Several numbers of windows and prices are tried, what each
-//! plan holds is counted node by node, and the cheapest that meets the budget is taken.
+//! Backward nodes, in their order, are divided into windows. In a window a least cut through the forward nodes decides
+//! what is kept for it and what is computed again from that, as the min-cut partitioner of functorch does it for a
+//! whole graph (Horace He et al., Min-cut optimal recomputation, 2022): what is kept costs its bytes, what is computed
+//! again its time at a price. Between windows nothing is handed on but what is kept, which is Chen's checkpointing of
+//! segments (Training deep nets with sublinear memory cost, 2016) with the checkpoints where the cuts are: a recomputed
+//! tensor stands immediately before the first node of its window that takes it and goes after the last. Several numbers
+//! of windows and prices are tried, what each plan holds is counted node by node, and the cheapest that meets the
+//! budget is taken.
 
 use super::flow::{ENDLESS, Network, Vertex};
 use super::ledger::{self, Ledger, Numbers};
@@ -36,7 +37,8 @@ pub enum Limit {
 pub struct Budget {
     /// The limit.
     pub limit: Limit,
-    /// Sizes by name. Those that are missing count as 32 where the limit is a share, and are an error where it is a number.
+    /// Sizes by name. Those that are missing count as 32 where the limit is a share, and are an error where it is a
+    /// number.
     pub sizes: BTreeMap<String, i64>,
 }
 
@@ -220,8 +222,8 @@ impl Net {
                 return 0;
             }
             let moved: u64 = node.inputs.iter().flatten().chain(node.outputs.iter().flatten()).map(bytes).sum();
-            // A product of matrices of M x K and K x N elements takes MKN multiplications: the root of MK, KN and MN. Of
-            // windows with k places each it takes the root of k times that.
+            // A product of matrices of M x K and K x N elements takes MKN multiplications: the root of MK, KN and MN.
+            // Of windows with k places each it takes the root of k times that.
             let factors = node.inputs.iter().take(2).flatten().chain(node.outputs.iter().take(1).flatten());
             let product = factors.map(|v| bytes(v) as f64 / 4.0).product::<f64>().sqrt();
             let window = node.inputs.get(1).copied().flatten().and_then(|w| graph.fact(w).known_shape());
@@ -310,8 +312,8 @@ impl Net {
         Outcome { peak: self.held(&actions), plan, windows, growing, cost }
     }
 
-    /// The places of the new nodes at which windows begin, so that each one asks for as many bytes for the first time; or each
-    /// for more than the one before, since less and less is held for those that follow.
+    /// The places of the new nodes at which windows begin, so that each one asks for as many bytes for the first time;
+    /// or each for more than the one before, since less and less is held for those that follow.
     fn windows(&self, count: usize, growing: bool) -> Vec<usize> {
         let mut seen = vec![false; self.forward as usize];
         let mut asked = Vec::with_capacity(self.nodes.len() - self.first);

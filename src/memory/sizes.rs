@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What a size is taken for that nobody says: it matters only how tensors compare, and most hold samples.
 pub const USUAL: i64 = 32;
-/// A tensor of more bytes counts as one of so many, which no machine holds: sums over all tensors of a file stay numbers.
+/// A tensor of more bytes counts as one of so many, which no machine holds: sums over all tensors of a file stay
+/// numbers.
 pub(super) const MOST: u64 = 1 << 40;
 
 /// The sizes that symbols have.

@@ -62,8 +62,8 @@ impl ModelProto {
         }
     }
 
-    /// The version of the standard's operators. A model of other domains alone does not import them: it gets the newest that
-    /// its IR version was made with.
+    /// The version of the standard's operators. A model of other domains alone does not import them: it gets the newest
+    /// that its IR version was made with.
     pub(crate) fn opset_or_default(&self) -> i64 {
         self.opset("").unwrap_or(match self.ir_version() {
             ..=2 => 1,

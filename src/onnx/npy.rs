@@ -30,11 +30,12 @@ pub fn read_tensor(path: &Path) -> Result<TensorProto> {
     read.with_context(|| path.display().to_string())
 }
 
-/// Writes a tensor as a `.npy` file; strings and types that NumPy does not have are an error. An existing file is replaced
-/// with `force` only.
+/// Writes a tensor as a `.npy` file; strings and types that NumPy does not have are an error. An existing file is
+/// replaced with `force` only.
 ///
 /// # Errors
-/// Element types without a counterpart in NumPy; elements that do not fit the dimensions; a file that cannot be written.
+/// Element types without a counterpart in NumPy; elements that do not fit the dimensions; a file that cannot be
+/// written.
 pub fn write_npy(tensor: &TensorProto, path: &Path, force: bool) -> Result<()> {
     let write = || {
         let bytes = to_npy(tensor)?;
@@ -64,8 +65,8 @@ const TYPES: [(ElementType, TypeChar, u64, &str); 14] = [
 /// No header of a tensor is longer: its three entries take some 60 bytes and a number a dimension.
 pub(crate) const LONGEST_HEADER: usize = 4096;
 
-/// Checks that the header of a `.npy` file has the form that NumPy gives to those of tensors: one dictionary with one tuple in
-/// it. What nests more deeply is not shown to the parser, whose time grows with every level by a factor.
+/// Checks that the header of a `.npy` file has the form that NumPy gives to those of tensors: one dictionary with one
+/// tuple in it. What nests more deeply is not shown to the parser, whose time grows with every level by a factor.
 fn check_header(bytes: &[u8]) -> Result<()> {
     let length = match bytes.get(6) {
         Some(1) => bytes.get(8..10).and_then(|n| n.try_into().ok()).map(|n| (10, usize::from(u16::from_le_bytes(n)))),

@@ -1,5 +1,5 @@
-//! The order of nodes. The standard asks for each node behind those that it takes something from; converters append nodes at
-//! the end all the same, and runtimes take them.
+//! The order of nodes. The standard asks for each node behind those that it takes something from; converters append
+//! nodes at the end all the same, and runtimes take them.
 
 use super::{GraphProto, NodeProto};
 use std::cmp::Reverse;
@@ -29,8 +29,8 @@ fn is_sorted(graph: &GraphProto) -> bool {
     })
 }
 
-/// The numbers of the nodes, of those that may come next always the first; `None` where a node needs itself, or two compute
-/// one name.
+/// The numbers of the nodes, of those that may come next always the first; `None` where a node needs itself, or two
+/// compute one name.
 fn order(nodes: &[NodeProto]) -> Option<Vec<usize>> {
     let mut producer: HashMap<&str, usize> = HashMap::new();
     for (i, node) in nodes.iter().enumerate() {

@@ -41,7 +41,8 @@ pub enum Random {
     Where(usize),
 }
 
-/// Along which axes of its inputs an operator computes each place by itself, so that samples that lie along one do not mix.
+/// Along which axes of its inputs an operator computes each place by itself, so that samples that lie along one do not
+/// mix.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) enum Apart {
     /// As its slots and what it moves say it: along every axis where its inputs broadcast element by element, along the
@@ -51,7 +52,8 @@ pub(crate) enum Apart {
     /// Along none.
     Nowhere,
     /// The last axis of the first input is multiplied by the matrix that the second is, and the third, where there is
-    /// one, added: along every axis of the first but its last. Of a node for which the function says nothing along none.
+    /// one, added: along every axis of the first but its last. Of a node for which the function says nothing along
+    /// none.
     Rows(fn(&Node) -> Option<Rows>),
 }
 
@@ -106,7 +108,8 @@ pub enum Gives {
     Numbers,
     /// A probability in each place, of a sigmoid.
     Chances,
-    /// Probabilities that add up to one along the axis that the attribute `axis` says, or their logarithms, of a softmax.
+    /// Probabilities that add up to one along the axis that the attribute `axis` says, or their logarithms, of a
+    /// softmax.
     AlongAxis,
     /// The same, along all axes from that one on.
     FromAxis,
@@ -229,8 +232,8 @@ impl Rule {
         self
     }
 
-    /// Its output is the numbers that its first input, quantized integers, stands for: by the second, a scale, and the third,
-    /// a zero point.
+    /// Its output is the numbers that its first input, quantized integers, stands for: by the second, a scale, and the
+    /// third, a zero point.
     pub const fn dequantizes(mut self) -> Self {
         self.dequantizes = true;
         self
@@ -320,8 +323,8 @@ impl Rule {
         self
     }
 
-    /// It is linear in each of its first inputs, so many: zeros of one make zeros of all outputs. What moves elements of
-    /// its first input into its first output need not say so.
+    /// It is linear in each of its first inputs, so many: zeros of one make zeros of all outputs. What moves elements
+    /// of its first input into its first output need not say so.
     pub const fn linear(mut self, inputs: usize) -> Self {
         self.linear = Linear::InEach(inputs);
         self

@@ -35,8 +35,9 @@ pub(super) const STATE_FILE: &str = "state.safetensors";
 pub(super) const INFERENCE_FILE: &str = "inference.onnx";
 
 impl Artifacts {
-    /// The model `gradients` at the values that a training starts with, with a record of what its outputs are the gradients of:
-    /// what a validation takes. Matrices of LoRA stay inputs, since half of them start as zeros, where gradients are zero.
+    /// The model `gradients` at the values that a training starts with, with a record of what its outputs are the
+    /// gradients of: what a validation takes. Matrices of LoRA stay inputs, since half of them start as zeros, where
+    /// gradients are zero.
     ///
     /// # Errors
     /// The record cannot be written.
@@ -124,7 +125,8 @@ impl Artifacts {
     }
 }
 
-/// Gives two folders each other's place, in one step where the system can: there is the old or the new one at any moment.
+/// Gives two folders each other's place, in one step where the system can: there is the old or the new one at any
+/// moment.
 fn exchange(new: &Path, old: &Path) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_vendor = "apple"))]
     {

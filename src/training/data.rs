@@ -30,13 +30,13 @@ struct Shard {
 }
 
 impl Data {
-    /// Opens samples and looks through them once: an `.npz` or `.safetensors` file, told apart by their first bytes; a folder of
-    /// such files, which are taken one after the other in the order of their names (shards); or a folder of `.npy` files, of
-    /// which each holds the tensor of its name.
+    /// Opens samples and looks through them once: an `.npz` or `.safetensors` file, told apart by their first bytes; a
+    /// folder of such files, which are taken one after the other in the order of their names (shards); or a folder of
+    /// `.npy` files, of which each holds the tensor of its name.
     ///
     /// # Errors
-    /// A file that is none of these; tensors that are missing, of other types or shapes, not finite, or no classes. The message
-    /// starts with the path.
+    /// A file that is none of these; tensors that are missing, of other types or shapes, not finite, or no classes. The
+    /// message starts with the path.
     pub fn read(path: &Path, manifest: &Manifest) -> Result<Self, Error> {
         Self::read_from(path, manifest).or_kind(Error::invalid_data)
     }

@@ -46,8 +46,8 @@ pub struct Beside {
     pub lookup: bool,
 }
 
-/// The layer that takes a tensor of integers as its weight, with the rows and columns of the matrix and the type of what comes
-/// out; `None` where there is none to whose output a product could be added.
+/// The layer that takes a tensor of integers as its weight, with the rows and columns of the matrix and the type of
+/// what comes out; `None` where there is none to whose output a product could be added.
 pub fn beside(graph: &GraphProto, loaded: &Loaded, name: &str) -> Option<(Beside, [i64; 2], ElementType)> {
     let produces = |wanted: &str| graph.node.iter().find(|n| n.output.iter().any(|o| o == wanted));
     let takes = |n: &&NodeProto, wanted: &str| n.input.iter().any(|i| i == wanted);
@@ -134,7 +134,8 @@ impl Adapter {
         self.beside.as_ref().map_or(&self.weight, |b| &b.output)
     }
 
-    /// The sum that every node takes in the place of [`Adapter::place`]. The matrices are tensors of their names before it.
+    /// The sum that every node takes in the place of [`Adapter::place`]. The matrices are tensors of their names before
+    /// it.
     ///
     /// # Errors
     /// They are not there.

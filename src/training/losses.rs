@@ -476,8 +476,8 @@ impl<'g> Call<'g> {
     }
 }
 
-/// The axis that is asked for, or that the model's own softmax has; else the last axis of vectors and sequences, axis 1 of
-/// images, as frameworks have it.
+/// The axis that is asked for, or that the model's own softmax has; else the last axis of vectors and sequences, axis 1
+/// of images, as frameworks have it.
 fn class_axis(x: Expr<'_>, spec: &LossSpec, own: Option<(Rc<str>, usize)>) -> Result<usize> {
     let rank = x.rank()?;
     ensure!(rank >= 2, "an output of rank {rank} has no axis of classes");

@@ -1,7 +1,7 @@
 //! From an inference model to a trainable one: losses, gradients and an optimizer's step, as plain models.
 //!
-//! A [`Trainable`] is a request; its [`Artifacts`] are models that any runtime runs, a manifest that says which output feeds
-//! which input, and the initial state. [`export`] puts weights back into the model that they come from.
+//! A [`Trainable`] is a request; its [`Artifacts`] are models that any runtime runs, a manifest that says which output
+//! feeds which input, and the initial state. [`export`] puts weights back into the model that they come from.
 
 mod artifacts;
 mod assemble;

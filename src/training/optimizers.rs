@@ -16,7 +16,8 @@ pub struct Optimizer {
     pub formula: &'static str,
     /// What it keeps of each parameter, all zeros at first.
     pub states: &'static [&'static str],
-    /// Whether the update of an element needs no others of its parameter, so that parameters may be updated as one vector.
+    /// Whether the update of an element needs no others of its parameter, so that parameters may be updated as one
+    /// vector.
     pub elementwise: bool,
     defaults: Hyper,
     f: for<'g> fn(&Update<'g>) -> (Expr<'g>, Vec<Expr<'g>>),
@@ -222,8 +223,8 @@ impl<'g> Update<'g> {
         }
     }
 
-    /// η m̂ / (√v̂ + ε), and m and v. The corrections 1 - βᵗ of both means are numbers: they are taken out of the quotient of
-    /// tensors, which is η √(1 - β₂ᵗ) / (1 - β₁ᵗ) m / (√v + ε √(1 - β₂ᵗ)).
+    /// η m̂ / (√v̂ + ε), and m and v. The corrections 1 - βᵗ of both means are numbers: they are taken out of the
+    /// quotient of tensors, which is η √(1 - β₂ᵗ) / (1 - β₁ᵗ) m / (√v + ε √(1 - β₂ᵗ)).
     fn adaptive(&self, g: Expr<'g>, rate: Expr<'g>) -> (Expr<'g>, Vec<Expr<'g>>) {
         let Hyper { beta1, beta2, epsilon, .. } = self.hyper;
         let (m, v) = (mean(self.states[0], g, beta1), mean(self.states[1], g.square(), beta2));

@@ -69,8 +69,8 @@ impl Trainable {
         }
     }
 
-    /// Adds a loss that another model computes: its inputs are tensors of the model by name, or new inputs; its first output
-    /// is the loss.
+    /// Adds a loss that another model computes: its inputs are tensors of the model by name, or new inputs; its first
+    /// output is the loss.
     pub fn loss_model(mut self, model: &Model) -> Self {
         self.loss_model = Some(model.proto.clone());
         self
@@ -120,8 +120,8 @@ impl Trainable {
         self
     }
 
-    /// What comes out beside the loss: `KIND[:OUTPUT]`, as [`METRICS`](super::metrics::METRICS) has them, or `gradient-norm`.
-    /// Without it accuracy, where a loss has it, and the norm of the gradients.
+    /// What comes out beside the loss: `KIND[:OUTPUT]`, as [`METRICS`](super::metrics::METRICS) has them, or
+    /// `gradient-norm`. Without it accuracy, where a loss has it, and the norm of the gradients.
     pub fn metrics<S: Into<String>>(mut self, metrics: impl IntoIterator<Item = S>) -> Self {
         self.metrics = Some(metrics.into_iter().map(Into::into).collect());
         self
@@ -152,8 +152,8 @@ impl Trainable {
         self
     }
 
-    /// Whether gradients pass the rounding of quantized activations as if it were the identity, as they do without this.
-    /// Otherwise they stop there, and what lies before it is not trained.
+    /// Whether gradients pass the rounding of quantized activations as if it were the identity, as they do without
+    /// this. Otherwise they stop there, and what lies before it is not trained.
     pub fn straight_through(mut self, straight_through: bool) -> Self {
         self.straight_through = straight_through;
         self

@@ -25,7 +25,8 @@ pub struct Weight {
     pub product: Option<Product>,
     /// Its rounding to integers, where it lies in the file as such.
     pub grid: Option<Grid>,
-    /// The layer that has it for a weight, with rows and columns, where it holds integers beside which a product is trained.
+    /// The layer that has it for a weight, with rows and columns, where it holds integers beside which a product is
+    /// trained.
     pub beside: Option<(Beside, [i64; 2])>,
 }
 
@@ -53,7 +54,8 @@ pub struct Entry {
 /// What is trained, as it is asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Choice {
-    /// Patterns of names, in the place of all weights; with `+` in front in addition to them, with `-` in front without them.
+    /// Patterns of names, in the place of all weights; with `+` in front in addition to them, with `-` in front without
+    /// them.
     pub train: Vec<String>,
     /// Patterns of names that are not trained; with `-` in front of names that are none of them.
     pub freeze: Vec<String>,

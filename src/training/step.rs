@@ -174,8 +174,8 @@ impl Forward {
         self.builder.take_error().map_or(Ok(()), Err)
     }
 
-    /// The gradients of the loss, each of its parameter's type and not scaled any more. A parameter that the loss does not
-    /// depend on gets zeros.
+    /// The gradients of the loss, each of its parameter's type and not scaled any more. A parameter that the loss does
+    /// not depend on gets zeros.
     ///
     /// # Errors
     /// An operator on the way has no gradient.
@@ -319,7 +319,8 @@ impl Forward {
         plan.slots.iter().map(|s| self.tensor(&s.gradient, s)).collect()
     }
 
-    /// The updated statistics; where the loss is scaled and they or the gradients overflow, the statistics as they were.
+    /// The updated statistics; where the loss is scaled and they or the gradients overflow, the statistics as they
+    /// were.
     ///
     /// # Errors
     /// The model does not hold them.
@@ -385,8 +386,8 @@ impl Forward {
     }
 }
 
-/// Which parameters are updated together, by their numbers: small ones as one vector, since an operator's call costs more than
-/// to add a few hundred numbers, where the formula takes each element on its own and by the same numbers.
+/// Which parameters are updated together, by their numbers: small ones as one vector, since an operator's call costs
+/// more than to add a few hundred numbers, where the formula takes each element on its own and by the same numbers.
 fn groups(plan: &Plan) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut of: HashMap<(ElementType, u64, u64), usize> = HashMap::new();

@@ -133,8 +133,9 @@ pub struct Trained {
     pub stopped: Option<u64>,
 }
 
-/// Trains, and leaves a checkpoint in the folder. With `resume` it goes on from the checkpoint that is there, and comes to
-/// the same numbers as without the interruption. Where `report` breaks, it stops behind the step and leaves a checkpoint.
+/// Trains, and leaves a checkpoint in the folder. With `resume` it goes on from the checkpoint that is there, and comes
+/// to the same numbers as without the interruption. Where `report` breaks, it stops behind the step and leaves a
+/// checkpoint.
 ///
 /// # Errors
 /// Data and options that do not fit the model; a checkpoint of another training; a loss that is no number; what tract

@@ -17,8 +17,8 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Instant;
 
-/// One call to validate. The phases (a run in the model's own types, one in float64, the slopes, the verdict) are functions
-/// of it.
+/// One call to validate. The phases (a run in the model's own types, one in float64, the slopes, the verdict) are
+/// functions of it.
 pub struct Case<'a> {
     /// The model, its tensors in memory, its functions written out, every size of an input named.
     pub model: ModelProto,
@@ -34,8 +34,8 @@ pub struct Case<'a> {
     pub integers: Integers,
     /// Whether it holds floating-point numbers of 16 bits.
     pub half: bool,
-    /// The shapes of tensors whose rank is declared and follows from no node, without what is symbolic of them: a run in which
-    /// they have others is not one of the model's.
+    /// The shapes of tensors whose rank is declared and follows from no node, without what is symbolic of them: a run
+    /// in which they have others is not one of the model's.
     pub claims: Vec<(String, Vec<Option<i64>>)>,
     /// Whether engines have all of its element types.
     pub typed: bool,

@@ -57,7 +57,8 @@ impl Validation {
         }
     }
 
-    /// Takes over what another validation has found of the gradients that are zero here: one of the same call with other seeds.
+    /// Takes over what another validation has found of the gradients that are zero here: one of the same call with
+    /// other seeds.
     pub fn complete(&mut self, other: Validation) {
         for (here, there) in self.gradients.iter_mut().zip(other.gradients) {
             if here.zero && here.x == there.x && there.compared {

@@ -11,7 +11,8 @@ use anyhow::{Result, anyhow};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The outputs of a model for the given inputs, computed by the default engine. External data have to be loaded already.
+/// The outputs of a model for the given inputs, computed by the default engine. External data have to be loaded
+/// already.
 ///
 /// # Errors
 /// Inputs that are missing or do not fit, and whatever the engine cannot run.

@@ -1,5 +1,5 @@
-//! What flows where: which values depend on data, which are made of constants alone, and as what a constant would be used if
-//! it stood in the place of a value.
+//! What flows where: which values depend on data, which are made of constants alone, and as what a constant would be
+//! used if it stood in the place of a value.
 //!
 //! Each is one walk over the nodes, forwards or backwards, so that all of it takes time in proportion to the graph.
 
@@ -124,7 +124,8 @@ pub struct Flow<'a> {
 }
 
 impl<'a> Flow<'a> {
-    /// Looks at a graph, of which `constants` are the tensors that are constant: initializers, and what stands for them.
+    /// Looks at a graph, of which `constants` are the tensors that are constant: initializers, and what stands for
+    /// them.
     pub fn new(graph: &'a Graph, constants: impl IntoIterator<Item = ValueId>) -> Self {
         let (mut nodes, mut owners) = (Vec::new(), IdMap::default());
         let mut open = vec![Graph::MAIN];
@@ -169,8 +170,9 @@ impl<'a> Flow<'a> {
         self.roles.get(&value).copied().unwrap_or_default()
     }
 
-    /// The node that scales, element by element and by constants, what a normalization with this operand gives out, where
-    /// there is one: then the normalization's own scale and bias are ones and zeros. So groups are normalized as instances.
+    /// The node that scales, element by element and by constants, what a normalization with this operand gives out,
+    /// where there is one: then the normalization's own scale and bias are ones and zeros. So groups are normalized as
+    /// instances.
     pub fn scaled_behind(&self, (node, _): Operand) -> Option<Operand> {
         self.row(node).filter(|r| r.weights == [1, 2] && !r.layer)?;
         let node = self.graph.node(node);
@@ -211,7 +213,8 @@ impl<'a> Flow<'a> {
         row.is_some_and(|r| r.layer && r.weights.iter().any(held))
     }
 
-    /// Whether a row adds or multiplies two operands of equal rank, element by element, of which either may be a weight.
+    /// Whether a row adds or multiplies two operands of equal rank, element by element, of which either may be a
+    /// weight.
     fn pairs(row: &Rule) -> bool {
         !row.layer && row.weights == [0, 1]
     }
@@ -419,7 +422,8 @@ impl<'a> Flow<'a> {
             return None;
         }
         if row.moves != Moves::Nothing {
-            // A table. What looks positions up and then only multiplies is computed once for all, as sines of positions are.
+            // A table. What looks positions up and then only multiplies is computed once for all, as sines of positions
+            // are.
             let only_scales = behind.only(&[Use::Scale, Use::OneScale, Use::Positions]);
             let index = node.inputs.iter().flatten().skip(1).map(|v| self.reach_of(*v)).max().unwrap_or_default();
             return Some(match (only_scales, index) {

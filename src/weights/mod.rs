@@ -1,9 +1,9 @@
 //! What a weight is: which constants of a model are learned, and which are constants of its formulas.
 //!
-//! Files do not say it: a weight, a mask, the frequencies of positions and the 0.5 of a formula are all tensors that do not
-//! change. The answer here follows from what the rows of operators say of their inputs ([`crate::rules::Rule::weights`]) and from
-//! where a tensor stands, through all operators that only move elements. `inspect`, `grad --params` and `trainable` ask nobody
-//! else; docs/weights.md says the same in words.
+//! Files do not say it: a weight, a mask, the frequencies of positions and the 0.5 of a formula are all tensors that do
+//! not change. The answer here follows from what the rows of operators say of their inputs
+//! ([`crate::rules::Rule::weights`]) and from where a tensor stands, through all operators that only move elements.
+//! `inspect`, `grad --params` and `trainable` ask nobody else; docs/weights.md says the same in words.
 
 mod flow;
 mod quantized;
@@ -114,8 +114,8 @@ pub struct Product {
     pub transposes: bool,
 }
 
-/// Every constant tensor of floating-point numbers, or of integers that are quantized numbers, from which a path leads to one of
-/// `ys`, in the order in which nodes use them. `loaded` is the model, which calls no functions any more.
+/// Every constant tensor of floating-point numbers, or of integers that are quantized numbers, from which a path leads
+/// to one of `ys`, in the order in which nodes use them. `loaded` is the model, which calls no functions any more.
 pub fn tensors<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Vec<Tensor<'m>> {
     let Some(proto) = &model.graph else { return vec![] };
     let graph = &loaded.graph;
@@ -222,8 +222,8 @@ impl Look {
     }
 }
 
-/// Whether the row of position 2 has the sines or cosines of the doubled angles of position 1, if there are so many rows. A table
-/// of words whose first one is padding begins with zeros as well.
+/// Whether the row of position 2 has the sines or cosines of the doubled angles of position 1, if there are so many
+/// rows. A table of words whose first one is padding begins with zeros as well.
 fn doubles(values: &[f64], columns: usize) -> bool {
     /// Tables may be rounded to half precision.
     const ROUNDING: f64 = 2e-2;

@@ -1,8 +1,8 @@
 //! Values that are what they are, but not before something else is computed.
 //!
-//! Runtimes compute equal nodes once and keep the result. What is to be computed again, to be forgotten in between, must
-//! therefore take something that differs: here the sum of an input and a zero that follows from a tensor of the backward
-//! pass. It also tells the runtime not to begin earlier.
+//! Runtimes compute equal nodes once and keep the result. What is to be computed again, to be forgotten in between,
+//! must therefore take something that differs: here the sum of an input and a zero that follows from a tensor of the
+//! backward pass. It also tells the runtime not to begin earlier.
 
 use crate::expr::Builder;
 use crate::graph::{IdMap, NewNode, Origin, ValueId};

@@ -16,8 +16,8 @@ impl Builder {
 }
 
 impl<'g> Expr<'g> {
-    /// The slices at `indices`, integers of any shape, along an axis. The shape of the indices stands in the place of that
-    /// axis: `[a, n, b]` gathered along axis 1 at `[i, j]` is `[a, i, j, b]` (ONNX Gather).
+    /// The slices at `indices`, integers of any shape, along an axis. The shape of the indices stands in the place of
+    /// that axis: `[a, n, b]` gathered along axis 1 at `[i, j]` is `[a, i, j, b]` (ONNX Gather).
     pub fn gather(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
         // A table is not widened as a whole: what is read of it is.
         if let Some(table) = self.operand_of("Cast").filter(|table| table.is_float() && self.is_float()) {
@@ -45,9 +45,9 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The slices that index tuples name: `indices` is int64 of shape `[batch..., i..., t]`, each tuple of length t an index into
-    /// the axes behind the first `batch_dims`, which both have in common; the result is `[batch..., i..., rest...]` (ONNX
-    /// GatherND).
+    /// The slices that index tuples name: `indices` is int64 of shape `[batch..., i..., t]`, each tuple of length t an
+    /// index into the axes behind the first `batch_dims`, which both have in common; the result is `[batch..., i...,
+    /// rest...]` (ONNX GatherND).
     pub fn gather_nd(self, indices: Expr<'g>, batch_dims: usize) -> Expr<'g> {
         let (since, attributes) = match batch_dims {
             0 => (11, vec![]),
@@ -203,9 +203,10 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The transpose of [`Expr::gather`] along `axis`, of a tensor with this one's shape: `updates`, of the shape and in the
-    /// places of what was gathered at `indices`, are added up in a tensor of zeros of this one's shape and of their own type.
-    /// Of this tensor only the shape counts. Its rank must be known; that it is not is an error on record.
+    /// The transpose of [`Expr::gather`] along `axis`, of a tensor with this one's shape: `updates`, of the shape and
+    /// in the places of what was gathered at `indices`, are added up in a tensor of zeros of this one's shape and of
+    /// their own type. Of this tensor only the shape counts. Its rank must be known; that it is not is an error on
+    /// record.
     pub fn ungather(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
         self.builder.attempt(|| {
             let mut order: Vec<usize> = vec![axis];
@@ -214,9 +215,10 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The slices along an axis, each in another place: slice i stands at `places[i]`, int64 and a list as long as the axis,
-    /// in an axis that is `size` long, a list of one number; in all other places are zeros. `twice` says that a place may be
-    /// named more than once, and its slices are added up. Shape `[a, n, b]` becomes `[a, size, b]`, of the same type.
+    /// The slices along an axis, each in another place: slice i stands at `places[i]`, int64 and a list as long as the
+    /// axis, in an axis that is `size` long, a list of one number; in all other places are zeros. `twice` says that a
+    /// place may be named more than once, and its slices are added up. Shape `[a, n, b]` becomes `[a, size, b]`, of the
+    /// same type.
     pub fn to_places(self, places: Expr<'g>, axis: usize, size: Expr<'g>, twice: bool) -> Expr<'g> {
         self.builder.attempt(|| {
             let others: Vec<usize> = (0..self.rank()?).filter(|&a| a != axis).collect();

@@ -114,8 +114,8 @@ impl<'g> Expr<'g> {
         b.emit_many("Split", &inputs, attributes, vec![], sizes.len())
     }
 
-    /// The tensor with zeros, or another value of its type, around it: `pads` is a list of int64, first how many before each
-    /// axis, then how many behind each, none negative (ONNX Pad).
+    /// The tensor with zeros, or another value of its type, around it: `pads` is a list of int64, first how many before
+    /// each axis, then how many behind each, none negative (ONNX Pad).
     pub fn pad(self, pads: Expr<'g>, value: Option<Expr<'g>>) -> Expr<'g> {
         let b = self.builder;
         if pads.ints().is_some_and(|p| p.iter().all(|&p| p == 0)) {
@@ -162,7 +162,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The tensor with zeros before and after it along one axis, as many as the lists of one number `before` and `after` say.
+    /// The tensor with zeros before and after it along one axis, as many as the lists of one number `before` and
+    /// `after` say.
     pub fn pad_axis(self, axis: usize, before: Expr<'g>, after: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         let zero = b.ints(&[0]);
@@ -173,8 +174,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The tensor without so many elements at the beginning and at the end of each axis: lists of int64 with an entry for
-    /// every axis. Negative numbers add zeros instead. It is the transpose of a constant Pad.
+    /// The tensor without so many elements at the beginning and at the end of each axis: lists of int64 with an entry
+    /// for every axis. Negative numbers add zeros instead. It is the transpose of a constant Pad.
     pub fn crop(self, begins: Expr<'g>, ends: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         let zero = b.ints(&[0]);
@@ -197,8 +198,8 @@ impl<'g> Expr<'g> {
     }
 
     /// The transpose of a Pad of this tensor in a mode other than constant: each element of `dy`, which has the padded
-    /// shape, is added where its value came from, in a tensor of this one's shape. `begins` and `ends` have an entry for
-    /// every axis. The rank must be known.
+    /// shape, is added where its value came from, in a tensor of this one's shape. `begins` and `ends` have an entry
+    /// for every axis. The rank must be known.
     pub fn unpad(self, begins: Expr<'g>, ends: Expr<'g>, mode: &str, dy: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| self.transposed_pad(begins, ends, mode, dy))
     }
@@ -254,9 +255,9 @@ impl<'g> Expr<'g> {
         dx.pad_axis(axis, (-begin).max(zero), (-end).max(zero))
     }
 
-    /// The transpose of a Slice of this tensor: `dy`, of the slice's shape, in its place in a tensor of this one's shape,
-    /// zeros around and between. `starts` and `steps` are lists of int64 with an entry for every axis. The rank must be
-    /// known.
+    /// The transpose of a Slice of this tensor: `dy`, of the slice's shape, in its place in a tensor of this one's
+    /// shape, zeros around and between. `starts` and `steps` are lists of int64 with an entry for every axis. The rank
+    /// must be known.
     pub fn unslice(self, starts: Expr<'g>, steps: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| self.transposed_slice(starts, steps, dy))
     }
@@ -421,8 +422,8 @@ impl<'g> Expr<'g> {
     }
 
     /// A list with an entry for each of some axes, made one with an entry for each of all axes: entry i of this list of
-    /// int64 stands at `axes[i]`, a list as long and of int64, of a list of `rank` numbers that holds `default` elsewhere.
-    /// An axis that is out of range is an error on record.
+    /// int64 stands at `axes[i]`, a list as long and of int64, of a list of `rank` numbers that holds `default`
+    /// elsewhere. An axis that is out of range is an error on record.
     pub fn over_axes(self, axes: Expr<'g>, rank: usize, default: i64) -> Expr<'g> {
         let b = self.builder;
         let list = self.cast(ElementType::Int64);

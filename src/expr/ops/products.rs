@@ -15,8 +15,9 @@ const FEW_ROWS: std::ops::RangeInclusive<i64> = 8..=64;
 const LONG_ROW: i64 = 64;
 
 impl<'g> Expr<'g> {
-    /// The matrix product `[..., n, k] · [..., k, m] -> [..., n, m]` of two tensors of one type, whose dimensions before the
-    /// last two broadcast; a list on either side is a row or a column, which the result does not keep (ONNX MatMul).
+    /// The matrix product `[..., n, k] · [..., k, m] -> [..., n, m]` of two tensors of one type, whose dimensions
+    /// before the last two broadcast; a list on either side is a row or a column, which the result does not keep (ONNX
+    /// MatMul).
     pub fn matmul(self, other: Expr<'g>) -> Expr<'g> {
         self.builder.emit("MatMul", &[Some(self), Some(other)], vec![])
     }
@@ -33,8 +34,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// `α op(A) op(B)`: the matrix product `[..., n, k] · [..., k, m] -> [..., n, m]` of this tensor, A, and `other`, B,
-    /// which are of one type; `transposed` and `other_transposed` say which of the two is transposed in its last two
+    /// `α op(A) op(B)`: the matrix product `[..., n, k] · [..., k, m] -> [..., n, m]` of this tensor, A, and `other`,
+    /// B, which are of one type; `transposed` and `other_transposed` say which of the two is transposed in its last two
     /// dimensions first. Of two matrices it is one Gemm, which transposes nothing in memory (ONNX Gemm, MatMul).
     pub fn gemm(self, transposed: bool, other: Expr<'g>, other_transposed: bool, alpha: f64) -> Expr<'g> {
         // A transpose of a factor that the pass has written is a flag of the product.
@@ -130,8 +131,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The sum over products that an equation such as `bij,bjk->bik` describes, of tensors of one type, each with as many
-    /// axes as its term has letters (ONNX Einsum, from opset 12 on).
+    /// The sum over products that an equation such as `bij,bjk->bik` describes, of tensors of one type, each with as
+    /// many axes as its term has letters (ONNX Einsum, from opset 12 on).
     ///
     /// # Panics
     /// There are no operands.
@@ -141,8 +142,8 @@ impl<'g> Expr<'g> {
         first.since(12, "Einsum", || first.builder.emit("Einsum", &inputs, vec![string("equation", equation)]))
     }
 
-    /// Convolution of this tensor, `[N, C, ...]`, with weights `[O, C/group, ...]` of the same type, to `[N, O, ...]`; the
-    /// kernel's size is that of the weights (ONNX Conv).
+    /// Convolution of this tensor, `[N, C, ...]`, with weights `[O, C/group, ...]` of the same type, to `[N, O, ...]`;
+    /// the kernel's size is that of the weights (ONNX Conv).
     pub fn conv(self, weights: Expr<'g>, p: &ConvLike) -> Expr<'g> {
         self.conv_of(weights, p.attributes())
     }
@@ -172,8 +173,8 @@ impl<'g> Expr<'g> {
         self.builder.emit("MaxPool", &[Some(self)], p.attributes())
     }
 
-    /// The largest element of each window of `[N, C, ...]`, with its index into the whole flattened input: two tensors of
-    /// one shape, the second of int64 (ONNX MaxPool).
+    /// The largest element of each window of `[N, C, ...]`, with its index into the whole flattened input: two tensors
+    /// of one shape, the second of int64 (ONNX MaxPool).
     pub fn max_pool(self, p: &Pool) -> (Expr<'g>, Expr<'g>) {
         let outputs = self.since(8, "MaxPool with indices", || self);
         match outputs.builder.emit_many("MaxPool", &[Some(self)], p.attributes(), vec![], 2)[..] {
@@ -182,15 +183,16 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// This tensor's elements in the places that `indices`, int64 of the same shape, name in the flattened result, which has
-    /// the shape that the list `shape` says, and zeros elsewhere (ONNX MaxUnpool).
+    /// This tensor's elements in the places that `indices`, int64 of the same shape, name in the flattened result,
+    /// which has the shape that the list `shape` says, and zeros elsewhere (ONNX MaxUnpool).
     pub fn max_unpool(self, indices: Expr<'g>, shape: Expr<'g>, attributes: Vec<AttributeProto>) -> Expr<'g> {
         self.since(9, "MaxUnpool", || {
             self.builder.emit("MaxUnpool", &[Some(self), Some(indices), Some(shape)], attributes)
         })
     }
 
-    /// The image, or any tensor, at the sizes or by the factors that `p` says for each axis, in the same type (ONNX Resize).
+    /// The image, or any tensor, at the sizes or by the factors that `p` says for each axis, in the same type (ONNX
+    /// Resize).
     pub fn resize(self, p: &Resized<'g>) -> Expr<'g> {
         let b = self.builder;
         let empty = || b.numbers(&[], &[0], ElementType::Float);

@@ -101,8 +101,9 @@ impl<'g> Expr<'g> {
         Some(inner.transpose(&both))
     }
 
-    /// The weight that the model transposes into this. What transposes it back takes the weight itself: the transposed one is
-    /// not held for it. Not where somebody differentiates with respect to the transposed one, or stops gradients there.
+    /// The weight that the model transposes into this. What transposes it back takes the weight itself: the transposed
+    /// one is not held for it. Not where somebody differentiates with respect to the transposed one, or stops gradients
+    /// there.
     fn transposed_weight(self) -> Option<Expr<'g>> {
         if self.builder.is_leaf(self.id) {
             return None;

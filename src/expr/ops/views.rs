@@ -35,8 +35,8 @@ struct Plan {
 }
 
 impl Builder {
-    /// The outputs of a node, computed of views of its inputs: of the shapes that they have. `None` where the rank of its
-    /// first input is known, or the node is not of a form that views compute.
+    /// The outputs of a node, computed of views of its inputs: of the shapes that they have. `None` where the rank of
+    /// its first input is known, or the node is not of a form that views compute.
     pub(crate) fn through_view<'g>(&'g self, node: &Node, view: View) -> Option<Vec<Option<Expr<'g>>>> {
         let inputs: Vec<Option<Expr<'g>>> = node.inputs.iter().map(|i| i.map(|i| self.expr(i))).collect();
         let unknown = |e: &Expr<'g>| e.fact().rank().is_none();

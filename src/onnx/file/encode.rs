@@ -50,8 +50,8 @@ pub struct External<'a> {
 }
 
 impl<'a> Encoded<'a> {
-    /// Prepares a model; with the name of a data file, without the elements of its larger initializers. What it has in common
-    /// with its `source`, the file that it was read from, is written as there.
+    /// Prepares a model; with the name of a data file, without the elements of its larger initializers. What it has in
+    /// common with its `source`, the file that it was read from, is written as there.
     pub fn new(model: &'a ModelProto, data_file: Option<&'a str>, source: Option<&Bytes>) -> Self {
         let mut external = External { location: data_file, ..External::default() };
         // All fields are named, so that one that is added to the schema cannot be forgotten here.

@@ -1,4 +1,5 @@
-//! Model files: read once into one buffer that the weights share, and written in pieces, so that a model is in memory once.
+//! Model files: read once into one buffer that the weights share, and written in pieces, so that a model is in memory
+//! once.
 
 mod census;
 mod check;
@@ -35,13 +36,14 @@ const LARGEST: u64 = i32::MAX as u64;
 /// Reads a model file and checks that what it says of its tensors is consistent. External data stay where they are.
 ///
 /// # Errors
-/// A file that cannot be read or is no ONNX model; tensors whose elements contradict their dimensions; initializers of equal
-/// names; external data outside the model's folder. The message starts with the path.
+/// A file that cannot be read or is no ONNX model; tensors whose elements contradict their dimensions; initializers of
+/// equal names; external data outside the model's folder. The message starts with the path.
 pub fn read(path: &Path) -> Result<ModelProto> {
     read_with_source(path).map(|(model, _)| model)
 }
 
-/// Reads a model file as [`read`] does, and keeps its bytes, which the model's weights share: for [`WriteOptions::source`].
+/// Reads a model file as [`read`] does, and keeps its bytes, which the model's weights share: for
+/// [`WriteOptions::source`].
 ///
 /// # Errors
 /// As [`read`].
@@ -77,8 +79,8 @@ pub fn read_whole(path: &Path) -> Result<Bytes> {
     found.context("it is larger than 2 GB, the limit of protobuf: its weights belong into external data")
 }
 
-/// A file's bytes; `None` for one of more than `limit`, of which nothing is kept. Devices and pipes, which tell no size and may
-/// never end, are held to protobuf's limit as well.
+/// A file's bytes; `None` for one of more than `limit`, of which nothing is kept. Devices and pipes, which tell no size
+/// and may never end, are held to protobuf's limit as well.
 ///
 /// # Errors
 /// The file cannot be read, or there is no memory for it.
@@ -144,12 +146,13 @@ pub(crate) fn plain(error: std::io::Error) -> anyhow::Error {
 /// How [`write()`] writes.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteOptions<'a> {
-    /// The bytes of the file that the model was read from. What the model has in common with it is written as there, byte for byte,
-    /// and fields of a newer version of the format, of which nothing is known here, stay.
+    /// The bytes of the file that the model was read from. What the model has in common with it is written as there,
+    /// byte for byte, and fields of a newer version of the format, of which nothing is known here, stay.
     pub source: Option<&'a Bytes>,
     /// Whether an existing file is replaced.
     pub force: bool,
-    /// The size in bytes above which initializers go into an external data file. At most, and by default, protobuf's own.
+    /// The size in bytes above which initializers go into an external data file. At most, and by default, protobuf's
+    /// own.
     pub limit: u64,
 }
 
@@ -161,12 +164,12 @@ impl Default for WriteOptions<'_> {
 
 /// Writes a model file: beside its place first, then renamed, so that a failure leaves nothing behind.
 ///
-/// A model above the limit gets a second file, `<file name>.data`, with the elements of its initializers. Devices and pipes
-/// are written to directly.
+/// A model above the limit gets a second file, `<file name>.data`, with the elements of its initializers. Devices and
+/// pipes are written to directly.
 ///
 /// # Errors
-/// An existing file without `force`; a folder that is not there; references to external data in the very files to be written;
-/// a model that is too large even without its initializers.
+/// An existing file without `force`; a folder that is not there; references to external data in the very files to be
+/// written; a model that is too large even without its initializers.
 pub fn write(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Result<()> {
     ensure_writable(path, options.force)?;
     write_files(model, path, options).with_context(|| path.display().to_string())
