@@ -7,8 +7,8 @@ use onnx_gradients::internals;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The source files with their lines, without comments and test modules.
-fn source() -> Vec<(String, Vec<String>)> {
+/// The source files with their text.
+fn files() -> Vec<(String, String)> {
     fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -19,13 +19,18 @@ fn source() -> Vec<(String, Vec<String>)> {
     let mut files = Vec::new();
     collect(&root, &mut files);
     files.sort();
-    let read = |path: &PathBuf| {
-        let text = std::fs::read_to_string(path).unwrap();
+    let name = |path: &PathBuf| path.strip_prefix(&root).unwrap().display().to_string();
+    files.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// The source files with their lines, without comments and test modules.
+fn source() -> Vec<(String, Vec<String>)> {
+    let code = |text: &str| {
         let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-        let lines = code.lines().map(|l| l.split("//").next().unwrap_or_default().to_owned());
-        (path.strip_prefix(&root).unwrap().display().to_string(), lines.collect())
+        code.lines().map(|l| l.split("//").next().unwrap_or_default().to_owned()).collect()
     };
-    files.iter().map(read).filter(|(name, _)| !name.ends_with("tests.rs")).collect()
+    let own = files().into_iter().filter(|(name, _)| !name.ends_with("tests.rs"));
+    own.map(|(name, text)| (name, code(&text))).collect()
 }
 
 /// Lines that hold one of the words, outside the files and folders where they may be.
@@ -120,4 +125,14 @@ fn protobuf_is_walked_in_one_place() {
         "onnx/node.rs has the bodies of nodes and the values of constants:\n{}",
         found.join("\n")
     );
+}
+
+#[test]
+fn comments_fit_into_their_lines() {
+    let mut found = Vec::new();
+    for (name, text) in files() {
+        let long = |line: &str| line.trim_start().starts_with("//") && line.chars().count() > 120;
+        found.extend(text.lines().enumerate().filter(|(_, l)| long(l)).map(|(n, l)| format!("{name}:{}: {l}", n + 1)));
+    }
+    assert!(found.is_empty(), "comments are at most 120 columns wide:\n{}", found.join("\n"));
 }
