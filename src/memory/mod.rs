@@ -13,7 +13,7 @@ mod sizes;
 
 pub use ledger::Ledger;
 pub use recompute::{Budget, Limit, Recomputed, Report};
-pub use sizes::Sizes;
+pub use sizes::{MOST, Sizes};
 
 use crate::expr::Builder;
 use crate::graph::write::Step;

@@ -11,8 +11,7 @@
 
 use super::flow::{ENDLESS, Network, Vertex};
 use super::ledger::{self, Ledger, Numbers};
-use super::sizes::MOST;
-use super::{Sizes, order};
+use super::{MOST, Sizes, order};
 use crate::error::Error;
 use crate::expr::{Builder, Zeros};
 use crate::graph::write::Step;

@@ -1,6 +1,7 @@
 //! What a step of training holds in memory at its peak: an estimate from the sizes of tensors.
 
 use crate::graph::{Dim, Graph, IdMap, IdSet, Loaded, ValueId};
+use crate::memory::MOST;
 use crate::onnx::proto::{tensor_shape_proto::dimension::Value as Size, type_proto::Value as Type};
 use crate::onnx::{ElementType, ModelProto};
 use crate::training::OPTIMIZERS;
@@ -59,7 +60,8 @@ pub fn memory(
         forward: peak(graph, &counted, &[]),
         ..Memory::default()
     };
-    let elements: u64 = weights.iter().filter_map(|&v| graph.fact(v).element_count()).map(|n| n.max(0) as u64).sum();
+    let elements = weights.iter().filter_map(|&v| graph.fact(v).element_count()).map(|n| (n.max(0) as u64).min(MOST));
+    let elements: u64 = elements.sum();
     // What is kept of weights of half precision is kept in float32 as well.
     let kept = OPTIMIZERS.iter().filter(|o| matches!(o.name, "momentum" | "adamw"));
     found.optimizers = kept.map(|o| (o.name, elements * o.states.len() as u64 * 4)).collect();
@@ -116,7 +118,7 @@ impl Sizes<'_> {
         if elements.is_none() {
             self.unknown.set(self.unknown.get() + 1);
         }
-        elements.unwrap_or(0).saturating_mul(bits as u64).div_ceil(8)
+        elements.unwrap_or(0).saturating_mul(bits as u64).div_ceil(8).min(MOST)
     }
 }
 
