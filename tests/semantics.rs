@@ -369,6 +369,17 @@ fn only_gradients_drops_what_only_the_outputs_need() {
 }
 
 #[test]
+fn outputs_that_are_dropped_stay_declared_where_gradients_need_them() {
+    // Only the declaration says the rank of s, and the gradient is made of s.
+    let graph = "g (float[N,1,3] a) => (float[N,3] s) { t = Squeeze(a) s = Exp(t) }";
+    let mut output = Gradients::new(["s"], ["a"]).build(&model(graph)).unwrap();
+    let before = output.model.proto.graph.as_ref().unwrap().output[0].clone();
+    output.drop_model_outputs();
+    let left = output.model.proto.graph.as_ref().unwrap();
+    assert_eq!(left.value_info.iter().filter(|v| v.name() == "s").collect::<Vec<_>>(), [&before]);
+}
+
+#[test]
 fn unknown_names_come_all_at_once_with_suggestions() {
     let message = error(EXAMPLE, &Gradients::new(["yy", "y"], ["aa", "zzz"]).stop(["bb"]));
     for part in

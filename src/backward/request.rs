@@ -96,9 +96,8 @@ impl Output {
     pub fn drop_model_outputs(&mut self) {
         let kept: HashSet<&str> = self.gradients.iter().filter_map(|g| g.name.as_deref()).collect();
         if let Some(graph) = &mut self.model.proto.graph {
-            graph.output.retain(|o| kept.contains(o.name()));
+            graph.keep_outputs(|name| kept.contains(name));
         }
-        self.model.proto.prune();
     }
 }
 

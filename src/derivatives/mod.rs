@@ -68,9 +68,8 @@ impl Derived {
     /// Drops the model's own outputs, with what only they need.
     pub fn drop_model_outputs(&mut self) {
         if let Some(graph) = &mut self.model.proto.graph {
-            graph.output.retain(|o| self.own.contains(o.name()));
+            graph.keep_outputs(|name| self.own.contains(name));
         }
-        self.model.proto.prune();
     }
 }
 

@@ -165,6 +165,17 @@ impl GraphProto {
         self.node.retain(|n| !n.output.iter().any(|o| names.contains(o.as_str())));
     }
 
+    /// Drops outputs, and what only they need. What others need is still declared as it was.
+    pub(crate) fn keep_outputs(&mut self, kept: impl Fn(&str) -> bool) {
+        let (kept, dropped): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.output).into_iter().partition(|o| kept(o.name()));
+        self.output = kept;
+        let names: HashSet<&str> = dropped.iter().map(|o| o.name()).collect();
+        self.value_info.retain(|v| !names.contains(v.name()));
+        self.value_info.extend(dropped);
+        self.prune();
+    }
+
     /// Drops the nodes, initializers, inputs and declarations that no output needs.
     pub(crate) fn prune(&mut self) {
         let mut needed: HashSet<String> = self.output.iter().map(|o| o.name().to_owned()).collect();
