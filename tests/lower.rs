@@ -298,3 +298,17 @@ mod numbers {
         assert_eq!(found, [[5.0], [5.0], [1.0]]);
     }
 }
+
+#[test]
+fn a_function_that_cannot_take_a_gradient_is_an_error() {
+    let text = r#"<ir_version: 8, opset_import: ["": 17, "ai.onnx.preview.training": 1, "m": 1]>
+        g (float[2,3] x) => (z) {
+            y = Mul(x, x)
+            dx = ai.onnx.preview.training.Gradient<xs = ["x"], y = "y">(x)
+            z = m.F(dx, x)
+        }
+        <domain: "m", opset_import: ["": 17]> F (a, b) => (c) { c = MatMul(a, b) }"#;
+    let error = Model::from(text::parse(text).unwrap()).lower_gradients().unwrap_err();
+    let message = format!("{error:#}");
+    assert!(message.contains("a function of the model cannot take what a Gradient node computes"), "{message}");
+}

@@ -20,7 +20,7 @@ use crate::graph::{Graph, IdMap, IdSet, NodeId, ValueId};
 use crate::model::Model;
 use crate::onnx::{ModelProto, NodeProto, attribute, nearest};
 use crate::record::Gradient;
-use crate::rules::OPERATORS;
+use crate::rules::{self, OPERATORS};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -100,6 +100,10 @@ impl Model {
         warnings.extend(demanded.into_iter().map(demand));
         if !nodes.is_empty() && !uses_domain(&model.proto) {
             model.proto.opset_import.retain(|o| !DOMAINS.contains(&o.domain()));
+        }
+        // Calls of functions stay as they are and were not looked into: what they take has had no known shape until now.
+        if !nodes.is_empty() && !model.proto.functions.is_empty() {
+            rules::load(&model.proto).context("a function of the model cannot take what a Gradient node computes")?;
         }
         Ok(Lowered { model, nodes, nodes_added, warnings })
     }
