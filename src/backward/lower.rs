@@ -101,7 +101,7 @@ impl Model {
         if !nodes.is_empty() && !uses_domain(&model.proto) {
             model.proto.opset_import.retain(|o| !DOMAINS.contains(&o.domain()));
         }
-        // Calls of functions stay as they are and were not looked into: what they take has had no known shape until now.
+        // Calls of functions stay as they are and were not looked into: what they take had no known shape until now.
         if !nodes.is_empty() && !model.proto.functions.is_empty() {
             rules::load(&model.proto).context("a function of the model cannot take what a Gradient node computes")?;
         }
