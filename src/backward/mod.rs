@@ -325,7 +325,7 @@ impl<'g> Differentiate<'g> for Pass<'g> {
 pub fn support(graph: &Graph, id: NodeId) -> String {
     let node = graph.node(id);
     let floats = node.outputs.iter().flatten().any(|&o| graph.fact(o).may_carry_gradient());
-    match rules::find(&node.domain, &node.op_type, graph.opset(&node.domain)) {
+    match rules::row(graph, node) {
         Some(rule) if rule.integers == Integers::Rounded && !floats => {
             format!("straight-through only: {}", rule.formula)
         }

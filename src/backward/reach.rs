@@ -39,7 +39,7 @@ impl<'g> Pass<'g> {
         let graph = self.builder.graph();
         let node = graph.node(id);
         let own = || self.own_rules.iter().find(|r| r.op == &*node.op_type && r.domain == &*node.domain);
-        let row = || own().or_else(|| rules::find(&node.domain, &node.op_type, graph.opset(&node.domain)));
+        let row = || own().or_else(|| rules::row(&graph, node));
         let known = match self.own_function(node) {
             Some(function) => Known::Function(function),
             None => row().map_or(Known::Nothing, Known::Row),

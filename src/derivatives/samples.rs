@@ -12,8 +12,8 @@ use super::per_sample::{Kept, clipping, norm};
 use super::workspace::Workspace;
 use crate::expr::Expr;
 use crate::graph::{Dim, Graph, IdMap, IdSet, Node, NodeId, ValueId};
+use crate::rules;
 use crate::rules::properties::{Apart, Moves, Random, Rows};
-use crate::rules::{self, Rule};
 use anyhow::Result;
 use std::cell::RefCell;
 
@@ -67,7 +67,7 @@ impl Places<'_> {
 
     /// The axis of a node's output along which each place follows from the same place of its inputs.
     fn of_output(&self, node: &Node) -> Option<usize> {
-        let rule = row(self.graph, node)?;
+        let rule = rules::row(self.graph, node)?;
         let plain = node.bodies.is_empty() && !node.stop && matches!(rule.random, Random::Never);
         let [Some(z)] = node.outputs[..] else { return None };
         let inputs: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
@@ -121,10 +121,6 @@ impl Places<'_> {
         let all = broadcast.map(|(_, v)| fits(v)).all(|fits| fits == Some(true));
         (all && sizes.get(axis) == Some(&self.count)).then_some(axis)
     }
-}
-
-fn row(graph: &Graph, node: &Node) -> Option<&'static Rule> {
-    rules::find(&node.domain, &node.op_type, graph.opset(&node.domain))
 }
 
 impl<'g> Together<'g> {
@@ -259,7 +255,7 @@ fn one_use<'g>(
     let node = places.graph.node(id);
     let z = (*node.outputs.first()?)?;
     let axis = (*places.axes.get(&z)?)?;
-    let rule = row(places.graph, node)?;
+    let rule = rules::row(places.graph, node)?;
     let how = match (rule.apart, input) {
         (Apart::Rows(rows), 1) => {
             let rows = rows(node)?;

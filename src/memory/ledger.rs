@@ -130,7 +130,7 @@ pub fn peak<'a>(
 pub fn is_view(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
     let Some(&Some(source)) = node.inputs.first() else { return false };
-    let rule = rules::find(&node.domain, &node.op_type, graph.opset(&node.domain));
+    let rule = rules::row(graph, node);
     let same = |&o: &ValueId| graph.fact(o).element == graph.fact(source).element;
     rule.is_some_and(|r| r.moves == Moves::InOrder)
         && node.outputs.len() == 1
@@ -140,7 +140,7 @@ pub fn is_view(graph: &Graph, id: NodeId) -> bool {
 /// Whether a node, or one of its bodies, may draw random numbers: computed again, it draws others.
 pub fn is_random(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
-    let rule = rules::find(&node.domain, &node.op_type, graph.opset(&node.domain));
+    let rule = rules::row(graph, node);
     let drawn = match rule.map_or(Random::Never, |r| r.random) {
         Random::Never => false,
         Random::Always => true,

@@ -209,10 +209,7 @@ impl Net {
             entry.writes.iter().for_each(|&t| maker[t as usize] = n as u32);
         }
         let forward = maker.iter().take_while(|&&n| (n as usize) < first).count() as u32;
-        let row = |id: NodeId| {
-            let node = graph.node(id);
-            rules::find(&node.domain, &node.op_type, graph.opset(&node.domain))
-        };
+        let row = |id: NodeId| rules::row(graph, graph.node(id));
         let heavy: Vec<bool> = nodes.iter().map(|&id| row(id).is_some_and(|rule| rule.layer)).collect();
         let bytes = |v: &ValueId| sizes.bytes(*v);
         let costs = nodes.iter().zip(&heavy).map(|(&id, &heavy)| {

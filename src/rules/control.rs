@@ -2,7 +2,7 @@
 
 use super::Slot::*;
 use super::properties::Random;
-use super::{Call, Cotangents, Rule, find, rule};
+use super::{Call, Cotangents, Rule, row, rule};
 use crate::expr::Expr;
 use crate::graph::{Bodies, Graph, Scalar, ScopeId, ValueId};
 use anyhow::{Result, ensure};
@@ -98,7 +98,7 @@ pub fn repeatable(c: &Call<'_>, scope: ScopeId) -> Result<()> {
 fn random_node(graph: &Graph, scope: ScopeId) -> Option<String> {
     graph.scope(scope).nodes.iter().find_map(|&id| {
         let node = graph.node(id);
-        let rule = find(&node.domain, &node.op_type, graph.opset(&node.domain));
+        let rule = row(graph, node);
         let draws = match rule.map_or(Random::Never, |r| r.random) {
             Random::Never => false,
             Random::Always => true,

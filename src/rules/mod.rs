@@ -44,7 +44,7 @@ pub(crate) use call::{Differentiate, Replay};
 pub use properties::Moves;
 
 use crate::expr::{Expr, View};
-use crate::graph::{self, Bodies, Linear, Loaded, Operators, Poles};
+use crate::graph::{self, Bodies, Graph, Linear, Loaded, Node, Operators, Poles};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
 use facts::Facts;
@@ -388,6 +388,11 @@ static TABLE: LazyLock<FxHashMap<(&str, &str), Vec<&'static Rule>>> = LazyLock::
 /// The row for an operator at a version of its domain.
 pub fn find(domain: &str, op: &str, version: i64) -> Option<&'static Rule> {
     TABLE.get(&(domain, op))?.iter().find(|r| (r.since..=r.until).contains(&version)).copied()
+}
+
+/// The row for a node's operator, at the version that its model imports.
+pub fn row(graph: &Graph, node: &Node) -> Option<&'static Rule> {
+    find(&node.domain, &node.op_type, graph.opset(&node.domain))
 }
 
 /// The row for the newest version of an operator: for what does not change from version to version.

@@ -52,7 +52,7 @@ impl Flow {
         let mut live: IdSet<ValueId> = xs.iter().copied().filter(floats).collect();
         for &id in nodes {
             let node = graph.node(id);
-            let row = row(graph, node);
+            let row = rules::row(graph, node);
             let outputs = || node.outputs.iter().flatten().copied();
             // A shape does not depend on the elements.
             let reads = row.is_none_or(|r| !r.shapes_only);
@@ -76,7 +76,7 @@ impl Flow {
             if !node.outputs.iter().flatten().any(|o| reached.contains(o)) {
                 continue;
             }
-            let row = row(graph, node);
+            let row = rules::row(graph, node);
             let entered: Vec<ValueId> =
                 if node.stop { vec![] } else { entering(graph, id, node, row, &live).collect() };
             let stops = flow.stops_at(graph, id, node, row, &entered, &depends);
@@ -154,11 +154,6 @@ impl Flow {
         }
         found
     }
-}
-
-/// The row of a node's operator.
-pub(super) fn row(graph: &Graph, node: &Node) -> Option<&'static Rule> {
-    rules::find(&node.domain, &node.op_type, graph.opset(&node.domain))
 }
 
 /// What a node takes: its inputs, and what its bodies use from outside.

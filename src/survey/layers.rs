@@ -1,7 +1,8 @@
 //! A model in pieces that one can look at: each layer with what follows it, in the order in which they are computed.
 
-use super::flow::{Flow, State, row, taken};
+use super::flow::{Flow, State, taken};
 use crate::graph::{Graph, IdMap, IdSet, NodeId, ValueId};
+use crate::rules;
 use std::collections::BTreeMap;
 
 /// Nodes that belong together: one that has weights and is the main operator of a layer, and what follows it.
@@ -47,7 +48,7 @@ pub fn layers(graph: &Graph, flow: &Flow, single: usize, most: usize) -> Layers 
         if constant && !outer {
             continue;
         }
-        let weights = row(graph, node).filter(|r| r.layer).map(|r| r.weights).unwrap_or_default();
+        let weights = rules::row(graph, node).filter(|r| r.layer).map(|r| r.weights).unwrap_or_default();
         let begins = weights.iter().any(|&i| node.inputs.get(i).copied().flatten().is_some_and(|v| held.contains(&v)));
         let behind = taken(graph, id, node).filter_map(|v| graph.producer(v)).filter_map(|(p, _)| of.get(&p)).max();
         let behind = behind.copied().unwrap_or(0);

@@ -292,10 +292,7 @@ impl Trainable {
     /// What the report says of rounding between the weights and the loss.
     fn rounding(&self, loaded: &Loaded, chosen: &[Weight], ys: &[ValueId]) -> Option<String> {
         let weights: Vec<ValueId> = chosen.iter().filter_map(|w| loaded.names.get(w.name.as_str()).copied()).collect();
-        let rounds = |node: &Node| {
-            let rule = rules::find(&node.domain, &node.op_type, loaded.graph.opset(&node.domain));
-            rule.is_some_and(|r| r.integers == Integers::Rounded)
-        };
+        let rounds = |node: &Node| rules::row(&loaded.graph, node).is_some_and(|r| r.integers == Integers::Rounded);
         let found = Selection::new(loaded).between(&weights, ys, &rounds);
         let mut found: Vec<String> = found.iter().map(|name| name.to_string()).collect();
         found.sort_unstable();

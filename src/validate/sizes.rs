@@ -293,7 +293,7 @@ fn equalities(graph: &Graph) -> Vec<(Dim, Dim)> {
 fn equal_in(graph: &Graph, id: NodeId, equal: &mut Vec<(Dim, Dim)>) {
     let node = graph.node(id);
     let shape = |i: usize| graph.fact(node.inputs.get(i).copied().flatten()?).shape.clone();
-    let Some(rule) = rules::find(&node.domain, &node.op_type, graph.opset(&node.domain)) else { return };
+    let Some(rule) = rules::row(graph, node) else { return };
     let shapes: Vec<Option<Shape>> = (0..node.inputs.len()).map(shape).collect();
     let shapes: Vec<Option<&[Dim]>> = shapes.iter().map(Option::as_deref).collect();
     let broadcasts = |s: &Slot| matches!(s, Slot::Binary(_) | Slot::Broadcast(_) | Slot::EachBroadcast(_));

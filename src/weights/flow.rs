@@ -141,8 +141,7 @@ impl<'a> Flow<'a> {
         nodes.sort_unstable();
         let mut rows = vec![None; graph.node_count()];
         for &id in &nodes {
-            let node = graph.node(id);
-            rows[id.number()] = rules::find(&node.domain, &node.op_type, graph.opset(&node.domain));
+            rows[id.number()] = rules::row(graph, graph.node(id));
         }
         let mut flow = Flow {
             graph,

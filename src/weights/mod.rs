@@ -15,7 +15,7 @@ pub use quantized::{Grid, Quantized};
 use crate::graph::{Graph, IdSet, Loaded, ValueId};
 use crate::onnx::{ElementType, ModelProto, NodeProto, TensorProto, attribute};
 use crate::record::Record;
-use crate::rules::{find, properties::Apart};
+use crate::rules::{self, properties::Apart};
 use flow::{Flow, Operand, Use};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -400,7 +400,7 @@ impl Asks<'_> {
     fn product(&self, (node, i): Operand) -> Option<Product> {
         let node = Some(self.graph.node(node)).filter(|_| i < 2)?;
         let transposes = attribute::get_int(&node.attributes, if i == 0 { "transA" } else { "transB" });
-        let rule = find(&node.domain, &node.op_type, self.graph.opset(&node.domain));
+        let rule = rules::row(self.graph, node);
         let form = match rule {
             Some(rule) if rule.convolves => Form::Kernel,
             Some(rule) if matches!(rule.apart, Apart::Rows(_)) => Form::Matrix,
