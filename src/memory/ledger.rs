@@ -113,6 +113,16 @@ pub fn peak<'a>(
 ) -> (u64, usize) {
     let mut left = vec![0u32; bytes.len()];
     entries.clone().flat_map(|(reads, _)| reads).for_each(|&t| left[t as usize] += 1);
+    peak_before(entries, left, bytes, stays)
+}
+
+/// As [`peak`], where others run after these nodes: `left` says how many nodes take each tensor, these and the others.
+pub fn peak_before<'a>(
+    entries: impl Iterator<Item = (&'a Numbers, &'a Numbers)>,
+    mut left: Vec<u32>,
+    bytes: &[u64],
+    stays: &[bool],
+) -> (u64, usize) {
     let (mut held, mut most, mut place) = (0u64, 0u64, 0);
     for (i, (reads, writes)) in entries.enumerate() {
         held += writes.iter().map(|&t| bytes[t as usize]).sum::<u64>();

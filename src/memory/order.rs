@@ -7,7 +7,7 @@
 //! nodes were written, and each output with what it needs; the best one is taken, and what was written first where it
 //! makes no difference.
 
-use super::{Ledger, Sizes};
+use super::{Ledger, Sizes, ledger};
 use crate::graph::write::Step;
 use crate::graph::{Graph, NodeId, ValueId};
 use std::cmp::Reverse;
@@ -75,14 +75,9 @@ pub fn least(ledger: &Ledger, first: usize) -> Vec<u32> {
 impl Ledger {
     /// What is held at least, in whatever order the nodes from `first` on run.
     fn floor(&self, first: usize) -> u64 {
-        let (mut left, mut held, mut most) = (self.readers(0..self.entries.len() as u32), 0u64, 0u64);
-        for entry in &self.entries[..first] {
-            held += entry.writes.iter().map(|&t| self.bytes[t as usize]).sum::<u64>();
-            most = most.max(held);
-            entry.reads.iter().for_each(|&t| left[t as usize] -= 1);
-            let ended = |&&t: &&u32| left[t as usize] == 0 && !self.stays[t as usize];
-            held -= entry.reads.iter().chain(&entry.writes).filter(ended).map(|&t| self.bytes[t as usize]).sum::<u64>();
-        }
+        let before = self.entries[..first].iter().map(|e| (&e.reads, &e.writes));
+        let readers = self.readers(0..self.entries.len() as u32);
+        let (most, _) = ledger::peak_before(before, readers, &self.bytes, &self.stays);
         most.max(self.bytes.iter().zip(&self.stays).filter(|(_, stays)| **stays).map(|(bytes, _)| bytes).sum())
     }
 }
