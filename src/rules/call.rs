@@ -338,7 +338,7 @@ impl<'g> Call<'g> {
         self.x().axis(self.int("axis", default))
     }
 
-    /// A list of integers that is an attribute in old opsets and an input in new ones; `None` where it is left out.
+    /// A list of integers that is an attribute in old versions and an input in new ones; `None` where it is left out.
     ///
     /// # Errors
     /// It is computed at run time, where the formula needs to know it.
@@ -352,12 +352,12 @@ impl<'g> Call<'g> {
         }
     }
 
-    /// A list of integers, known or computed, that is an attribute in old opsets and an input in new ones.
+    /// A list of integers, known or computed, that is an attribute in old versions and an input in new ones.
     pub fn list_at(&self, input: usize, name: &str) -> Option<Expr<'g>> {
         self.opt(input).or_else(|| self.ints(name).map(|values| self.builder().ints(&values)))
     }
 
-    /// A number that is an attribute in old opsets and an input in new ones, in the element type of `like`.
+    /// A number that is an attribute in old versions and an input in new ones, in the element type of `like`.
     pub fn number_at(&self, input: usize, name: &str, like: Expr<'g>) -> Option<Expr<'g>> {
         self.opt(input).or_else(|| self.opt_float(name).map(|v| like.like(v)))
     }

@@ -117,7 +117,7 @@ pub enum Integers {
     Rounded,
 }
 
-/// What the inputs of an operator get, at the opsets from `since` to `until`.
+/// What the inputs of an operator get, from version `since` of its domain to `until`.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Rule {

@@ -62,7 +62,7 @@ fn loop_outputs(c: &Known, inputs: usize, body: &[&Fact]) -> Vec<Fact> {
 
 /// How the inputs of a Scan's node, or of its body, lie.
 struct Layout {
-    /// Inputs of the node before the states: 1 at opset 8, whose first input is `sequence_lens`.
+    /// Inputs of the node before the states: 1 in version 8, whose first input is `sequence_lens`.
     skipped: usize,
     states: usize,
     scanned: usize,
@@ -89,7 +89,7 @@ fn scan_axis(attributes: &[AttributeProto], name: &str, i: usize, rank: usize) -
 
 fn scan_inputs(c: &Known, _declared: &[Fact]) -> Vec<Fact> {
     let layout = Layout::of_node(c.op, c.inputs.len());
-    // At opset 8 every input has an axis for the batch, and what is scanned an axis for the steps behind it.
+    // In version 8 every input has an axis for the batch, and what is scanned an axis for the steps behind it.
     let part = |i: usize, shape: Shape| match (c.op.version < 9, i.checked_sub(layout.states)) {
         (true, scanned) => shape.get(if scanned.is_some() { 2 } else { 1 }..).map(Shape::from),
         (false, None) => Some(shape),
