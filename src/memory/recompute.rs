@@ -107,8 +107,8 @@ type Plan = Vec<Vec<u32>>;
 /// What a plan comes to.
 struct Outcome {
     plan: Plan,
-    windows: usize,
-    growing: bool,
+    /// The places of the new nodes at which its windows begin.
+    begins: Rc<[usize]>,
     peak: u64,
     cost: u64,
 }
@@ -282,20 +282,20 @@ impl Net {
             }
         };
         let every = if self.nodes.len() > LARGE { 3 } else { 1 };
-        consider(self.outcome(Vec::new(), 1, false));
+        consider(self.outcome(Vec::new(), &[0].into()));
         for &windows in WINDOWS.iter().step_by(every) {
             for growing in [false, true].into_iter().take(if windows > 2 { 2 } else { 1 }) {
+                let begins: Rc<[usize]> = self.windows(windows, growing).into();
                 for &price in PRICES.iter().step_by(every) {
-                    let plan = self.plan(windows, growing, price);
-                    consider(self.outcome(plan, windows, growing));
+                    consider(self.outcome(self.plan(&begins, price), &begins));
                 }
             }
         }
         (best, least)
     }
 
-    fn outcome(&self, plan: Plan, windows: usize, growing: bool) -> Outcome {
-        let (actions, _) = self.actions(&plan, windows, growing);
+    fn outcome(&self, plan: Plan, begins: &Rc<[usize]>) -> Outcome {
+        let (actions, _) = self.actions(&plan, begins);
         let cost = |action: &Action| match *action {
             Action::Own(_) => 0,
             Action::Again { node, delayed: None } => self.cost[node as usize],
@@ -305,7 +305,7 @@ impl Net {
             }
         };
         let cost = actions.iter().map(cost).sum();
-        Outcome { peak: self.held(&actions), plan, windows, growing, cost }
+        Outcome { peak: self.held(&actions), plan, begins: begins.clone(), cost }
     }
 
     /// The places of the new nodes at which windows begin, so that each one asks for as many bytes for the first time;
@@ -332,8 +332,7 @@ impl Net {
         begins
     }
 
-    fn plan(&self, windows: usize, growing: bool, price: f64) -> Plan {
-        let begins = self.windows(windows, growing);
+    fn plan(&self, begins: &[usize], price: f64) -> Plan {
         let mut kept: Vec<bool> = self.ledger.stays[..self.forward as usize].to_vec();
         let mut seen = vec![usize::MAX; self.forward as usize];
         let mut scratch = Scratch::new(self);
@@ -413,8 +412,7 @@ impl Net {
     }
 
     /// What is done in which order, and at which action each window begins.
-    fn actions(&self, plan: &Plan, windows: usize, growing: bool) -> (Vec<Action>, Vec<usize>) {
-        let begins = self.windows(windows, growing);
+    fn actions(&self, plan: &Plan, begins: &[usize]) -> (Vec<Action>, Vec<usize>) {
         let mut actions = Vec::with_capacity(self.nodes.len());
         let mut starts = Vec::new();
         // For each forward node the window in which it is computed again, and in which it has been.
@@ -496,7 +494,7 @@ impl Net {
 
     /// Writes the nodes of a plan.
     fn write(&self, builder: &Builder, outcome: &Outcome) -> Result<Vec<Step>> {
-        let (actions, starts) = self.actions(&outcome.plan, outcome.windows, outcome.growing);
+        let (actions, starts) = self.actions(&outcome.plan, &outcome.begins);
         let mut steps: Vec<Step> = Vec::with_capacity(actions.len());
         let mut zeros = Zeros::default();
         for (w, &start) in starts.iter().enumerate() {
