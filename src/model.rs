@@ -6,7 +6,7 @@ use crate::onnx::proto::TensorShapeProto;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
 use crate::onnx::proto::type_proto::{self, Value};
 use crate::onnx::{
-    ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, nearest, note_given, text,
+    ElementType, GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, did_you_mean, note_given, text,
 };
 use crate::rules;
 use anyhow::{Result, bail, ensure};
@@ -148,8 +148,8 @@ impl Model {
             }
             let element = elements.get(name).map(|&e| e as i32);
             if !self.proto.graph.iter_mut().any(|g| declare_computed(g, name, element, &shape)) {
-                let near = nearest(name, elements.keys().copied()).map(|n| format!("; did you mean '{n}'?"));
-                unknown.push((name, format!("--shape: the model has no '{name}'{}", near.unwrap_or_default())));
+                let hint = did_you_mean(name, elements.keys().copied());
+                unknown.push((name, format!("--shape: the model has no '{name}'{hint}")));
             }
         }
         let Some((first, _)) = unknown.first() else { return Ok(()) };

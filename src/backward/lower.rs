@@ -18,7 +18,7 @@ use crate::expr::rewrite::{Here, Named, Rewrite, Rewritten};
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, IdMap, IdSet, NodeId, ValueId};
 use crate::model::Model;
-use crate::onnx::{ModelProto, NodeProto, attribute, nearest};
+use crate::onnx::{ModelProto, NodeProto, attribute, did_you_mean};
 use crate::record::Gradient;
 use crate::rules::{self, OPERATORS};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -147,10 +147,8 @@ struct Asked {
 fn asked(here: &Here<'_>, node: &NodeProto, y: &str, xs: &[&str], zs: &[&str]) -> Result<Asked> {
     let graph = here.builder().graph();
     let find = |what: &str, name: &str| {
-        here.tensor(name).map(Expr::id).map_err(|_| match nearest(name, here.names()) {
-            Some(near) => anyhow!("{what}: no tensor is called '{name}'; did you mean '{near}'?"),
-            None => anyhow!("{what}: no tensor is called '{name}'"),
-        })
+        let hint = || did_you_mean(name, here.names());
+        here.tensor(name).map(Expr::id).map_err(|_| anyhow!("{what}: no tensor is called '{name}'{}", hint()))
     };
     ensure!(!xs.is_empty(), "attribute 'xs' names no tensors");
     let count = xs.len() + zs.len();

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::graph::{Graph, IdSet, Loaded, Node, NodeId, ValueId};
-use crate::onnx::nearest;
+use crate::onnx::{did_you_mean, nearest};
 use anyhow::Result;
 use std::collections::HashSet;
 use std::rc::Rc;
@@ -153,10 +153,8 @@ impl<'a> Selection<'a> {
         if name.contains(['*', '?']) {
             return format!("no tensor matches '{name}'");
         }
-        match nearest(name, self.loaded.names.keys().map(|n| &**n)) {
-            Some(near) => format!("no tensor is called '{name}'; did you mean '{near}'?"),
-            None => format!("no tensor is called '{name}'"),
-        }
+        let hint = did_you_mean(name, self.loaded.names.keys().map(|n| &**n));
+        format!("no tensor is called '{name}'{hint}")
     }
 }
 

@@ -2,19 +2,19 @@
 
 use super::console::{self, Stream};
 use super::one_line;
-use super::options::pair;
+use super::options::{known, pair};
 use super::shapes::ShapeArgs;
 use super::table::Table;
 use crate::Error;
 use crate::Model;
 use crate::backward::Selection;
 use crate::derivatives::{Evidence, evidence};
-use crate::onnx::nearest;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
 use crate::onnx::proto::{TensorShapeProto, type_proto::Value};
 use crate::onnx::{TensorProto, TypeProto, npy, text};
 use crate::record::{Gradient, Record, SeedOf};
 use crate::rules;
+use crate::survey;
 use crate::validate::{Engine, Options, Status, Validation, validate};
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::RangedU64ValueParser;
@@ -342,32 +342,9 @@ fn fits(tensor: &TensorProto, r#type: &TypeProto) -> bool {
 
 /// The sizes that are given for symbols of graph inputs.
 fn dims(args: &EngineArgs, model: &Model) -> Result<BTreeMap<String, i64>> {
-    let types = model.proto.graph.iter().flat_map(|g| &g.input).filter_map(|i| i.r#type.as_ref()?.value.as_ref());
-    let shapes = types.filter_map(|t| if let Value::TensorType(t) = t { t.shape.as_ref() } else { None });
-    let symbols = shapes.flat_map(|s| &s.dim).filter_map(|d| match &d.value {
-        Some(Dim::DimParam(symbol)) => Some(symbol.as_str()),
-        _ => None,
-    });
-    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols)?;
+    let symbols = survey::symbols(&model.proto);
+    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols.iter().map(String::as_str))?;
     Ok(args.dim.iter().cloned().collect())
-}
-
-/// Fails for names that the model does not have: they would change nothing.
-fn known<'a>(
-    option: &str,
-    given: impl IntoIterator<Item = &'a String>,
-    names: impl Iterator<Item = &'a str>,
-) -> Result<()> {
-    let names: BTreeSet<&str> = names.collect();
-    let unknown: Vec<&String> = given.into_iter().filter(|name| !names.contains(name.as_str())).collect();
-    let Some(first) = unknown.first() else { return Ok(()) };
-    let said: Vec<String> = (unknown.iter())
-        .map(|name| match nearest(name, names.iter().copied()) {
-            Some(near) => format!("{option}: the model has no '{name}'; did you mean '{near}'?"),
-            None => format!("{option}: the model has no '{name}'"),
-        })
-        .collect();
-    Err(Error::name(said.join("; ")).with_tensor(first).into())
 }
 
 /// `NAME=LOW..HIGH`.

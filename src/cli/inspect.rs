@@ -4,15 +4,13 @@ mod page;
 
 use super::console::Stream;
 use super::html;
-use super::options::dim;
+use super::options::{dim, known};
 use super::shapes::ShapeArgs;
 use super::table::Table;
 use super::{note, one_line};
 use crate::backward::{Selection, dependencies, support};
-use crate::error::Error;
 use crate::graph::{Fact, Graph, Loaded, ValueId};
 use crate::onnx::inline::inline_functions;
-use crate::onnx::nearest;
 use crate::onnx::{ElementType, ModelProto, canonical_domain, file};
 use crate::rules;
 use crate::survey::{self, Flow, Folded, Memory, Shared, Unused};
@@ -186,15 +184,8 @@ fn look<'a>(args: &Args, model: &'a Model, flat: &'a ModelProto, loaded: &'a Loa
 
 /// The sizes of symbols that are given.
 fn sizes(args: &Args, model: &ModelProto) -> Result<BTreeMap<String, i64>> {
-    let symbols: HashSet<String> = survey::symbols(model).into_iter().collect();
-    for (symbol, _) in &args.dim {
-        if !symbols.contains(symbol) {
-            let near = nearest(symbol, symbols.iter().map(String::as_str));
-            let hint = near.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
-            let error = Error::name(format_args!("--dim: the model has no '{symbol}'{hint}"));
-            return Err(error.with_tensor(symbol).into());
-        }
-    }
+    let symbols = survey::symbols(model);
+    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols.iter().map(String::as_str))?;
     Ok(args.dim.iter().cloned().collect())
 }
 

@@ -105,8 +105,7 @@ impl Workspace {
     /// There is none.
     pub fn tensor(&self, name: &str) -> Result<Expr<'_>> {
         let id = self.names.get(name).with_context(|| {
-            let near = crate::onnx::nearest(name, self.names.keys().map(|n| &**n));
-            let hint = near.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+            let hint = crate::onnx::did_you_mean(name, self.names.keys().map(|n| &**n));
             format!("no tensor is called '{name}'{hint}")
         })?;
         Ok(self.builder.expr(*id))

@@ -70,3 +70,8 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
     let scored = candidates.map(|c| (score(c), c)).filter(|&(score, _)| score > 0.7);
     scored.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1))).map(|(_, c)| c)
 }
+
+/// What a message about an unknown name ends in: `; did you mean 'x'?`, or nothing where no candidate is like it.
+pub(crate) fn did_you_mean<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
+    nearest(name, candidates).map(|near| format!("; did you mean '{near}'?")).unwrap_or_default()
+}

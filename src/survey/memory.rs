@@ -68,7 +68,7 @@ pub fn memory(
     let name = |v: &ValueId| graph.value(*v).name.as_deref().unwrap_or_default().to_owned();
     let named = |list: &[ValueId]| list.iter().map(name).collect::<Vec<_>>();
     if !weights.is_empty() {
-        let built = Gradients::new(named(ys), named(weights)).build(&Model::from(model.clone())).ok();
+        let built = Gradients::new(named(ys), named(weights)).build_onto(Model::from(model.clone())).ok();
         found.backward = built.and_then(|built| {
             let whole = rules::load(&built.model.proto).ok()?;
             let ends: Vec<ValueId> =

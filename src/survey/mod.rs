@@ -1,7 +1,7 @@
 //! What people look for in a model before they differentiate or train it: where gradients flow and where they stop,
 //! which tensors stand for several, what exporters have folded away, and what nobody uses.
 //!
-//! All of it is read from a loaded model and the rows of operators; nothing is built.
+//! All of it is read from a loaded model and the rows of operators; only what a step holds is counted in one that is built.
 
 mod flow;
 mod folded;

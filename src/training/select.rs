@@ -4,7 +4,7 @@ use super::lora::Beside;
 use crate::Error;
 
 use crate::graph::{Loaded, ValueId};
-use crate::onnx::nearest;
+use crate::onnx::did_you_mean;
 use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto};
 use crate::weights::{self, Grid, Kind, Product, Quantized, Source, Tensor, listed};
 use anyhow::{Context, Result, ensure};
@@ -153,8 +153,7 @@ impl Choice {
             for text in patterns {
                 let (pattern, sign) = signed(text, tensors);
                 if !tensors.iter().any(|t| means(pattern, t, tensors)) {
-                    let near = nearest(pattern, tensors.iter().map(|t| t.name.as_str()));
-                    let hint = near.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+                    let hint = did_you_mean(pattern, tensors.iter().map(|t| t.name.as_str()));
                     let what = format_args!("{option} '{text}' matches no weight that the loss depends on{hint}");
                     return Err(Error::name(what).with_tensor(text).into());
                 }

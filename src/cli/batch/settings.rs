@@ -13,8 +13,8 @@
 use super::Takes;
 use crate::Error;
 use crate::backward::matches;
+use crate::onnx::did_you_mean;
 use crate::onnx::file;
-use crate::onnx::nearest;
 use anyhow::{Context, Result};
 use clap::{Arg, ArgAction, Command, error::ErrorKind};
 use std::cell::Cell;
@@ -185,8 +185,7 @@ impl Reader<'_> {
                 return Err(wrong(what));
             }
             let names: Vec<String> = known.iter().flat_map(|a| longs(a)).collect();
-            let near = nearest(&name.replace('_', "-"), names.iter().map(String::as_str));
-            let hint = near.map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
+            let hint = did_you_mean(&name.replace('_', "-"), names.iter().map(String::as_str));
             return Err(wrong(format!("{} has no such option{hint}", self.command.get_name())));
         };
         let arguments = self.arguments(name, option, item).map_err(wrong)?;
