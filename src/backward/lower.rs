@@ -18,12 +18,12 @@ use crate::expr::rewrite::{Here, Named, Rewrite, Rewritten};
 use crate::expr::{Builder, Expr};
 use crate::graph::{Graph, IdMap, IdSet, NodeId, ValueId};
 use crate::model::Model;
+use crate::onnx::order::{arranged, by_needs};
 use crate::onnx::{ModelProto, NodeProto, attribute, did_you_mean};
 use crate::record::Gradient;
 use crate::rules::{self, OPERATORS};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 /// The domain of the node, and the name that old exporters gave it.
 const DOMAINS: [&str; 2] = ["ai.onnx.preview.training", "ai.onnx.preview"];
@@ -315,28 +315,13 @@ fn ordered(nodes: Vec<NodeProto>) -> Result<Vec<NodeProto>> {
     if !nodes.iter().enumerate().any(early) {
         return Ok(nodes);
     }
-    let mut users: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
-    let mut open: Vec<usize> = vec![0; nodes.len()];
-    for (i, node) in nodes.iter().enumerate() {
-        let before: HashSet<usize> = needs(node).iter().filter_map(|n| producer.get(n.as_str()).copied()).collect();
-        open[i] = before.len();
-        before.into_iter().for_each(|p| users[p].push(i));
-    }
-    let mut ready: BinaryHeap<Reverse<usize>> = (0..nodes.len()).filter(|&i| open[i] == 0).map(Reverse).collect();
-    let mut order = Vec::with_capacity(nodes.len());
-    while let Some(Reverse(i)) = ready.pop() {
-        order.push(i);
-        for &user in &users[i] {
-            open[user] -= 1;
-            if open[user] == 0 {
-                ready.push(Reverse(user));
-            }
-        }
-    }
-    if let Some(stuck) = (0..nodes.len()).find(|&i| open[i] > 0 && is_gradient(&nodes[i])) {
+    let before = |node: &NodeProto| needs(node).iter().filter_map(|n| producer.get(n.as_str()).copied()).collect();
+    let before: Vec<Vec<usize>> = nodes.iter().map(before).collect();
+    let order = by_needs(&before);
+    let placed: HashSet<usize> = order.iter().copied().collect();
+    if let Some(stuck) = (0..nodes.len()).find(|i| !placed.contains(i) && is_gradient(&nodes[*i])) {
         bail!("node '{}' (Gradient): what it differentiates depends on its own outputs", nodes[stuck].name());
     }
     ensure!(order.len() == nodes.len(), "the graph is cyclic");
-    let mut nodes: Vec<Option<NodeProto>> = nodes.into_iter().map(Some).collect();
-    Ok(order.into_iter().filter_map(|i| nodes[i].take()).collect())
+    Ok(arranged(nodes, order))
 }

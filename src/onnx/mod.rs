@@ -7,7 +7,7 @@ pub(crate) mod inline;
 mod names;
 mod node;
 pub mod npy;
-mod order;
+pub(crate) mod order;
 mod tensor;
 pub mod text;
 

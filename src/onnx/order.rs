@@ -13,8 +13,7 @@ pub fn sort(graph: &mut GraphProto) {
         return;
     }
     let Some(order) = order(&graph.node) else { return };
-    let mut nodes: Vec<Option<NodeProto>> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
-    graph.node = order.into_iter().filter_map(|i| nodes.get_mut(i)?.take()).collect();
+    graph.node = arranged(std::mem::take(&mut graph.node), order);
 }
 
 /// Whether every node takes what stands before it, or comes from outside.
@@ -29,28 +28,22 @@ fn is_sorted(graph: &GraphProto) -> bool {
     })
 }
 
-/// The numbers of the nodes, of those that may come next always the first; `None` where a node needs itself, or two
-/// compute one name.
-fn order(nodes: &[NodeProto]) -> Option<Vec<usize>> {
-    let mut producer: HashMap<&str, usize> = HashMap::new();
-    for (i, node) in nodes.iter().enumerate() {
-        for output in node.output.iter().filter(|o| !o.is_empty()) {
-            if producer.insert(output, i).is_some() {
-                return None;
-            }
-        }
+/// The nodes in the order of these numbers.
+pub fn arranged(nodes: Vec<NodeProto>, order: Vec<usize>) -> Vec<NodeProto> {
+    let mut nodes: Vec<Option<NodeProto>> = nodes.into_iter().map(Some).collect();
+    order.into_iter().filter_map(|i| nodes.get_mut(i)?.take()).collect()
+}
+
+/// The numbers of nodes of which each needs others, given by their numbers, in an order in which it stands behind them:
+/// of those that may come next always the first (Kahn 1962). What needs itself is left out.
+pub fn by_needs(needs: &[Vec<usize>]) -> Vec<usize> {
+    let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
+    let mut takers = vec![Vec::new(); needs.len()];
+    for (i, before) in needs.iter().enumerate() {
+        before.iter().for_each(|&b| takers[b].push(i));
     }
-    let (mut missing, mut takers) = (vec![0usize; nodes.len()], vec![Vec::new(); nodes.len()]);
-    for (i, node) in nodes.iter().enumerate() {
-        node.uses(&mut |name| {
-            if let Some(&before) = producer.get(name) {
-                missing[i] += 1;
-                takers[before].push(i);
-            }
-        });
-    }
-    let mut ready: BinaryHeap<Reverse<usize>> = (0..nodes.len()).filter(|&i| missing[i] == 0).map(Reverse).collect();
-    let mut order = Vec::with_capacity(nodes.len());
+    let mut ready: BinaryHeap<Reverse<usize>> = (0..needs.len()).filter(|&i| missing[i] == 0).map(Reverse).collect();
+    let mut order = Vec::with_capacity(needs.len());
     while let Some(Reverse(next)) = ready.pop() {
         order.push(next);
         for &taker in &takers[next] {
@@ -60,6 +53,24 @@ fn order(nodes: &[NodeProto]) -> Option<Vec<usize>> {
             }
         }
     }
+    order
+}
+
+/// The numbers of the nodes in order; `None` where a node needs itself, or two compute one name.
+fn order(nodes: &[NodeProto]) -> Option<Vec<usize>> {
+    let mut producer: HashMap<&str, usize> = HashMap::new();
+    for (i, node) in nodes.iter().enumerate() {
+        for output in node.output.iter().filter(|o| !o.is_empty()) {
+            if producer.insert(output, i).is_some() {
+                return None;
+            }
+        }
+    }
+    let mut needs = vec![Vec::new(); nodes.len()];
+    for (node, needs) in nodes.iter().zip(&mut needs) {
+        node.uses(&mut |name| needs.extend(producer.get(name)));
+    }
+    let order = by_needs(&needs);
     (order.len() == nodes.len()).then_some(order)
 }
 
