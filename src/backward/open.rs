@@ -40,10 +40,9 @@ impl Gradients {
     pub(crate) fn open(&self, mut model: Model) -> Result<Opened> {
         let operators = operators_with(&self.rules);
         if !graph::calls_functions(&model.proto) {
-            let mut loaded = graph::load(&model.proto, operators)?;
-            let Found { ys, xs, stops, seeds, notes } = self.find(&loaded, &model.proto)?;
-            loaded.warnings.extend(notes);
-            return Ok(Opened { model, loaded, ys, xs, stops, seeds });
+            let loaded = graph::load(&model.proto, operators)?;
+            let found = self.find(&loaded, &model.proto)?;
+            return Ok(found.opened(model, loaded));
         }
         // With all calls written out everything is known: what the request is about, and which calls lie on its way.
         let whole = inline_functions(&model.proto, &|_| true)?;
@@ -67,9 +66,7 @@ impl Gradients {
             loaded = graph::load_beside(&model.proto, operators, loaded)?;
             found.look_up(&loaded)?;
         }
-        let Found { ys, xs, stops, seeds, notes } = found;
-        loaded.warnings.extend(notes);
-        Ok(Opened { model, loaded, ys, xs, stops, seeds })
+        Ok(found.opened(model, loaded))
     }
 
     fn find(&self, loaded: &Loaded, model: &ModelProto) -> Result<Found> {
@@ -131,6 +128,13 @@ struct Found {
 }
 
 impl Found {
+    /// What the request finds open, its notes among the warnings of the loaded model.
+    fn opened(self, model: Model, mut loaded: Loaded) -> Opened {
+        let Found { ys, xs, stops, seeds, notes } = self;
+        loaded.warnings.extend(notes);
+        Opened { model, loaded, ys, xs, stops, seeds }
+    }
+
     /// Takes the numbers that the tensors have in a model that was loaded again; names of tensors outlive that.
     fn look_up(&mut self, loaded: &Loaded) -> Result<()> {
         let id = |name: &str| loaded.names.get(name).copied().with_context(|| format!("tensor '{name}' is lost"));

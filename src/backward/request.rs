@@ -2,7 +2,7 @@
 
 use super::open::{Given, Opened};
 use super::select::free_scope;
-use super::wanted::{Chosen, Wanted};
+use super::wanted::{Chosen, Wanted, ids};
 use super::{Aggregation, Flow, Pass};
 use crate::error::Error;
 use crate::expr::{Builder, Expr};
@@ -341,10 +341,6 @@ impl Gradients {
         }
         Ok(output)
     }
-}
-
-fn ids(tensors: &[Chosen]) -> Vec<ValueId> {
-    tensors.iter().map(|t| t.id).collect()
 }
 
 /// The seeds as they are reported: a tensor or input of the written model, or a number.

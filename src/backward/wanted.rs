@@ -53,6 +53,10 @@ pub(crate) struct Chosen {
     pub name: String,
 }
 
+pub(super) fn ids(tensors: &[Chosen]) -> Vec<ValueId> {
+    tensors.iter().map(|t| t.id).collect()
+}
+
 const NO_INPUT: &str = "--inputs finds no graph input of floating-point numbers";
 const NO_OUTPUT: &str =
     "the model has no output of floating-point numbers to differentiate; name a tensor of it (--ys)";
@@ -103,8 +107,7 @@ impl Selection<'_> {
 
     /// The weights, or why there are none.
     fn weights(&self, ys: &[Chosen], model: &ModelProto) -> Result<Vec<ValueId>, String> {
-        let ids: Vec<ValueId> = ys.iter().map(|y| y.id).collect();
-        let tensors = weights::tensors(model, self.loaded(), &ids);
+        let tensors = weights::tensors(model, self.loaded(), &ids(ys));
         let of_kind = tensors.iter().filter(|t| t.kind == Kind::Weight);
         let found: Vec<ValueId> = of_kind.filter_map(|t| self.by_name(&t.name)).collect();
         let names: Vec<&str> = ys.iter().map(|y| y.name.as_str()).collect();
@@ -121,8 +124,7 @@ impl Selection<'_> {
     }
 
     fn main_input(&self, ys: &[Chosen]) -> Result<ValueId> {
-        let ids: Vec<ValueId> = ys.iter().map(|y| y.id).collect();
-        let inputs = self.reaching(&self.inputs(), &ids);
+        let inputs = self.reaching(&self.inputs(), &ids(ys));
         let axes = |&x: &ValueId| self.loaded().graph.fact(x).rank();
         let most = inputs.iter().map(axes).max().flatten();
         let largest: Vec<ValueId> = inputs.into_iter().filter(|x| axes(x) == most).collect();

@@ -39,8 +39,12 @@ impl Step {
 
     /// What is taken where the node names a value.
     pub fn taken(&self, value: ValueId) -> ValueId {
-        self.instead.as_ref().and_then(|instead| instead.get(&value)).copied().unwrap_or(value)
+        taken(self.instead.as_deref(), value)
     }
+}
+
+fn taken(instead: Option<&IdMap<ValueId, ValueId>>, value: ValueId) -> ValueId {
+    instead.and_then(|instead| instead.get(&value)).copied().unwrap_or(value)
 }
 
 /// What has been written.
@@ -245,7 +249,7 @@ impl Writer<'_> {
 
     /// The name of a value: the model's, the one that it has got, or a new one.
     fn name_of(&mut self, value: ValueId, base: &str) -> Rc<str> {
-        let value = self.instead.as_ref().and_then(|instead| instead.get(&value)).copied().unwrap_or(value);
+        let value = taken(self.instead.as_deref(), value);
         if let Some(name) = self.names.get(&value).or(self.graph.value(value).name.as_ref()) {
             return name.clone();
         }
