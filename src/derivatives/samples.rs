@@ -153,7 +153,7 @@ impl<'g> Together<'g> {
         let mut users: IdMap<ValueId, Vec<(NodeId, Option<usize>)>> = xs.iter().map(|x| (x.id(), vec![])).collect();
         for &id in &nodes {
             let node = graph.node(id);
-            let captured = if node.bodies.is_empty() { vec![] } else { graph.captures(id) };
+            let captured = graph.captures(id);
             let inputs = node.inputs.iter().enumerate().filter_map(|(i, v)| Some(((*v)?, Some(i))));
             let takes: Vec<_> = inputs.chain(captured.into_iter().map(|v| (v, None))).collect();
             for (v, i) in &takes {

@@ -479,7 +479,7 @@ fn apart(graph: &Graph, xs: &[ValueId], stops: &IdSet<ValueId>) -> Result<()> {
     let own: IdSet<ValueId> = xs.iter().copied().collect();
     for &id in &graph.scope(Graph::MAIN).nodes {
         let node = graph.node(id);
-        let captures = if node.bodies.is_empty() { vec![] } else { graph.captures(id) };
+        let captures = graph.captures(id);
         let mut inputs = node.inputs.iter().flatten().chain(&captures);
         let passes =
             |v: &&ValueId| source.contains_key(v) && !stops.contains(v) && graph.fact(**v).may_carry_gradient();

@@ -50,7 +50,7 @@ impl Ledger {
         for (i, step) in steps.iter().enumerate() {
             let node = graph.node(step.node);
             let mut entry = Entry::default();
-            let captured = if node.bodies.is_empty() { vec![] } else { graph.captures(step.node) };
+            let captured = graph.captures(step.node);
             for value in node.inputs.iter().flatten().chain(&captured).map(|&v| step.taken(v).number()) {
                 entry.reads.extend(tensors[value]);
                 entry.after.extend(ledger.makers[value]);

@@ -158,7 +158,7 @@ impl Flow {
 
 /// What a node takes: its inputs, and what its bodies use from outside.
 pub(super) fn taken<'a>(graph: &Graph, id: NodeId, node: &'a Node) -> impl Iterator<Item = ValueId> + 'a {
-    let captured = if node.bodies.is_empty() { vec![] } else { graph.captures(id) };
+    let captured = graph.captures(id);
     node.inputs.iter().flatten().copied().chain(captured)
 }
 
@@ -175,7 +175,7 @@ fn entering<'a>(
     row: Option<&'static Rule>,
     live: &'a IdSet<ValueId>,
 ) -> impl Iterator<Item = ValueId> + 'a {
-    let captured = if node.bodies.is_empty() { vec![] } else { graph.captures(id) };
+    let captured = graph.captures(id);
     let inputs = node.inputs.iter().enumerate().filter(move |(i, _)| is_open(row, *i)).filter_map(|(_, v)| *v);
     inputs.chain(captured).filter(|v| live.contains(v))
 }

@@ -267,7 +267,7 @@ impl<'a> Flow<'a> {
                     }
                 }
             }
-            let captured = if node.bodies.is_empty() { vec![] } else { self.graph.captures(id) };
+            let captured = self.graph.captures(id);
             let direct = node.inputs.len();
             for (k, &input) in node.inputs.iter().flatten().chain(&captured).enumerate() {
                 used.insert(input);
