@@ -129,16 +129,18 @@ fn uses(graph: Option<&GraphProto>, element: ElementType) -> bool {
 
 /// What a model says of the shapes of tensors of which inference knows nothing.
 fn claims(model: &ModelProto) -> Vec<(String, Vec<Option<i64>>)> {
-    let mut silent = model.clone();
-    let Some(graph) = &mut silent.graph else { return vec![] };
-    let computed: HashSet<String> = graph.node.iter().flat_map(|n| n.output.iter().cloned()).collect();
+    let Some(graph) = &model.graph else { return vec![] };
+    let computed = edit::computed(model);
     let declared = |v: &ValueInfoProto| computed.contains(v.name()) && draw::declared(v).is_some();
     if !graph.value_info.iter().chain(&graph.output).any(declared) {
         return vec![];
     }
-    graph.value_info.clear();
-    graph.output.iter_mut().for_each(|o| o.r#type = None);
-    let (Ok(known), Some(graph)) = (rules::load(&silent), &model.graph) else { return vec![] };
+    let mut silent = model.clone();
+    if let Some(graph) = &mut silent.graph {
+        graph.value_info.clear();
+        graph.output.iter_mut().for_each(|o| o.r#type = None);
+    }
+    let Ok(known) = rules::load(&silent) else { return vec![] };
     let unknown = |name: &str| known.names.get(name).is_some_and(|&id| known.graph.fact(id).rank().is_none());
     let numbers = |v: &ValueInfoProto| {
         // Exporters declare the sizes that they have traced with.

@@ -85,7 +85,8 @@ pub fn at(case: &Case, draw: Draw) -> Result<Point, Miss> {
     let mut typed = case.typed;
     let feeds = fit_earlier_seeds(case, feeds, draw.seed, typed)?;
     let mut names = case.outputs();
-    names.extend(case.claims.iter().map(|(name, _)| name.clone()).filter(|n| !case.outputs().contains(n)));
+    let own: HashSet<String> = names.iter().cloned().collect();
+    names.extend(case.claims.iter().map(|(name, _)| name.clone()).filter(|n| !own.contains(n)));
     let mut ran = run_part(case, &names, &feeds, typed);
     if typed && matches!(&ran, Err(trouble) if !trouble.is_unsupported()) {
         // An engine may have an operator in some element types only.
@@ -100,7 +101,6 @@ pub fn at(case: &Case, draw: Draw) -> Result<Point, Miss> {
     if let Some(message) = case.claims.iter().find_map(|claim| broken_claim(claim, &outputs)) {
         return Err(Miss::Unfit(skipped(message)));
     }
-    let own: HashSet<String> = case.outputs().into_iter().collect();
     outputs.retain(|name, _| own.contains(name));
     if !outputs.values().all(|t| t.is_finite()) {
         let message = "the model's outputs are not finite for random inputs; give --input or --range";
