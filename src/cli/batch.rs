@@ -524,8 +524,9 @@ fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
     let failed =
         |code: &str, message: Option<String>| Outcome { code: code.to_owned(), message, exit, report: report.clone() };
     let no_memory = || noted.contains("memory allocation") || noted.contains("allocate memory");
+    let not_validated = not_validated(&report);
     Ok(match exit {
-        Some(0) if not_validated(&report).is_some() => failed("not-validated", not_validated(&report)),
+        Some(0) if not_validated.is_some() => failed("not-validated", not_validated),
         Some(0) if args.round_trip => {
             let (a, b) = (file::read_whole(&job.path)?, file::read_whole(&target)?);
             let difference = file::diff(&a, &b).context("fields of a kind that no model has")?;

@@ -31,7 +31,7 @@ pub fn run_with(
 ) -> Result<()> {
     let mut derived = build(request, files.load()?)?;
     // What is validated still holds the ys.
-    let whole = files.only_gradients.then(|| derived.model.clone());
+    let whole = (files.only_gradients && files.validates()).then(|| derived.model.clone());
     if files.only_gradients {
         derived.drop_model_outputs();
     }

@@ -212,10 +212,7 @@ impl Manifest {
     /// # Errors
     /// There is none.
     pub fn model(&self, role: &str) -> Result<&ModelFile, Error> {
-        Ok(self.file_of(role)?)
-    }
-
-    fn file_of(&self, role: &str) -> Result<&ModelFile> {
-        self.models.iter().find(|m| m.role == role).with_context(|| format!("the manifest names no model '{role}'"))
+        let found = self.models.iter().find(|m| m.role == role);
+        Ok(found.with_context(|| format!("the manifest names no model '{role}'"))?)
     }
 }

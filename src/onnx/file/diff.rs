@@ -63,12 +63,12 @@ fn message(kind: &Message, path: &str, a: &Bytes, b: &Bytes, out: &mut Differenc
         let known = kind.field(tag);
         let name = known.map_or_else(|| format!("#{tag}"), |k| k.name.to_owned());
         let at = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        let fills = kind.name == "NodeProto" && name == "output";
         let may_add = kind.name == "ModelProto"
             || (kind.name == "GraphProto" && path == "graph")
             || name == "metadata_props"
-            || (kind.name == "NodeProto" && name == "output");
+            || fills;
         let key = known.and_then(Known::message).and_then(Message::key);
-        let fills = kind.name == "NodeProto" && name == "output";
         let list = List { known, at: &at, may_add, fills };
         match key {
             Some(key) if known.is_some_and(|k| k.repeated) => list.keyed(key, &a, &b, out)?,
