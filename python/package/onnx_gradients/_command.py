@@ -70,7 +70,7 @@ def transform(
         The new model.
     """
     taken = _models.take(model)
-    arguments: list[object] = [subcommand, *options, *(["--force"] if force else [])]
+    arguments: list[object] = [subcommand, *options, *option("--force", force)]
     arguments += ["-o", "-" if output is None else output, "--", taken.argument]
     report, written = run(arguments, taken.data)
     return report, taken.give(written) if output is None else Path(output)

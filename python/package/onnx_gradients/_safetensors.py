@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from ._models import PathLike
 
-Array = "npt.NDArray[Any]"
 
 _TYPES: dict[str, str] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",

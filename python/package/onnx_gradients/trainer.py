@@ -285,12 +285,11 @@ class Trainer:
         device = {"CUDAExecutionProvider": "cuda", "ROCMExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}.get(name, "cpu")
         return device, int(options.get("device_id", 0))
 
-    def _value(self, array: npt.NDArray[Any], device: tuple[str, int] | None = None) -> Any:
+    def _value(self, array: npt.NDArray[Any]) -> Any:
         array = np.asarray(array, order="C")
-        device = device or self._device
         if array.dtype.name == "bfloat16":
             return self._runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), 16)
-        return self._runtime.OrtValue.ortvalue_from_numpy(array, *device)
+        return self._runtime.OrtValue.ortvalue_from_numpy(array, *self._device)
 
     def _given(self, array: npt.NDArray[Any]) -> Any:
         """An array as a model takes it: where it lies, but for a type that NumPy does not have."""
