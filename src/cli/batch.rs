@@ -175,8 +175,10 @@ pub fn run(args: &Args) -> Result<()> {
     let report = args.output.join("report.jsonl");
     let done = earlier(args, &report)?;
     let mut out = File::options().append(true).create(true).open(&report).map_err(file::plain)?;
-    let keys: Vec<String> = jobs.iter().map(|job| key(job, args)).collect();
-    let is_done = |i: usize| done.get(&jobs[i].name).filter(|line| line.key == keys[i]);
+    // Of a model that has no line yet the contents are read when its turn comes.
+    let known = |job: &Job| done.contains_key(&job.name).then(|| key(job, args));
+    let keys: Vec<Option<String>> = jobs.iter().map(known).collect();
+    let is_done = |i: usize| done.get(&jobs[i].name).filter(|line| keys[i].as_ref() == Some(&line.key));
     let open: Vec<usize> = (0..jobs.len()).filter(|&i| is_done(i).is_none()).collect();
     let mut lines: HashMap<usize, Line> = (0..jobs.len()).filter_map(|i| Some((i, is_done(i)?.clone()))).collect();
     let next = AtomicUsize::new(0);
@@ -190,7 +192,8 @@ pub fn run(args: &Args) -> Result<()> {
             let (open, jobs, keys, takes, next) = (&open, &jobs, &keys, &takes, &next);
             scope.spawn(move || {
                 while let Some(&i) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let line = one(args, takes, &jobs[i], &keys[i]);
+                    let key = keys[i].clone().unwrap_or_else(|| key(&jobs[i], args));
+                    let line = one(args, takes, &jobs[i], key);
                     if sender.send((i, line)).is_err() {
                         return;
                     }
@@ -448,7 +451,7 @@ fn tidy(output: &Path) {
 }
 
 /// Runs the command for one model.
-fn one(args: &Args, takes: &Takes, job: &Job, key: &str) -> Line {
+fn one(args: &Args, takes: &Takes, job: &Job, key: String) -> Line {
     let start = Instant::now();
     let bytes = fs::metadata(&job.path).map_or(0, |m| m.len());
     let outcome = attempt(args, takes, job).unwrap_or_else(|error| {
@@ -460,7 +463,7 @@ fn one(args: &Args, takes: &Takes, job: &Job, key: &str) -> Line {
     let operators = whole.map(|whole| file::operators(&whole)).unwrap_or_default();
     let seconds = (start.elapsed().as_secs_f64() * 1e3).round() / 1e3;
     let Outcome { code, message, exit, report } = outcome;
-    let (model, key, command) = (job.name.clone(), key.to_owned(), job.command.clone());
+    let (model, command) = (job.name.clone(), job.command.clone());
     let version = env!("CARGO_PKG_VERSION").to_owned();
     Line { model, key, code, message, exit, seconds, bytes, operators, command, version, report }
 }
