@@ -1,7 +1,8 @@
 //! What people look for in a model before they differentiate or train it: where gradients flow and where they stop,
 //! which tensors stand for several, what exporters have folded away, and what nobody uses.
 //!
-//! All of it is read from a loaded model and the rows of operators; only what a step holds is counted in one that is built.
+//! All of it is read from a loaded model and the rows of operators; what a step holds is counted in one that is
+//! built for it.
 
 mod flow;
 mod folded;
