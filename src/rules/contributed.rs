@@ -81,7 +81,7 @@ fn distance<'g>(c: &Call<'g>, i: usize) -> Result<Expr<'g>> {
         "sqeuclidean" => 2.0 * dy,
         "euclidean" => {
             let apart = y.above(0.0);
-            (dy / apart.select(y, y.like(1.0))).where_(apart)
+            (dy / y.or_one(apart)).where_(apart)
         }
         metric => bail!("metric = '{metric}' has no gradient here: sqeuclidean and euclidean have"),
     };

@@ -196,7 +196,7 @@ fn modulo_b<'g>(a: Expr<'g>, b: Expr<'g>, y: Expr<'g>, dy: Expr<'g>) -> Expr<'g>
 /// Without the quotient 0 / 0, and that of what is no number behind a choice of something else.
 fn sqrt<'g>(_x: Expr<'g>, y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
     let divides = y.above(0.0).or(dy.is_nonzero());
-    0.5 * dy / divides.select(y, y.like(1.0))
+    0.5 * dy / y.or_one(divides)
 }
 
 fn pow_a<'g>(c: &Call<'g>) -> Expr<'g> {
@@ -219,7 +219,7 @@ fn pow_a<'g>(c: &Call<'g>) -> Expr<'g> {
 
 fn pow_b<'g>(c: &Call<'g>) -> Expr<'g> {
     let (a, b, y, dy) = (c.x(), c.input(1), c.y(), c.dy());
-    let log = a.above(0.0).select(a, a.like(1.0)).log();
+    let log = a.or_one(a.above(0.0)).log();
     (dy * y * log).cast_like(b)
 }
 

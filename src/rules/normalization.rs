@@ -10,63 +10,55 @@ use super::elementwise::swish_slope;
 use super::properties::Axis::At;
 use super::properties::Counts::Along;
 use super::properties::read;
-use super::{Call, Cotangents, Rule, rule};
+use super::{Call, Cotangents, Rule, Slot, rule};
 use crate::expr::{Expr, View};
 use crate::onnx::ElementType;
 use crate::rules::facts::same;
 use anyhow::{Result, bail, ensure};
 
+/// A row that takes means over the last axes, from `axis` on.
+const fn last_axes(op: &'static str, formula: &'static str, together: &'static [Slot]) -> Rule {
+    rule(op, formula, together)
+        .normalizes()
+        .in_float32()
+        .view(View::Rows)
+        .attributes("axis epsilon stash_type")
+        .types(STASHED)
+}
+
+/// A row that takes means for each channel, or group of them, with a scale and a bias.
+const fn channels(op: &'static str, formula: &'static str, together: &'static [Slot]) -> Rule {
+    rule(op, formula, together).normalizes().in_float32().view(View::Along("", 1)).weights(&[1, 2])
+}
+
 const STASHED: &[(&str, Option<ElementType>)] = &[("stash_type", Some(ElementType::Float))];
+
+const SIMPLIFIED: Rule = last_axes("SimplifiedLayerNormalization", RMS, &[Together(|c| layer(c, &Layout::SIMPLIFIED))])
+    .facts(facts::simplified)
+    .weights(&[1]);
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule(
+    last_axes(
         "LayerNormalization",
         "with d = dy scale: dx = r (d - mean d - x̂ mean(d x̂)) + (dm - dr r² x̂) / n, dscale = Σ dy x̂, db = Σ dy",
-        &[Together(layer)],
-    ).normalizes().facts(facts::layer)
-    .attributes("axis epsilon stash_type")
-        .view(View::Rows)
-        .in_float32()
-    .types(STASHED)
-    .weights(&[1, 2]),
-    rule("RMSNormalization", RMS, &[Together(|c| rms(c, None))]).normalizes().facts(facts::rms)
-        .view(View::Rows)
-        .attributes("axis epsilon stash_type")
-        .in_float32()
-        .types(STASHED)
-        .weights(&[1]),
-    rule("SimplifiedLayerNormalization", RMS, &[Together(|c| rms(c, Some(1)))]).normalizes().facts(facts::simplified)
-        .view(View::Rows)
-        .attributes("axis epsilon stash_type")
-        .in_float32()
-        .types(STASHED)
-        .weights(&[1]),
-    rule("SimplifiedLayerNormalization", RMS, &[Together(|c| rms(c, Some(1)))]).normalizes().facts(facts::simplified)
-        .view(View::Rows)
-        .attributes("axis epsilon stash_type")
-        .in_float32()
-        .types(STASHED)
-        .weights(&[1])
-        .domain("com.microsoft"),
+        &[Together(|c| layer(c, &Layout::LAYER))],
+    ).facts(facts::layer).weights(&[1, 2]),
+    last_axes("RMSNormalization", RMS, &[Together(|c| layer(c, &Layout::RMS))]).facts(facts::rms).weights(&[1]),
+    SIMPLIFIED,
+    SIMPLIFIED.domain("com.microsoft"),
     rule(
         "SkipLayerNormalization",
         "LayerNormalization of x + skip + bias, which all three get the gradient of",
-        &[Together(|c| skip(c, true))],
-    ).normalizes().facts(facts::skip_layer)
-    .weights(&[2, 3, 4])
-    .attributes("epsilon")
-        .in_float32()
-    .domain("com.microsoft"),
+        &[Together(|c| skip(c, &Layout::SKIP, 4))],
+    ).normalizes().in_float32().facts(facts::skip_layer)
+    .weights(&[2, 3, 4]).attributes("epsilon").domain("com.microsoft"),
     rule(
         "SkipSimplifiedLayerNormalization",
         "RMSNormalization of x + skip + bias, which all three get the gradient of",
-        &[Together(|c| skip(c, false))],
-    ).normalizes().facts(facts::skip_layer)
-    .weights(&[2, 3])
-    .attributes("epsilon")
-        .in_float32()
-    .domain("com.microsoft"),
+        &[Together(|c| skip(c, &Layout::SKIP_SIMPLIFIED, 3))],
+    ).normalizes().in_float32().facts(facts::skip_layer)
+    .weights(&[2, 3]).attributes("epsilon").domain("com.microsoft"),
     rule(
         "EmbedLayerNormalization",
         "LayerNormalization of the sum of embeddings; each table gets its gradient added up in the places of the indices",
@@ -81,67 +73,41 @@ pub const RULES: &[Rule] = &[
             Stop("a mask"),
             Stop("indices"),
         ],
-    ).facts(facts::embed_layer)
-    .weights(&[2, 3, 4, 5, 6])
-    .layer()
+    ).in_float32().facts(facts::embed_layer)
+    .weights(&[2, 3, 4, 5, 6]).layer()
     .indices(&[read(0, Along(2, At(0))), read(1, Along(4, At(0))), read(8, Along(3, At(0)))])
-    .attributes("epsilon mask_index_type")
-        .in_float32()
-    .domain("com.microsoft"),
-    rule("GroupNormalization", GROUP, &[Together(|c| group(c, true))]).normalizes().facts(same)
-        .view(View::Along("", 1))
+    .attributes("epsilon mask_index_type").domain("com.microsoft"),
+    channels("GroupNormalization", GROUP, &[Together(by_groups)]).facts(same)
         .attributes("epsilon num_groups")
-        .in_float32()
-        .weights(&[1, 2])
         .until(20)
         .note("scale and bias are one a group"),
-    rule("GroupNormalization", GROUP, &[Together(|c| group(c, false))]).normalizes().facts(same)
-        .view(View::Along("", 1))
+    channels("GroupNormalization", GROUP, &[Together(group)]).facts(same)
         .attributes("epsilon num_groups stash_type")
-        .in_float32()
         .types(STASHED)
-        .weights(&[1, 2])
         .since(21),
-    rule("GroupNorm", GROUP_ACTIVATED, &[Together(group_norm)]).facts(same)
-        .weights(&[1, 2])
-        .attributes("activation channels_last epsilon groups")
-        .in_float32()
-        .domain("com.microsoft"),
-    rule("SkipGroupNorm", GROUP_ACTIVATED, &[Together(group_norm)]).facts(|c| Ok(vec![c.like(0), c.like(0)]))
-        .weights(&[1, 2, 4])
-        .attributes("activation channels_last epsilon groups")
-        .in_float32()
-        .domain("com.microsoft")
+    rule("GroupNorm", GROUP_ACTIVATED, &[Together(group_norm)]).in_float32().facts(same)
+        .weights(&[1, 2]).attributes("activation channels_last epsilon groups").domain("com.microsoft"),
+    rule("SkipGroupNorm", GROUP_ACTIVATED, &[Together(group_norm)]).in_float32().facts(|c| Ok(vec![c.like(0); 2]))
+        .weights(&[1, 2, 4]).attributes("activation channels_last epsilon groups").domain("com.microsoft")
         .note("of x + skip + bias, which all three get the gradient of"),
-    rule("InstanceNormalization", GROUP, &[Together(instance)]).normalizes().facts(same)
-        .view(View::Along("", 1))
-        .attributes("epsilon")
-        .in_float32()
-        .weights(&[1, 2]),
-    rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)]).normalizes().facts(same)
+    channels("InstanceNormalization", GROUP, &[Together(instance)]).facts(same).attributes("epsilon"),
+    rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)])
+        .normalizes().in_float32().facts(same)
         .view(View::Along("axis", -1))
         .attributes("axis p")
-        .in_float32()
         .note("0 where all elements are 0"),
     rule(
         "MeanVarianceNormalization",
         "with s the standard deviation: dx = (dy - mean dy - (x - m) / s mean(dy y)) / (s + ε)",
         &[Try(mean_variance)],
-    ).normalizes().facts(same)
-    .attributes("axes").in_float32(),
-    rule("BatchNormalization", BATCH, &[Together(batch)]).normalizes().facts(facts::batch)
-        .view(View::Along("", 1))
+    ).normalizes().in_float32().facts(same).attributes("axes"),
+    channels("BatchNormalization", BATCH, &[Together(batch)]).facts(facts::batch)
         .attributes("epsilon momentum spatial")
-        .in_float32()
-        .weights(&[1, 2])
         .statistics(&[3, 4])
         .since(7)
         .until(13),
-    rule("BatchNormalization", BATCH, &[Together(batch)]).normalizes().facts(facts::batch)
-        .view(View::Along("", 1))
+    channels("BatchNormalization", BATCH, &[Together(batch)]).facts(facts::batch)
         .attributes("epsilon momentum training_mode")
-        .in_float32()
-        .weights(&[1, 2])
         .statistics(&[3, 4])
         .since(14),
 ];
@@ -153,34 +119,121 @@ const GROUP: &str = "with d = dy scale: dx = r (d - mean d - x̂ mean(d x̂)), d
 const GROUP_ACTIVATED: &str =
     "as GroupNormalization, with dy silu'(x̂ scale + b) in place of dy where the activation is SiLU";
 
+const BATCH: &str = "inference: dx = dy scale r, dscale = Σ dy x̂, db = Σ dy, dmean = -scale r Σ dy, \
+     dvar = -½ scale r² Σ dy x̂; training: with d = dy scale, dx = r (d - mean d - x̂ mean(d x̂)), the rest as above";
+
 /// x̂ and what its gradient needs.
 struct Normalized<'g> {
     x_hat: Expr<'g>,
-    /// r
-    scale: Expr<'g>,
+    r: Expr<'g>,
     axes: Vec<usize>,
     /// Whether the mean is subtracted.
     centered: bool,
 }
 
 impl<'g> Normalized<'g> {
-    /// Mean 0 and variance 1 over `axes`; the statistics where they are known.
-    fn new(x: Expr<'g>, axes: Vec<usize>, epsilon: f64, mean: Option<Expr<'g>>, inv_std: Option<Expr<'g>>) -> Self {
-        let x = x - mean.unwrap_or_else(|| x.mean(&axes));
-        Normalized { centered: true, ..Self::by_root_mean_square(x, axes, epsilon, inv_std) }
+    /// Mean 0, if `centered`, and mean square 1 over `axes`; with the statistics where they are known.
+    fn new(
+        x: Expr<'g>,
+        axes: Vec<usize>,
+        epsilon: f64,
+        centered: bool,
+        [mean, r]: [Option<Expr<'g>>; 2],
+    ) -> Self {
+        let x = if centered { x - mean.unwrap_or_else(|| x.mean(&axes)) } else { x };
+        let r = r.unwrap_or_else(|| (x.square().mean(&axes) + epsilon).sqrt().reciprocal());
+        Normalized { x_hat: x * r, r, axes, centered }
     }
 
-    /// Mean square 1 over `axes`.
-    fn by_root_mean_square(x: Expr<'g>, axes: Vec<usize>, epsilon: f64, known: Option<Expr<'g>>) -> Self {
-        let scale = known.unwrap_or_else(|| (x.square().mean(&axes) + epsilon).sqrt().reciprocal());
-        Normalized { x_hat: x * scale, scale, axes, centered: false }
+    /// Mean 0 and variance 1 of each group of channels, in the shape `[N, groups, ...]` of groups.
+    fn grouped(c: &Call<'g>, x: Expr<'g>) -> Self {
+        Normalized::new(x, vec![2], c.float("epsilon", 1e-5), true, [None; 2])
     }
 
     /// The gradient of x, from that of x̂.
     fn dx(&self, d: Expr<'g>) -> Expr<'g> {
         let shifted = if self.centered { d - d.mean(&self.axes) } else { d };
-        self.scale * (shifted - self.x_hat * (d * self.x_hat).mean(&self.axes))
+        self.r * (shifted - self.x_hat * (d * self.x_hat).mean(&self.axes))
     }
+
+    /// The gradient of x, from those of the mean and of r where these are outputs, too.
+    fn dx_of_statistics(&self, dm: Expr<'g>, dr: Expr<'g>) -> Expr<'g> {
+        let n = self.x_hat.count(&self.axes, self.x_hat);
+        (dm / n).expand_like(self.x_hat) + -(dr / n * self.r.square()) * self.x_hat
+    }
+}
+
+/// Where an operator that normalizes the last axes has what: the numbers of its inputs and outputs.
+struct Layout {
+    scale: usize,
+    /// Without one no mean is subtracted.
+    bias: Option<usize>,
+    /// The outputs that hold the mean and r.
+    statistics: [Option<usize>; 2],
+    /// The default of the attribute.
+    epsilon: f32,
+}
+
+impl Layout {
+    const LAYER: Layout = Layout { scale: 1, bias: Some(2), statistics: [Some(1), Some(2)], epsilon: 1e-5 };
+    const RMS: Layout = Layout { scale: 1, bias: None, statistics: [None, None], epsilon: 1e-5 };
+    const SIMPLIFIED: Layout = Layout { statistics: [None, Some(1)], ..Layout::RMS };
+    const SKIP: Layout = Layout { scale: 2, bias: Some(3), statistics: [Some(1), Some(2)], epsilon: 1e-12 };
+    const SKIP_SIMPLIFIED: Layout = Layout { bias: None, statistics: [None, Some(2)], ..Layout::SKIP };
+    const EMBED: Layout = Layout { scale: 5, bias: Some(6), statistics: [None, None], epsilon: 1e-12 };
+
+    /// What x, of which the last axes are normalized, gets, and what is found with scale and bias.
+    fn found<'g>(
+        &self,
+        c: &Call<'g>,
+        x: Expr<'g>,
+        found: impl FnOnce(Cotangents<'g>, &dyn Fn() -> Expr<'g>) -> Cotangents<'g>,
+    ) -> Result<Cotangents<'g>> {
+        let axes = (x.axis(c.int("axis", -1))?..x.rank()?).collect();
+        let known = self.statistics.map(|i| c.output(i?));
+        let n = Normalized::new(x, axes, c.float("epsilon", self.epsilon), self.bias.is_some(), known);
+        let [dm, dr] = self.statistics.map(|i| i.map_or_else(|| n.r.zero(), |i| c.dy_of(i)));
+        let dx = || n.dx(c.dy() * c.input(self.scale)) + n.dx_of_statistics(dm, dr);
+        let found = found(c.cotangents(), &dx).broadcast(self.scale, || c.dy() * n.x_hat);
+        Ok(match self.bias {
+            Some(bias) => found.broadcast(bias, || c.dy()),
+            None => found,
+        })
+    }
+}
+
+fn layer<'g>(c: &Call<'g>, layout: &Layout) -> Result<Cotangents<'g>> {
+    layout.found(c, c.x(), |found, dx| found.input(0, dx))
+}
+
+/// A skip and a bias are added to x beforehand: the sum of these three is what is normalized, and is the last output.
+fn skip<'g>(c: &Call<'g>, layout: &Layout, bias: usize) -> Result<Cotangents<'g>> {
+    let computed = || c.opt(bias).into_iter().fold(c.x() + c.input(1), |sum, bias| sum + bias);
+    layout.found(c, c.output(3).unwrap_or_else(computed), |found, dx| {
+        let dx = || dx() + c.dy_of(3);
+        found.broadcast(0, dx).broadcast(1, dx).broadcast(bias, dx)
+    })
+}
+
+/// The tables of words, positions and, where there are any, segments. The sum of what is read from them is what is
+/// normalized, and is an output, too.
+fn embedded<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
+    let positions = c.opt(8).unwrap_or_else(|| c.builder().range(c.x().dim(1)).unsqueeze(&[0]));
+    let tables = [(2, Some(c.x())), (3, Some(positions)), (4, c.opt(1))];
+    let read = |i: usize, indices: Expr<'g>| c.input(i).gather(indices, 0);
+    let computed = || {
+        let rows = tables.into_iter().filter_map(|(i, indices)| Some(read(i, indices?)));
+        rows.reduce(|sum, rows| sum + rows).unwrap_or_else(|| c.x())
+    };
+    Layout::EMBED.found(c, c.output(2).unwrap_or_else(computed), |found, dx| {
+        // One row of positions may serve the whole batch.
+        let rows = |i: usize, indices: Expr<'g>| (dx() + c.dy_of(2)).unbroadcast(read(i, indices));
+        let table = |(i, indices): (usize, Option<Expr<'g>>)| {
+            let dx = move |at: Expr<'g>| c.input(i).ungather(at, rows(i, at), 0);
+            indices.map_or_else(|| c.input(i).zero(), dx)
+        };
+        tables.into_iter().fold(found, |found, at| found.input(at.0, || table(at)))
+    })
 }
 
 /// A vector over the channels, the second axis of x, as a factor of x.
@@ -188,129 +241,57 @@ fn per_channel<'g>(v: Expr<'g>, x: Expr<'g>) -> Expr<'g> {
     v.builder().attempt(|| Ok(v.unsqueeze(&(1..x.rank()?.saturating_sub(1)).collect::<Vec<_>>())))
 }
 
-/// How many groups the channels are in.
-fn groups(c: &Call<'_>, name: &str) -> Result<i64> {
+/// What x gets, from the gradient of x̂, and a scale and a bias for each channel.
+fn by_channel<'g>(
+    c: &Call<'g>,
+    x_hat: Expr<'g>,
+    dy: Expr<'g>,
+    dx: impl Fn(Expr<'g>) -> Expr<'g>,
+) -> Cotangents<'g> {
+    let found = c.cotangents().input(0, || dx(dy * per_channel(c.input(1), dy)));
+    found.input(1, || (dy * x_hat).sum_to_axis(1)).input(2, || dy.sum_to_axis(1))
+}
+
+/// What brings a tensor into the shape `[N, groups, ...]`.
+fn groups<'g>(c: &Call<'g>, name: &str) -> Result<impl Fn(Expr<'g>) -> Expr<'g>> {
     let groups = c.int(name, 0);
     ensure!(groups > 0, "{name} = {groups} is not positive");
-    Ok(groups)
+    Ok(move |e: Expr<'g>| e.reshape_to(&[0, groups, -1]))
 }
 
-/// x̂ along the last axes, times a scale: one call of an operator that may put out the mean and r, too.
-struct Layer<'g> {
-    n: Normalized<'g>,
-    scale: Expr<'g>,
-    /// The gradients of y, of the mean and of r.
-    dys: [Expr<'g>; 3],
+fn group<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
+    let (x, grouped) = (c.x(), groups(c, "num_groups")?);
+    let n = Normalized::grouped(c, grouped(x));
+    Ok(by_channel(c, n.x_hat.reshape_like(c.dy()), c.dy(), |d| n.dx(grouped(d)).reshape_like(x)))
 }
 
-impl<'g> Layer<'g> {
-    /// From `axis` on, with the default of `epsilon`; `mean` and `inv_std` are the numbers of the outputs that hold
-    /// them.
-    fn new(
-        c: &Call<'g>,
-        x: Expr<'g>,
-        axis: usize,
-        scale: Expr<'g>,
-        centered: bool,
-        [mean, inv_std]: [Option<usize>; 2],
-        epsilon: f32,
-    ) -> Result<Self> {
-        let axes: Vec<usize> = (axis..x.rank()?).collect();
-        let output = |i: Option<usize>| i.and_then(|i| c.output(i));
-        let epsilon = c.float("epsilon", epsilon);
-        let n = match centered {
-            true => Normalized::new(x, axes, epsilon, output(mean), output(inv_std)),
-            false => Normalized::by_root_mean_square(x, axes, epsilon, output(inv_std)),
-        };
-        let dy_of = |i: Option<usize>| i.map_or_else(|| n.scale.zero(), |i| c.dy_of(i));
-        let dys = [Some(0), mean, inv_std].map(dy_of);
-        Ok(Layer { n, scale, dys })
-    }
-
-    fn dx(&self) -> Expr<'g> {
-        let (n, [dy, dm, dr]) = (&self.n, self.dys);
-        let count = n.x_hat.count(&n.axes, n.x_hat);
-        n.dx(dy * self.scale) + (dm / count).expand_like(n.x_hat) + -(dr / count * n.scale.square()) * n.x_hat
-    }
-
-    fn dscale(&self) -> Expr<'g> {
-        self.dys[0] * self.n.x_hat
-    }
+/// Each group has a scale and a bias, as if it was one channel.
+fn by_groups<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
+    let (x, grouped) = (c.x(), groups(c, "num_groups")?);
+    let n = Normalized::grouped(c, grouped(x));
+    Ok(by_channel(c, n.x_hat, grouped(c.dy()), |d| n.dx(d).reshape_like(x)))
 }
 
-fn layer<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
-    let layer = Layer::new(c, c.x(), c.axis(-1)?, c.input(1), true, [Some(1), Some(2)], 1e-5)?;
-    Ok(c.cotangents().input(0, || layer.dx()).broadcast(1, || layer.dscale()).broadcast(2, || c.dy()))
-}
-
-fn rms<'g>(c: &Call<'g>, inv_std: Option<usize>) -> Result<Cotangents<'g>> {
-    let layer = Layer::new(c, c.x(), c.axis(-1)?, c.input(1), false, [None, inv_std], 1e-5)?;
-    Ok(c.cotangents().input(0, || layer.dx()).broadcast(1, || layer.dscale()))
-}
-
-/// The inputs are x, skip, scale, the bias of the normalization where it subtracts the mean, and a bias that is added
-/// to x and skip beforehand. The sum of these three is what is normalized, and is the last output.
-fn skip<'g>(c: &Call<'g>, centered: bool) -> Result<Cotangents<'g>> {
-    let bias = if centered { 4 } else { 3 };
-    let computed = || c.opt(bias).into_iter().fold(c.x() + c.input(1), |sum, bias| sum + bias);
-    let sum = c.output(3).unwrap_or_else(computed);
-    let outputs = [Some(1).filter(|_| centered), Some(2)];
-    let layer = Layer::new(c, sum, sum.axis(-1)?, c.input(2), centered, outputs, 1e-12)?;
-    let dx = || layer.dx() + c.dy_of(3);
-    let found = c.cotangents().broadcast(0, dx).broadcast(1, dx).broadcast(2, || layer.dscale());
-    Ok(if centered { found.broadcast(3, || c.dy()) } else { found }.broadcast(bias, dx))
-}
-
-/// The gradients of the tables of words, positions and, where there are any, segments, of scale and of bias. The sum of
-/// what is read from the tables is what is normalized, and is an output, too.
-fn embedded<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
-    let (words, segments) = (c.x(), c.opt(1));
-    let positions = c.opt(8).unwrap_or_else(|| c.builder().range(words.dim(1)).unsqueeze(&[0]));
-    let read = |i: usize, indices: Expr<'g>| c.input(i).gather(indices, 0);
-    let computed = || {
-        let sum = read(2, words) + read(3, positions);
-        segments.map_or(sum, |segments| sum + read(4, segments))
-    };
-    let sum = c.output(2).unwrap_or_else(computed);
-    let layer = Layer::new(c, sum, sum.axis(-1)?, c.input(5), true, [None, None], 1e-12)?;
-    // One row of positions may serve the whole batch.
-    let table = |i: usize, indices: Expr<'g>| {
-        c.input(i).ungather(indices, (layer.dx() + c.dy_of(2)).unbroadcast(read(i, indices)), 0)
-    };
-    let found = c.cotangents().input(2, || table(2, words)).input(3, || table(3, positions));
-    let found = found.input(4, || segments.map_or_else(|| c.input(4).zero(), |segments| table(4, segments)));
-    Ok(found.broadcast(5, || layer.dscale()).broadcast(6, || c.dy()))
-}
-
-/// The statistics are along the last axis of `[N, groups, ...]`. Scale and bias are one a channel, or one a group.
-fn group<'g>(c: &Call<'g>, by_groups: bool) -> Result<Cotangents<'g>> {
-    let (x, groups) = (c.x(), groups(c, "num_groups")?);
-    let grouped = |e: Expr<'g>| e.reshape_to(&[0, groups, -1]);
-    let dy = if by_groups { grouped(c.dy()) } else { c.dy() };
-    let d = dy * per_channel(c.input(1), dy);
-    let d = if by_groups { d } else { grouped(d) };
-    let n = Normalized::new(grouped(x), vec![2], c.float("epsilon", 1e-5), None, None);
-    let x_hat = || if by_groups { n.x_hat } else { n.x_hat.reshape_like(dy) };
-    let found = c.cotangents().input(0, || n.dx(d).reshape_like(x));
-    Ok(found.input(1, || (dy * x_hat()).sum_to_axis(1)).input(2, || dy.sum_to_axis(1)))
+fn instance<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
+    let axes = (2..c.x().rank()?).collect();
+    let n = Normalized::new(c.x(), axes, c.float("epsilon", 1e-5), true, [None; 2]);
+    Ok(by_channel(c, n.x_hat, c.dy(), |d| n.dx(d)))
 }
 
 /// ONNX Runtime's own: the channels are the last axis or the second, SiLU may follow, and the inputs from the third on
 /// are added to x first.
 fn group_norm<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
-    let (x, last, groups) = (c.x(), c.flag("channels_last", true), groups(c, "groups")?);
+    let (x, last, grouped) = (c.x(), c.flag("channels_last", true), groups(c, "groups")?);
     ensure!(x.rank()? == 4, "{x} has not 4 axes");
     ensure!(last || c.opt(3).is_none(), "skip is known with the channels as the last axis only");
-    let image = |e: Expr<'g>| if last { e.transpose(&[0, 3, 1, 2]) } else { e };
+    let image = |e: Expr<'g>| if last { e.move_axis(3, 1) } else { e };
     // [N, C] stands for [N, 1, 1, C].
     let flat = |e: Expr<'g>| e.rank().is_ok_and(|rank| rank == 2);
     let over_places = |e: Expr<'g>| if flat(e) { e.unsqueeze(&[1, 2]) } else { e };
     let computed = || [c.opt(3).map(over_places), c.opt(4)].into_iter().flatten().fold(x, |sum, e| sum + e);
     let sum = image(c.output(1).unwrap_or_else(computed));
-    let grouped = |e: Expr<'g>| e.reshape_to(&[0, groups, -1]);
-    let n = Normalized::new(grouped(sum), vec![2], c.float("epsilon", 1e-5), None, None);
-    let (x_hat, scale) = (n.x_hat.reshape_like(sum), per_channel(c.input(1), sum));
-    let dy = image(c.dy());
+    let n = Normalized::grouped(c, grouped(sum));
+    let (x_hat, dy, scale) = (n.x_hat.reshape_like(sum), image(c.dy()), per_channel(c.input(1), sum));
     let d = match c.int("activation", 0) {
         0 => dy,
         1 => {
@@ -320,33 +301,24 @@ fn group_norm<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
         }
         other => bail!("activation = {other} is neither 0 nor 1"),
     };
-    let back = |e: Expr<'g>| if last { e.transpose(&[0, 2, 3, 1]) } else { e };
-    let dx = || back(n.dx(grouped(d * scale)).reshape_like(sum)) + c.dy_of(1);
-    let dskip = || if flat(c.input(3)) { dx().sum_out(&[1, 2]) } else { dx() };
-    let found = c.cotangents().input(0, dx).input(1, || (d * x_hat).sum_to_axis(1)).input(2, || d.sum_to_axis(1));
-    Ok(found.broadcast(3, dskip).broadcast(4, dx))
-}
-
-fn instance<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
-    let (x, dy) = (c.x(), c.dy());
-    let n = Normalized::new(x, (2..x.rank()?).collect(), c.float("epsilon", 1e-5), None, None);
-    let found = c.cotangents().input(0, || n.dx(dy * per_channel(c.input(1), dy)));
-    Ok(found.input(1, || (dy * n.x_hat).sum_to_axis(1)).input(2, || dy.sum_to_axis(1)))
+    let back = |e: Expr<'g>| if last { e.move_axis(1, 3) } else { e };
+    let dx = |d: Expr<'g>| back(n.dx(grouped(d)).reshape_like(sum)) + c.dy_of(1);
+    let dsum = || dx(d * scale);
+    let dskip = || if flat(c.input(3)) { dsum().sum_out(&[1, 2]) } else { dsum() };
+    Ok(by_channel(c, x_hat, d, dx).broadcast(3, dskip).broadcast(4, dsum))
 }
 
 fn lp<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, y, dy, axis) = (c.x(), c.y(), c.dy(), c.axis(-1)?);
-    let (size, direction): (fn(Expr<'g>) -> Expr<'g>, _) = match c.int("p", 2) {
-        1 => (Expr::abs, x.sign()),
-        2 => (Expr::square, y),
+    let (size, root, direction): (_, fn(Expr<'g>) -> Expr<'g>, _) = match c.int("p", 2) {
+        1 => (x.abs(), |e| e, x.sign()),
+        2 => (x.square(), Expr::sqrt, y),
         p => bail!("p = {p} is neither 1 nor 2"),
     };
     // The norm of zeros is taken as 1, for gradients of gradients that are numbers, and nothing passes.
-    let sum = size(x).sum(&[axis]);
-    let passes = sum.greater(sum.like(0.0));
-    let sum = passes.select(sum, sum.like(1.0));
-    let norm = if c.int("p", 2) == 2 { sum.sqrt() } else { sum };
-    Ok(passes.cast_like(x) / norm * (dy - direction * (dy * y).sum(&[axis])))
+    let sum = size.sum(&[axis]);
+    let passes = sum.above(0.0);
+    Ok(passes.cast_like(x) / root(sum.or_one(passes)) * (dy - direction * (dy * y).sum(&[axis])))
 }
 
 fn mean_variance<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -356,95 +328,45 @@ fn mean_variance<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let centered = x - x.mean(&axes);
     let var = centered.square().mean(&axes);
     // Where all are equal, x̂ is 0 whatever it is divided by.
-    let varies = var.greater(var.like(0.0));
-    let root = varies.select(var, var.like(1.0)).sqrt();
+    let varies = var.above(0.0);
+    let root = var.or_one(varies).sqrt();
     let std = root * varies.cast_like(root) + 1e-9;
     let share = (dy * centered).mean(&axes) / std;
     Ok((dy - dy.mean(&axes) - centered / root * share) / std)
 }
 
-const BATCH: &str = "inference: dx = dy scale r, dscale = Σ dy x̂, db = Σ dy, dmean = -scale r Σ dy, \
-     dvar = -½ scale r² Σ dy x̂; training: with d = dy scale, dx = r (d - mean d - x̂ mean(d x̂)), the rest as above";
-
-/// x̂ with the statistics of the batch in training, with given ones in inference.
-struct Batch<'g> {
-    x: Expr<'g>,
-    /// r, without the axes that are summed over: `[C]`.
-    inv_std: Expr<'g>,
-    /// x less the mean.
-    centered: Expr<'g>,
-    x_hat: Expr<'g>,
-    axes: Vec<usize>,
-    /// The places of the summed axes among those of x, but for the first.
-    spread: Vec<usize>,
-    training: bool,
-}
-
-impl<'g> Batch<'g> {
-    fn new(c: &Call<'g>) -> Result<Self> {
-        let x = c.x();
-        let rank = x.rank()?;
-        ensure!(rank >= 2, "the input of rank {rank} has no channels");
-        // Old models may have statistics for every place, not only every channel.
-        let own = if c.flag("spatial", true) { 2 } else { rank };
-        let axes: Vec<usize> = [0].into_iter().chain(own..rank).collect();
-        let spread: Vec<usize> = (own - 1..rank - 1).collect();
-        let training = c.flag("training_mode", (1..c.output_count()).any(|i| c.output(i).is_some()));
-        let (mean, var) = match training {
-            true => {
-                let mean = x.mean(&axes);
-                (mean.squeeze(&axes), (x - mean).square().mean(&axes).squeeze(&axes))
-            }
-            false => (c.input(3), c.input(4)),
-        };
-        let inv_std = (var + c.float("epsilon", 1e-5)).sqrt().reciprocal();
-        let centered = x - mean.unsqueeze(&spread);
-        let x_hat = centered * inv_std.unsqueeze(&spread);
-        Ok(Batch { x, inv_std, centered, x_hat, axes, spread, training })
-    }
-
-    /// The sum over all that shares a statistic.
-    fn total(&self, e: Expr<'g>) -> Expr<'g> {
-        e.sum_out(&self.axes)
-    }
-
-    /// A statistic as a factor of x.
-    fn spread(&self, e: Expr<'g>) -> Expr<'g> {
-        e.unsqueeze(&self.spread)
-    }
-}
-
+/// The statistics are those of the batch in training, and given in inference. Those of a batch reach y, the running
+/// statistics, of which they are what `momentum` leaves, and in old versions outputs of their own.
 fn batch<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
-    let (b, dy, scale) = (Batch::new(c)?, c.dy(), c.input(1));
-    let found = c.cotangents();
-    // Σ dy x̂, of which r is a factor of the sum.
-    let deviation = || b.total(dy * b.centered) * b.inv_std;
-    Ok(match b.training {
-        false => found
-            .input(0, || dy * b.spread(scale * b.inv_std))
-            .input(1, deviation)
-            .input(2, || b.total(dy))
-            .input(3, || -(b.total(dy) * scale * b.inv_std))
-            .input(4, || deviation() * scale * b.inv_std.square() * -0.5),
-        true => {
-            let momentum = c.float("momentum", 0.9);
-            found
-                .input(0, || batch_training(c, &b))
-                .input(1, || b.total(dy * b.x_hat))
-                .input(2, || b.total(dy))
-                .input(3, || c.dy_of(1) * momentum)
-                .input(4, || c.dy_of(2) * momentum)
-        }
-    })
-}
-
-/// The gradient of a batch that its own statistics normalize. They reach y, the running statistics, of which they are
-/// what `momentum` leaves, and in old versions outputs of their own.
-fn batch_training<'g>(c: &Call<'g>, b: &Batch<'g>) -> Expr<'g> {
-    let new = 1.0 - c.float("momentum", 0.9);
-    let n = Normalized { x_hat: b.x_hat, scale: b.spread(b.inv_std), axes: b.axes.clone(), centered: true };
-    let dx = n.dx(c.dy() * b.spread(c.input(1)));
-    let count = b.x.count(&b.axes, b.x);
-    let (dm, dv) = (c.dy_of(1) * new + c.dy_of(3), c.dy_of(2) * new + c.dy_of(4));
-    dx + b.spread(dm / count).expand_like(b.x) + b.spread(2.0 * dv / count / b.inv_std) * b.x_hat
+    let (x, dy, scale, rank) = (c.x(), c.dy(), c.input(1), c.x().rank()?);
+    ensure!(rank >= 2, "the input of rank {rank} has no channels");
+    // Old models may have statistics for every place, not only every channel.
+    let own = if c.flag("spatial", true) { 2 } else { rank };
+    let axes: Vec<usize> = [0].into_iter().chain(own..rank).collect();
+    let total = |e: Expr<'g>| e.sum_out(&axes);
+    // A statistic as a factor of x: the summed axes, but for the first, have size 1.
+    let spread = |e: Expr<'g>| e.unsqueeze(&(own - 1..rank - 1).collect::<Vec<_>>());
+    let training = c.flag("training_mode", (1..c.output_count()).any(|i| c.output(i).is_some()));
+    let [mean, var] = match training {
+        true => [x.mean(&axes), (x - x.mean(&axes)).square().mean(&axes)].map(|e| e.squeeze(&axes)),
+        false => [c.input(3), c.input(4)],
+    };
+    let r = (var + c.float("epsilon", 1e-5)).sqrt().reciprocal();
+    let centered = x - spread(mean);
+    if !training {
+        // Σ dy x̂, of which r is a factor of the sum.
+        let deviation = || total(dy * centered) * r;
+        let found = c.cotangents().input(0, || dy * spread(scale * r)).input(1, deviation).input(2, || total(dy));
+        let found = found.input(3, || -(total(dy) * scale * r));
+        return Ok(found.input(4, || deviation() * scale * r.square() * -0.5));
+    }
+    let n = Normalized { x_hat: centered * spread(r), r: spread(r), axes: axes.clone(), centered: true };
+    let momentum = c.float("momentum", 0.9);
+    let dx = || {
+        let count = x.count(&axes, x);
+        let [dm, dv] = [1, 2].map(|i| c.dy_of(i) * (1.0 - momentum) + c.dy_of(i + 2));
+        n.dx(dy * spread(scale)) + spread(dm / count).expand_like(x) + spread(2.0 * dv / count / r) * n.x_hat
+    };
+    let found = c.cotangents().input(0, dx).input(1, || total(dy * n.x_hat)).input(2, || total(dy));
+    Ok(found.input(3, || c.dy_of(1) * momentum).input(4, || c.dy_of(2) * momentum))
 }

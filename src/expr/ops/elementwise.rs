@@ -348,6 +348,11 @@ impl<'g> Expr<'g> {
         }
     }
 
+    /// This tensor where a condition of its shape holds, 1 elsewhere: what can be divided by, and has a logarithm.
+    pub fn or_one(self, condition: Expr<'g>) -> Expr<'g> {
+        condition.select(self, self.like(1.0))
+    }
+
     /// This where two numbers are equal, zero where not.
     pub fn where_equal(self, a: Expr<'g>, b: Expr<'g>) -> Expr<'g> {
         match self.builder.opset() < 11 {
