@@ -3,7 +3,6 @@
 use super::Sizes;
 use crate::graph::write::Step;
 use crate::graph::{Graph, NodeId, ValueId};
-use crate::rules::properties::Random;
 use crate::rules::{self, Moves};
 use smallvec::SmallVec;
 
@@ -60,7 +59,7 @@ impl Ledger {
                 numbers.dedup();
             }
             // Constants are there before the first node runs, and what shows an input is that input.
-            let constant = node.inputs.is_empty() && captured.is_empty() && !is_random(graph, step.node);
+            let constant = node.inputs.is_empty() && captured.is_empty() && rules::drawing(graph, step.node).is_none();
             let view = is_view(graph, step.node);
             for &output in node.outputs.iter().flatten() {
                 ledger.makers[output.number()] = Some(i as u32);
@@ -145,16 +144,4 @@ pub fn is_view(graph: &Graph, id: NodeId) -> bool {
     rule.is_some_and(|r| r.moves == Moves::InOrder)
         && node.outputs.len() == 1
         && node.outputs.iter().flatten().all(same)
-}
-
-/// Whether a node, or one of its bodies, may draw random numbers: computed again, it draws others.
-pub fn is_random(graph: &Graph, id: NodeId) -> bool {
-    let node = graph.node(id);
-    let rule = rules::row(graph, node);
-    let drawn = match rule.map_or(Random::Never, |r| r.random) {
-        Random::Never => false,
-        Random::Always => true,
-        Random::Where(input) => node.inputs.get(input).is_some_and(Option::is_some),
-    };
-    drawn || node.bodies.iter().any(|&(_, body)| graph.scope(body).nodes.iter().any(|&inner| is_random(graph, inner)))
 }

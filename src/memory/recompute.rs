@@ -257,7 +257,7 @@ impl Net {
         let is_forward = |v: &ValueId| ledger.makers[v.number()].is_some_and(|n| (n as usize) < first);
         Net {
             whole: cost.iter().sum::<u64>().max(1),
-            once: nodes[..first].iter().map(|&id| ledger::is_random(graph, id)).collect(),
+            once: nodes[..first].iter().map(|&id| rules::drawing(graph, id).is_some()).collect(),
             gate: nodes[..first].iter().map(gate).collect(),
             signals: nodes.iter().map(signal).collect(),
             last: ends.iter().copied().rfind(|v| is_forward(v) && waitable(v)),

@@ -1,10 +1,9 @@
 //! Choices: an If whose branches compute the branch again and differentiate it.
 
 use super::Slot::*;
-use super::properties::Random;
-use super::{Call, Cotangents, Rule, row, rule};
+use super::{Call, Cotangents, Rule, rule};
 use crate::expr::Expr;
-use crate::graph::{Bodies, Graph, Scalar, ScopeId, ValueId};
+use crate::graph::{Bodies, ScopeId, ValueId};
 use anyhow::{Result, ensure};
 
 /// The rows.
@@ -84,7 +83,8 @@ pub fn close<'g>(c: &Call<'g>, scope: ScopeId, outputs: &[Expr<'g>], inputs: usi
 /// # Errors
 /// What it computes is random.
 pub fn repeatable(c: &Call<'_>, scope: ScopeId) -> Result<()> {
-    let random = random_node(&c.builder().graph(), scope);
+    let graph = c.builder().graph();
+    let random = graph.scope(scope).nodes.iter().find_map(|&id| super::drawing(&graph, id));
     ensure!(
         random.is_none(),
         "its body holds {}, which draws other numbers when the body is computed again for the gradient; draw them outside \
@@ -92,26 +92,4 @@ pub fn repeatable(c: &Call<'_>, scope: ScopeId) -> Result<()> {
         random.unwrap_or_default()
     );
     Ok(())
-}
-
-/// An operator in a body, or in one inside it, that draws random numbers. Nesting is as deep as protobuf allows.
-fn random_node(graph: &Graph, scope: ScopeId) -> Option<String> {
-    graph.scope(scope).nodes.iter().find_map(|&id| {
-        let node = graph.node(id);
-        let rule = row(graph, node);
-        let draws = match rule.map_or(Random::Never, |r| r.random) {
-            Random::Never => false,
-            Random::Always => true,
-            Random::Where(i) => node
-                .inputs
-                .get(i)
-                .copied()
-                .flatten()
-                .is_some_and(|v| graph.fact(v).uniform() != Some(Scalar::Int(0.into()))),
-        };
-        if draws {
-            return Some(node.op_type.to_string());
-        }
-        node.bodies.iter().find_map(|&(_, body)| random_node(graph, body))
-    })
 }

@@ -44,7 +44,7 @@ pub(crate) use call::{Differentiate, Replay};
 pub use properties::Moves;
 
 use crate::expr::{Expr, View};
-use crate::graph::{self, Bodies, Graph, Linear, Loaded, Node, Operators, Poles};
+use crate::graph::{self, Bodies, Graph, Linear, Loaded, Node, NodeId, Operators, Poles};
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::Result;
 use facts::Facts;
@@ -393,6 +393,22 @@ pub fn find(domain: &str, op: &str, version: i64) -> Option<&'static Rule> {
 /// The row for a node's operator, at the version that its model imports.
 pub fn row(graph: &Graph, node: &Node) -> Option<&'static Rule> {
     find(&node.domain, &node.op_type, graph.opset(&node.domain))
+}
+
+/// The operator in a node, the node's own or one in its bodies, that draws random numbers: computed again, it draws
+/// others. Nesting is as deep as protobuf allows.
+pub fn drawing(graph: &Graph, id: NodeId) -> Option<String> {
+    let node = graph.node(id);
+    let draws = match row(graph, node).map_or(Random::Never, |r| r.random) {
+        Random::Never => false,
+        Random::Always => true,
+        Random::Where(i) => {
+            let asked = node.inputs.get(i).copied().flatten();
+            asked.is_some_and(|v| graph.fact(v).uniform() != Some(graph::Scalar::Int(0.into())))
+        }
+    };
+    let mut inside = node.bodies.iter().flat_map(|&(_, body)| &graph.scope(body).nodes);
+    if draws { Some(node.op_type.to_string()) } else { inside.find_map(|&id| drawing(graph, id)) }
 }
 
 /// The row for the newest version of an operator: for what does not change from version to version.

@@ -133,13 +133,7 @@ struct Normalized<'g> {
 
 impl<'g> Normalized<'g> {
     /// Mean 0, if `centered`, and mean square 1 over `axes`; with the statistics where they are known.
-    fn new(
-        x: Expr<'g>,
-        axes: Vec<usize>,
-        epsilon: f64,
-        centered: bool,
-        [mean, r]: [Option<Expr<'g>>; 2],
-    ) -> Self {
+    fn new(x: Expr<'g>, axes: Vec<usize>, epsilon: f64, centered: bool, [mean, r]: [Option<Expr<'g>>; 2]) -> Self {
         let x = if centered { x - mean.unwrap_or_else(|| x.mean(&axes)) } else { x };
         let r = r.unwrap_or_else(|| (x.square().mean(&axes) + epsilon).sqrt().reciprocal());
         Normalized { x_hat: x * r, r, axes, centered }
@@ -242,12 +236,7 @@ fn per_channel<'g>(v: Expr<'g>, x: Expr<'g>) -> Expr<'g> {
 }
 
 /// What x gets, from the gradient of x̂, and a scale and a bias for each channel.
-fn by_channel<'g>(
-    c: &Call<'g>,
-    x_hat: Expr<'g>,
-    dy: Expr<'g>,
-    dx: impl Fn(Expr<'g>) -> Expr<'g>,
-) -> Cotangents<'g> {
+fn by_channel<'g>(c: &Call<'g>, x_hat: Expr<'g>, dy: Expr<'g>, dx: impl Fn(Expr<'g>) -> Expr<'g>) -> Cotangents<'g> {
     let found = c.cotangents().input(0, || dx(dy * per_channel(c.input(1), dy)));
     found.input(1, || (dy * x_hat).sum_to_axis(1)).input(2, || dy.sum_to_axis(1))
 }
