@@ -3,6 +3,7 @@
 use super::console::{self, Stream};
 use super::one_line;
 use super::options::{known, pair};
+use super::running::sizes;
 use super::shapes::ShapeArgs;
 use super::table::Table;
 use crate::Error;
@@ -14,7 +15,6 @@ use crate::onnx::proto::{TensorShapeProto, type_proto::Value};
 use crate::onnx::{TensorProto, TypeProto, npy, text};
 use crate::record::{Gradient, Record, SeedOf};
 use crate::rules;
-use crate::survey;
 use crate::validate::{Engine, Options, Status, Validation, validate};
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::RangedU64ValueParser;
@@ -199,9 +199,9 @@ impl EngineArgs {
         Some(EngineArgs { time, ..self.clone() })
     }
 
-    /// The sizes of symbolic dimensions.
-    pub fn sizes(&self) -> BTreeMap<String, i64> {
-        self.dim.iter().cloned().collect()
+    /// The sizes that are given for symbolic dimensions.
+    pub fn dims(&self) -> &[(String, i64)] {
+        &self.dim
     }
 
     /// Checks that the names and values are those of a model.
@@ -221,7 +221,7 @@ impl EngineArgs {
         known("--range", self.range.iter().map(|(name, _)| name), declared())?;
         Ok(Options {
             seed,
-            dims: dims(self, model)?,
+            dims: sizes(&self.dim, model)?,
             inputs: inputs(self, model)?,
             ranges: self.range.iter().cloned().collect(),
             directions,
@@ -338,13 +338,6 @@ fn fits(tensor: &TensorProto, r#type: &TypeProto) -> bool {
     let size = |(given, wanted): (&i64, &Dimension)| !matches!(wanted.value, Some(Dim::DimValue(n)) if n != *given);
     let shape = |s: &TensorShapeProto| s.dim.len() == tensor.dims.len() && tensor.dims.iter().zip(&s.dim).all(size);
     wanted.elem_type() == tensor.data_type() && wanted.shape.as_ref().is_none_or(shape)
-}
-
-/// The sizes that are given for symbols of graph inputs.
-fn dims(args: &EngineArgs, model: &Model) -> Result<BTreeMap<String, i64>> {
-    let symbols = survey::symbols(&model.proto);
-    known("--dim", args.dim.iter().map(|(symbol, _)| symbol), symbols.iter().map(String::as_str))?;
-    Ok(args.dim.iter().cloned().collect())
 }
 
 /// `NAME=LOW..HIGH`.

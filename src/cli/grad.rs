@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.lower {
         return lower(args, &model);
     }
-    let request = request(args)?;
+    let request = request(args, &model)?;
     let again = args.files.validates().then(|| model.clone());
     let mut output = request.build_onto(model)?;
     // Gradients are compared with what the ys do: what is validated still holds them.
@@ -136,11 +136,11 @@ fn lower(args: &Args, model: &Model) -> Result<()> {
     args.files.print(&text)
 }
 
-fn request(args: &Args) -> Result<Gradients> {
+fn request(args: &Args, model: &Model) -> Result<Gradients> {
     let seeds = args.grad_ys.iter().map(|spec| seed(spec)).collect::<Result<Vec<_>>>()?;
     let request = args.call.request()?.seeds(seeds);
     Ok(match args.memory_budget {
-        Some(limit) => request.memory_budget(Budget { limit, sizes: args.files.running.sizes() }),
+        Some(limit) => request.memory_budget(Budget { limit, sizes: args.files.running.sizes(model)? }),
         None => request,
     })
 }

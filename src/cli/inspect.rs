@@ -4,7 +4,7 @@ mod page;
 
 use super::console::Stream;
 use super::html;
-use super::options::{dim, known};
+use super::options::{dim, known, load};
 use super::shapes::ShapeArgs;
 use super::table::Table;
 use super::{note, one_line};
@@ -31,7 +31,7 @@ use std::path::PathBuf;
   onnx-gradients inspect model.onnx --dim batch=32 --json
   onnx-gradients inspect model.onnx --html model.html")]
 pub struct Args {
-    /// The model
+    /// The model; `-` for stdin
     model: PathBuf,
     /// The size of a symbolic dimension, for the memory of a step
     #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = dim)]
@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.html {
         file::ensure_writable(path, args.force)?;
     }
-    let mut model = Model::load(&args.model)?;
+    let mut model = load(&args.model)?;
     args.shapes.declare(&mut model)?;
     let inlined = match model.proto.functions.is_empty() {
         true => None,

@@ -152,6 +152,19 @@ fn wanted(names: &[String]) -> Vec<Wanted> {
     names.iter().map(Wanted::from).collect()
 }
 
+/// The model of a path, or for `-` that of stdin, whose external data lie in the current folder.
+///
+/// # Errors
+/// It cannot be read, or is no model.
+pub fn load(path: &Path) -> Result<Model> {
+    if path != Path::new("-") {
+        return Ok(Model::load(path)?);
+    }
+    let bytes = console::input().context("stdin")?;
+    let model = Model::from_bytes(bytes).context("stdin")?;
+    Ok(Model { folder: Some(PathBuf::from(".")), ..model })
+}
+
 /// The model, and what becomes of it.
 #[derive(clap::Args)]
 pub struct FileArgs {
@@ -184,18 +197,9 @@ impl FileArgs {
             }
             file::ensure_writable(&self.output, self.force)?;
         }
-        let mut model = self.read()?;
+        let mut model = load(&self.model)?;
         self.running.declare(&mut model)?;
         Ok(model)
-    }
-
-    fn read(&self) -> Result<Model> {
-        if self.model != Path::new("-") {
-            return Ok(Model::load(&self.model)?);
-        }
-        let bytes = console::input().context("stdin")?;
-        let model = Model::from_bytes(bytes).context("stdin")?;
-        Ok(Model { folder: Some(PathBuf::from(".")), ..model })
     }
 
     /// Validates what is to be written of a request, and writes it unless that fails; `whole` is the same with the

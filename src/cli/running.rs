@@ -33,12 +33,16 @@ impl RunArgs {
         !self.no_validate
     }
 
-    /// The sizes that are given for symbolic dimensions.
-    pub fn sizes(&self) -> BTreeMap<String, i64> {
+    /// The sizes that are given for symbolic dimensions of a model.
+    ///
+    /// # Errors
+    /// A symbol that the model does not have.
+    pub fn sizes(&self, model: &Model) -> Result<BTreeMap<String, i64>> {
         #[cfg(feature = "validate")]
-        return self.engine.sizes();
+        let given = self.engine.dims();
         #[cfg(not(feature = "validate"))]
-        self.dim.iter().cloned().collect()
+        let given = &self.dim;
+        sizes(given, model)
     }
 
     /// Declares the shapes that are given for tensors of a model.
@@ -106,6 +110,16 @@ impl RunArgs {
         value["summary"] = json!(check::summary(&validation));
         Ok(value)
     }
+}
+
+/// The sizes that are given for symbols of a model's inputs.
+///
+/// # Errors
+/// A symbol that the model does not have.
+pub fn sizes(given: &[(String, i64)], model: &Model) -> Result<BTreeMap<String, i64>> {
+    let symbols = crate::survey::symbols(&model.proto);
+    super::options::known("--dim", given.iter().map(|(symbol, _)| symbol), symbols.iter().map(String::as_str))?;
+    Ok(given.iter().cloned().collect())
 }
 
 /// What a validation fails with, where it has failed.

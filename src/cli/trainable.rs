@@ -1,6 +1,7 @@
 //! `trainable`: an inference model into a trainable one.
 
 use super::console::Stream;
+use super::options;
 use super::running::{RunArgs, ensure_valid, failure, report, summary};
 use super::table::Table;
 use crate::Model;
@@ -22,7 +23,7 @@ A loss is [WEIGHT*]KIND[:OUTPUT][,OPTION=VALUE...]; KIND is cross-entropy, nll, 
 kl-divergence, cosine-embedding, or the name of a scalar that the model computes. Options: labels=INPUT, other=OUTPUT,
 smoothing=0.1, ignore=-100, class-weights=1/2/1, soft, axis=1, delta=1, margin=0, sum.")]
 pub struct Args {
-    /// The model
+    /// The model; `-` for stdin
     model: PathBuf,
     /// The folder to write
     #[arg(short, long, value_name = "DIR")]
@@ -152,9 +153,9 @@ enum Rounding {
 /// Reads, builds, writes, reports.
 pub fn run(args: &Args) -> Result<()> {
     Artifacts::ensure_writable(&args.output, args.force)?;
-    let mut model = Model::load(&args.model)?;
+    let mut model = options::load(&args.model)?;
     args.running.declare(&mut model)?;
-    let artifacts = request(args)?.build(&model)?;
+    let artifacts = request(args, &model)?.build(&model)?;
     let validation = args.running.validation(&artifacts.record.name, &artifacts.evidence()?, || None)?;
     if failure(&validation).is_some() {
         let kept = format!("{} is not written; --no-validate writes it all the same", args.output.display());
@@ -176,7 +177,7 @@ pub fn run(args: &Args) -> Result<()> {
     ensure_valid(&validation)
 }
 
-fn request(args: &Args) -> Result<Trainable> {
+fn request(args: &Args, model: &Model) -> Result<Trainable> {
     let losses = args.loss.iter().map(|l| LossSpec::parse(l)).collect::<Result<Vec<_>, _>>()?;
     let mut hyper = optimizer(&args.optimizer)?.defaults();
     let given = [
@@ -228,7 +229,7 @@ fn request(args: &Args) -> Result<Trainable> {
         request = request.loss_model(&loss);
     }
     if let Some(limit) = args.memory_budget {
-        request = request.memory_budget(Budget { limit, sizes: args.running.sizes() });
+        request = request.memory_budget(Budget { limit, sizes: args.running.sizes(model)? });
     }
     Ok(match args.loss_scale {
         Some(scale) => request.loss_scale(scale),
