@@ -187,6 +187,102 @@ def test_errors_have_a_kind_and_a_place(models):
     assert "Foo" in str(caught.value.operator) and caught.value.remedy
 
 
+def test_keywords_are_the_options_of_the_command_line(models, tmp_path):
+    path = models / "transformer.onnx"
+    plain = og.gradients(path, "logits", params=True)
+    assert plain.memory is None
+    held = og.gradients(path, "logits", params=True, memory_budget=0.8, dim={"batch": 4}).memory
+    assert held["peak"] < held["peak_without"]
+    assert og.gradients(path, "logits", params=True, memory_budget="80%", dim={"batch": 4}).memory == held
+    smaller = og.gradients(path, "logits", params=True, memory_budget=0.8, dim={"batch": 1}).memory
+    assert smaller["peak_without"] < held["peak_without"]
+    with pytest.raises(og.errors.UnknownNameError, match="bach"):
+        og.gradients(path, "logits", params=True, memory_budget=0.8, dim={"bach": 4})
+    # What says how to run the result is for where it is run.
+    assert og.gradients(path, "logits", params=True, time=1.0).validation.status == "skipped"
+    gated = og.gradients(path, "logits", params=True, gate_gradients=True, name="g", only_gradients=True)
+    assert set(gated.gradients.values()) == {o.name for o in gated.model.graph.output}
+    with pytest.raises(TypeError, match="parms"):
+        og.gradients(path, "logits", parms=True)
+    with pytest.raises(TypeError, match="jvp.*diagonal"):
+        og.jvp(path, "logits", params=True, diagonal=True)
+    model = small("g (float[N, 3] x) => (float[N, 3] y) { y = Sqrt(x) }")
+    checked = og.gradients(model, "y", "x", validate=True, dim={"N": 2}, range={"x": (0.5, 2)}, shape={"x": ["N", 3]})
+    assert checked.validation.status == "passed"
+    ones = og.gradients(model, "y", "x", validate=True, input={"x": np.ones((2, 3), "f")})
+    assert ones.validation.status == "passed"
+    with pytest.raises(og.Error):
+        og.gradients(model, "y", "x", validate=True, input={"x": np.ones((2, 4), "f")})
+    og.gradients(model, "y", "x", output=tmp_path / "-odd name.onnx")
+    assert og.check(tmp_path / "-odd name.onnx", dim={"N": 2}, range={"x": (1, 2)}, directions=2, seed=3)
+    assert og.check(tmp_path / "-odd name.onnx", input={"x": np.ones((5, 3), "f")})
+    with pytest.raises(TypeError, match="validate"):
+        og.check(model, validate=True)
+
+
+def test_gradients_of_samples():
+    x = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 2.0]])
+    model = small("g (double[N, 3] x) => (double[N, 1] y) <double[3, 1] w = {1, 2, 3}> { y = MatMul(x, w) }")
+    for options, expected in [
+        ({}, x[:, :, None]), ({"norms": True}, np.linalg.norm(x, axis=1)),
+        ({"clip_norm": 1.0}, np.sum(x / np.maximum(1, np.linalg.norm(x, axis=1, keepdims=True)), 0)[:, None]),
+    ]:
+        result = og.per_sample(model, "y", "w", **options)
+        (found, *_) = result.session().run([result.outputs[0]["name"]], {"x": x})
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_gradient_nodes_are_lowered():
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [3])
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["y"]),
+        helper.make_node("Gradient", ["x"], ["dx"], domain="ai.onnx.preview.training", xs=["x"], y="y"),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [helper.make_tensor_value_info("dx", TensorProto.FLOAT, [3])])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.preview.training", 1)]
+    result = og.lower(helper.make_model(graph, opset_imports=opsets, ir_version=9))
+    assert len(result.report["lowered"]) == 1
+    (found,) = result.session().run(["dx"], {"x": np.array([1, 2, 3], "f")})
+    np.testing.assert_allclose(found, [2, 4, 6])
+
+
+def test_diff_says_what_was_added_and_what_was_lost(models):
+    path = models / "mlp.onnx"
+    result = og.gradients(path, "loss", params=True)
+    assert og.diff(path, result.model)["only_adds"]
+    assert og.diff(path, result.model, all=True)["added"]
+    with pytest.raises(og.errors.DifferentError) as caught:
+        og.diff(result.model, path)
+    assert caught.value.report["lost"]
+
+
+def test_inspect_writes_a_page(models, tmp_path):
+    og.inspect(models / "mlp.onnx", html=tmp_path / "page.html", dim={"batch": 4})
+    assert (tmp_path / "page.html").read_text().lstrip().startswith("<!")
+    with pytest.raises(og.errors.FileError):
+        og.inspect(models / "mlp.onnx", html=tmp_path / "page.html")
+    og.inspect(models / "mlp.onnx", html=tmp_path / "page.html", force=True)
+
+
+def test_external_data_are_found(models, tmp_path, monkeypatch):
+    model = onnx.load(models / "digits-mlp.onnx")
+    expected = og.gradients(model, "logits", params=True)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    by_path = og.gradients(tmp_path / "m.onnx", "logits", params=True, output=tmp_path / "g.onnx")
+    assert by_path.gradients == expected.gradients
+    feeds = {"image": np.ones((2, 64), "f")}
+    names = list(expected.gradients.values())
+    for one, two in zip(by_path.session().run(names, feeds), expected.session().run(names, feeds), strict=True):
+        np.testing.assert_array_equal(one, two)
+    # A ModelProto says where its data lie from the current folder on.
+    monkeypatch.chdir(tmp_path)
+    without = onnx.load("m.onnx", load_external_data=False)
+    assert og.gradients(without, "logits", params=True).gradients == expected.gradients
+    assert og.inspect(without)["parameters"]
+    og.trainable(without, "cross-entropy", output=tmp_path / "t")
+    assert og.Trainer(tmp_path / "t").parameters().keys() == expected.gradients.keys()
+
+
 def test_nothing_is_printed(models, capfd):
     og.gradients(models / "mlp.onnx", "loss", params=True)
     with pytest.raises(og.Error):

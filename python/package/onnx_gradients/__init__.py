@@ -10,10 +10,12 @@ from . import adapters, data, errors, health, schedules
 from ._derivatives import (
     Derivative,
     Gradients,
+    Result,
     Validation,
     attack,
     check,
     derivative,
+    diff,
     explain,
     gradients,
     hessian,
@@ -21,18 +23,23 @@ from ._derivatives import (
     inspect,
     jacobian,
     jvp,
+    lower,
     operators,
+    per_sample,
     vjp,
 )
+from ._loop import History
+from ._making import export, trainable
 from ._native import __version__
 from .errors import Error
-from .trainer import History, Step, Trainer, export, trainable
+from .trainer import Step, Trainer
 
 __all__ = [
     "Derivative",
     "Error",
     "Gradients",
     "History",
+    "Result",
     "Step",
     "Trainer",
     "Validation",
@@ -42,6 +49,7 @@ __all__ = [
     "check",
     "data",
     "derivative",
+    "diff",
     "errors",
     "explain",
     "export",
@@ -52,7 +60,9 @@ __all__ = [
     "inspect",
     "jacobian",
     "jvp",
+    "lower",
     "operators",
+    "per_sample",
     "schedules",
     "trainable",
     "vjp",

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from . import _command
-from ._command import option
+from . import _command, _models
+from ._command import Scratch, option
 from ._models import ModelLike, PathLike
+from ._options import Budget, Deriving, Names, Running, SeedLike, Writing
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-Names: TypeAlias = Union[str, Iterable[str]]
-SeedLike: TypeAlias = Union[None, int, float, str, "npt.NDArray[Any]"]
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -53,134 +49,133 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Gradients:
-    """A model with the gradients of ys with respect to xs.
+class Result:
+    """A model that was written.
 
     Attributes
     ----------
     model : path, bytes, onnx.ModelProto or onnx_ir.Model
         The model, in the form in which the first one was given.
-    gradients : dict of str to str or None
-        For each x the output that holds its gradient, which has x's type and shape; None where no y depends on it.
-    seeds : dict of str to str or None
-        For each y the tensor, input or number that its gradient starts with.
     nodes_added : int
         How many nodes were added.
     warnings : list of str
         What you should know.
     validation : Validation
         What running it has shown.
+    report : dict
+        All that the command says.
     """
 
     model: Any = field(repr=False)
-    gradients: dict[str, str | None]
-    seeds: dict[str, str | None]
     nodes_added: int
     warnings: list[str]
     validation: Validation
+    report: dict[str, Any] = field(repr=False)
 
     def session(self, **options: Any) -> Any:
-        """An ``onnxruntime.InferenceSession`` of the model; `options` go to it."""
-        return _session(self.model, options)
+        """An ``onnxruntime.InferenceSession`` of the model.
+
+        Parameters
+        ----------
+        **options
+            Those of the session; `providers` are all that are available without them.
+
+        Returns
+        -------
+        onnxruntime.InferenceSession
+
+        Raises
+        ------
+        ImportError
+            onnxruntime is not installed.
+        """
+        import onnxruntime
+
+        options.setdefault("providers", onnxruntime.get_available_providers())
+        taken = _models.take(self.model)
+        return onnxruntime.InferenceSession(taken.argument if taken.data is None else taken.data, **options)
 
 
 @dataclass(frozen=True)
-class Derivative:
+class Gradients(Result):
+    """A model with the gradients of ys with respect to xs.
+
+    Attributes
+    ----------
+    gradients : dict of str to str or None
+        For each x the output that holds its gradient, which has x's type and shape; None where no y depends on it.
+    seeds : dict of str to str or None
+        For each y the tensor, input or number that its gradient starts with.
+    memory : dict or None
+        With a memory budget: what the model holds at a time without it and with it, in bytes.
+    model, nodes_added, warnings, validation, report
+        As in :class:`Result`.
+    """
+
+    gradients: dict[str, str | None]
+    seeds: dict[str, str | None]
+    memory: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Derivative(Result):
     """A model with derivatives other than gradients.
 
     Attributes
     ----------
-    model : path, bytes, onnx.ModelProto or onnx_ir.Model
-        The model, in the form in which the first one was given.
     outputs : list of dict
         The derivatives: ``y``, ``x``, ``second`` where they apply, and ``name``, the output that holds it or None.
     vectors : dict of str to str
         For each tensor the new input that takes its vector.
-    nodes_added, warnings, validation
-        As in :class:`Gradients`.
+    model, nodes_added, warnings, validation, report
+        As in :class:`Result`.
     """
 
-    model: Any = field(repr=False)
     outputs: list[dict[str, Any]]
     vectors: dict[str, str]
-    nodes_added: int
-    warnings: list[str]
-    validation: Validation
-
-    def session(self, **options: Any) -> Any:
-        """An ``onnxruntime.InferenceSession`` of the model; `options` go to it."""
-        return _session(self.model, options)
 
 
-def _session(model: Any, options: dict[str, Any]) -> Any:
-    import onnxruntime
-
-    if hasattr(model, "graph") and not hasattr(model, "SerializeToString"):
-        import onnx_ir
-
-        model = onnx_ir.serde.serialize_model(model)
-    source = model.SerializeToString() if hasattr(model, "SerializeToString") else model
-    options.setdefault("providers", onnxruntime.get_available_providers())
-    return onnxruntime.InferenceSession(source if isinstance(source, bytes) else str(source), **options)
-
-
-def _call_options(
-    ys: Names | None, xs: Names | None, params: bool, inputs: bool, stop_gradients: Names | None, name: str | None,
-    unconnected_gradients: str, aggregation_method: str, straight_through: bool, gradient_functions: Iterable[PathLike] | None,
-    only_gradients: bool, validate: bool, dims: Mapping[str, int] | None, extra: Sequence[object],
-) -> list[object]:
-    arguments = [
-        *option("--ys", ys), *option("--xs", xs), *option("--params", params), *option("--inputs", inputs),
-        *option("--stop-gradients", stop_gradients), *option("--name", name),
-        *option("--unconnected-gradients", unconnected_gradients), *option("--aggregation-method", aggregation_method),
-        *option("--straight-through", straight_through), *option("--gradient-functions", gradient_functions),
-        *option("--only-gradients", only_gradients), *option("--no-validate", not validate),
-    ]
-    if validate:
-        arguments += option("--dim", [f"{d}={n}" for d, n in (dims or {}).items()])
-    return [*arguments, *extra]
+def _transform(
+    command: str, model: ModelLike, ys: Names | None, xs: Names | None, own: Iterable[object], call: Mapping[str, Any],
+    scratch: Scratch,
+) -> tuple[dict[str, Any], Any]:
+    """Runs a command that writes derivatives; `own` are arguments that not all of them have."""
+    call = dict(call)
+    output, force, options = call.pop("output", None), call.pop("force", False), call.pop("options", ())
+    shared = _command.keywords(call, Deriving.__annotations__, command.split()[0], scratch)
+    arguments = [*option("--ys", ys), *option("--xs", xs), *shared, *own, *options]
+    return _command.transform(command, model, arguments, output, force)
 
 
-@contextmanager
-def _seeds(grad_ys: Iterable[SeedLike] | None) -> Iterator[list[object]]:
-    """Seeds as the command line takes them; arrays lie in files as long as it runs."""
+def _result(report: dict[str, Any], model: Any) -> dict[str, Any]:
+    return {
+        "model": model, "nodes_added": report.get("nodes_added", 0), "warnings": list(report.get("warnings", [])),
+        "validation": Validation.read(report.get("validation", {})), "report": report,
+    }
+
+
+def _seeds(grad_ys: SeedLike | Iterable[SeedLike], scratch: Scratch) -> list[object]:
+    """Seeds as the command line takes them."""
+    def spec(seed: SeedLike) -> object:
+        if seed is None:
+            return "ones"
+        return f"file:{scratch.array(seed)}" if isinstance(seed, np.ndarray) else seed
+
     if grad_ys is None:
-        yield []
-        return
-    with tempfile.TemporaryDirectory(prefix="onnx-gradients-") as folder:
-        specs: list[object] = []
-        for i, seed in enumerate([grad_ys] if isinstance(grad_ys, str | int | float) else grad_ys):
-            if seed is None:
-                specs.append("ones")
-            elif isinstance(seed, np.ndarray):
-                path = Path(folder) / f"{i}.npy"
-                np.save(path, seed)
-                specs.append(f"file:{path}")
-            else:
-                specs.append(seed)
-        yield option("--grad-ys", specs)
+        return []
+    several = [grad_ys] if isinstance(grad_ys, str | int | float | np.ndarray) else list(grad_ys)
+    return option("--grad-ys", [spec(seed) for seed in several])
 
 
 def gradients(
     model: ModelLike,
     ys: Names | None = None,
     xs: Names | None = None,
-    grad_ys: Iterable[SeedLike] | None = None,
+    grad_ys: SeedLike | Iterable[SeedLike] = None,
     stop_gradients: Names | None = None,
     *,
-    params: bool = False,
-    inputs: bool = False,
-    name: str | None = None,
-    unconnected_gradients: str = "none",
-    aggregation_method: str = "add-n",
-    straight_through: bool = False,
-    gradient_functions: Iterable[PathLike] | None = None,
-    only_gradients: bool = False,
-    validate: bool = False,
-    dims: Mapping[str, int] | None = None,
-    options: Sequence[object] = (),
-    output: PathLike | None = None,
-    force: bool = False,
+    memory_budget: Budget | None = None,
+    **call: Unpack[Writing],
 ) -> Gradients:
     """Append the gradients of `ys` with respect to `xs` to a model, as ``tf.gradients`` does.
 
@@ -194,12 +189,22 @@ def gradients(
         Tensors with respect to which: inputs, initializers, outputs of nodes; ``*`` and ``?`` are wildcards.
     grad_ys : iterable, optional
         The seed of each y, in order: None for ones, a number, an array of y's type and shape, or a SPEC of the command
-        line: ``"input"``, ``"input:NAME"``, ``"tensor:NAME"``.
+        line: ``"input"``, ``"input:NAME"``, ``"tensor:NAME"``. One that is no list is that of a single y.
     stop_gradients : str or iterable of str, optional
         Tensors that count as constants.
+    memory_budget : float or str, optional
+        The most that the model may hold at a time, as a share of what it holds without this (0.5, ``"50%"``) or in bytes
+        (``"300MB"``): what the gradients need of the forward pass is computed again in place of being kept. `dim` says what
+        sizes symbols have.
+    output : path, optional
+        A file to write in place of returning the model.
+    force : bool
+        Whether a file that exists is replaced.
+    options : iterable
+        Further arguments of the command ``grad``.
     params, inputs : bool
         Whether all weights, all floating-point inputs are xs.
-    name : str, optional
+    name : str
         The scope of all new names; ``gradients`` without it.
     unconnected_gradients : {'none', 'zero'}
         What stands for the gradient of an x that no y depends on.
@@ -207,20 +212,22 @@ def gradients(
         How gradients that meet are summed.
     straight_through : bool
         Whether rounding counts as the identity.
-    gradient_functions : iterable of path, optional
+    colocate_gradients_with_ops, gate_gradients : bool
+        As TensorFlow has them: backward nodes take over devices, and stand together by forward node.
+    gradient_functions : path or iterable of path
         Files with gradients of your own operators.
     only_gradients : bool
         Whether the model's own outputs go.
     validate : bool
         Whether the result is run, and compared with finite differences.
-    dims : mapping of str to int, optional
-        Sizes of symbolic dimensions for validation.
-    options : sequence
-        Further arguments of the command ``grad``.
-    output : path, optional
-        A file to write in place of returning the model; `force` replaces one that exists.
-    force : bool
-        See `output`.
+    dim : mapping of str to int
+        Sizes of symbolic dimensions, for validation and the memory budget.
+    shape : mapping of str to sequence of int or str
+        Shapes of tensors, of numbers and names, in the place of what inputs are declared as.
+    range, input : mapping
+        For validation: what random values of an input lie between; the value of an input, as an array or a file.
+    time, memory : float, str
+        For validation: the seconds and the memory (``"4GB"``) that it may take.
 
     Returns
     -------
@@ -235,6 +242,10 @@ def gradients(
         An operator on a path from an x to a y has no gradient.
     InvalidModelError
         The model contradicts itself, or is none.
+    UsageError
+        Arguments that contradict each other, or no xs.
+    FileError
+        A file that cannot be read or written.
     ValidationFailedError
         Validation has found a gradient that is wrong.
 
@@ -244,40 +255,21 @@ def gradients(
     >>> result.gradients                                            # doctest: +SKIP
     {'W1': 'gradients/W1', 'b1': 'gradients/b1'}
     """
-    with _seeds(grad_ys) as seeds:
-        arguments = _call_options(
-            ys, xs, params, inputs, stop_gradients, name, unconnected_gradients, aggregation_method, straight_through,
-            gradient_functions, only_gradients, validate, dims, [*seeds, *options],
-        )
-        report, new = _command.transform("grad", model, arguments, output, force)
+    with Scratch() as scratch:
+        own = [
+            *_seeds(grad_ys, scratch), *option("--stop-gradients", stop_gradients), *option("--memory-budget", memory_budget),
+        ]
+        report, new = _transform("grad", model, ys, xs, own, call, scratch)
     return Gradients(
-        new,
-        {g["x"]: g.get("gradient", g.get("name")) for g in report["gradients"]},
-        {s["y"]: s.get("seed") for s in report.get("seeds", [])},
-        report["nodes_added"], report["warnings"], Validation.read(report.get("validation", {})),
+        **_result(report, new),
+        gradients={g["x"]: g.get("gradient", g.get("name")) for g in report["gradients"]},
+        seeds={s["y"]: s.get("seed") for s in report.get("seeds", [])},
+        memory=report.get("memory"),
     )
 
 
 def derivative(
-    command: str,
-    model: ModelLike,
-    ys: Names | None = None,
-    xs: Names | None = None,
-    *,
-    params: bool = False,
-    inputs: bool = False,
-    stop_gradients: Names | None = None,
-    name: str | None = None,
-    unconnected_gradients: str = "none",
-    aggregation_method: str = "add-n",
-    straight_through: bool = False,
-    gradient_functions: Iterable[PathLike] | None = None,
-    only_gradients: bool = False,
-    validate: bool = False,
-    dims: Mapping[str, int] | None = None,
-    options: Sequence[object] = (),
-    output: PathLike | None = None,
-    force: bool = False,
+    command: str, model: ModelLike, ys: Names | None = None, xs: Names | None = None, **call: Unpack[Deriving],
 ) -> Derivative:
     """Append derivatives to a model by a command of the command line.
 
@@ -285,10 +277,10 @@ def derivative(
     ----------
     command : str
         ``jvp``, ``vjp``, ``hvp``, ``jacobian``, ``hessian``, ``explain METHOD`` or ``attack METHOD``.
-    model, ys, xs, ...
+    model, ys, xs
         As :func:`gradients` takes them.
-    options : sequence
-        Further arguments of the command.
+    **call
+        The other keywords of :func:`gradients` that are no seeds and no budget. What the command alone has goes into `options`.
 
     Returns
     -------
@@ -300,14 +292,17 @@ def derivative(
     Error
         As :func:`gradients` does.
     """
-    arguments = _call_options(
-        ys, xs, params, inputs, stop_gradients, name, unconnected_gradients, aggregation_method, straight_through,
-        gradient_functions, only_gradients, validate, dims, options,
-    )
-    report, new = _command.transform(command, model, arguments, output, force)
+    return _derivative(command, model, ys, xs, [], call)
+
+
+def _derivative(
+    command: str, model: ModelLike, ys: Names | None, xs: Names | None, own: Iterable[object], call: Mapping[str, Any],
+) -> Derivative:
+    with Scratch() as scratch:
+        report, new = _transform(command, model, ys, xs, own, call, scratch)
     return Derivative(
-        new, list(report.get("outputs", [])), {v["of"]: v["name"] for v in report.get("vectors", [])},
-        report.get("nodes_added", 0), report.get("warnings", []), Validation.read(report.get("validation", {})),
+        **_result(report, new),
+        outputs=list(report.get("outputs", [])), vectors={v["of"]: v["name"] for v in report.get("vectors", [])},
     )
 
 
@@ -317,8 +312,8 @@ _SHARED = """
     ----------
     model, ys, xs
         As :func:`gradients` takes them.
-    **arguments
-        Those of :func:`derivative`.
+    **call
+        The keywords of :func:`derivative`.
 
     Returns
     -------
@@ -336,35 +331,35 @@ def _documented(function: Product) -> Product:
 
 
 @_documented
-def jvp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **arguments: Any) -> Derivative:
+def jvp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **call: Unpack[Deriving]) -> Derivative:
     """Append J v of `ys` along new inputs, one an x, of x's type and shape.
 
     ``vectors`` names the input for each x, ``outputs`` the product for each y, of y's type and shape.
     """
-    return derivative("jvp", model, ys, xs, **arguments)
+    return _derivative("jvp", model, ys, xs, [], call)
 
 
 @_documented
-def vjp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **arguments: Any) -> Derivative:
+def vjp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **call: Unpack[Deriving]) -> Derivative:
     """Append vᵀ J of `ys` with new inputs as seeds, one a y, of y's type and shape.
 
     ``vectors`` names the input for each y, ``outputs`` the product for each x, of x's type and shape.
     """
-    return derivative("vjp", model, ys, xs, **arguments)
+    return _derivative("vjp", model, ys, xs, [], call)
 
 
 @_documented
-def hvp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **arguments: Any) -> Derivative:
+def hvp(model: ModelLike, ys: Names | None = None, xs: Names | None = None, **call: Unpack[Deriving]) -> Derivative:
     """Append the product of the Hessian of the sum of `ys` with new inputs, one an x, of x's type and shape.
 
     ``vectors`` names the input for each x, ``outputs`` the product for each x.
     """
-    return derivative("hvp", model, ys, xs, **arguments)
+    return _derivative("hvp", model, ys, xs, [], call)
 
 
 def jacobian(
-    model: ModelLike, ys: Names | None = None, xs: Names | None = None, *, batch: int | None = None, mode: str = "auto",
-    **arguments: Any,
+    model: ModelLike, ys: Names | None = None, xs: Names | None = None, *, batch: int | None = None, mode: Literal["auto", "forward", "reverse"] = "auto",
+    **call: Unpack[Deriving],
 ) -> Derivative:
     """Append the Jacobian of each y by each x, of shape y.shape + x.shape.
 
@@ -376,8 +371,8 @@ def jacobian(
         The axis along which samples lie that do not depend on each other: the Jacobian of each sample.
     mode : {'auto', 'forward', 'reverse'}
         One pass for each element of x, or of y.
-    **arguments
-        Those of :func:`derivative`.
+    **call
+        The keywords of :func:`derivative`.
 
     Returns
     -------
@@ -385,12 +380,12 @@ def jacobian(
         ``outputs`` names the Jacobian of each y by each x.
     """
     own = [*option("--batch", batch), *option("--mode", mode)]
-    return derivative("jacobian", model, ys, xs, options=[*own, *arguments.pop("options", ())], **arguments)
+    return _derivative("jacobian", model, ys, xs, own, call)
 
 
 def hessian(
-    model: ModelLike, ys: Names | None = None, xs: Names | None = None, *, batch: int | None = None, mode: str = "auto",
-    diagonal: bool = False, **arguments: Any,
+    model: ModelLike, ys: Names | None = None, xs: Names | None = None, *, batch: int | None = None, mode: Literal["auto", "forward", "reverse"] = "auto",
+    diagonal: bool = False, **call: Unpack[Deriving],
 ) -> Derivative:
     """Append the Hessian of the sum of `ys` by each two xs, of shape x.shape + z.shape.
 
@@ -402,8 +397,8 @@ def hessian(
         As :func:`jacobian` takes them.
     diagonal : bool
         Whether only second derivatives by one element twice are wanted, in the shape of x.
-    **arguments
-        Those of :func:`derivative`.
+    **call
+        The keywords of :func:`derivative`.
 
     Returns
     -------
@@ -411,14 +406,75 @@ def hessian(
         ``outputs`` names the Hessian by each pair ``x``, ``second``.
     """
     own = [*option("--batch", batch), *option("--mode", mode), *option("--diagonal", diagonal)]
-    return derivative("hessian", model, ys, xs, options=[*own, *arguments.pop("options", ())], **arguments)
+    return _derivative("hessian", model, ys, xs, own, call)
+
+
+def per_sample(
+    model: ModelLike, ys: Names | None = None, xs: Names | None = None, *, axis: int = 0, samples: Names | None = None,
+    norms: bool = False, clip_norm: float | None = None, **call: Unpack[Deriving],
+) -> Derivative:
+    """Append the gradients of each sample of a batch alone, their norms, or their sums once each is clipped.
+
+    Parameters
+    ----------
+    model, ys, xs
+        As :func:`gradients` takes them.
+    axis : int
+        The axis of the inputs along which the samples lie.
+    samples : str or iterable of str, optional
+        The inputs that hold samples; without it those of the size of the first one along the axis.
+    norms : bool
+        Whether only the norm of all gradients of each sample is wanted, of shape [N].
+    clip_norm : float, optional
+        The sums over the samples of gradients scaled down to at most this norm, in the shapes of xs, and the norms.
+    **call
+        The keywords of :func:`derivative`.
+
+    Returns
+    -------
+    Derivative
+        ``outputs`` names the gradient by each x, of shape [N] + x.shape, or what is asked for in its place.
+
+    Raises
+    ------
+    Error
+        As :func:`gradients` does.
+    """
+    own = [
+        *option("--per-sample", axis), *option("--samples", samples), *option("--norms", norms), *option("--clip-norm", clip_norm),
+    ]
+    return _derivative("grad", model, ys, xs, own, call)
+
+
+def lower(model: ModelLike, *, output: PathLike | None = None, force: bool = False) -> Result:
+    """Replace the nodes ``Gradient`` of ai.onnx.preview.training, which no runtime runs, by what computes their outputs.
+
+    Parameters
+    ----------
+    model : path, bytes, onnx.ModelProto or onnx_ir.Model
+        The model.
+    output, force
+        As :func:`gradients` takes them.
+
+    Returns
+    -------
+    Result
+        The model; ``report["lowered"]`` lists the nodes.
+
+    Raises
+    ------
+    Error
+        As :func:`gradients` does.
+    """
+    report, new = _command.transform("grad", model, ["--lower"], output, force)
+    return Result(**_result(report, new))
 
 
 def explain(
     model: ModelLike, method: str = "saliency", ys: Names | None = None, xs: Names | None = None, *,
     label: int | str | None = None, class_axis: int | None = None, channels: int | None = None, keep_softmax: bool = False,
     layer: str | None = None, steps: int | None = None, baseline: float | str | None = None, samples: int | None = None,
-    noise: float | None = None, seed: int | None = None, noise_input: bool = False, **arguments: Any,
+    noise: float | None = None, seed: int | None = None, noise_input: bool = False, **call: Unpack[Deriving],
 ) -> Derivative:
     """Append an explanation of a classifier's prediction: what in its input it hangs on.
 
@@ -448,8 +504,8 @@ def explain(
     samples, noise, seed, noise_input
         smooth-grad: how many noisy copies, the standard deviation of the noise as a share of x's range, what it follows from,
         or that it comes from a new input.
-    **arguments
-        Those of :func:`derivative`.
+    **call
+        The keywords of :func:`derivative`.
 
     Returns
     -------
@@ -468,13 +524,13 @@ def explain(
         *option("--baseline", baseline), *option("--samples", samples), *option("--noise", noise), *option("--seed", seed),
         *option("--noise-input", noise_input),
     ]
-    return derivative(f"explain {method}", model, ys, xs, options=[*own, *arguments.pop("options", ())], **arguments)
+    return _derivative(f"explain {method}", model, ys, xs, own, call)
 
 
 def attack(
     model: ModelLike, method: str = "fgsm", ys: Names | None = None, xs: Names | None = None, *, epsilon: float,
     bounds: tuple[float, float] | None = None, class_axis: int | None = None, targeted: bool = False, loss: bool = False,
-    steps: int | None = None, step_size: float | None = None, random_start: int | None = None, **arguments: Any,
+    steps: int | None = None, step_size: float | None = None, random_start: int | None = None, **call: Unpack[Deriving],
 ) -> Derivative:
     """Append adversarial examples: outputs of the shape of the inputs, for which the loss is larger.
 
@@ -504,8 +560,8 @@ def attack(
         pgd: their size; 2.5 epsilon / steps without it.
     random_start : int, optional
         pgd: start at a random place within epsilon of x, which follows from this number.
-    **arguments
-        Those of :func:`derivative`.
+    **call
+        The keywords of :func:`derivative`.
 
     Returns
     -------
@@ -522,25 +578,35 @@ def attack(
         *option("--class-axis", class_axis), *option("--targeted", targeted), *option("--loss", loss),
         *option("--steps", steps), *option("--step-size", step_size), *option("--random-start", random_start),
     ]
-    return derivative(f"attack {method}", model, ys, xs, options=[*own, *arguments.pop("options", ())], **arguments)
+    return _derivative(f"attack {method}", model, ys, xs, own, call)
 
 
 def check(
-    model: ModelLike, *, dims: Mapping[str, int] | None = None, inputs: Mapping[str, Any] | None = None,
-    options: Sequence[object] = (),
+    model: ModelLike, *, call: str | None = None, ys: Names | None = None, xs: Names | None = None,
+    gradients: Names | None = None, grad_ys: Iterable[float | str] | None = None, seed: int | None = None,
+    directions: int | None = None, options: Iterable[object] = (), **running: Unpack[Running],
 ) -> dict[str, Any]:
-    """Run a model that :func:`gradients` has written, and compare its gradients with finite differences.
+    """Run a model with gradients, and compare them with finite differences.
 
     Parameters
     ----------
     model : path, bytes, onnx.ModelProto or onnx_ir.Model
-        The model.
-    dims : mapping of str to int, optional
-        Sizes of symbolic dimensions.
-    inputs : mapping of str to array, optional
-        Inputs to run it on; the others are drawn.
-    options : sequence
+        The model: one that a function of this package has written, or with `gradients` any.
+    call : str, optional
+        One call alone, by the `name` that it was given.
+    ys, xs, gradients : str or iterable of str, optional
+        Of a graph that another tool wrote: what is differentiated, with respect to what, and the tensors that hold the gradients,
+        one for each of `xs`.
+    grad_ys : iterable of float or str, optional
+        What those gradients start with, one for each of `ys`: a number, or ``"tensor:NAME"``.
+    seed : int, optional
+        What random inputs and directions follow from.
+    directions : int, optional
+        Along how many random directions each gradient is compared.
+    options : iterable
         Further arguments of the command ``check``.
+    dim, shape, range, input, time, memory
+        As :func:`gradients` takes them for validation.
 
     Returns
     -------
@@ -551,45 +617,76 @@ def check(
     ------
     ValidationFailedError
         A gradient is wrong.
+    NotValidatedError
+        Nothing could be compared.
     """
-    with tempfile.TemporaryDirectory(prefix="onnx-gradients-") as folder:
-        from . import _models
-
-        taken = _models.take(model)
-        path = Path(taken.argument)
-        if taken.data is not None:
-            path = Path(folder) / "model.onnx"
-            path.write_bytes(taken.data)
-        arguments: list[object] = ["check", *option("--dim", [f"{d}={n}" for d, n in (dims or {}).items()])]
-        for i, (name, array) in enumerate((inputs or {}).items()):
-            np.save(Path(folder) / f"{i}.npy", np.asarray(array))
-            arguments += option("--input", f"{name}={Path(folder) / f'{i}.npy'}")
-        report, _ = _command.run([*arguments, *options, "--", path])
-        return report
+    with Scratch() as scratch:
+        shared = _command.keywords(running, set(Running.__annotations__) - {"validate"}, "check", scratch)
+        own = {
+            "call": call, "ys": ys, "xs": xs, "gradients": gradients, "grad-ys": grad_ys, "seed": seed, "directions": directions,
+        }
+        arguments = [a for name, value in own.items() for a in option(f"--{name}", value)]
+        return _command.run(["check", *shared, *arguments, *options, "--", scratch.model(model)])[0]
 
 
-def inspect(model: ModelLike) -> dict[str, Any]:
+def inspect(
+    model: ModelLike, *, html: PathLike | None = None, force: bool = False, dim: Mapping[str, int] | None = None,
+    shape: Mapping[str, Iterable[int | str]] | None = None,
+) -> dict[str, Any]:
     """What a model holds, and what stands in the way of its gradients.
 
     Parameters
     ----------
     model : path, bytes, onnx.ModelProto or onnx_ir.Model
         The model.
+    html : path, optional
+        A page to write, with a picture of where gradients flow and stop.
+    force : bool
+        Whether a page that exists is replaced.
+    dim : mapping of str to int, optional
+        Sizes of symbolic dimensions, for the memory of a step.
+    shape : mapping of str to sequence of int or str, optional
+        Shapes of tensors, as :func:`gradients` takes them.
 
     Returns
     -------
     dict
         ``inputs``, ``outputs``, ``parameters``, ``operators``, ``reach``, ``warnings``.
-    """
-    from . import _models
 
+    Raises
+    ------
+    Error
+        As :func:`gradients` does.
+    """
     taken = _models.take(model)
-    if taken.data is None:
-        return _command.run(["inspect", "--", taken.argument])[0]
-    with tempfile.TemporaryDirectory(prefix="onnx-gradients-") as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(taken.data)
-        return _command.run(["inspect", "--", path])[0]
+    with Scratch() as scratch:
+        shared = _command.keywords({"dim": dim, "shape": shape}, ["dim", "shape"], "inspect", scratch)
+    arguments = ["inspect", *shared, *option("--html", html), *option("--force", force), "--", taken.argument]
+    return _command.run(arguments, taken.data)[0]
+
+
+def diff(before: ModelLike, after: ModelLike, *, all: bool = False) -> dict[str, Any]:
+    """Whether a model is what another was, plus additions.
+
+    Parameters
+    ----------
+    before, after : path, bytes, onnx.ModelProto or onnx_ir.Model
+        The model as it was, and as it is.
+    all : bool
+        Whether every addition is listed, not only how many there are.
+
+    Returns
+    -------
+    dict
+        ``lost``, ``changed``, ``added``.
+
+    Raises
+    ------
+    DifferentError
+        Something is lost or changed; its ``report`` lists it.
+    """
+    with Scratch() as scratch:
+        return _command.run(["diff", *option("--all", all), "--", scratch.model(before), scratch.model(after)])[0]
 
 
 def operators() -> list[dict[str, Any]]:

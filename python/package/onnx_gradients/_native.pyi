@@ -1,3 +1,5 @@
+__all__ = ["__version__", "main", "run", "set_program"]
+
 __version__: str
 
 def run(arguments: list[str], model: bytes | None) -> tuple[int, str, str, bytes]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -32,6 +33,10 @@ class Error(Exception):
         self.tensor: str | None = self.report.get("tensor")
         self.remedy: str | None = self.report.get("remedy")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Processes hand exceptions on with all that they say.
+        return type(self), (str(self), self.report)
+
 
 class UnknownNameError(Error, LookupError):
     """A tensor that the model does not have."""
@@ -57,10 +62,34 @@ class InvalidModelError(Error, ValueError):
     code = "invalid-model"
 
 
+class InvalidDataError(Error, ValueError):
+    """Another file that does not hold what it should: a tensor, a manifest, a state."""
+
+    code = "invalid-data"
+
+
 class ValidationFailedError(Error):
     """Gradients that differ from finite differences of the model."""
 
     code = "validation-failed"
+
+
+class NotValidatedError(Error):
+    """Gradients that could not be compared with finite differences."""
+
+    code = "not-validated"
+
+
+class DifferentError(Error):
+    """A model that has lost or changed what another has."""
+
+    code = "different"
+
+
+class EngineError(Error, RuntimeError):
+    """ONNX Runtime has refused a model or a batch, or failed in a node."""
+
+    code = "engine"
 
 
 class ResourceError(Error):
@@ -82,10 +111,10 @@ class UsageError(Error, ValueError):
 
 
 _ALL: tuple[type[Error], ...] = (
-    UnknownNameError, NoGradientError, UnsupportedError, InvalidModelError, ValidationFailedError, ResourceError, FileError,
-    UsageError,
+    UnknownNameError, NoGradientError, UnsupportedError, InvalidModelError, InvalidDataError, ValidationFailedError,
+    NotValidatedError, DifferentError, EngineError, ResourceError, FileError, UsageError,
 )
-_KINDS: dict[str, type[Error]] = {**{kind.code: kind for kind in _ALL}, "timeout": ResourceError}
+_KINDS: dict[str, type[Error]] = {**{kind.code: kind for kind in _ALL}, "timeout": ResourceError, "engine-crashed": NotValidatedError}
 
 
 def from_report(exit_code: int, report: dict[str, Any], notes: str) -> Error:
@@ -111,3 +140,30 @@ def from_report(exit_code: int, report: dict[str, Any], notes: str) -> Error:
     message = error.get("message") or (lines[0] if lines else f"the command failed with exit code {exit_code}")
     kind = UsageError if exit_code == 2 else _KINDS.get(error.get("code", ""), Error)
     return kind(message, error)
+
+
+_NODE = re.compile(r"while running (\S+) node\. Name:'([^']*)'")
+
+
+def from_runtime(error: Exception, model: str) -> EngineError:
+    """The exception for what ONNX Runtime has said.
+
+    Parameters
+    ----------
+    error : Exception
+        What it has raised.
+    model : str
+        Which model it ran, or was to run.
+
+    Returns
+    -------
+    EngineError
+        With the node and operator that the message names.
+    """
+    report: dict[str, Any] = {"code": EngineError.code}
+    found = _NODE.search(str(error))
+    if found:
+        report |= {"operator": found[1], "node": found[2]}
+    if "NOT_IMPLEMENTED" in str(error):
+        report["remedy"] = "another execution provider, or a newer ONNX Runtime, may have that operator for these types"
+    return EngineError(f"{model}: {error}", report)

@@ -68,7 +68,7 @@ class ReduceOnPlateau:
             self.lr, self.waited = max(self.least, self.lr * self.factor), 0
 
 
-def named(schedule: ScheduleLike, lr: float, steps: int, warmup: int = 0) -> Schedule | ReduceOnPlateau:
+def named(schedule: ScheduleLike, lr: float, steps: int | None, warmup: int = 0) -> Schedule:
     """A schedule by its name, or the one that is given.
 
     Parameters
@@ -77,24 +77,26 @@ def named(schedule: ScheduleLike, lr: float, steps: int, warmup: int = 0) -> Sch
         The name, or a function of the step.
     lr : float
         The rate to start with, after the warm-up.
-    steps : int
-        The steps of the whole training.
+    steps : int, optional
+        The steps of the whole training; linear and cosine end there.
     warmup : int
-        The steps over which the rate rises.
+        The steps over which the rate rises; the schedule follows behind them.
 
     Raises
     ------
     ValueError
-        A name that is none of these.
+        A name that is none of these, or one that needs the number of steps where there is none.
     """
-    if isinstance(schedule, ReduceOnPlateau):
-        return schedule
-    if schedule == "plateau":
-        return ReduceOnPlateau(lr)
     if callable(schedule):
-        return schedule
-    rest = max(1, steps - warmup)
-    shapes = {"constant": constant(lr), "linear": linear(lr, rest), "cosine": cosine(lr, rest)}
-    if schedule not in shapes:
+        shape: Schedule = schedule
+    elif schedule == "plateau":
+        shape = ReduceOnPlateau(lr)
+    elif schedule == "constant":
+        shape = constant(lr)
+    elif schedule in ("linear", "cosine"):
+        if steps is None:
+            raise ValueError(f"a {schedule} schedule ends with the training, whose number of steps is not known: give steps_per_epoch")
+        shape = (linear if schedule == "linear" else cosine)(lr, max(1, steps - warmup))
+    else:
         raise ValueError(f"schedule {schedule!r} is none of constant, linear, cosine, plateau")
-    return warm_up(shapes[schedule], warmup) if warmup else shapes[schedule]
+    return warm_up(shape, warmup) if warmup else shape

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
+import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from . import _command, _models, _safetensors, adapters, data, schedules
-from ._command import option
-from ._plot import axes_or_new
-from .errors import UsageError
+from . import _loop, _safetensors, adapters, data, schedules
+from ._command import Scratch
+from ._loop import History
+from ._making import export, trainable
+from ._options import Making
+from .data import count
+from .errors import UsageError, from_runtime
 from .health import Health
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from typing_extensions import Unpack
 
     from ._models import ModelLike, PathLike
 
@@ -29,114 +36,6 @@ _TYPES = {"float": "float32", "double": "float64"}
 
 def _dtype(name: str) -> np.dtype[Any]:
     return _safetensors.dtype(_TYPES.get(name, name))
-
-
-def trainable(
-    model: ModelLike,
-    loss: str | Iterable[str],
-    optimizer: str = "adamw",
-    *,
-    output: PathLike,
-    train: str | Iterable[str] | None = None,
-    freeze: str | Iterable[str] | None = None,
-    lora: int | None = None,
-    accumulate: int = 1,
-    batch_norm: str = "inference",
-    clip_norm: float | None = None,
-    weight_decay: float | None = None,
-    options: Sequence[object] = (),
-    validate: bool = False,
-    force: bool = False,
-) -> dict[str, Any]:
-    """Make an inference model trainable: a folder with a training step, its halves and an evaluation as plain models.
-
-    Parameters
-    ----------
-    model : path, bytes, onnx.ModelProto or onnx_ir.Model
-        The model.
-    loss : str or iterable of str
-        Losses as the command line has them, ``"cross-entropy:logits,smoothing=0.1"``; they are summed.
-    optimizer : str
-        sgd, momentum, nesterov, rmsprop, adagrad, adam, adamw, lamb or lion.
-    output : path
-        The folder.
-    train, freeze : str or iterable of str, optional
-        Patterns of weights.
-    lora : int, optional
-        Train LoRA matrices of that rank in place of the weights.
-    accumulate : int
-        How many micro-batches make a step.
-    batch_norm : {'inference', 'train'}
-        The mode of BatchNormalization.
-    clip_norm, weight_decay : float, optional
-        As the command line has them.
-    options : sequence
-        Further arguments of the command ``trainable``.
-    validate : bool
-        Whether the gradients are compared with finite differences before anything is written.
-    force : bool
-        Whether an existing folder is replaced.
-
-    Returns
-    -------
-    dict
-        The manifest.
-
-    Raises
-    ------
-    Error
-        As the command line says.
-    """
-    with tempfile.TemporaryDirectory(prefix="onnx-gradients-") as folder:
-        taken = _models.take(model)
-        path: object = taken.argument
-        if taken.data is not None:
-            path = Path(folder) / "model.onnx"
-            Path(folder, "model.onnx").write_bytes(taken.data)
-        arguments = [
-            "trainable", *option("--loss", loss), *option("--optimizer", optimizer), *option("--train", train),
-            *option("--freeze", freeze), *option("--lora", lora), *option("--accumulate", accumulate),
-            *option("--batch-norm", batch_norm), *option("--clip-norm", clip_norm), *option("--weight-decay", weight_decay),
-            *option("--force", force), *option("--no-validate", not validate), *options, f"--output={Path(output)}", "--", path,
-        ]
-        report, _ = _command.run(arguments)
-    manifest: dict[str, Any] = report["manifest"]
-    return manifest
-
-
-def export(
-    folder: PathLike, output: PathLike, state: PathLike | Mapping[str, npt.NDArray[Any]] | None = None, *,
-    lora: str = "merged", force: bool = False,
-) -> Path:
-    """Put trained weights back into the inference model.
-
-    Parameters
-    ----------
-    folder : path
-        What :func:`trainable` has written.
-    output : path
-        The model to write.
-    state : path or mapping of str to array, optional
-        The weights; those of the folder's checkpoint without it.
-    lora : {'merged', 'apart'}
-        Whether LoRA matrices are added to their weights.
-    force : bool
-        Whether an existing file is replaced.
-
-    Returns
-    -------
-    Path
-        `output`.
-    """
-    with tempfile.TemporaryDirectory(prefix="onnx-gradients-") as temporary:
-        if isinstance(state, Mapping):
-            _safetensors.write(Path(temporary) / "state.safetensors", state)
-            state = Path(temporary) / "state.safetensors"
-        _command.run(
-            ["export", *option("--state", state), *option("--lora", lora), *option("--force", force),
-             f"--output={Path(output)}", "--", folder]
-        )
-    return Path(output)
 
 
 @dataclass(frozen=True)
@@ -153,34 +52,6 @@ class Step:
 
     loss: float
     metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class History:
-    """How a training went: one row an epoch."""
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-
-    def plot(self, axes: Any = None) -> Any:
-        """The loss over the epochs, with matplotlib.
-
-        Parameters
-        ----------
-        axes : matplotlib.axes.Axes, optional
-            Where to draw.
-
-        Returns
-        -------
-        matplotlib.axes.Axes
-        """
-        axes = axes_or_new(axes)
-        epochs = [row["epoch"] for row in self.rows]
-        for key, label in (("loss", "training"), ("val_loss", "held out")):
-            if self.rows and key in self.rows[0]:
-                axes.plot(epochs, [row[key] for row in self.rows], marker="o", label=label)
-        axes.set(xlabel="epoch", ylabel="loss")
-        axes.legend()
-        return axes
 
 
 @dataclass(frozen=True)
@@ -213,11 +84,47 @@ class _Plan:
         return cls(inputs, state, written, tuple(o for o in model["outputs"] if o not in set(written.values())))
 
 
+class _Buffers(NamedTuple):
+    """The state: by name the values as they are, the other buffer of each, and which of its two is which."""
+
+    state: dict[str, Any]
+    spare: dict[str, Any]
+    side: dict[str, bool]
+
+
+def _remove(folder: str, process: int) -> None:
+    """Removes a temporary folder, in the process that has made it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _restored(
+    files: dict[str, bytes] | None, folder: str, providers: list[Any], options: Any, state: dict[str, npt.NDArray[Any]],
+    adapter: str, kept: dict[str, dict[str, npt.NDArray[Any]]],
+) -> Trainer:
+    """A trainer out of what was pickled."""
+    import onnxruntime
+
+    trainer = Trainer.__new__(Trainer)
+    trainer._prepare(onnxruntime, providers, options)
+    trainer.folder = Path(folder)
+    if files is not None:
+        trainer.folder = trainer._own_folder()
+        trainer.folder.mkdir()
+        for name, contents in files.items():
+            (trainer.folder / name).write_bytes(contents)
+    trainer._open()
+    trainer.load_state_dict(state)
+    trainer.adapter, trainer._kept = adapter, kept
+    return trainer
+
+
 class Trainer:
     """A model that is trained in ONNX Runtime.
 
     The state (weights, optimizer, statistics) lies in two sets of buffers on the device, which a step reads from one and
-    writes to the other; then they change places.
+    writes to the other; then they change places. Threads may share a trainer: one step runs at a time. It can be pickled, and
+    used behind a fork.
 
     Parameters
     ----------
@@ -227,57 +134,105 @@ class Trainer:
         The loss, for a model.
     optimizer : str
         The optimizer, for a model.
-    providers : sequence, optional
-        Execution providers of ONNX Runtime; all that are available without it.
+    providers : str or sequence, optional
+        Execution providers of ONNX Runtime, as its sessions take them; all that are available without it.
     session_options : onnxruntime.SessionOptions, optional
         Options of its sessions.
     folder : path, optional
         Where the trainable model is written; a temporary folder without it.
-    **options
-        Those of :func:`trainable`.
+    force : bool
+        Whether an existing `folder` is replaced.
+    options : iterable
+        Further arguments of the command ``trainable``.
+    **making
+        The keywords of :func:`trainable`: `lora`, `train`, `accumulate`, `batch_norm`, ...
 
     Raises
     ------
     UsageError
-        A model without a loss, or a folder with one.
+        A model without a loss, or a folder with one; an execution provider that is not there.
+    Error
+        As :func:`trainable` does.
+    ImportError
+        onnxruntime is not installed.
     """
 
     def __init__(
         self, model: ModelLike, loss: str | Iterable[str] | None = None, optimizer: str = "adamw", *,
-        providers: Sequence[Any] | None = None, session_options: Any = None, folder: PathLike | None = None, **options: Any,
+        providers: str | Sequence[Any] | None = None, session_options: Any = None, folder: PathLike | None = None,
+        force: bool = False, options: Iterable[object] = (), **making: Unpack[Making],
     ) -> None:
-        import onnxruntime
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError("training runs in ONNX Runtime: pip install onnxruntime") from error
 
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        if isinstance(model, str | Path) and (Path(model) / "manifest.json").is_file():
-            if loss is not None:
-                raise UsageError(f"{model} is trainable already: its loss stands in its manifest")
+        self._prepare(onnxruntime, providers, session_options)
+        if isinstance(model, str | os.PathLike) and (Path(model) / "manifest.json").is_file():
+            if loss is not None or making:
+                given = "its loss" if loss is not None else ", ".join(sorted(making))
+                raise UsageError(f"{os.fspath(model)} is trainable already: {given} stands in its manifest")
             self.folder = Path(model)
-        elif loss is None:
+        elif isinstance(model, str | os.PathLike) and Path(model).is_dir():
+            raise UsageError(f"{os.fspath(model)} is a folder without a manifest.json: `trainable` writes one")
+        elif loss is None and making.get("loss_model") is None:
             raise UsageError("a model is trained on a loss: give loss='cross-entropy', 'mse', ...")
         else:
-            if folder is None:
-                self._temporary = tempfile.TemporaryDirectory(prefix="onnx-gradients-")
-                folder = Path(self._temporary.name) / "trainable"
-            self.folder = Path(folder)
-            trainable(model, loss, optimizer, output=self.folder, **options)
-        self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
-        self._runtime = onnxruntime
-        self._options = session_options or onnxruntime.SessionOptions()
-        self._providers = list(providers or onnxruntime.get_available_providers())
-        self._sessions: dict[str, Any] = {}
-        self._roles = {m["role"]: m for m in self.manifest["models"]}
+            self.folder = Path(folder) if folder is not None else self._own_folder()
+            trainable(model, loss, optimizer, output=self.folder, force=force, options=options, **making)
+        self._open()
+
+    def _prepare(self, runtime: Any, providers: str | Sequence[Any] | None, options: Any) -> None:
+        self._runtime = runtime
+        self._providers = self._known_providers(providers)
+        self._options = options
         self._device = self._device_of(self._providers[0])
-        self._feeds: dict[str, str] = {f["input"]: f["output"] for f in self.manifest["state"]}
-        self._state: dict[str, Any] = {}
-        self._spare: dict[str, Any] = {}
-        # In which of its two buffers each tensor of the state lies, and what is bound to them.
-        self._side: dict[str, bool] = {}
+        self._owned = False
+
+    def _own_folder(self) -> Path:
+        """A folder that goes with the trainer."""
+        temporary = tempfile.mkdtemp(prefix="onnx-gradients-")
+        weakref.finalize(self, _remove, temporary, os.getpid())
+        self._owned = True
+        return Path(temporary) / "trainable"
+
+    def _open(self) -> None:
+        """Reads the folder."""
+        self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
+        self._sessions: dict[str, Any] = {}
         self._bindings: dict[tuple[str, tuple[bool, ...]], Any] = {}
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._roles = {m["role"]: m for m in self.manifest["models"]}
+        self._feeds: dict[str, str] = {f["input"]: f["output"] for f in self.manifest["state"]}
         self._plans = {role: _Plan.of(model, self._feeds) for role, model in self._roles.items()}
+        # What the halves of a step hand on stays on the device.
+        self._handed = {p[key] for p in self.manifest["parameters"] for key in ("gradient", "next_sum")}
+        self._buffers = _Buffers({}, {}, {})
+        self._zeros: dict[str, Any] = {}
         self._kept: dict[str, dict[str, npt.NDArray[Any]]] = {}
         self.adapter = "default"
-        self.load_state_dict(_safetensors.read(self.folder / self.manifest["initial_state"])[0])
+        self.load_state_dict(self._initial())
+
+    def _initial(self) -> dict[str, npt.NDArray[Any]]:
+        return _safetensors.read(self.folder / self.manifest["initial_state"])[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        files = {p.name: p.read_bytes() for p in self.folder.iterdir() if p.is_file()} if self._owned else None
+        folder = str(self.folder.resolve())
+        return _restored, (files, folder, self._providers, self._options, self.state_dict(), self.adapter, self._kept)
+
+    def _known_providers(self, providers: str | Sequence[Any] | None) -> list[Any]:
+        available = self._runtime.get_available_providers()
+        chosen = [providers] if isinstance(providers, str) else list(available if providers is None else providers)
+        names = [p[0] if isinstance(p, tuple) else p for p in chosen]
+        unknown = [name for name in names if name not in available]
+        if unknown or not names:
+            raise UsageError(
+                f"this ONNX Runtime has no {unknown[0]!r}" if unknown else "no execution provider is named",
+                {"code": "usage", "remedy": f"it has {', '.join(available)}"},
+            )
+        return chosen
 
     @staticmethod
     def _device_of(provider: Any) -> tuple[str, int]:
@@ -297,13 +252,18 @@ class Trainer:
 
     # The one state.
 
+    def _now(self, name: str) -> npt.NDArray[Any]:
+        return np.array(self._buffers.state[name].numpy())
+
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of all that goes from step to step: weights, optimizer, statistics, counters, by name."""
-        return {name: np.array(value.numpy()) for name, value in self._state.items()}
+        with self._lock:
+            return {name: self._now(name) for name in self._buffers.state}
 
     def parameters(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of the trained weights, by name."""
-        return {p["name"]: np.array(self._state[p["name"]].numpy()) for p in self.manifest["parameters"]}
+        with self._lock:
+            return {p["name"]: self._now(p["name"]) for p in self.manifest["parameters"]}
 
     def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None:
         """Take a state over.
@@ -318,33 +278,58 @@ class Trainer:
         KeyError
             A name that the state does not have, or, at first, one that is missing.
         ValueError
-            Another shape.
+            Another shape. Nothing is taken over then.
         """
         known = {f["input"]: f for f in self.manifest["state"]}
+        before = self._buffers
         unknown = [name for name in state if name not in known]
-        missing = [name for name in known if name not in state and name not in self._state]
+        missing = [name for name in known if name not in state and name not in before.state]
         if unknown or missing:
             raise KeyError(f"the state has no {unknown}" if unknown else f"the state lacks {missing}")
+        new: dict[str, Any] = {}
         for name, array in state.items():
             array = np.asarray(array)
             if list(array.shape) != list(known[name]["shape"]):
                 raise ValueError(f"{name!r} is {list(array.shape)}, the state has {known[name]['shape']}")
             array = array.astype(_dtype(known[name]["type"]), copy=True)
-            self._state[name], self._spare[name] = self._value(array), self._value(np.zeros_like(array))
-            self._side[name] = False
-        self._bindings.clear()
+            new[name] = (self._value(array), self._value(np.zeros_like(array)))
+        with self._lock:
+            before = self._buffers
+            self._bindings.clear()
+            self._buffers = _Buffers(
+                {**before.state, **{name: pair[0] for name, pair in new.items()}},
+                {**before.spare, **{name: pair[1] for name, pair in new.items()}},
+                {**before.side, **dict.fromkeys(new, False)},
+            )
 
     def save(self, path: PathLike) -> None:
-        """Write the state to a .safetensors file, all or nothing."""
+        """Write the state to a .safetensors file, all or nothing.
+
+        Parameters
+        ----------
+        path : path
+            The file, which is replaced where it exists.
+        """
         _safetensors.write(path, self.state_dict())
 
     def load(self, path: PathLike) -> None:
-        """Take the state of a .safetensors file over."""
-        self.load_state_dict(_safetensors.read(path)[0])
+        """Take the state of a .safetensors file over: what :meth:`save`, or `checkpoint` or `resume` of :meth:`fit`, has written.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Raises
+        ------
+        KeyError, ValueError
+            As :meth:`load_state_dict` does.
+        """
+        self.load_state_dict({n: t for n, t in _safetensors.read(path)[0].items() if not n.startswith(_loop.BEST)})
 
     def export(
-        self, output: PathLike, *, lora: str = "merged", adapters: Iterable[str] | Mapping[str, float] | None = None,
-        force: bool = False,
+        self, output: PathLike, *, lora: Literal["merged", "apart"] = "merged",
+        adapters: Iterable[str] | Mapping[str, float] | None = None, force: bool = False,
     ) -> Path:
         """Write the inference model with the weights as they are now; see :func:`export`.
 
@@ -369,23 +354,22 @@ class Trainer:
             Several adapters with ``lora='apart'``.
         """
         if adapters is None:
-            return export(self.folder, output, self.parameters(), lora=lora, force=force)
+            return export(self.folder, output, self.state_dict(), lora=lora, force=force)
         if lora != "merged":
             raise UsageError("several adapters can only be merged into the weights")
         shares = dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
         matrices = {name: self._matrices(name) for name in shares}
         if not shares:
             raise UsageError("no adapters are named")
-        with tempfile.TemporaryDirectory(prefix="onnx-gradients-") as temporary:
+        with Scratch() as scratch:
             folder = self.folder
             for i, (name, share) in enumerate(shares.items()):
                 # Each is added to what the one before has left, and the product is linear in its left factor.
                 scaled = {a["left"]: (matrices[name][a["left"]] * share).astype(matrices[name][a["left"]].dtype)
                           for a in self.manifest["lora"]}
                 last = i + 1 == len(shares)
-                target = Path(output) if last else Path(temporary) / str(i) / "inference.onnx"
-                target.parent.mkdir(exist_ok=True)
-                export(folder, target, {**self.parameters(), **matrices[name], **scaled}, force=force and last)
+                target = Path(output) if last else scratch.path("inference.onnx")
+                export(folder, target, {**self.state_dict(), **matrices[name], **scaled}, force=force and last)
                 if not last:
                     folder = target.parent
                     (folder / "manifest.json").write_text(json.dumps({**self.manifest, "inference": target.name}))
@@ -398,7 +382,7 @@ class Trainer:
         """The names of the adapters that are kept, with that of the one that is trained (:attr:`adapter`)."""
         return tuple(sorted({self.adapter, *self._kept}))
 
-    def add_adapter(self, name: str, folder: PathLike | None = None) -> None:
+    def add_adapter(self, name: str, folder: PathLike | None = None, names: Mapping[str, str] | None = None) -> None:
         """Keep one more adapter, beside the one that is trained.
 
         Parameters
@@ -407,6 +391,8 @@ class Trainer:
             What it is called.
         folder : path, optional
             Its matrices, with PEFT's names; without it they are as at the start, where they change nothing.
+        names : mapping of str to str, optional
+            As :func:`onnx_gradients.adapters.load` takes them.
 
         Raises
         ------
@@ -415,9 +401,9 @@ class Trainer:
         """
         if name in self.adapters:
             raise ValueError(f"an adapter {name!r} is kept already")
-        initial = _safetensors.read(self.folder / self.manifest["initial_state"])[0]
+        initial = self._initial()
         own = {key: np.array(initial[key]) for key in self._adapter_state()}
-        self._kept[name] = own if folder is None else {**own, **adapters.load(folder, self.manifest)}
+        self._kept[name] = own if folder is None else {**own, **adapters.load(folder, self.manifest, names)}
 
     def use_adapter(self, name: str) -> None:
         """Put an adapter in the place of the one that is trained, which is kept: its matrices, and what the optimizer has
@@ -437,7 +423,7 @@ class Trainer:
             return
         if name not in self._kept:
             raise KeyError(f"no adapter {name!r} is kept, only {', '.join(self.adapters)}")
-        before = {key: np.array(self._state[key].numpy()) for key in self._adapter_state()}
+        before = {key: self._now(key) for key in self._adapter_state()}
         self.load_state_dict(self._kept.pop(name))
         self._kept[self.adapter], self.adapter = before, name
 
@@ -446,76 +432,127 @@ class Trainer:
         matrices = [adapter[side] for adapter in self.manifest.get("lora") or [] for side in ("left", "right")]
         if not matrices:
             raise ValueError("the model was made trainable without LoRA: it has no adapters")
-        gathered = tuple(f"/{name}" for name in matrices)
         own = set(matrices)
+        # What an optimizer gathers for a weight is called state/KIND/WEIGHT.
         return [
             feed["input"] for feed in self.manifest["state"]
-            if feed["input"] in own or (feed["role"] == "optimizer" and feed["input"].endswith(gathered))
+            if feed["input"] in own or (feed["role"] == "optimizer" and feed["input"].split("/", 2)[-1] in own)
         ]
 
     def _matrices(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """The LoRA matrices of an adapter."""
         if name not in self.adapters:
             raise KeyError(f"no adapter {name!r} is kept, only {', '.join(self.adapters)}")
-        source = self._kept.get(name) or {key: np.array(self._state[key].numpy()) for key in self._adapter_state()}
+        source = self._kept.get(name) or {key: self._now(key) for key in self._adapter_state()}
         return {adapter[side]: source[adapter[side]] for adapter in self.manifest["lora"] for side in ("left", "right")}
 
-    def save_adapters(self, folder: PathLike) -> None:
-        """Write the LoRA matrices to a folder of their own, with PEFT's names."""
-        adapters.save(folder, self.manifest, self.parameters())
+    def save_adapters(self, folder: PathLike, names: Mapping[str, str] | None = None) -> None:
+        """Write the LoRA matrices that are trained to a folder of their own, with PEFT's names.
 
-    def load_adapters(self, folder: PathLike) -> None:
-        """Take the LoRA matrices of a folder, in the place of those that are there."""
-        self.load_state_dict(adapters.load(folder, self.manifest))
+        Parameters
+        ----------
+        folder, names
+            As :func:`onnx_gradients.adapters.save` takes them.
+        """
+        adapters.save(folder, self.manifest, self.parameters(), names)
+
+    def load_adapters(self, folder: PathLike, names: Mapping[str, str] | None = None) -> None:
+        """Take the LoRA matrices of a folder, in the place of those that are trained.
+
+        Parameters
+        ----------
+        folder, names
+            As :func:`onnx_gradients.adapters.load` takes them.
+        """
+        self.load_state_dict(adapters.load(folder, self.manifest, names))
 
     # The models.
 
     def session(self, role: str) -> Any:
-        """The session of one of the models: train, gradients, accumulate, apply or evaluate."""
-        if role not in self._sessions:
+        """The session of one of the models.
+
+        Parameters
+        ----------
+        role : {'train', 'gradients', 'accumulate', 'apply', 'evaluate'}
+            Which.
+
+        Returns
+        -------
+        onnxruntime.InferenceSession
+
+        Raises
+        ------
+        UsageError
+            The folder has no such model.
+        EngineError
+            ONNX Runtime does not take it.
+        """
+        if os.getpid() != self._process:
+            # The threads of a session do not come along into a process that is forked, nor does who holds a lock.
+            self._sessions, self._bindings, self._process, self._lock = {}, {}, os.getpid(), threading.RLock()
+        with self._lock:
+            if role in self._sessions:
+                return self._sessions[role]
             if role not in self._roles:
                 raise UsageError(f"the folder has no model for {role!r}, only for {', '.join(self._roles)}")
+            options = self._options
+            if options is None:
+                options = self._runtime.SessionOptions()
+                # What fails is said by an exception; nothing is printed beside.
+                options.log_severity_level = 4
             path = self.folder / self._roles[role]["file"]
-            self._sessions[role] = self._runtime.InferenceSession(str(path), self._options, providers=self._providers)
-        return self._sessions[role]
+            try:
+                self._sessions[role] = self._runtime.InferenceSession(str(path), options, providers=self._providers)
+            except Exception as error:
+                raise from_runtime(error, self._roles[role]["file"]) from error
+            return self._sessions[role]
 
     def _run(self, role: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Runs a model on the state and `feeds`. New state goes into the spare buffers, which then change places with the
         old ones; the other outputs are returned as values of the runtime."""
         session, plan = self.session(role), self._plans[role]
-        binding = self._binding(role, plan, feeds)
-        for name, value in feeds.items():
-            if name in plan.inputs:
-                bind = binding.bind_cpu_input if isinstance(value, np.ndarray) else binding.bind_ortvalue_input
-                bind(name, value)
-        for output in plan.rest:
-            binding.bind_output(output, "cpu")
-        session.run_with_iobinding(binding)
-        for name in plan.written:
-            self._state[name], self._spare[name] = self._spare[name], self._state[name]
-            self._side[name] = not self._side[name]
-        # They come in the order in which they were bound, the state first.
-        values = binding.get_outputs_as_ortvaluevector()
-        results = [self._runtime.OrtValue(values[i]) for i in range(len(plan.written), len(values))]
+        with self._lock:
+            binding = self._binding(session, role, plan, feeds)
+            for name, value in feeds.items():
+                if name in plan.inputs:
+                    bind = binding.bind_cpu_input if isinstance(value, np.ndarray) else binding.bind_ortvalue_input
+                    bind(name, value)
+            for output in plan.rest:
+                binding.bind_output(output, *(self._device if output in self._handed else ("cpu", 0)))
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:
+                # What it was about to write lies in the spare buffers: the state is as it was.
+                raise from_runtime(error, self._roles[role]["file"]) from error
+            # They come in the order in which they were bound, the state first.
+            values = binding.get_outputs_as_ortvaluevector()
+            results = [self._runtime.OrtValue(values[i]) for i in range(len(plan.written), len(values))]
+            if plan.written:
+                state, spare, side = (dict(part) for part in self._buffers)
+                for name in plan.written:
+                    state[name], spare[name], side[name] = spare[name], state[name], not side[name]
+                # At once: whatever interrupts this finds the state of before or of after.
+                self._buffers = _Buffers(state, spare, side)
         return dict(zip(plan.rest, results, strict=True))
 
-    def _binding(self, role: str, plan: _Plan, feeds: Mapping[str, Any]) -> Any:
+    def _binding(self, session: Any, role: str, plan: _Plan, feeds: Mapping[str, Any]) -> Any:
         """What is bound to the buffers as they lie now. They lie in the same way in every second step, so it is kept."""
-        key = (role, tuple(self._side[name] for name in plan.state))
+        state, spare, side = self._buffers
+        key = (role, tuple(side[name] for name in plan.state))
         given = any(name in feeds for name in plan.state)
         if key not in self._bindings or given:
-            binding = self.session(role).io_binding()
+            binding = session.io_binding()
             for name in plan.state:
                 if name in plan.inputs and name not in feeds:
-                    binding.bind_ortvalue_input(name, self._state[name])
+                    binding.bind_ortvalue_input(name, state[name])
             for name, output in plan.written.items():
-                binding.bind_ortvalue_output(output, self._spare[name])
+                binding.bind_ortvalue_output(output, spare[name])
             if given:
                 return binding
             self._bindings[key] = binding
         return self._bindings[key]
 
-    def batch(self, batch: data.Batch, labels: bool = True) -> dict[str, npt.NDArray[Any]]:
+    def batch(self, batch: data.Batch, labels: bool = True, parts: int = 1) -> dict[str, npt.NDArray[Any]]:
         """A batch in the element types that the model takes.
 
         Parameters
@@ -524,6 +561,12 @@ class Trainer:
             An array for each input, and each label; others are ignored.
         labels : bool
             Whether labels must be there.
+        parts : int
+            How many batches of the model's are in it.
+
+        Returns
+        -------
+        dict of str to array
 
         Raises
         ------
@@ -531,23 +574,23 @@ class Trainer:
             An array is missing.
         TypeError
             Numbers that the element type does not hold, such as fractions for labels that are classes.
+        ValueError
+            An array of another shape than the model takes, arrays with different numbers of samples, or a label that is no class.
         """
         wanted = [*self.manifest["data"], *(self.manifest["labels"] if labels else [])]
         missing = [i["name"] for i in wanted if i["name"] not in batch]
         if missing:
             raise KeyError(f"the batch has no {missing}, only {sorted(batch)}")
-        converted = {}
-        for entry in wanted:
-            array = np.asarray(batch[entry["name"]])
-            kind = _dtype(entry["type"])
-            result = array.astype(kind, copy=False)
-            if kind.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(result, array):
-                raise TypeError(f"{entry['name']!r} takes {kind.name}; the batch holds fractions")
-            converted[entry["name"]] = result
+        converted = {entry["name"]: _converted(batch[entry["name"]], entry, parts) for entry in wanted}
+        counts = {name: len(a) for name, a in converted.items() if a.ndim}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"the numbers of samples differ: {counts}")
         return converted
 
     def _rate(self, lr: float) -> dict[str, Any]:
         rate = self.manifest["learning_rate"]
+        if not math.isfinite(lr):
+            raise ValueError(f"the learning rate is {lr}")
         return {rate["name"]: self._given(np.array(lr, _dtype(rate["type"])))}
 
     def _numbers(self, results: Mapping[str, Any]) -> Step:
@@ -572,42 +615,47 @@ class Trainer:
 
         Raises
         ------
-        ValueError
-            A batch that cannot be cut into equal parts.
+        KeyError, TypeError, ValueError
+            As :meth:`batch` does; a batch that cannot be cut into equal parts; a learning rate that is no number.
+        EngineError
+            ONNX Runtime fails. The state is as it was.
         """
-        arrays = self.batch(batch)
         parts = self.manifest["accumulate"]
+        arrays = self.batch(batch, parts=parts)
         if parts == 1:
             feeds = {name: self._given(a) for name, a in arrays.items()}
             return self._numbers(self._run("train", {**feeds, **self._rate(lr)}))
-        count = len(next(iter(arrays.values())))
-        if count % parts:
-            raise ValueError(f"{count} samples cannot be cut into {parts} equal micro-batches")
-        size, losses = count // parts, []
-        sums: dict[str, Any] = {}
-        for part in range(parts):
-            micro = {name: self._given(a[part * size : (part + 1) * size]) for name, a in arrays.items()}
-            results = self._run("accumulate", {**micro, **self._micro_step(part, parts), **(sums or self._no_sums())})
-            losses.append(self._numbers(results))
-            sums = {p["sum"]: results[p["next_sum"]] for p in self.manifest["parameters"]}
-        gradients = {p["gradient"]: sums[p["sum"]] for p in self.manifest["parameters"]}
-        applied = self._numbers(self._run("apply", {**gradients, **self._rate(lr)}))
+        samples = count(arrays)
+        if samples % parts:
+            raise ValueError(f"{samples} samples cannot be cut into {parts} equal micro-batches")
+        rate, size, losses = self._rate(lr), samples // parts, []
+        with self._lock:
+            sums = self._no_sums()
+            for part in range(parts):
+                micro = {name: self._given(a[part * size : (part + 1) * size]) for name, a in arrays.items()}
+                results = self._run("accumulate", {**micro, **self._micro_step(part, parts), **sums})
+                losses.append(self._numbers(results))
+                sums = {p["sum"]: results[p["next_sum"]] for p in self.manifest["parameters"]}
+            gradients = {p["gradient"]: sums[p["sum"]] for p in self.manifest["parameters"]}
+            applied = self._numbers(self._run("apply", {**gradients, **rate}))
         mean = {n: float(np.mean([s.metrics[n] for s in losses])) for n in losses[0].metrics}
         return Step(float(np.mean([s.loss for s in losses])), {**mean, **applied.metrics})
 
     def _micro_step(self, part: int, parts: int) -> dict[str, Any]:
         """Another number for every micro-batch: what is dropped out follows from it."""
         name = self.manifest["step"]
-        now = self._state[name].numpy()
+        now = self._buffers.state[name].numpy()
         return {name: self._value((now * parts + part).astype(now.dtype))}
 
     def _no_sums(self) -> dict[str, Any]:
-        types = {i.name: i for i in self.session("accumulate").get_inputs()}
-        shapes = {f["input"]: f["shape"] for f in self.manifest["state"]}
-        kinds = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
-        return {
-            p["sum"]: self._value(np.zeros(shapes[p["name"]], kinds[types[p["sum"]].type])) for p in self.manifest["parameters"]
-        }
+        """What sums of gradients start with: zeros, which no step writes to."""
+        if not self._zeros:
+            types = {i.name: i.type for i in self.session("accumulate").get_inputs()}
+            shapes = {f["input"]: f["shape"] for f in self.manifest["state"]}
+            for p in self.manifest["parameters"]:
+                kind = types[p["sum"]].removeprefix("tensor(").removesuffix(")")
+                self._zeros[p["sum"]] = self._value(np.zeros(shapes[p["name"]], _dtype(kind)))
+        return self._zeros
 
     def gradients(self, batch: data.Batch) -> tuple[Step, dict[str, npt.NDArray[Any]]]:
         """The first half of a step: loss, metrics, and the gradient of each weight, by the weight's name.
@@ -621,13 +669,18 @@ class Trainer:
         -------
         step : Step
         gradients : dict of str to array
-            What :meth:`apply` takes, after an all-reduce for instance.
+            What :meth:`apply` takes, after an all-reduce for instance; each of the weight's shape.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, EngineError
+            As :meth:`step` does.
         """
         feeds = {name: self._given(a) for name, a in self.batch(batch).items()}
         results = self._run("gradients", feeds)
         return self._numbers(results), {p["name"]: results[p["gradient"]].numpy() for p in self.manifest["parameters"]}
 
-    def apply(self, gradients: Mapping[str, npt.NDArray[Any]], lr: float = 1e-3) -> None:
+    def apply(self, gradients: Mapping[str, npt.NDArray[Any]], lr: float = 1e-3) -> Step:
         """The second half of a step.
 
         Parameters
@@ -636,9 +689,36 @@ class Trainer:
             The gradient of each weight, by the weight's name.
         lr : float
             The learning rate.
+
+        Returns
+        -------
+        Step
+            The metrics that are of gradients, such as their norm; the loss is not known here, and no number.
+
+        Raises
+        ------
+        KeyError
+            The gradient of a weight is missing.
+        ValueError
+            One has another shape.
         """
-        feeds = {p["gradient"]: self._value(gradients[p["name"]]) for p in self.manifest["parameters"]}
-        self._run("apply", {**feeds, **self._rate(lr)})
+        missing = [p["name"] for p in self.manifest["parameters"] if p["name"] not in gradients]
+        if missing:
+            raise KeyError(f"there is no gradient of {missing}")
+        shapes = {f["input"]: (tuple(f["shape"]), _dtype(f["type"])) for f in self.manifest["state"]}
+        feeds = {}
+        for p in self.manifest["parameters"]:
+            gradient, (shape, kind) = np.asarray(gradients[p["name"]]), shapes[p["name"]]
+            if gradient.shape != shape:
+                raise ValueError(f"the gradient of {p['name']!r} is {list(gradient.shape)}, the weight {list(shape)}")
+            feeds[p["gradient"]] = self._value(gradient.astype(kind, copy=False))
+        return self._numbers(self._run("apply", {**feeds, **self._rate(lr)}))
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """How many samples the model takes at a time, where its inputs are fixed to a number."""
+        sizes = {i["shape"][0] for i in [*self.manifest["data"], *self.manifest["labels"]] if i["shape"]} - {None}
+        return int(min(sizes)) if sizes else None
 
     def evaluate(self, source: data.Source, batch_size: int | None = 256) -> Step:
         """Loss and metrics of the weights as they are, each the mean over the samples.
@@ -648,47 +728,80 @@ class Trainer:
         source : mapping, path, or iterable of mappings
             Samples; see :func:`onnx_gradients.data.open_source`.
         batch_size : int, optional
-            Samples at a time; as the source has them with None.
+            Samples at a time; as an iterable has them with None. A model that takes a fixed number gets that many.
+
+        Returns
+        -------
+        Step
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, EngineError
+            As :meth:`step` does; or there are no samples.
         """
-        return self._evaluate(self._batches(data.open_source(source), batch_size))
+        return self._evaluate(self._opened(source).batches(self.fixed_batch or batch_size))
+
+    def _opened(self, source: data.Source) -> data.Arrays | data.Stream:
+        """Samples, of which only what the model takes is read."""
+        return data.open_source(source, {i["name"] for i in [*self.manifest["data"], *self.manifest["labels"]]})
 
     def _evaluate(self, batches: Iterable[data.Batch]) -> Step:
         totals: dict[str, float] = {}
         samples = 0
         for batch in batches:
             arrays = self.batch(batch)
-            count = len(next(iter(arrays.values())))
+            own = count(arrays)
             numbers = self._numbers(self._run("evaluate", {n: self._given(a) for n, a in arrays.items()}))
             for name, value in {"loss": numbers.loss, **numbers.metrics}.items():
-                totals[name] = totals.get(name, 0.0) + value * count
-            samples += count
+                totals[name] = totals.get(name, 0.0) + value * own
+            samples += own
         if not samples:
             raise ValueError("there are no samples to evaluate")
         means = {name: total / samples for name, total in totals.items()}
         return Step(means.pop("loss"), means)
 
     def predict(self, batch: data.Batch) -> dict[str, npt.NDArray[Any]]:
-        """The model's own outputs for a batch with the weights as they are, by name. Labels are zeros where it has none."""
+        """The model's own outputs for a batch with the weights as they are, by name.
+
+        Parameters
+        ----------
+        batch : mapping of str to array
+            Samples first. Labels need not be there.
+
+        Returns
+        -------
+        dict of str to array
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, EngineError
+            As :meth:`step` does.
+        """
         arrays = self.batch(batch, labels=False)
-        count = len(next(iter(arrays.values())))
+        samples = count(arrays)
         for entry in self.manifest["labels"]:
-            shape = [count if n is None and k == 0 else n or 1 for k, n in enumerate(entry["shape"])]
+            shape = [samples if n is None and k == 0 else n or 1 for k, n in enumerate(entry["shape"])]
             arrays[entry["name"]] = np.asarray(batch.get(entry["name"], np.zeros(shape))).astype(_dtype(entry["type"]))
         results = self._run("evaluate", {n: self._given(a) for n, a in arrays.items()})
         own = {self.manifest["loss"], *self.manifest["metrics"]}
         return {name: value.numpy() for name, value in results.items() if name not in own}
 
     def health(self, batch: data.Batch) -> Health:
-        """How the gradients of a batch are spread over the weights: what vanishes, explodes, or is dead."""
+        """How the gradients of a batch are spread over the weights: what vanishes, explodes, or is dead.
+
+        Parameters
+        ----------
+        batch : mapping of str to array
+            Samples first.
+
+        Returns
+        -------
+        Health
+            A row a weight, to print or to plot.
+        """
         return Health.of(self.gradients(batch)[1], self.parameters())
 
     # The loop.
-
-    @staticmethod
-    def _batches(source: Any, size: int | None, order: npt.NDArray[np.int64] | None = None) -> Iterable[data.Batch]:
-        if isinstance(source, data.Arrays):
-            return source.batches(size or source.count, order)
-        return data.rebatched(source(), size)
 
     def fit(
         self,
@@ -703,11 +816,17 @@ class Trainer:
         held_out: float = 0.0,
         patience: int | None = None,
         checkpoint: PathLike | None = None,
+        resume: PathLike | None = None,
         log: PathLike | None = None,
         progress: bool | None = None,
         seed: int = 0,
+        steps_per_epoch: int | None = None,
+        on_epoch: Callable[[dict[str, float]], object] | None = None,
     ) -> History:
         """Train over epochs.
+
+        Ctrl-C lets the step end; the trainer then holds the state behind it, and `resume` has it in a file. A second one does
+        not wait.
 
         Parameters
         ----------
@@ -716,7 +835,8 @@ class Trainer:
         epochs : int
             How often all samples are seen.
         batch_size : int, optional
-            Samples of a step; as an iterable has them with None.
+            Samples of a step; as an iterable has them with None. A model that takes a fixed number gets that many, or that
+            many a micro-batch.
         lr : float
             The learning rate.
         schedule : {'constant', 'linear', 'cosine', 'plateau'}, callable or ReduceOnPlateau
@@ -728,103 +848,64 @@ class Trainer:
         held_out : float
             Without `validation`, the share of the samples that is kept for it; needs samples that are arrays.
         patience : int, optional
-            Stop after so many epochs without a better loss, and go back to the best.
+            Stop after more than so many epochs without a better loss, and go back to the best.
         checkpoint : path, optional
             A .safetensors file for the state with the best loss.
+        resume : path, optional
+            A .safetensors file for where the training stands, written after each epoch and at Ctrl-C. Where it exists, the training
+            goes on from it, to the same numbers as without the interruption.
         log : path, optional
             A CSV file with a row an epoch.
         progress : bool, optional
-            Whether a bar is shown (tqdm); where it is installed without it.
+            Whether a bar is shown (tqdm); in a terminal or notebook, where tqdm is installed, without it.
         seed : int
-            The order of the samples follows from it.
+            The order of the samples, and which are held out, follow from it.
+        steps_per_epoch : int, optional
+            Where an epoch of an iterable ends; linear and cosine schedules need it for iterables.
+        on_epoch : callable, optional
+            Is called with the row of each epoch.
 
         Returns
         -------
         History
-            A row an epoch: epoch, loss, lr, val_loss and the metrics.
+            A row an epoch: epoch, loss, lr, val_loss and the metrics (those of validation with ``val_``). The loss is the mean over
+            the samples.
 
         Raises
         ------
+        UsageError
+            Arguments that do not go together; a `resume` file of another training.
+        ValueError
+            No samples, a schedule that there is not, and what :meth:`step` says.
         FloatingPointError
             The loss is no number.
+        KeyboardInterrupt
+            Ctrl-C.
         """
-        opened = data.open_source(source)
-        rng = np.random.default_rng(seed)
-        order, held = None, None
-        if isinstance(opened, data.Arrays):
-            order, held = opened.split(held_out if validation is None else 0.0, rng)
-        elif held_out and validation is None:
-            raise UsageError("held_out takes samples that are arrays; give validation=... for iterables and shards")
-        evaluation = data.open_source(validation) if validation is not None else None
-        parts = self.manifest["accumulate"]
-        total = epochs * math.ceil(len(order) / (batch_size or len(order))) if order is not None else epochs * 1000
-        rate = schedules.named(schedule, lr, total, warmup)
-        history, best, waited, best_state, step = History(), math.inf, 0, None, 0
-        for epoch in range(1, epochs + 1):
-            shuffled = rng.permutation(order) if order is not None else None
-            losses: list[float] = []
-            for read in self._bar(self._batches(opened, batch_size, shuffled), f"epoch {epoch}/{epochs}", progress):
-                batch = _whole(read, parts)
-                if batch is None:
-                    continue
-                done = self.step(batch, rate(step))
-                if not math.isfinite(done.loss):
-                    raise FloatingPointError(f"the loss is {done.loss} in step {step}")
-                losses.append(done.loss)
-                step += 1
-            row: dict[str, float] = {"epoch": epoch, "loss": float(np.mean(losses)), "lr": rate(max(0, step - 1))}
-            tested = None
-            if evaluation is not None:
-                tested = self._evaluate(self._batches(evaluation, batch_size))
-            elif held is not None and len(held):
-                tested = self._evaluate(self._batches(opened, batch_size, held))
-            if tested is not None:
-                row |= {"val_loss": tested.loss, **{f"val_{n}": v for n, v in tested.metrics.items()}}
-            history.rows.append(row)
-            judged = row.get("val_loss", row["loss"])
-            if isinstance(rate, schedules.ReduceOnPlateau):
-                rate.observe(judged)
-            if judged < best:
-                best, waited = judged, 0
-                best_state = self.state_dict() if patience is not None else None
-                if checkpoint is not None:
-                    self.save(checkpoint)
-            else:
-                waited += 1
-            if log is not None:
-                _append(Path(log), row, first=epoch == 1)
-            if patience is not None and waited > patience:
-                break
-        if best_state is not None:
-            self.load_state_dict(best_state)
-        return history
-
-    @staticmethod
-    def _bar(batches: Iterable[data.Batch], text: str, progress: bool | None) -> Iterable[data.Batch]:
-        if progress is False:
-            return batches
-        try:
-            from tqdm.auto import tqdm
-        except ImportError:
-            if progress:
-                raise
-            return batches
-        bar: Iterable[data.Batch] = tqdm(batches, desc=text, leave=False, disable=None if progress is None else False)
-        return bar
+        return _loop.run(
+            self, source, epochs, batch_size, lr, schedule, warmup, validation=validation, held_out=held_out, patience=patience,
+            checkpoint=checkpoint, resume=resume, log=log, progress=progress, seed=seed, steps_per_epoch=steps_per_epoch,
+            on_epoch=on_epoch,
+        )
 
 
-def _whole(batch: data.Batch, parts: int) -> data.Batch | None:
-    """As many samples of a batch as can be cut into equal parts; None where that is none."""
-    if parts == 1:
-        return batch
-    arrays = {n: np.asarray(a) for n, a in batch.items()}
-    count = len(next(iter(arrays.values()))) // parts * parts
-    return {n: a[:count] for n, a in arrays.items()} if count else None
-
-
-def _append(path: Path, row: Mapping[str, float], first: bool) -> None:
-    with path.open("w" if first else "a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if first:
-            writer.writeheader()
-        writer.writerow(row)
+def _converted(given: npt.ArrayLike, entry: Mapping[str, Any], parts: int) -> npt.NDArray[Any]:
+    """An array in the element type of an input, if the model can take it in so many parts."""
+    name, shape = entry["name"], [n * parts if n is not None and k == 0 else n for k, n in enumerate(entry["shape"])]
+    array = np.asarray(given)
+    if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name!r} is {list(array.shape)}, the model takes [{wanted}]")
+    kind = _dtype(entry["type"])
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise TypeError(f"{name!r} takes {kind.name}; the batch holds {array.dtype.name}")
+    result = array.astype(kind, copy=False)
+    if kind.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(result, array):
+        raise TypeError(f"{name!r} takes {kind.name}; the batch holds fractions")
+    classes = entry.get("classes")
+    if classes is not None and kind.kind in "iu" and result.size and (result.min() < 0 or result.max() >= classes):
+        wrong = result[(result < 0) | (result >= classes)]
+        wrong = wrong[wrong != entry["ignore"]] if entry.get("ignore") is not None else wrong
+        if wrong.size:
+            raise ValueError(f"{name!r} holds {wrong.flat[0]}; the model has classes 0 to {classes - 1}")
+    return result
