@@ -325,6 +325,11 @@ impl<'g> Call<'g> {
         attribute::get_string(&self.node.attributes, name).unwrap_or(default).to_owned()
     }
 
+    /// The attributes that the node has.
+    pub(crate) fn own_attributes(&self) -> &[AttributeProto] {
+        &self.node.attributes
+    }
+
     /// The attributes of these names that the node has, for a node of the same kind.
     pub fn attributes(&self, names: &[&str]) -> Vec<AttributeProto> {
         self.node.attributes.iter().filter(|a| names.contains(&a.name())).cloned().collect()

@@ -58,18 +58,15 @@ const AVERAGE: Rule =
 fn average<'g>(c: &Call<'g>, clipped: bool) -> Result<Expr<'g>> {
     let (x, dy) = (c.x(), c.dy());
     let window = Window::of(c, x, c.y(), None)?;
-    let rank = window.kernel()?.len();
-    let with_pads = c.flag("count_include_pad", false);
-    let pads = c.ints("pads").filter(|p| with_pads && p.len() == 2 * rank).unwrap_or_else(|| vec![0; 2 * rank]);
-    let (before, behind) = pads.split_at(rank);
+    let (geometry, with_pads) = (&window.geometry, c.flag("count_include_pad", false));
+    let pads = with_pads.then_some((&*geometry.before, &*geometry.behind));
     // Sizes that are padded to the same number of windows leave none that hangs over.
-    let same = c.string("auto_pad", "NOTSET").starts_with("SAME");
-    let each = if with_pads && (same || (!clipped && !c.flag("ceil_mode", false))) {
+    let each = if with_pads && (geometry.auto_pad.is_same() || (!clipped && !geometry.ceil)) {
         dy / window.kernel()?.iter().map(|&k| k as f64).product::<f64>()
-    } else if !window.is_padded() || (with_pads && !c.flag("ceil_mode", false)) {
-        dy / window.most(dy, before, behind)?
+    } else if !window.is_padded() || (with_pads && !geometry.ceil) {
+        dy / window.most(dy, pads)?
     } else {
-        dy / window.counts(dy, with_pads.then_some((before, behind)))?
+        dy / window.counts(dy, pads)?
     };
     window.spread_evenly(each, x)
 }

@@ -124,7 +124,7 @@ impl<'g> Expr<'g> {
         }
         let rest = first.builder.without_zeros(terms);
         match rest.as_deref().unwrap_or(terms) {
-            &[only] if rest.is_some() => only,
+            &[only] => only,
             several => first.builder.emit("Sum", &several.iter().copied().map(Some).collect::<Vec<_>>(), vec![]),
         }
     }

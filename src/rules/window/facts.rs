@@ -1,7 +1,7 @@
 //! Facts of convolutions and pools: how many windows fit.
 
-use crate::graph::facts::agree;
-use crate::graph::facts::{Known, Parameter, tensor};
+use super::geometry::{AutoPad, Geometry};
+use crate::graph::facts::{Known, Parameter, agree, tensor};
 use crate::graph::{Dim, Dims, Fact};
 use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
@@ -13,17 +13,20 @@ struct Window {
     dilation: i64,
     before: i64,
     after: i64,
+    auto_pad: AutoPad,
+    ceil: bool,
 }
 
 impl Window {
-    fn new(c: &Known, axis: usize, rank: usize, kernel: Dim) -> Self {
-        let get = |name: &str, i: usize, default| c.ints(name).and_then(|v| v.get(i).copied()).unwrap_or(default);
+    fn new(g: &Geometry, axis: usize, kernel: Dim) -> Self {
         Window {
             kernel,
-            stride: get("strides", axis, 1),
-            dilation: get("dilations", axis, 1),
-            before: get("pads", axis, 0),
-            after: get("pads", axis + rank, 0),
+            stride: g.strides[axis],
+            dilation: g.dilations[axis],
+            before: g.before[axis],
+            after: g.behind[axis],
+            auto_pad: g.auto_pad,
+            ceil: g.ceil,
         }
     }
 
@@ -34,19 +37,16 @@ impl Window {
 
     /// How many windows fit; a fresh size where runtimes do not agree, or what is known does not tell.
     fn count(&self, c: &Known, size: Dim) -> Dim {
-        let dims = c.dims();
-        let (ceil, stride) = (c.flag("ceil_mode"), Dim::Known(self.stride));
-        let auto_pad = c.string("auto_pad").unwrap_or("NOTSET");
+        let (dims, stride) = (c.dims(), Dim::Known(self.stride));
         if self.stride <= 0 {
             return dims.fresh();
         }
-        let (before, after) = match auto_pad {
+        if self.auto_pad.is_same() {
             // Runtimes leave the dilation out of a pool's padding.
-            "SAME_UPPER" | "SAME_LOWER" if self.dilation != 1 && c.op.op_type.ends_with("Pool") => return dims.fresh(),
-            "SAME_UPPER" | "SAME_LOWER" => return dims.ceil_div(size, stride),
-            "VALID" => (0, 0),
-            _ => (self.before, self.after),
-        };
+            let left_out = self.dilation != 1 && c.op.op_type.ends_with("Pool");
+            return if left_out { dims.fresh() } else { dims.ceil_div(size, stride) };
+        }
+        let (before, after) = (self.before, self.after);
         let extent = self.extent(dims);
         let start = dims.add(size, before.into());
         let span = dims.sub(dims.add(start, after.into()), extent);
@@ -56,9 +56,9 @@ impl Window {
         }
         let down = dims.add(dims.floor_div(span, stride), 1.into());
         let up = dims.add(dims.ceil_div(span, stride), 1.into());
-        let count = match (ceil, up.known(), start.known(), extent.known()) {
+        let count = match (self.ceil, up.known(), start.known(), extent.known()) {
             (false, ..) => down,
-            (true, ..) if auto_pad == "VALID" && up != down => return dims.fresh(),
+            (true, ..) if self.auto_pad == AutoPad::Valid && up != down => return dims.fresh(),
             // A last window that would start in the padding behind the input is left out.
             (true, Some(up), Some(start), _) => {
                 Dim::Known(if (up - 1).saturating_mul(self.stride) >= start { up - 1 } else { up })
@@ -129,9 +129,10 @@ pub fn convolution(c: &Known, x: usize, w: usize, element: Option<ElementType>) 
 }
 
 pub fn windows(c: &Known, sizes: &[Dim], kernel: Option<&[Dim]>) -> Vec<Dim> {
-    let count = |(i, &size): (usize, &Dim)| match kernel.and_then(|k| k.get(i)) {
-        Some(&kernel) => Window::new(c, i, sizes.len(), kernel).count(c, size),
-        None => c.dims().fresh(),
+    let geometry = Geometry::read(c.op.attributes, sizes.len()).ok();
+    let count = |(i, &size): (usize, &Dim)| match (&geometry, kernel.and_then(|k| k.get(i))) {
+        (Some(geometry), Some(&kernel)) => Window::new(geometry, i, kernel).count(c, size),
+        _ => c.dims().fresh(),
     };
     sizes.iter().enumerate().map(count).collect()
 }
@@ -174,27 +175,23 @@ pub fn transposed(c: &Known) -> Result<Vec<Fact>> {
         }
         _ => dims.fresh(),
     };
-    let given = c.ints("output_shape").filter(|s| !s.is_empty());
-    // Some exporters write batch and channels too.
-    let given = given.and_then(|s| s.get(s.len().checked_sub(sizes.len())?..));
-    let auto_pad = c.string("auto_pad").unwrap_or("NOTSET");
+    let geometry = Geometry::read(c.op.attributes, sizes.len()).ok();
     let kernel = kernel(c, Some(1));
     let size = |(i, &size): (usize, &Dim)| {
+        let Some(g) = &geometry else { return dims.fresh() };
+        // Some exporters write batch and channels too.
+        let given = g.output.as_ref().and_then(|s| s.get(s.len().checked_sub(sizes.len())?..));
         if let Some(&given) = given.and_then(|s| s.get(i)) {
             return given.into();
         }
         let Some(&kernel) = kernel.as_ref().and_then(|k| k.get(i)) else { return dims.fresh() };
-        let window = Window::new(c, i, sizes.len(), kernel);
-        let extra = c.ints("output_padding").and_then(|p| p.get(i).copied()).unwrap_or(0);
-        let pads = match auto_pad {
-            "SAME_UPPER" | "SAME_LOWER" => {
-                // Pads only take away: windows with gaps between them do not fill the whole.
-                let full = extra == 0 && window.extent(dims).known().is_some_and(|n| n >= window.stride);
-                return if full { dims.mul(size, window.stride.into()) } else { dims.fresh() };
-            }
-            "VALID" => 0,
-            _ => window.before.saturating_add(window.after),
-        };
+        let (window, extra) = (Window::new(g, i, kernel), g.extra[i]);
+        if g.auto_pad.is_same() {
+            // Pads only take away: windows with gaps between them do not fill the whole.
+            let full = extra == 0 && window.extent(dims).known().is_some_and(|n| n >= window.stride);
+            return if full { dims.mul(size, window.stride.into()) } else { dims.fresh() };
+        }
+        let pads = window.before.saturating_add(window.after);
         let last = dims.mul(dims.sub(size, 1.into()), window.stride.into());
         let all = dims.add(dims.add(last, window.extent(dims)), extra.into());
         let result = dims.sub(all, pads.into());
@@ -212,9 +209,10 @@ pub fn max_unpool(c: &Known) -> Result<Vec<Fact>> {
         Parameter::Absent => {
             let dims = c.dims();
             let kernel = kernel(c, None);
-            let size = |(i, &size): (usize, &Dim)| match kernel.as_ref().and_then(|k| k.get(i)) {
-                Some(&kernel) => {
-                    let window = Window::new(c, i, sizes.len(), kernel);
+            let geometry = Geometry::read(c.op.attributes, sizes.len()).ok();
+            let size = |(i, &size): (usize, &Dim)| match geometry.as_ref().zip(kernel.as_ref().and_then(|k| k.get(i))) {
+                Some((geometry, &kernel)) => {
+                    let window = Window::new(geometry, i, kernel);
                     let last = dims.mul(dims.sub(size, 1.into()), window.stride.into());
                     dims.sub(dims.add(last, kernel), window.before.saturating_add(window.after).into())
                 }
