@@ -53,6 +53,8 @@ pub struct Traits {
     pub squeezes: bool,
     /// What it does with its bodies.
     pub bodies: Bodies,
+    /// How many axes its inputs have, where it takes no others.
+    pub ranks: &'static [Option<usize>],
 }
 
 /// What an operator does with its bodies.

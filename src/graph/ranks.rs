@@ -1,9 +1,9 @@
 //! Ranks that no node says of what it computes, but that those who take it require.
 //!
 //! A Squeeze without axes, or an If whose branches differ, leaves the rank to the run. A Conv that takes the result, or
-//! an LSTM, takes one rank only: a run that comes to an end has that one. Which ranks an operator takes is asked of its
-//! inference: of those that it accepts, with outputs of the ranks that are known or required by then, only one may be
-//! left.
+//! an LSTM, takes one rank only: a run that comes to an end has that one. Which ranks an operator takes its row says,
+//! or its inference is asked: of those that it accepts, with outputs of the ranks that are known or required by then,
+//! only one may be left.
 
 use super::{Bodies, Container, Dim, Fact, Graph, IdMap, NewNode, Node, NodeId, Number, Producer, Shape, ValueId};
 
@@ -71,6 +71,9 @@ fn is_own(graph: &Graph, node: &Node, value: ValueId) -> bool {
 
 /// The one rank of an input with which the node can be computed.
 fn only_rank(graph: &Graph, node: &Node, input: usize, required: &IdMap<ValueId, usize>) -> Option<usize> {
+    if let Some(&Some(rank)) = graph.traits(node).ranks.get(input) {
+        return Some(rank);
+    }
     let new = as_new(node);
     let known: Vec<Option<Fact>> = node
         .inputs

@@ -87,9 +87,9 @@ const RANGE: Rule = rule(
 const SCATTERED: &str = "none: dx = dy, zero in the places, dupdates = dy in the places; add: dx = dy; \
                          mul: dx = dy y / x; max, min: dx = dy [x = y] / Σ [x = y]";
 const ALONG_AXIS: &[Slot] = &[
-    Try(|c| added_along(c, 0).map_or_else(|| Ok(scatter_data(c, Places::along_axis(c)?)), Ok)),
+    Try(|c| Ok(scatter_data(c, Places::along_axis(c)?))),
     Stop("indices"),
-    Try(|c| added_along(c, 2).map_or_else(|| Ok(scatter_updates(c, Places::along_axis(c)?)), Ok)),
+    Try(|c| Ok(scatter_updates(c, Places::along_axis(c)?))),
 ];
 const WRITTEN_ALONG_AXIS: &[Index] = &[written(1, Along(0, Named("axis", 0)))];
 const BY_TUPLES: &[Slot] = &[
@@ -122,12 +122,7 @@ fn gather<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 }
 
 fn gather_elements<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (dy, zeros) = (c.dy(), c.dy().zeros_shaped(c.x()));
-    // Of an axis that is counted from the end it does not matter how many lie before it.
-    Ok(match c.x().fact().rank() {
-        Some(_) => zeros.scatter_elements_add(c.input(1), dy, c.axis(0)?),
-        None => zeros.scatter_elements_add_along(c.input(1), dy, c.int("axis", 0)),
-    })
+    Ok(Places::along_axis(c)?.add(c.dy().zeros_shaped(c.x()), c.dy()))
 }
 
 fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
@@ -154,13 +149,17 @@ fn gather_nd<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 /// The places that a ScatterElements or ScatterND names.
 struct Places<'g> {
     indices: Expr<'g>,
-    /// Along an axis, or by tuples.
-    axis: Option<usize>,
+    /// Along an axis, which is counted from the front where the rank is known, or by tuples.
+    axis: Option<i64>,
 }
 
 impl<'g> Places<'g> {
     fn along_axis(c: &Call<'g>) -> Result<Self> {
-        Ok(Places { indices: c.input(1), axis: Some(c.axis(0)?) })
+        let axis = match c.x().fact().rank() {
+            Some(_) => c.axis(0)? as i64,
+            None => c.int("axis", 0),
+        };
+        Ok(Places { indices: c.input(1), axis: Some(axis) })
     }
 
     fn by_tuples(c: &Call<'g>) -> Self {
@@ -170,7 +169,7 @@ impl<'g> Places<'g> {
     /// What stands in the places.
     fn read(&self, from: Expr<'g>) -> Expr<'g> {
         match self.axis {
-            Some(axis) => from.gather_elements(self.indices, axis),
+            Some(axis) => from.gather_elements_along(self.indices, axis),
             None => from.gather_nd(self.indices, 0),
         }
     }
@@ -178,14 +177,14 @@ impl<'g> Places<'g> {
     /// The tensor with other elements in the places.
     fn write(&self, to: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
         match self.axis {
-            Some(axis) => to.scatter_elements(self.indices, updates, axis),
+            Some(axis) => to.scatter_elements_along(self.indices, updates, axis),
             None => to.scatter_nd(self.indices, updates),
         }
     }
 
     fn add(&self, to: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
         match self.axis {
-            Some(axis) => to.scatter_elements_add(self.indices, updates, axis),
+            Some(axis) => to.scatter_elements_add_along(self.indices, updates, axis),
             None => to.scatter_nd_add(self.indices, updates),
         }
     }
@@ -197,6 +196,7 @@ impl<'g> Places<'g> {
             let places: Option<Vec<Vec<i64>>> = match self.axis {
                 Some(axis) => {
                     // An index for each place of the updates, of which the other coordinates tell them apart.
+                    let axis = usize::try_from(axis).ok()?;
                     let (n, inner) = (*dims.get(axis)?, dims.get(axis + 1..)?.iter().product::<i64>());
                     let size = x.known_dim(axis);
                     let place = |(i, &at): (usize, &i64)| {
@@ -222,7 +222,7 @@ impl<'g> Places<'g> {
 
     fn multiply(&self, to: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
         match self.axis {
-            Some(axis) => to.scatter_elements_mul(self.indices, updates, axis),
+            Some(axis) => to.scatter_elements_mul_along(self.indices, updates, axis),
             None => to.scatter_nd_mul(self.indices, updates),
         }
     }
@@ -237,15 +237,6 @@ fn reduction(c: &Call<'_>) -> String {
     let reduction = c.string("reduction", "none");
     c.ensure_known("reduction", &reduction, &["none", "add", "mul", "max", "min"]);
     reduction
-}
-
-/// What is added along an axis, of a tensor of any rank: dy, and dy in the places.
-fn added_along<'g>(c: &Call<'g>, input: usize) -> Option<Expr<'g>> {
-    let any = c.x().fact().rank().is_none() && reduction(c) == "add";
-    any.then(|| match input {
-        0 => c.dy(),
-        _ => c.dy().gather_elements_along(c.input(1), c.int("axis", 0)),
-    })
 }
 
 fn scatter_data<'g>(c: &Call<'g>, places: Places<'g>) -> Expr<'g> {

@@ -82,6 +82,7 @@ pub const RULES: &[Rule] = &[
             Broadcast(|c| c.dy()),
         ],
     ).facts(facts::matmul_n_bits)
+    .ranks(&[None, None, None, None, None, Some(1)])
     .attributes("K N bits block_size accuracy_level")
     .integer_layer(IntegerLayer::Whole)
     .weights(&[2, 3, 5])
@@ -95,6 +96,9 @@ const FUSED_OPERANDS: &[Slot] = &[Try(|c| fused(c, 0)), Try(|c| fused(c, 1))];
 /// A, B and dY of a product as stacks of matrices: a vector on the left is a row, one on the right a column.
 fn matrices<'g>(c: &Call<'g>) -> Result<[Expr<'g>; 3]> {
     let (mut a, mut b, mut dy) = (c.x(), c.input(1), c.dy());
+    if a.fact().rank().is_none() || b.fact().rank().is_none() {
+        return Ok(matrices_of_any_rank(a, b, dy));
+    }
     let (row, column) = (a.rank()? == 1, b.rank()? == 1);
     if column {
         b = b.unsqueeze(&[1]);
@@ -107,8 +111,26 @@ fn matrices<'g>(c: &Call<'g>) -> Result<[Expr<'g>; 3]> {
     Ok([a, b, dy])
 }
 
+/// The same where only the run knows which of the two is a vector.
+fn matrices_of_any_rank<'g>(a: Expr<'g>, b: Expr<'g>, dy: Expr<'g>) -> [Expr<'g>; 3] {
+    let to = dy.builder();
+    let part = |sizes: Expr<'g>, from: Expr<'g>, end: Expr<'g>| {
+        sizes.slice_at(to.ints(&[0]), from.reshape_to(&[1]), end.reshape_to(&[1]), to.ints(&[1]))
+    };
+    let missing = |e: Expr<'g>| (to.int(2) - e.shape().size()).max(to.int(0)).reshape_to(&[1]);
+    let ones = |e: Expr<'g>| to.full(missing(e), 1.0, ElementType::Int64);
+    let (left, right) = (Expr::concat(&[ones(a), a.shape()], 0), Expr::concat(&[b.shape(), ones(b)], 0));
+    let (zero, end) = (to.int(0), to.int(i64::MAX));
+    let stack = part(dy.shape(), zero, left.size().max(right.size()) - 2);
+    let (rows, columns) = (part(left, to.int(-2), to.int(-1)), part(right, to.int(-1), end));
+    [a.reshape(left), b.reshape(right), dy.reshape(Expr::concat(&[stack, rows, columns], 0))]
+}
+
 fn matmul_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let [a, b, dy] = matrices(c)?;
+    if c.x().fact().rank().is_none() || c.input(1).fact().rank().is_none() {
+        return Ok(dy.gemm(false, b, true, 1.0).unbroadcast(a).reshape_like(c.x()));
+    }
     let da = match (a.rank()?, b.rank()?) {
         (2, 3..) => {
             // A is the same in the whole stack: the sum over the stack is part of one product.
@@ -123,6 +145,9 @@ fn matmul_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn matmul_b<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let [a, b, dy] = matrices(c)?;
+    if c.x().fact().rank().is_none() || c.input(1).fact().rank().is_none() {
+        return Ok(a.gemm(true, dy, false, 1.0).unbroadcast(b).reshape_like(c.input(1)));
+    }
     let db = match (a.rank()?, b.rank()?) {
         (3.., 2) => a.stacked_before(1).gemm(true, dy.stacked_before(1), false, 1.0),
         _ => a.gemm(true, dy, false, 1.0).unbroadcast(b),
@@ -220,8 +245,16 @@ struct Equation {
 
 impl Equation {
     fn new(c: &Call<'_>) -> Result<Self> {
-        let ranks: Vec<usize> = (0..c.input_count()).map(|i| c.input(i).rank()).collect::<Result<_>>()?;
-        Self::parse(&c.string("equation", ""), &ranks)
+        let equation = c.string("equation", "");
+        let rank = |i: usize| Self::rank_of(&equation, i).map_or_else(|| c.input(i).rank(), Ok);
+        let ranks: Vec<usize> = (0..c.input_count()).map(rank).collect::<Result<_>>()?;
+        Self::parse(&equation, &ranks)
+    }
+
+    /// How many axes operand `i` has, if its term says so: one for each letter, where there is no ellipsis.
+    fn rank_of(text: &str, i: usize) -> Option<usize> {
+        let term: String = text.split("->").next()?.split(',').nth(i)?.split_whitespace().collect();
+        (!term.contains('.')).then_some(term.len())
     }
 
     /// Reads the equation for operands that have so many axes. Without `->` the output has the letters that occur once,

@@ -10,7 +10,7 @@ use super::{Call, Rule, rule};
 use crate::expr::Expr;
 use crate::graph::Fact;
 use crate::graph::facts::{Known, tensor};
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 const CLASSES: &[Index] = &[read(1, Along(0, Axis::At(1)))];
 
@@ -22,6 +22,7 @@ pub const RULES: &[Rule] = &[
         &[Try(nll_x), Stop("classes"), Try(nll_weight)],
     )
     .facts(facts)
+    .ranks(&[None, None, Some(1)])
     .indices(CLASSES)
     .attributes("ignore_index reduction")
     .in_float32(),
@@ -31,6 +32,7 @@ pub const RULES: &[Rule] = &[
         &[Try(cross_entropy_x), Stop("classes"), Try(cross_entropy_weight)],
     )
     .facts(facts)
+    .ranks(&[None, None, Some(1)])
     .indices(CLASSES)
     .attributes("ignore_index reduction")
     .in_float32(),
@@ -128,6 +130,10 @@ fn cross_entropy_weight<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 /// A scalar, or with `reduction="none"` one loss for each label; behind it the logarithms of the probabilities.
 fn facts(c: &Known) -> Result<Vec<Fact>> {
+    if let (Some(scores), Some(classes)) = (c.shape(0), c.shape(1)) {
+        let fit = scores.len() == classes.len() + 1;
+        ensure!(fit, "classes of {} dimensions do not fit scores of {}", classes.len(), scores.len());
+    }
     let loss = match c.string("reduction") {
         Some("none") => Fact { element: c.element(0), ..c.like(1) },
         _ => tensor(c.element(0), Some(vec![])),

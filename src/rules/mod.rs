@@ -177,6 +177,8 @@ pub struct Rule {
     pub(crate) apart: Apart,
     /// How it is computed where the rank of its input is not known.
     pub(crate) view: Option<View>,
+    /// How many axes its inputs have, where it takes no others.
+    pub ranks: &'static [Option<usize>],
     /// What the integers of its inputs count.
     pub indices: &'static [Index],
     /// The attributes that name element types, and the types without them.
@@ -243,6 +245,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         layer: false,
         apart: Apart::BySlots,
         view: None,
+        ranks: &[],
         indices: &[],
         types: &[],
         fills: None,

@@ -76,6 +76,7 @@ pub const RULES: &[Rule] = &[
     ).in_float32().facts(facts::embed_layer)
     .weights(&[2, 3, 4, 5, 6]).layer()
     .indices(&[read(0, Along(2, At(0))), read(1, Along(4, At(0))), read(8, Along(3, At(0)))])
+    .ranks(&[Some(2), Some(2), Some(2), Some(2), Some(2), Some(1), Some(1)])
     .attributes("epsilon mask_index_type").domain("com.microsoft"),
     channels("GroupNormalization", GROUP, &[Together(by_groups)]).facts(same)
         .attributes("epsilon num_groups")
@@ -86,9 +87,11 @@ pub const RULES: &[Rule] = &[
         .types(STASHED)
         .since(21),
     rule("GroupNorm", GROUP_ACTIVATED, &[Together(group_norm)]).in_float32().facts(same)
-        .weights(&[1, 2]).attributes("activation channels_last epsilon groups").domain("com.microsoft"),
+        .weights(&[1, 2]).ranks(&[Some(4), Some(1), Some(1)])
+        .attributes("activation channels_last epsilon groups").domain("com.microsoft"),
     rule("SkipGroupNorm", GROUP_ACTIVATED, &[Together(group_norm)]).in_float32().facts(|c| Ok(vec![c.like(0); 2]))
-        .weights(&[1, 2, 4]).attributes("activation channels_last epsilon groups").domain("com.microsoft")
+        .weights(&[1, 2, 4]).ranks(&[Some(4), Some(1), Some(1), None, Some(1)])
+        .attributes("activation channels_last epsilon groups").domain("com.microsoft")
         .note("of x + skip + bias, which all three get the gradient of"),
     channels("InstanceNormalization", GROUP, &[Together(instance)]).facts(same).attributes("epsilon"),
     rule("LpNormalization", "dx = (dy - y Σ dy y) / ‖x‖, sign x in place of y where p is 1", &[Try(lp)])

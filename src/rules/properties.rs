@@ -292,6 +292,12 @@ impl Rule {
         self
     }
 
+    /// How many axes its inputs have, where it takes them with no other number of axes.
+    pub const fn ranks(mut self, ranks: &'static [Option<usize>]) -> Self {
+        self.ranks = ranks;
+        self
+    }
+
     /// What the integers of its inputs count.
     pub const fn indices(mut self, indices: &'static [Index]) -> Self {
         self.indices = indices;
@@ -388,6 +394,7 @@ impl Rule {
             measures: self.measures,
             squeezes: self.squeezes,
             bodies: self.bodies,
+            ranks: self.ranks,
         }
     }
 

@@ -16,6 +16,9 @@ const ATTRIBUTES: &str = "activation_alpha activation_beta activations clip dire
                           linear_before_reset output_sequence";
 
 /// The length of each sequence: the axis of time is 1 where the layout is 1, else 0.
+/// How many axes the steps, both weights, the biases, the lengths, the initial states and the peepholes have.
+const RANKS: &[Option<usize>] = &[Some(3), Some(3), Some(3), Some(2), Some(1), Some(3), Some(3), Some(2)];
+
 const STEPS: &[Index] = &[read(4, Length(0, Axis::Named("layout", 0)))];
 
 /// The rows.
@@ -26,6 +29,7 @@ pub const RULES: &[Rule] = &[
         &[Together(|c| recurrent(c, RNN))],
     )
         .facts(facts)
+        .ranks(RANKS)
         .attributes(ATTRIBUTES)
         .weights(&[1, 2, 3])
         .indices(STEPS)
@@ -37,7 +41,8 @@ pub const RULES: &[Rule] = &[
         &[Together(|c| recurrent(c, GRU))],
     )
     .facts(facts)
-    .attributes(ATTRIBUTES)
+    .ranks(RANKS)
+        .attributes(ATTRIBUTES)
     .weights(&[1, 2, 3])
     .indices(STEPS)
     .equal(equal_sizes)
@@ -48,7 +53,8 @@ pub const RULES: &[Rule] = &[
         &[Together(|c| recurrent(c, LSTM))],
     )
     .facts(facts)
-    .attributes(ATTRIBUTES)
+    .ranks(RANKS)
+        .attributes(ATTRIBUTES)
     .weights(&[1, 2, 3, 7])
     .indices(STEPS)
     .equal(equal_sizes)
@@ -73,6 +79,7 @@ pub const RULES: &[Rule] = &[
     )
     .facts(dynamic_lstm)
     .domain(MICROSOFT)
+    .ranks(&[Some(3), Some(3), Some(3), Some(2), Some(1), Some(3), Some(3), Some(2)])
     .attributes(ATTRIBUTES)
     .moves_integers()
     .weights(&[1, 2, 3, 7])

@@ -19,6 +19,7 @@ const IMAGES: &[Index] = &[read(2, Along(0, Axis::At(0)))];
 pub const RULES: &[Rule] = &[
     rule("MaxRoiPool", "dx = dy where x is the largest of its bin", &[Try(max_bins), Stop("coordinates")])
         .facts(max_roi_pool)
+        .ranks(REGIONS)
         .attributes("pooled_shape spatial_scale")
         .note("equals share as in ReduceMax"),
     rule(
@@ -29,6 +30,7 @@ pub const RULES: &[Rule] = &[
     .facts(roi_align)
     .indices(IMAGES)
     .until(15)
+    .ranks(REGIONS)
     .attributes("mode output_height output_width sampling_ratio spatial_scale")
     .note("where mode is max, equals share as in ReduceMax"),
     rule(
@@ -39,9 +41,13 @@ pub const RULES: &[Rule] = &[
     .facts(roi_align)
     .indices(IMAGES)
     .since(16)
+    .ranks(REGIONS)
     .attributes("coordinate_transformation_mode mode output_height output_width sampling_ratio spatial_scale")
     .note("where mode is max, equals share as in ReduceMax"),
 ];
+
+/// How many axes images, regions and the numbers of their images have.
+const REGIONS: &[Option<usize>] = &[Some(4), Some(2), Some(1)];
 
 /// A column of the regions, one number a region.
 fn column(rois: Expr<'_>, i: i64) -> Expr<'_> {

@@ -78,6 +78,7 @@ pub const RULES: &[Rule] = &[
     rule("Compress", "dx = dy in the chosen places", &[Try(compress), Stop("truth values")])
         .facts(parts::compress)
         .moves(Parts)
+        .view(View::Along("axis", 0))
         .attributes("axis"),
     rule("ReverseSequence", "dx = dy, put back", &[Formula(reverse_sequence), Stop("lengths")])
         .facts(same)
@@ -90,6 +91,7 @@ pub const RULES: &[Rule] = &[
         .attributes("axes"),
     rule("Unique", "dx = dy in the place of the first of its kind", &[Try(unique)])
         .facts(parts::unique)
+        .view(View::Along("axis", 0))
         .attributes("axis sorted"),
 ];
 
@@ -247,6 +249,12 @@ fn pad_value<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 fn tile<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, dy, repeats) = (c.x(), c.dy(), c.input(1));
     // Each axis as copies and places, of which the copies are summed.
+    if x.fact().rank().is_none() {
+        let b = c.builder();
+        let column = |list: Expr<'g>| list.reshape_to(&[-1, 1]);
+        let split = Expr::concat(&[column(repeats), column(x.shape())], 1).flattened();
+        return Ok(dy.reshape(split).sum_over(b.range(repeats.size()) * 2, true).reshape_like(x));
+    }
     let (mut split, mut copies) = (Vec::new(), Vec::new());
     for axis in 0..x.rank()? {
         let count = repeats.item(axis);

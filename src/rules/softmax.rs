@@ -20,6 +20,7 @@ pub const RULES: &[Rule] = &[
         .facts(same)
         .attributes("axis")
         .in_float32()
+        .view(View::From("axis", 1))
         .gives(Gives::FromAxis)
         .until(12)
         .note("the sum is over all axes from the given one on"),
@@ -34,6 +35,7 @@ pub const RULES: &[Rule] = &[
         .facts(same)
         .attributes("axis")
         .in_float32()
+        .view(View::From("axis", 1))
         .gives(Gives::FromAxis)
         .until(12)
         .note("the sum is over all axes from the given one on"),

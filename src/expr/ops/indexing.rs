@@ -28,13 +28,18 @@ impl<'g> Expr<'g> {
 
     /// For each place the element that `indices` names along an axis.
     pub fn gather_elements(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
+        self.gather_elements_along(indices, axis as i64)
+    }
+
+    /// As [`Expr::gather_elements`], along an axis that may be counted from the end, of a tensor of any rank.
+    pub fn gather_elements_along(self, indices: Expr<'g>, axis: i64) -> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 11 {
-            return self.gather_elements_along(indices, axis as i64);
+            return b.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis)]);
         }
         b.attempt(|| {
             // The places of the elements in the flattened tensor.
-            let rank = self.rank()?;
+            let (rank, axis) = (self.rank()?, self.axis(axis)?);
             let places = (0..rank).map(|a| match a == axis {
                 true => indices.cast(ElementType::Int64).wrapped(self.dim(a)),
                 false => b.range(indices.dim(a)).reshape_to(&place(rank, a)),
@@ -58,12 +63,17 @@ impl<'g> Expr<'g> {
 
     /// This tensor with `updates` in the places that `indices` names along an axis; no place may be named twice.
     pub fn scatter_elements(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        self.scatter_elements_along(indices, updates, axis as i64)
+    }
+
+    /// As [`Expr::scatter_elements`], along an axis that may be counted from the end, of a tensor of any rank.
+    pub fn scatter_elements_along(self, indices: Expr<'g>, updates: Expr<'g>, axis: i64) -> Expr<'g> {
         if self.builder.opset() < 9 && self.constant() == Some(0.0) {
-            return self.scatter_elements_add(indices, updates, axis);
+            return self.scatter_elements_add_along(indices, updates, axis);
         }
         let op = if self.builder.opset() < 11 { "Scatter" } else { "ScatterElements" };
         self.since(9, op, || {
-            self.builder.emit(op, &[Some(self), Some(indices), Some(updates)], vec![int("axis", axis as i64)])
+            self.builder.emit(op, &[Some(self), Some(indices), Some(updates)], vec![int("axis", axis)])
         })
     }
 
@@ -85,13 +95,6 @@ impl<'g> Expr<'g> {
             let sums = updates.unsqueeze(&[axis]).where_(hit).sum_out(&[axis + 1]);
             let sums = sums.pad_to(self, axis)?;
             Ok(self + sums)
-        })
-    }
-
-    /// As [`Expr::gather_elements`], along an axis that may be counted from the end, of a tensor of any rank.
-    pub fn gather_elements_along(self, indices: Expr<'g>, axis: i64) -> Expr<'g> {
-        self.since(11, "GatherElements", || {
-            self.builder.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis)])
         })
     }
 
@@ -137,8 +140,13 @@ impl<'g> Expr<'g> {
 
     /// This tensor multiplied by `updates` in the places that `indices` names along an axis.
     pub fn scatter_elements_mul(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
+        self.scatter_elements_mul_along(indices, updates, axis as i64)
+    }
+
+    /// As [`Expr::scatter_elements_mul`], along an axis that may be counted from the end, of a tensor of any rank.
+    pub fn scatter_elements_mul_along(self, indices: Expr<'g>, updates: Expr<'g>, axis: i64) -> Expr<'g> {
         self.since(16, "ScatterElements with a product", || {
-            let attributes = vec![int("axis", axis as i64), string("reduction", "mul")];
+            let attributes = vec![int("axis", axis), string("reduction", "mul")];
             self.builder.emit("ScatterElements", &[Some(self), Some(indices), Some(updates)], attributes)
         })
     }

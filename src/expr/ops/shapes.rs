@@ -163,9 +163,18 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The last two axes exchanged.
+    /// The last two axes exchanged; of a tensor of unknown rank, which has as many at least, as a stack of matrices.
     pub fn transposed(self) -> Expr<'g> {
         self.builder.attempt(|| {
+            let b = self.builder;
+            if self.fact().rank().is_none() && b.opset() >= 10 {
+                let sizes = self.shape();
+                let part =
+                    |from: i64, end: i64| sizes.slice_at(b.ints(&[0]), b.ints(&[from]), b.ints(&[end]), b.ints(&[1]));
+                let (stack, rows, columns) = (part(0, -2), part(-2, -1), part(-1, i64::MAX));
+                let stacked = self.reshape(b.joined(&[b.ints(&[-1]), rows, columns]));
+                return Ok(stacked.transpose(&[0, 2, 1]).reshape(b.joined(&[stack, columns, rows])));
+            }
             let rank = self.rank()?;
             ensure!(rank >= 2, "{self} of rank {rank} has no last two axes");
             let mut perm: Vec<usize> = (0..rank).collect();

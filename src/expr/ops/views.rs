@@ -11,11 +11,13 @@ use crate::onnx::attribute::{self, int, ints};
 pub enum View {
     /// Along an axis of the first input, which the attribute of that name says, else the number.
     Along(&'static str, i64),
+    /// Over all axes of the first input from the one on that the attribute of that name says, else the number.
+    From(&'static str, i64),
     /// As [`View::Along`], of all inputs.
     Joined(&'static str, i64),
-    /// Over axes of the first input that stand together: `axes`, an attribute or input.
+    /// Over axes of the first input that are all counted from one end: `axes`, an attribute or input.
     Over,
-    /// A part along an axis of the first input, as Slice says it.
+    /// A part along such axes of the first input, as Slice says it.
     Part,
     /// The rows along the last axis of the first input, which the second multiplies.
     Rows,
@@ -24,10 +26,16 @@ pub enum View {
 /// A view asks for the size of each axis before or behind: no tensor that anybody runs has more axes than this.
 const MOST: u64 = 64;
 
+/// A view keeps no more axes apart than this.
+const SEPARATE: i64 = 8;
+
 /// The inputs that are viewed, along which axes, and how the node says it in the view.
 struct Plan {
     first: i64,
+    /// How many axes from the first on stay as they are.
     count: i64,
+    /// Those that the node is about, as the view counts them.
+    axes: Vec<i64>,
     all: bool,
     rows: bool,
     attribute: Option<(&'static str, bool)>,
@@ -49,18 +57,18 @@ impl Builder {
         let own = |(i, e): (usize, Option<Expr<'g>>)| match e? {
             e if viewed(i) && plan.rows => Some(e.rows()),
             e if viewed(i) => Some(e.around(plan.first, plan.count)),
-            _ if plan.input == Some(i) => Some(self.ints(&[1])),
+            _ if plan.input == Some(i) => Some(self.ints(&plan.axes)),
             e => Some(e),
         };
         let mut operands: Vec<Option<Expr<'g>>> = inputs.into_iter().enumerate().map(own).collect();
         let mut attributes = node.attributes.to_vec();
         if let Some((name, list)) = plan.attribute {
             attributes.retain(|a| a.name() != name);
-            attributes.push(if list { ints(name, &[1]) } else { int(name, 1) });
+            attributes.push(if list { ints(name, &plan.axes) } else { int(name, 1) });
         }
         if let Some(i) = plan.input.filter(|&i| i >= operands.len()) {
             operands.resize(i, None);
-            operands.push(Some(self.ints(&[1])));
+            operands.push(Some(self.ints(&plan.axes)));
         }
         let new = self.append(NewNode {
             op_type: node.op_type.clone(),
@@ -78,7 +86,7 @@ impl Builder {
 }
 
 fn plan(node: &Node, view: View, inputs: &[Option<Expr<'_>>]) -> Option<Plan> {
-    let alone = Plan { first: 0, count: 1, all: false, rows: false, attribute: None, input: None };
+    let alone = Plan { first: 0, count: 1, axes: vec![1], all: false, rows: false, attribute: None, input: None };
     let known = |i: usize| inputs.get(i).copied().flatten().map(|e| e.ints());
     Some(match view {
         View::Along(name, default) | View::Joined(name, default) => Plan {
@@ -87,14 +95,15 @@ fn plan(node: &Node, view: View, inputs: &[Option<Expr<'_>>]) -> Option<Plan> {
             attribute: (!name.is_empty()).then_some((name, false)),
             ..alone
         },
+        View::From(name, default) => {
+            let first = attribute::get_int(&node.attributes, name).unwrap_or(default);
+            Plan { first, count: 0, attribute: Some((name, false)), ..alone }
+        }
         View::Over => {
             let own = attribute::get_ints(&node.attributes, "axes").map(<[i64]>::to_vec);
             let (by_attribute, axes) = (own.is_some(), own.or_else(|| known(1)?)?);
-            let (first, last) = (*axes.iter().min()?, *axes.iter().max()?);
-            let count = last.checked_sub(first)?.checked_add(1)?;
-            let together = count == axes.len() as i64 && (first < 0) == (last < 0);
             let attribute = by_attribute.then_some(("axes", true));
-            Plan { first, count, attribute, input: (!by_attribute).then_some(1), ..alone }.filter(together)?
+            alone.along(&axes, attribute, (!by_attribute).then_some(1))?
         }
         View::Part => {
             let own = attribute::get_ints(&node.attributes, "axes").map(<[i64]>::to_vec);
@@ -102,16 +111,12 @@ fn plan(node: &Node, view: View, inputs: &[Option<Expr<'_>>]) -> Option<Plan> {
             let starts = || attribute::get_ints(&node.attributes, "starts").map(<[i64]>::len);
             let count = if attribute { starts()? } else { inputs.get(1).copied().flatten()?.known_dim(0)? as usize };
             let axes = match (attribute, known(3)) {
-                (true, _) => own.unwrap_or_else(|| vec![0]),
+                (true, _) => own.unwrap_or_else(|| (0..count as i64).take(SEPARATE as usize + 1).collect()),
                 (false, Some(axes)) => axes?,
-                (false, None) => vec![0],
+                (false, None) => (0..i64::try_from(count).ok().filter(|&n| n <= SEPARATE)?).collect(),
             };
-            let plan = Plan { first: *axes.first()?, ..alone };
-            match attribute {
-                true => Plan { attribute: Some(("axes", true)), ..plan },
-                false => Plan { input: Some(3), ..plan },
-            }
-            .filter(count == 1 && axes.len() == 1)?
+            let plan = alone.along(&axes, attribute.then_some(("axes", true)), (!attribute).then_some(3))?;
+            plan.filter(count == axes.len())?
         }
         View::Rows => {
             let last = attribute::get_int(&node.attributes, "axis").unwrap_or(-1) == -1;
@@ -122,6 +127,14 @@ fn plan(node: &Node, view: View, inputs: &[Option<Expr<'_>>]) -> Option<Plan> {
 }
 
 impl Plan {
+    /// About these axes, which are all counted from the same end.
+    fn along(self, axes: &[i64], attribute: Option<(&'static str, bool)>, input: Option<usize>) -> Option<Self> {
+        let (first, last) = (*axes.iter().min()?, *axes.iter().max()?);
+        let count = last.checked_sub(first)?.checked_add(1)?;
+        let axes = axes.iter().map(|a| a - first + 1).collect();
+        Plan { first, count, axes, attribute, input, ..self }.filter((first < 0) == (last < 0) && count <= SEPARATE)
+    }
+
     fn filter(self, holds: bool) -> Option<Self> {
         holds.then_some(self)
     }
@@ -134,7 +147,7 @@ impl<'g> Expr<'g> {
         self.reshape(b.joined(&[b.ints(&[-1]), self.shape().gather(b.ints(&[-1]), 0)]))
     }
 
-    /// The elements with three axes: what lies before `count` axes from `first` on, those, and what lies behind them.
+    /// The elements with `count` axes from `first` on as they are, one axis for all before them and one for all behind.
     fn around(self, first: i64, count: i64) -> Expr<'g> {
         let (b, shape) = (self.builder(), self.shape());
         let rest = b.ints(&[-1]);
@@ -142,11 +155,10 @@ impl<'g> Expr<'g> {
             let sizes = axes.map(|a| shape.gather(b.ints(&[a]), 0));
             sizes.reduce(|a, b| a * b).unwrap_or_else(|| b.ints(&[1]))
         };
-        let (end, middle) = (first + count, product(first..first + count));
-        let sizes = match first < 0 {
-            true => [rest, middle, product(end..0)],
-            false => [product(0..first), middle, rest],
-        };
+        let end = first + count;
+        let (before, behind) = if first < 0 { (rest, product(end..0)) } else { (product(0..first), rest) };
+        let middle = (first..end).map(|a| product(a..a + 1));
+        let sizes: Vec<_> = [before].into_iter().chain(middle).chain([behind]).collect();
         self.reshape(b.joined(&sizes))
     }
 }

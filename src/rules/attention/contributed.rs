@@ -28,6 +28,7 @@ pub const RULES: &[Rule] = &[
     .facts(facts::projected_attention)
     .weights(&[1, 2])
     .layer()
+    .ranks(&[Some(3), Some(2), Some(1), None, Some(5)])
     .attributes("num_heads scale unidirectional mask_filter_value qkv_hidden_sizes")
     .domain("com.microsoft")
     .note("without shared buffers of past keys and values; a mask has at most 3 axes"),
@@ -37,6 +38,7 @@ pub const RULES: &[Rule] = &[
         &[Through(group_query)],
     )
     .facts(facts::group_query_attention)
+    .ranks(&[Some(3), Some(3), Some(3), Some(4), Some(4)])
     .attributes(
         "causal do_rotary k_quant_type kv_num_heads local_window_size num_heads qk_output rotary_interleaved scale \
          smooth_softmax softcap v_quant_type",

@@ -18,6 +18,7 @@ pub const RULES: &[Rule] = &[rule(
 )
 .facts(facts::flex_attention)
 .bodies(Bodies::Protocol(&facts::SCORES))
+.ranks(&[Some(4), Some(4), Some(4)])
 .attributes("prob_mod scale score_mod softmax_precision")
 .types(&[("softmax_precision", None)])
 .domain("ai.onnx.preview")];

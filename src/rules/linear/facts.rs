@@ -102,12 +102,18 @@ pub fn det(c: &Known) -> Result<Vec<Fact>> {
 /// Sizes of one letter broadcast.
 pub fn einsum(c: &Known) -> Result<Vec<Fact>> {
     let element = (0..c.inputs.len()).find_map(|i| c.element(i));
-    let shapes: Option<Vec<&[Dim]>> = (0..c.inputs.len()).map(|i| c.shape(i)).collect();
+    let equation = c.string("equation").unwrap_or_default();
+    // A term without an ellipsis says how many axes its operand has.
+    let shape = |i: usize| match c.shape(i) {
+        Some(shape) => Some(shape.to_vec()),
+        None => Equation::rank_of(equation, i).map(|rank| c.fresh(rank)),
+    };
+    let shapes: Option<Vec<Vec<Dim>>> = (0..c.inputs.len()).map(shape).collect();
     let Some(shapes) = shapes else { return Ok(vec![tensor(element, None)]) };
-    let ranks: Vec<usize> = shapes.iter().map(|s| s.len()).collect();
-    let Equation { terms, output } = Equation::parse(c.string("equation").unwrap_or_default(), &ranks)?;
+    let ranks: Vec<usize> = shapes.iter().map(Vec::len).collect();
+    let Equation { terms, output } = Equation::parse(equation, &ranks)?;
     let mut sizes: BTreeMap<char, Dim> = BTreeMap::new();
-    for (&letter, &dim) in terms.iter().zip(&shapes).flat_map(|(term, shape)| term.iter().zip(*shape)) {
+    for (&letter, &dim) in terms.iter().zip(&shapes).flat_map(|(term, shape)| term.iter().zip(shape)) {
         let size = sizes.entry(letter).or_insert(dim);
         *size = broadcast(c.dims(), &[&[*size], &[dim]])?.first().copied().unwrap_or(dim);
     }
