@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::Path;
 
 /// Why something could not be done.
 ///
@@ -57,6 +58,9 @@ pub struct Details {
     pub input: Option<String>,
     /// The tensor that it is about.
     pub tensor: Option<String>,
+    /// The file that it is about, as it was named.
+    #[serde(default)]
+    pub file: Option<String>,
     /// What helps.
     pub remedy: Option<String>,
 }
@@ -139,6 +143,13 @@ impl Error {
         self
     }
 
+    /// The same, about a file, where it is about none yet.
+    pub(crate) fn in_file(mut self, file: Option<String>) -> Self {
+        let details = self.details_mut();
+        details.file = details.file.take().or(file);
+        self
+    }
+
     /// The same kind and place with another message.
     pub(crate) fn with_message(mut self, message: String) -> Self {
         self.details_mut().message = message;
@@ -172,6 +183,9 @@ impl Error {
             details.remedy = advice(&message);
         }
         details.message = message;
+        if let Some(OfFile(file)) = error.downcast_ref::<OfFile>() {
+            details.file.get_or_insert_with(|| file.clone());
+        }
         if let Some(place) = error.downcast_ref::<At>().filter(|_| details.node.is_none()) {
             return result.at(place);
         }
@@ -210,6 +224,31 @@ pub(crate) struct At {
 impl fmt::Display for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+/// A file in a chain of causes: it reads as it was named.
+#[derive(Clone, Debug)]
+struct OfFile(String);
+
+impl fmt::Display for OfFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Says of failures which file they are about.
+pub(crate) trait InFile<T> {
+    /// The result with what fails in that file.
+    fn in_file(self, path: &Path) -> anyhow::Result<T>;
+}
+
+impl<T, E> InFile<T> for Result<T, E>
+where
+    Result<T, E>: anyhow::Context<T, E>,
+{
+    fn in_file(self, path: &Path) -> anyhow::Result<T> {
+        anyhow::Context::with_context(self, || OfFile(path.display().to_string()))
     }
 }
 

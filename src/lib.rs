@@ -23,6 +23,22 @@
 )]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+/// For what is built from defaults, a method for each field that gives it another value.
+macro_rules! setters {
+    ($of:ident { $($name:ident: $type:ty),* $(,)? }) => {
+        impl $of {
+            $(
+                #[doc = concat!("The same with another [`", stringify!($name), "`](#structfield.", stringify!($name), ").")]
+                #[must_use]
+                pub fn $name(mut self, $name: $type) -> Self {
+                    self.$name = $name;
+                    self
+                }
+            )*
+        }
+    };
+}
+
 mod backward;
 #[cfg(feature = "cli")]
 mod cli;

@@ -25,6 +25,8 @@ pub struct Model {
     /// The bytes of the file that it was read from, which its weights share. What the model has in common with them is
     /// written as it was.
     pub(crate) source: Option<Bytes>,
+    /// The file that it was read from, as it was named.
+    pub(crate) file: Option<String>,
 }
 
 impl Model {
@@ -35,7 +37,12 @@ impl Model {
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let (proto, source) = file::read_with_source(path)?;
-        Ok(Model { proto, folder: Some(file::folder(path).to_owned()), source: Some(source) })
+        Ok(Model {
+            proto,
+            folder: Some(file::folder(path).to_owned()),
+            source: Some(source),
+            file: Some(path.display().to_string()),
+        })
     }
 
     /// Reads a model from the bytes of a file, which its weights share. External data have no folder that they could
@@ -46,7 +53,7 @@ impl Model {
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Self, Error> {
         let source = bytes.into();
         let proto = file::read_bytes(source.clone())?;
-        Ok(Model { proto, folder: None, source: Some(source) })
+        Ok(Model { proto, folder: None, source: Some(source), file: None })
     }
 
     /// The bytes of the model's file.
@@ -211,6 +218,6 @@ fn sizes(shape: &TensorShapeProto) -> String {
 
 impl From<ModelProto> for Model {
     fn from(proto: ModelProto) -> Self {
-        Model { proto, folder: None, source: None }
+        Model { proto, folder: None, source: None, file: None }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 /// One call of `grad`: enough to check its gradients later, from the model alone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Record {
     /// The scope of the call's names: `gradients`, `gradients_1`.
     pub name: String,
@@ -25,6 +26,7 @@ pub struct Record {
 
 /// The gradient with respect to one x.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Gradient {
     /// The tensor with respect to which is differentiated.
     pub x: String,
@@ -35,6 +37,7 @@ pub struct Gradient {
 
 /// The gradient that a y starts with: a tensor, or else one number in every place.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SeedOf {
     /// The tensor that is differentiated.
     pub y: String,
@@ -49,7 +52,32 @@ pub struct SeedOf {
 /// The metadata of a model hold one record a call, each under this prefix and the call's name.
 const KEY: &str = "onnx-gradients/";
 
+impl Gradient {
+    /// The gradient with respect to `x`, held by the tensor of that name.
+    pub fn new(x: &str, name: Option<&str>) -> Self {
+        Gradient { x: x.to_owned(), name: name.map(str::to_owned) }
+    }
+}
+
+impl SeedOf {
+    /// A tensor of the model as the seed of `y`.
+    pub fn tensor(y: &str, seed: &str) -> Self {
+        SeedOf { y: y.to_owned(), seed: Some(seed.to_owned()), fill: None }
+    }
+
+    /// One number in every place of the seed of `y`.
+    pub fn fill(y: &str, fill: f64) -> Self {
+        SeedOf { y: y.to_owned(), seed: None, fill: Some(fill) }
+    }
+}
+
 impl Record {
+    /// A call of that name, for gradients that the model has from somebody else: what it says of stops and rounding is
+    /// in fields.
+    pub fn new(name: &str, seeds: Vec<SeedOf>, gradients: Vec<Gradient>) -> Self {
+        Record { name: name.to_owned(), gradients, seeds, ..Record::default() }
+    }
+
     /// Adds the record to a model's metadata.
     ///
     /// # Errors

@@ -589,8 +589,9 @@ fn failures_are_objects_with_codes() {
     assert!(no_rule["remedy"].as_str().unwrap().contains("--stop-gradients"), "{no_rule}");
     let unknown = fields(&grad(&model, &["--xs", "xx"]), 1, "unknown-name");
     assert_eq!((&unknown["tensor"], &unknown["remedy"]), (&"xx".into(), &"did you mean 'x'?".into()));
-    fields(&grad(&missing, &["--xs", "x"]), 1, "io");
-    fields(&grad(&text, &["--xs", "x"]), 1, "invalid-model");
+    assert_eq!((&no_rule["file"], &unknown["file"]), (&model.as_str().into(), &model.as_str().into()));
+    assert_eq!(fields(&grad(&missing, &["--xs", "x"]), 1, "io")["file"], missing.as_str());
+    assert_eq!(fields(&grad(&text, &["--xs", "x"]), 1, "invalid-model")["file"], text.as_str());
     fields(&grad(&model, &["--xs", "y", "--grad-ys", "ones", "ones"]), 1, "usage");
     fields(&grad(&model, &["--xs", "y", "--grad-ys", &format!("file:{text}")]), 1, "invalid-data");
     fields(&grad(&model, &["--no-such-option"]), 2, "usage");
@@ -622,8 +623,8 @@ fn a_failed_validation_is_one_object() {
 fn the_codes_are_documented() {
     let mut text = "# Errors\n\n\
         With `--json` whatever fails prints one object on stdout, from every subcommand: `code`, `message` (one line), and `node`,\n\
-        `operator`, `input`, `tensor`, `remedy`, null where they say nothing. Where there is a report already, as of a validation that\n\
-        has failed, it is that object, with these fields. The exit code is 1, for wrong usage 2. Codes never change; messages may.\n\
+        `operator`, `input`, `tensor`, `file`, `remedy`, null where they say nothing. Where there is a report already, as of a validation\n\
+        that has failed, it is that object, with these fields. The exit code is 1, for wrong usage 2. Codes never change; messages may.\n\
         In the library they are the kinds of `onnx_gradients::Error`, with `code()` and `details()`.\n\n\
         | code | what it says |\n| --- | --- |\n"
         .to_owned();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Time enough, however busy the machine is.
 fn options() -> Options {
-    Options { budget: Duration::from_secs(600), ..Options::default() }
+    Options::default().budget(Duration::from_secs(600))
 }
 
 /// A network whose every weight matters: softmax over a product of tanh layers, and a convolution.
@@ -202,12 +202,7 @@ fn domains() -> Vec<Partly> {
 
 #[test]
 fn errors_in_a_part_of_the_domain_are_found() {
-    let record = Record {
-        name: "gradients".into(),
-        gradients: vec![Gradient { x: "x".into(), name: Some("g".into()) }],
-        seeds: vec![SeedOf { y: "y".into(), seed: None, fill: Some(1.0) }],
-        ..Record::default()
-    };
+    let record = Record::new("gradients", vec![SeedOf::fill("y", 1.0)], vec![Gradient::new("x", Some("g"))]);
     let check = |part: &Partly, wrong: bool| {
         let last = if wrong { "g = Where (c, w, r)" } else { "g = Where (c, r, r)" };
         let text = format!(

@@ -25,7 +25,7 @@ fn differentiated(graph: &str, xs: &[&str]) -> Output {
 }
 
 fn check(output: &Output, library: Option<PathBuf>) -> Validation {
-    let options = Options { engine: Engine::OnnxRuntime(library), ..Options::default() };
+    let options = Options::default().engine(Engine::OnnxRuntime(library));
     validate(&output.model.proto, None, &output.record, &options)
 }
 

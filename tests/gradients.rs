@@ -64,8 +64,8 @@ fn compare(case: &Case, output: &Output, inputs: BTreeMap<String, TensorProto>, 
     let Model { proto, folder, .. } = &output.model;
     // Every branch is visited.
     let others = if case.family == "control" { 8 } else { 1 };
-    let (dims, quick) = (case.sizes.clone(), Options { others, closely: false, ..Options::default() });
-    let options = Options { dims, inputs, directions: 2, ..quick };
+    let options = Options::default().others(others).closely(false).dims(case.sizes.clone());
+    let options = options.inputs(inputs).directions(2);
     let validation = validate(proto, folder.as_deref(), &output.record, &options);
     let reason = validation.reason.unwrap_or_default();
     // Its gradient is not the slope of what it computes: tests/straight_through.rs checks it.

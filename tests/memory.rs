@@ -12,7 +12,7 @@ fn model(graph: &str) -> Model {
 }
 
 fn share(share: f64) -> MemoryBudget {
-    MemoryBudget { limit: MemoryLimit::Share(share), sizes: BTreeMap::new() }
+    MemoryBudget::new(MemoryLimit::Share(share), BTreeMap::new())
 }
 
 /// Numbers that follow from where they stand.
@@ -171,10 +171,10 @@ fn a_budget_in_bytes_asks_for_sizes() {
     let call = Gradients::new(["loss"], weights);
     let plain = call.build(&model).unwrap();
     let limit = MemoryLimit::Bytes(peak(&plain.model.proto, &feeds) as u64 / 2);
-    let budget = MemoryBudget { limit, sizes: BTreeMap::new() };
+    let budget = MemoryBudget::new(limit, BTreeMap::new());
     let error = call.clone().memory_budget(budget.clone()).build(&model).unwrap_err();
     assert_eq!((error.code(), error.details().remedy.as_deref()), ("usage", Some("--dim N=SIZE")), "{error}");
-    let budget = MemoryBudget { sizes: [("N".to_owned(), 64)].into(), ..budget };
+    let budget = MemoryBudget::new(limit, [("N".to_owned(), 64)].into());
     let output = call.clone().memory_budget(budget.clone()).build(&model).unwrap();
     assert!(peak(&output.model.proto, &feeds) as u64 <= output.memory.unwrap().budget);
     let output = call.memory_budget(share(0.7)).build(&model).unwrap();
@@ -189,7 +189,7 @@ fn a_budget_that_cannot_be_met_names_the_least() {
     assert!(matches!(error, Error::OutOfMemory(_)), "{error}");
     let message = error.to_string();
     let least: u64 = message.split(" bytes is the least").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
-    let budget = |bytes| MemoryBudget { limit: MemoryLimit::Bytes(bytes), sizes: BTreeMap::new() };
+    let budget = |bytes| MemoryBudget::new(MemoryLimit::Bytes(bytes), BTreeMap::new());
     assert!(call.clone().memory_budget(budget(least - 1)).build(&model).is_err());
     let report = call.memory_budget(budget(least)).build(&model).unwrap().memory.unwrap();
     assert!(report.peak <= least, "{} instead of {least}", report.peak);

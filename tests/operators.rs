@@ -60,7 +60,7 @@ fn no_row_is_for_an_operator_that_does_not_exist() {
 #[cfg(feature = "validate")]
 mod made_up {
     use onnx_gradients::onnx::{ElementType, TensorProto, text};
-    use onnx_gradients::rule::Slot::{Formula, Unary};
+    use onnx_gradients::rule::Slot::{Formula, Together, Unary};
     use onnx_gradients::rule::{Rule, rule, tensor};
     use onnx_gradients::{Gradients, Model};
 
@@ -116,6 +116,29 @@ mod made_up {
                 let slope = (moved(1e-4) - moved(-1e-4)) / 2e-4;
                 assert!((gradient - slope).abs() < 1e-4, "{graph}: element {i} of dx is {gradient}, the slope {slope}");
             }
+        }
+    }
+
+    /// Its second formula reads an input that the node does not have.
+    const LACKING: Rule =
+        rule("Odd", "none", &[Together(|c| Ok(c.cotangents().input(0, || c.dy()).input(1, || c.input(7))))])
+            .domain("made.up");
+    /// Its second formula has another shape than the input.
+    const MISSHAPEN: Rule =
+        rule("Odd", "none", &[Together(|c| Ok(c.cotangents().input(0, || c.dy()).input(1, || c.dy().sum_all())))])
+            .domain("made.up");
+
+    #[test]
+    fn an_error_of_a_formula_for_all_inputs_names_its_input() {
+        let graph = "g (float[5] a, float[5] b) => (y) { y = made.up.Odd(a, b) }";
+        let text = format!("<ir_version: 8, opset_import: [\"\": 18, \"made.up\": 1]>\n{graph}");
+        let model: Model = text::parse(&text).unwrap().into();
+        for (row, what) in [(LACKING, "input 7 is missing"), (MISSHAPEN, "shape")] {
+            let row = row.facts(|c| Ok(vec![c.like(0)]));
+            let error = Gradients::new(["y"], ["a", "b"]).rule(row).build(&model).unwrap_err();
+            assert!(error.to_string().contains("input 1 'b'") && error.to_string().contains(what), "{error}");
+            assert_eq!(error.details().input.as_deref(), Some("b"));
+            Gradients::new(["y"], ["a"]).rule(row).build(&model).unwrap();
         }
     }
 }

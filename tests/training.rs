@@ -439,7 +439,7 @@ fn weights_are_found_where_exporters_hide_them() {
     let results = run(&artifacts, "evaluate", Precision::Own, &own);
     // [0, 2] wᵀ = [4, 8]; times d = [[5, -10], [15, 20]]: [140, 120]; times wᵀ: [380, 900].
     assert_close("y", &results["y"], &[380.0, 900.0], 1e-6);
-    let choice = Choice { train: vec!["shift".to_owned()], ..Choice::default() };
+    let choice = Choice::default().train(vec!["shift".to_owned()]);
     let artifacts = Trainable::new([LossSpec::new("mse")]).choose(choice).build(&model).unwrap();
     assert_eq!(artifacts.manifest.parameters.len(), 1);
 }
@@ -537,12 +537,12 @@ fn choices_are_patterns_and_last_layers() {
         let request = Trainable::new([LossSpec::new("cross-entropy")]).choose(choice);
         request.build(&model("digits-cnn")).unwrap().manifest.parameters.into_iter().map(|p| p.name).collect()
     };
-    assert_eq!(names(Choice { last: Some(1), ..Choice::default() }), ["classify.weight", "classify.bias"]);
+    assert_eq!(names(Choice::default().last(Some(1))), ["classify.weight", "classify.bias"]);
     let two = ["conv2.weight", "conv2.bias", "norm2.scale", "norm2.bias", "classify.weight", "classify.bias"];
-    assert_eq!(names(Choice { last: Some(2), ..Choice::default() }), two);
-    let choice = Choice { train: vec!["conv*".into()], freeze: vec!["*.bias".into()], last: None };
+    assert_eq!(names(Choice::default().last(Some(2))), two);
+    let choice = Choice::default().train(vec!["conv*".into()]).freeze(vec!["*.bias".into()]);
     assert_eq!(names(choice), ["conv1.weight", "conv2.weight"]);
-    let choice = Choice { train: vec!["clasify.weight".into()], ..Choice::default() };
+    let choice = Choice::default().train(vec!["clasify.weight".into()]);
     let error =
         Trainable::new([LossSpec::new("cross-entropy")]).choose(choice).build(&model("digits-cnn")).unwrap_err();
     assert_eq!(
@@ -643,7 +643,7 @@ fn groups_decay_and_several_losses() {
         17,
         "g (double[N,2] x) => (double[N,2] y, double[N,2] z) <double[2] a = {1, 2}, double[2] b = {3, 4}> { y = Mul (x, a) z = Add (x, b) }",
     );
-    let hyper = Hyper { weight_decay: 0.5, ..optimizer("sgd").unwrap().defaults() };
+    let hyper = optimizer("sgd").unwrap().defaults().weight_decay(0.5);
     let losses = [LossSpec::parse("mse:y,sum").unwrap(), LossSpec::parse("0.5*mse:z,sum").unwrap()];
     let request = Trainable::new(losses).optimizer("sgd", Some(hyper)).no_decay(["a"]).groups([("b".to_owned(), 0.1)]);
     let artifacts = request.build(&model).unwrap();
@@ -732,7 +732,7 @@ fn subset(data: &Data, labels: std::ops::Range<i64>, step: usize) -> Data {
 #[test]
 fn a_training_that_is_resumed_gives_the_same_numbers() {
     let data = subset(&digits(), 0..10, 8);
-    let options = Options { epochs: 3, batch: 16, checkpoint_every: 4, ..Options::default() };
+    let options = Options::default().epochs(3).batch(16).checkpoint_every(4);
     let request = || Trainable::new([LossSpec::new("cross-entropy")]).dropout([("active".to_owned(), 0.1)], false);
     let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (whole, parts) =
@@ -759,7 +759,7 @@ fn a_training_that_is_resumed_gives_the_same_numbers() {
     assert_eq!(found, expected);
     let read = |folder: &Path| std::fs::read(folder.join(CHECKPOINT)).unwrap();
     assert_eq!(read(&whole), read(&parts));
-    let error = silent(&parts, &data, &Options { batch: 8, ..options.clone() }, true).unwrap_err().to_string();
+    let error = silent(&parts, &data, &options.clone().batch(8), true).unwrap_err().to_string();
     assert!(error.starts_with("the checkpoint is of a training with other options"), "{error}");
     let other = subset(&digits(), 0..10, 9);
     let error = silent(&parts, &other, &options, true).unwrap_err().to_string();
@@ -852,7 +852,7 @@ fn a_fixed_batch_is_said_and_accumulated() {
     let request = Trainable::new([LossSpec::new("cross-entropy")]).accumulate(8);
     request.build(&one).unwrap().write(&folder, false).unwrap();
     let data = subset(&digits(), 0..10, 60);
-    let options = |batch| Options { epochs: 1, batch, rate: 0.01, ..Options::default() };
+    let options = |batch| Options::default().epochs(1).batch(batch).rate(0.01);
     let error = silent(&folder, &data, &options(32), false).unwrap_err().to_string();
     assert_eq!(
         error,
@@ -875,7 +875,7 @@ fn trained(model: &Model, request: Trainable, data: &Data, options: &Options) ->
 
 fn cosine(epochs: usize, rate: f64) -> Options {
     let schedule = Schedule::Cosine;
-    Options { epochs, rate, schedule, ..Options::default() }
+    Options::default().epochs(epochs).rate(rate).schedule(schedule)
 }
 
 fn smoothed() -> Trainable {
@@ -902,7 +902,7 @@ fn a_model_of_five_digits_learns_all_ten() {
     let request = smoothed().train_batch_norm(true);
     let (accuracy, pretrained) = trained(&model("digits-cnn"), request, &five, &cosine(3, 0.005));
     assert!(accuracy >= 0.97, "{accuracy}");
-    let body_frozen = smoothed().choose(Choice { last: Some(1), ..Choice::default() });
+    let body_frozen = smoothed().choose(Choice::default().last(Some(1)));
     for (what, request) in [
         ("body frozen", body_frozen),
         ("LoRA", smoothed().lora(8, 16.0)),

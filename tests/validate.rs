@@ -86,14 +86,8 @@ impl Sketch {
 }
 
 fn record(y: &str, gradients: &[(&str, &str)]) -> Record {
-    Record {
-        name: "gradients".into(),
-        gradients: (gradients.iter())
-            .map(|&(x, g)| Gradient { x: x.into(), name: (!g.is_empty()).then(|| g.into()) })
-            .collect(),
-        seeds: vec![SeedOf { y: y.into(), seed: None, fill: Some(1.0) }],
-        ..Record::default()
-    }
+    let gradient = |&(x, g): &(&str, &str)| Gradient::new(x, (!g.is_empty()).then_some(g));
+    Record::new("gradients", vec![SeedOf::fill(y, 1.0)], gradients.iter().map(gradient).collect())
 }
 
 #[track_caller]
@@ -194,7 +188,8 @@ fn a_tensor_inside_is_an_x_and_does_not_cut() {
 #[test]
 fn a_stop_cuts() {
     let sketch = chain().node("Identity", &["a"], "gx").node("Identity", &["x"], "ga");
-    let stopped = Record { stops: vec!["a".into()], ..record("y", &[("x", "gx"), ("a", "ga")]) };
+    let mut stopped = record("y", &[("x", "gx"), ("a", "ga")]);
+    stopped.stops = vec!["a".into()];
     passes(&sketch.check(&stopped));
     let mut marked = sketch.clone();
     let property = StringStringEntryProto { key: Some("stop_gradient".into()), value: Some("true".into()) };
@@ -207,10 +202,10 @@ fn seeds_weigh_the_ys() {
     // The seed depends on x, and is held constant.
     let sketch = chain().node("Exp", &["x"], "seed").node("Add", &["a", "a"], "j").node("Mul", &["j", "seed"], "g");
     let mut r = record("y", &[("x", "g")]);
-    r.seeds = vec![SeedOf { y: "y".into(), seed: Some("seed".into()), fill: None }];
+    r.seeds = vec![SeedOf::tensor("y", "seed")];
     passes(&sketch.check(&r));
     let sketch = chain().constant("c", -12.0).node("Mul", &["x", "c"], "g");
-    r.seeds = vec![SeedOf { y: "y".into(), seed: None, fill: Some(-3.0) }];
+    r.seeds = vec![SeedOf::fill("y", -3.0)];
     passes(&sketch.check(&r));
     r.seeds[0].fill = Some(3.0);
     fails(&sketch.check(&r), "relative error");

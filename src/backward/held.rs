@@ -29,6 +29,22 @@ impl<'g> Pass<'g> {
         gradients.into_iter().map(check).collect()
     }
 
+    /// The same of what a formula for all inputs has found; what is wrong is said of the input that it is about.
+    pub(super) fn checked_each<T: IntoFlow<'g>>(
+        &self,
+        found: Result<Vec<(ValueId, T)>>,
+        id: NodeId,
+        node: &Node,
+        rounded: bool,
+    ) -> Result<Vec<(ValueId, Flow<'g>)>> {
+        let mut checked = Vec::new();
+        for (x, dx) in self.blame(found, id, None)? {
+            let input = node.inputs.iter().position(|&i| i == Some(x));
+            checked.extend(self.blame(self.checked(vec![(x, dx)], rounded), id, input)?);
+        }
+        Ok(checked)
+    }
+
     /// A gradient has the shape and the element type of its input, or its rule is wrong. What inference does not know
     /// of it is known of the input.
     fn hold_against(&self, x: ValueId, dx: ValueId) -> Result<()> {
@@ -64,10 +80,9 @@ impl<'g> Pass<'g> {
 
     /// Adds to an error, returned or recorded by the builder, which node and input it is about.
     pub(super) fn blame<T>(&self, result: Result<T>, id: NodeId, input: Option<usize>) -> Result<T> {
-        let recorded = self.builder.take_error();
-        let result = match recorded {
-            Some(error) => Err(error),
-            None => result,
+        let (result, input) = match self.builder.take_blame() {
+            Some((error, blamed)) => (Err(error), input.or(blamed)),
+            None => (result, input),
         };
         result.map_err(|error: Error| {
             let graph = self.builder.graph();

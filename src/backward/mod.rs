@@ -29,7 +29,7 @@ pub use wanted::Wanted;
 use crate::expr::{Builder, Expr, View};
 use crate::graph::{Graph, IdMap, IdSet, Node, NodeId, ValueId};
 use crate::onnx::{ElementType, FunctionProto};
-use crate::rules::{self, Call, Differentiate, Integers, Rule, Slot};
+use crate::rules::{self, Call, Cotangents, Differentiate, Integers, Rule, Slot};
 use accumulate::Accumulator;
 use anyhow::{Result, anyhow, bail};
 use reach::Known;
@@ -211,12 +211,11 @@ impl<'g> Pass<'g> {
             // Where only zeros arrive, zeros leave: derivatives are linear.
             _ if only_zeros => Ok(wanted.iter().map(|&v| (v, Flow::Zero)).collect()),
             Some(Slot::Through(forward)) => {
-                let gradients = self.through(&call, *forward, wanted).and_then(|g| self.checked(g, rule.in_float32));
-                self.blame(gradients, id, None)
+                self.checked_each(self.through(&call, *forward, wanted), id, node, rule.in_float32)
             }
             Some(Slot::Together(together)) => {
-                let gradients = together(&call).and_then(|g| self.checked(g.into_found(), rule.in_float32));
-                self.blame(gradients, id, None)
+                let found = together(&call).map(Cotangents::into_found);
+                self.checked_each(found, id, node, rule.in_float32)
             }
             _ => self.slots(&call, id, node, rule),
         }

@@ -261,7 +261,8 @@ impl Gradients {
     /// # Errors
     /// As [`Gradients::build`].
     pub fn build_onto(&self, model: Model) -> Result<Output, Error> {
-        Ok(self.appended(model)?)
+        let file = model.file.clone();
+        self.appended(model).map_err(|e| Error::from(e).in_file(file))
     }
 
     fn appended(&self, model: Model) -> Result<Output> {

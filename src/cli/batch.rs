@@ -10,6 +10,7 @@ use super::failure::Reported;
 use super::table::Table;
 use crate::Error;
 use crate::backward::matches;
+use crate::error::InFile;
 use crate::onnx::file;
 use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
@@ -326,7 +327,7 @@ fn find(args: &Args) -> Result<(PathBuf, Vec<Job>)> {
 fn walk(folder: &Path, output: &Path) -> Result<Vec<PathBuf>> {
     let (mut files, mut open) = (Vec::new(), vec![folder.to_owned()]);
     while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).map_err(file::plain).with_context(|| folder.display().to_string())? {
+        for entry in fs::read_dir(&folder).map_err(file::plain).in_file(&folder)? {
             let entry = entry.map_err(file::plain)?;
             let path = entry.path();
             let hidden = entry.file_name().to_string_lossy().starts_with('.');
@@ -381,7 +382,7 @@ fn earlier(args: &Args, report: &Path) -> Result<HashMap<String, Line>> {
             Error::io(format_args!("{path} exists already; --resume goes on with it, --force begins anew")).into()
         );
     }
-    let text = fs::read_to_string(report).map_err(file::plain).with_context(|| report.display().to_string())?;
+    let text = fs::read_to_string(report).map_err(file::plain).in_file(&report)?;
     // A kill may have left a part of the last line, which is no line.
     let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let whole = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;

@@ -4,6 +4,7 @@ use super::console::Stream;
 use super::failure::{self, Reported};
 use super::one_line;
 use crate::Error;
+use crate::error::InFile;
 use crate::onnx::file::{self, Difference};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -33,10 +34,10 @@ pub struct Args {
 
 /// Reads both, compares, prints; fails where something is lost or changed.
 pub fn run(args: &Args) -> Result<()> {
-    let read = |path: &Path| file::read_whole(path).with_context(|| path.display().to_string());
+    let read = |path: &Path| file::read_whole(path).in_file(path);
     let (a, b) = (read(&args.a)?, read(&args.b)?);
     for (bytes, path) in [(&a, &args.a), (&b, &args.b)] {
-        file::read_bytes(bytes.clone()).with_context(|| path.display().to_string())?;
+        file::read_bytes(bytes.clone()).in_file(path)?;
     }
     let difference = file::diff(&a, &b).context("fields of a kind that no model has")?;
     let failure = (!difference.only_adds()).then(|| {

@@ -5,6 +5,7 @@ use super::console::{self, Stream};
 use super::running::{RunArgs, failure};
 use crate::Error;
 use crate::backward::read_functions;
+use crate::error::InFile;
 use crate::error::OrKind;
 use crate::onnx::{did_you_mean, file};
 use crate::{Aggregation, Gradients, Model, Unconnected, Wanted};
@@ -125,7 +126,7 @@ impl CallArgs {
         for path in &self.gradient_functions {
             let file = || read_functions(file::read_whole(path)?);
             let read = file().or_kind(Error::invalid_data).map_err(anyhow::Error::from);
-            functions.extend(read.with_context(|| path.display().to_string())?);
+            functions.extend(read.in_file(path)?);
         }
         let call = Gradients::new(ys, xs)
             .stop(&self.stop_gradients)

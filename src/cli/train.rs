@@ -3,9 +3,10 @@
 use super::console::{self, Stream};
 use super::curve;
 use super::table::Table;
+use crate::error::InFile;
 use crate::training::{CHECKPOINT, Data, Epoch, Event, Manifest, Options, Schedule, train};
 use crate::weights::listed;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -129,7 +130,7 @@ pub fn run(args: &Args) -> Result<()> {
         ("training", history.iter().map(|e| e.loss).collect::<Vec<_>>()),
         ("held out", history.iter().filter_map(|e| loss(e, &manifest)).collect()),
     ];
-    std::fs::write(&curve, curve::svg(&lines)).with_context(|| curve.display().to_string())?;
+    std::fs::write(&curve, curve::svg(&lines)).in_file(&curve)?;
     let mut out = Stream::Report;
     if args.json {
         return Ok(writeln!(out, "{}", json!({ "epochs": history, "checkpoint": checkpoint, "curve": curve }))?);

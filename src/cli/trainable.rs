@@ -5,6 +5,7 @@ use super::options;
 use super::running::{RunArgs, ensure_valid, failure, report, summary};
 use super::table::Table;
 use crate::Model;
+use crate::error::InFile;
 use crate::memory::{Budget, Limit};
 use crate::training::{Artifacts, Choice, Input, LossSpec, Trainable, optimizer};
 use anyhow::{Context, Result, ensure};
@@ -198,7 +199,7 @@ fn request(args: &Args, model: &Model) -> Result<Trainable> {
     let mut functions = Vec::new();
     for path in &args.gradient_functions {
         let file = || crate::backward::read_functions(crate::onnx::file::read_whole(path)?);
-        functions.extend(file().with_context(|| path.display().to_string())?);
+        functions.extend(file().in_file(path)?);
     }
     let choice = Choice { train: args.train.clone(), freeze: args.freeze.clone(), last: args.last_layers };
     let mut request = Trainable::new(losses)

@@ -5,7 +5,6 @@ use super::products::{entries, of_x};
 use super::workspace::Workspace;
 use super::{Derived, Vector};
 use crate::backward::Gradients;
-use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::{Fact, Shape};
 use crate::model::Model;
@@ -47,6 +46,12 @@ pub struct Attack {
     is_loss: bool,
 }
 
+builds!(
+    Attack,
+    "the examples",
+    "Names of no tensor, several ys, numbers that make no sense, operators without a gradient between y and xs."
+);
+
 impl Attack {
     /// By steps of at most `epsilon` in every place, of the y and xs of a call.
     pub fn new(call: Gradients, steps: Steps, epsilon: f64) -> Self {
@@ -76,22 +81,6 @@ impl Attack {
     pub fn is_loss(mut self, is_loss: bool) -> Self {
         self.is_loss = is_loss;
         self
-    }
-
-    /// Appends the examples to a model.
-    ///
-    /// # Errors
-    /// Names of no tensor, several ys, numbers that make no sense, operators without a gradient between y and xs.
-    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
-        self.build_onto(model.clone())
-    }
-
-    /// Appends the examples to a model, without copying it.
-    ///
-    /// # Errors
-    /// As [`Attack::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
-        Ok(self.derived(model)?)
     }
 
     fn derived(&self, model: Model) -> Result<Derived> {

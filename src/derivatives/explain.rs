@@ -6,7 +6,6 @@ use super::products::{entries, of_x};
 use super::workspace::Workspace;
 use super::{Derived, Entry, Vector};
 use crate::backward::Gradients;
-use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::{Dim, Fact, Shape, ValueId};
 use crate::model::Model;
@@ -85,6 +84,12 @@ pub struct Explain {
     keep_softmax: bool,
 }
 
+builds!(
+    Explain, "the explanation",
+    "Names of no tensor, several ys, tensors of unknown rank or without the axes that are needed, no layer that"
+    "Grad-CAM could look at, operators without a gradient between y and xs."
+);
+
 impl Explain {
     /// By a method, of the y and xs of a call.
     pub fn new(call: Gradients, method: Method) -> Self {
@@ -116,23 +121,6 @@ impl Explain {
     pub fn keep_softmax(mut self, keep: bool) -> Self {
         self.keep_softmax = keep;
         self
-    }
-
-    /// Appends the explanation to a model.
-    ///
-    /// # Errors
-    /// Names of no tensor, several ys, tensors of unknown rank or without the axes that are needed, no layer that
-    /// Grad-CAM could look at, operators without a gradient between y and xs.
-    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
-        self.build_onto(model.clone())
-    }
-
-    /// Appends the explanation to a model, without copying it.
-    ///
-    /// # Errors
-    /// As [`Explain::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
-        Ok(self.derived(model)?)
     }
 
     fn derived(&self, model: Model) -> Result<Derived> {

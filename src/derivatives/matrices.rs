@@ -9,7 +9,6 @@ use super::products::of_x;
 use super::workspace::{Linear, Workspace};
 use super::{Derived, Entry};
 use crate::backward::Gradients;
-use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::{Dim, Fact, Shape, ValueId};
 use crate::model::Model;
@@ -63,6 +62,12 @@ impl From<Gradients> for Hessian {
     }
 }
 
+builds!(
+    Jacobian, "the Jacobians",
+    "Names of no tensor, ys or xs that are not real or of unknown rank, xs that depend on each other, operators"
+    "without a gradient between them, tensors without a batch axis, a result that no memory holds."
+);
+
 impl Jacobian {
     /// By which passes it is computed.
     pub fn mode(mut self, mode: Mode) -> Self {
@@ -76,23 +81,6 @@ impl Jacobian {
     pub fn batch(mut self, axis: i64) -> Self {
         self.batch = Some(axis);
         self
-    }
-
-    /// Appends the Jacobians to a model.
-    ///
-    /// # Errors
-    /// Names of no tensor, ys or xs that are not real or of unknown rank, xs that depend on each other, operators
-    /// without a gradient between them, tensors without a batch axis, a result that no memory holds.
-    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
-        self.build_onto(model.clone())
-    }
-
-    /// Appends the Jacobians to a model, without copying it.
-    ///
-    /// # Errors
-    /// As [`Jacobian::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
-        Ok(self.derived(model)?)
     }
 
     fn derived(&self, model: Model) -> Result<Derived> {
@@ -110,6 +98,8 @@ impl Jacobian {
         w.finish(outputs, entries, vec![], Claim { batch: self.batch, ..Claim::of(Kind::Jacobian) })
     }
 }
+
+builds!(Hessian, "the Hessians", "As [`Jacobian::build`].");
 
 impl Hessian {
     /// By which passes it is computed.
@@ -129,22 +119,6 @@ impl Hessian {
     pub fn diagonal(mut self, diagonal: bool) -> Self {
         self.diagonal = diagonal;
         self
-    }
-
-    /// Appends the Hessians to a model.
-    ///
-    /// # Errors
-    /// As [`Jacobian::build`].
-    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
-        self.build_onto(model.clone())
-    }
-
-    /// Appends the Hessians to a model, without copying it.
-    ///
-    /// # Errors
-    /// As [`Jacobian::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
-        Ok(self.derived(model)?)
     }
 
     fn derived(&self, model: Model) -> Result<Derived> {

@@ -20,6 +20,30 @@
 //! # }
 //! ```
 
+/// How a request that has a method `derived` is built: what it appends, and what can go wrong.
+macro_rules! builds {
+    ($of:ident, $what:literal, $($errors:literal)*) => {
+        impl $of {
+            #[doc = concat!("Appends ", $what, " to a model.")]
+            ///
+            /// # Errors
+            $(#[doc = $errors])*
+            pub fn build(&self, model: &crate::Model) -> Result<crate::derivatives::Derived, crate::Error> {
+                self.build_onto(model.clone())
+            }
+
+            #[doc = concat!("Appends ", $what, " to a model, without copying it.")]
+            ///
+            /// # Errors
+            #[doc = concat!("As [`", stringify!($of), "::build`].")]
+            pub fn build_onto(&self, model: crate::Model) -> Result<crate::derivatives::Derived, crate::Error> {
+                let file = model.file.clone();
+                self.derived(model).map_err(|e| crate::Error::from(e).in_file(file))
+            }
+        }
+    };
+}
+
 mod attack;
 mod claim;
 mod explain;

@@ -6,7 +6,6 @@ use super::samples::Together;
 use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
-use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::{Dim, Fact};
 use crate::model::Model;
@@ -40,6 +39,12 @@ pub struct PerSample {
     inputs: Vec<String>,
 }
 
+builds!(
+    PerSample, "the gradients",
+    "Names of no tensor, no input with samples, xs that hold samples themselves, a model that runs on batches of one"
+    "size only, operators without a gradient between ys and xs."
+);
+
 impl PerSample {
     /// The gradients of the samples along an axis of the model's inputs.
     pub fn new(call: Gradients, axis: i64) -> Self {
@@ -56,23 +61,6 @@ impl PerSample {
     pub fn inputs<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.inputs.extend(names.into_iter().map(Into::into));
         self
-    }
-
-    /// Appends the gradients to a model.
-    ///
-    /// # Errors
-    /// Names of no tensor, no input with samples, xs that hold samples themselves, a model that runs on batches of one
-    /// size only, operators without a gradient between ys and xs.
-    pub fn build(&self, model: &Model) -> Result<Derived, Error> {
-        self.build_onto(model.clone())
-    }
-
-    /// Appends the gradients to a model, without copying it.
-    ///
-    /// # Errors
-    /// As [`PerSample::build`].
-    pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
-        Ok(self.derived(model)?)
     }
 
     fn derived(&self, model: Model) -> Result<Derived> {

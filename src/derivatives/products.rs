@@ -5,7 +5,6 @@ use super::claim::{Claim, Kind};
 use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
-use crate::error::Error;
 use crate::expr::Expr;
 use crate::graph::ValueId;
 use crate::model::Model;
@@ -24,22 +23,15 @@ macro_rules! request {
             }
         }
 
-        impl $name {
-            /// Appends the products to a model.
-            ///
-            /// # Errors
-            /// Names of no tensor, ys or xs that are not real, xs that depend on each other, operators without a
-            /// gradient between them.
-            pub fn build(&self, model: &Model) -> Result<Derived, Error> {
-                self.build_onto(model.clone())
-            }
+        builds!(
+            $name, "the products",
+            "Names of no tensor, ys or xs that are not real, xs that depend on each other, operators without a gradient"
+            "between them."
+        );
 
-            /// Appends the products to a model, without copying it.
-            ///
-            /// # Errors
-            /// As `build`.
-            pub fn build_onto(&self, model: Model) -> Result<Derived, Error> {
-                Ok(self.write(Workspace::open(&self.0, model)?)?)
+        impl $name {
+            fn derived(&self, model: Model) -> Result<Derived> {
+                self.write(Workspace::open(&self.0, model)?)
             }
         }
     )*};

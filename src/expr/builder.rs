@@ -29,6 +29,8 @@ pub struct Builder {
     attributes: RefCell<HashMap<Vec<u8>, Rc<[AttributeProto]>>>,
     strings: RefCell<FxHashMap<&'static str, Rc<str>>>,
     error: RefCell<Option<Error>>,
+    /// The input of the node at hand that the recorded error is about.
+    blamed: Cell<Option<usize>>,
     /// Values in which single elements may be infinite although all that the model computes is finite.
     pub(super) wild: RefCell<IdSet<ValueId>>,
     /// Values at which somebody asks for a gradient, or stops it.
@@ -55,6 +57,7 @@ impl Builder {
             attributes: RefCell::default(),
             strings: RefCell::default(),
             error: RefCell::default(),
+            blamed: Cell::new(None),
             wild: RefCell::default(),
             leaves: RefCell::default(),
             scope: Cell::new(Graph::MAIN),
@@ -128,7 +131,23 @@ impl Builder {
 
     /// What could not be built since the last time that somebody asked.
     pub(crate) fn take_error(&self) -> Option<Error> {
-        self.error.take()
+        Some(self.take_blame()?.0)
+    }
+
+    /// The same, with the input of the node at hand that it was for, where that is known.
+    pub(crate) fn take_blame(&self) -> Option<(Error, Option<usize>)> {
+        let input = self.blamed.take();
+        Some((self.error.take()?, input))
+    }
+
+    /// What is built for an input of the node at hand: an error that is recorded meanwhile is about that input.
+    pub(crate) fn for_input<'g>(&'g self, input: usize, formula: impl FnOnce() -> Expr<'g>) -> Expr<'g> {
+        let failed = self.error.borrow().is_some();
+        let result = formula();
+        if !failed && self.error.borrow().is_some() {
+            self.blamed.set(Some(input));
+        }
+        result
     }
 
     /// Takes the value of a question inside a formula; where it has none, records why.

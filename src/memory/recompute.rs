@@ -24,6 +24,7 @@ use std::rc::Rc;
 
 /// How much a model may hold at a time.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Limit {
     /// That share of what it holds when nothing is computed again.
     Share(f64),
@@ -33,6 +34,7 @@ pub enum Limit {
 
 /// A limit, and the sizes that symbols have where it is to be met.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Budget {
     /// The limit.
     pub limit: Limit,
@@ -41,8 +43,16 @@ pub struct Budget {
     pub sizes: BTreeMap<String, i64>,
 }
 
+impl Budget {
+    /// A limit, for symbols of those sizes.
+    pub fn new(limit: Limit, sizes: BTreeMap<String, i64>) -> Self {
+        Budget { limit, sizes }
+    }
+}
+
 /// What is computed again of one tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Recomputed {
     /// The tensor, or the node's first output where it has several.
     pub tensor: String,
@@ -58,6 +68,7 @@ pub struct Recomputed {
 
 /// What a budget has led to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The most bytes that may be held at a time.
     pub budget: u64,

@@ -2,6 +2,7 @@
 
 use super::file::{check_tensor, read_whole, replace};
 use super::{ElementType, TensorProto};
+use crate::error::InFile;
 use crate::error::{Error, OrKind};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
@@ -27,7 +28,7 @@ pub fn read_tensor(path: &Path) -> Result<TensorProto> {
         Ok(tensor)
     };
     let read = read().or_kind(Error::invalid_data);
-    read.with_context(|| path.display().to_string())
+    read.in_file(path)
 }
 
 /// Writes a tensor as a `.npy` file; strings and types that NumPy does not have are an error. An existing file is
@@ -41,7 +42,7 @@ pub fn write_npy(tensor: &TensorProto, path: &Path, force: bool) -> Result<()> {
         let bytes = to_npy(tensor)?;
         replace(path, force, |out| out.write_all(&bytes))
     };
-    write().with_context(|| path.display().to_string())
+    write().in_file(path)
 }
 
 /// The element types that NumPy has, with its names for them; integers and floats in ONNX's, little-endian, byte order.

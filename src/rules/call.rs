@@ -69,6 +69,7 @@ pub struct Call<'g> {
 
 /// What a rule finds for the inputs of a node, and for what its bodies capture.
 pub struct Cotangents<'g> {
+    builder: &'g Builder,
     /// The inputs that lead to an x, by number.
     wanted: Vec<Option<ValueId>>,
     /// All inputs.
@@ -80,7 +81,10 @@ impl<'g> Cotangents<'g> {
     /// The gradient of an input, in its shape. It is computed only where the input leads to an x.
     pub fn input(self, i: usize, dx: impl FnOnce() -> Expr<'g>) -> Self {
         match self.wanted.get(i) {
-            Some(&Some(x)) => self.values([(x, dx())]),
+            Some(&Some(x)) => {
+                let dx = self.builder.for_input(i, dx);
+                self.values([(x, dx)])
+            }
             _ => self,
         }
     }
@@ -89,8 +93,8 @@ impl<'g> Cotangents<'g> {
     pub fn broadcast(self, i: usize, dx: impl FnOnce() -> Expr<'g>) -> Self {
         match self.wanted.get(i) {
             Some(&Some(x)) => {
-                let dx = dx();
-                let dx = dx.unbroadcast_beside(dx.builder().expr(x), &self.inputs);
+                let b = self.builder;
+                let dx = b.for_input(i, || dx().unbroadcast_beside(b.expr(x), &self.inputs));
                 self.values([(x, dx)])
             }
             _ => self,
@@ -145,7 +149,7 @@ impl<'g> Call<'g> {
     /// For what is found for all inputs together; nothing yet.
     pub fn cotangents(&self) -> Cotangents<'g> {
         let wanted = self.node.inputs.iter().map(|i| i.filter(|&i| self.wants(i))).collect();
-        Cotangents { wanted, inputs: self.inputs(), found: Vec::new() }
+        Cotangents { builder: self.builder(), wanted, inputs: self.inputs(), found: Vec::new() }
     }
 
     /// The inputs that there are, as the model has them.

@@ -2,6 +2,7 @@
 
 use super::manifest::{self, Manifest};
 use super::state::{self, State};
+use crate::error::InFile;
 use crate::error::{Error, OrKind};
 use crate::model::Model;
 use crate::onnx::file::{self, WriteOptions, unfinished};
@@ -65,7 +66,7 @@ impl Artifacts {
             graph.initializer.extend(initial);
         }
         self.record.attach(&mut proto)?;
-        Ok(Model { proto, folder: self.inference.folder.clone(), source: None })
+        Ok(Model { proto, folder: self.inference.folder.clone(), source: None, file: None })
     }
 
     /// Checks that [`Artifacts::write`] may write into a folder, before there is anything to be written.
@@ -74,20 +75,20 @@ impl Artifacts {
     /// It exists and is not to be replaced, or holds something else; the folder that it is to lie in is missing.
     pub fn ensure_writable(folder: &Path, force: bool) -> Result<(), Error> {
         let shown = folder.display();
+        let problem = |what: std::fmt::Arguments<'_>| Err(Error::io(what).in_file(Some(shown.to_string())));
         if folder.exists() && !folder.is_dir() {
-            return Err(Error::io(format_args!("{shown}: it is no folder, and a trainable model is one")));
+            return problem(format_args!("{shown}: it is no folder, and a trainable model is one"));
         }
         if folder.exists() && !force {
-            return Err(Error::io(format_args!("{shown} exists already; --force replaces it")));
+            return problem(format_args!("{shown} exists already; --force replaces it"));
         }
         let ours = !folder.exists() || folder.join(manifest::FILE).exists() || is_empty(folder);
         if !ours {
-            let what = format_args!("{shown} holds something else than a trainable model; choose another name");
-            return Err(Error::io(what));
+            return problem(format_args!("{shown} holds something else than a trainable model; choose another name"));
         }
         let parent = file::folder(folder);
         if !parent.is_dir() {
-            return Err(Error::io(format_args!("{shown}: there is no folder '{}'", parent.display())));
+            return problem(format_args!("{shown}: there is no folder '{}'", parent.display()));
         }
         Ok(())
     }
@@ -121,7 +122,7 @@ impl Artifacts {
         std::fs::write(place.path().join(manifest::FILE), text + "\n")?;
         let moved =
             if folder.exists() { exchange(place.path(), folder) } else { rename(place.keep().as_path(), folder) };
-        moved.with_context(|| folder.display().to_string())
+        moved.in_file(&folder)
     }
 }
 

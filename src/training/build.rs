@@ -44,7 +44,7 @@ impl Trainable {
     /// # Errors
     /// Names and patterns of nothing, outputs that a loss cannot be computed from, operators without a gradient.
     pub fn build(&self, model: &Model) -> Result<Artifacts, Error> {
-        Ok(self.built(model)?)
+        self.built(model).map_err(|e| Error::from(e).in_file(model.file.clone()))
     }
 
     fn built(&self, model: &Model) -> Result<Artifacts> {

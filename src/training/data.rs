@@ -3,6 +3,7 @@
 use super::manifest::{Input, Manifest};
 use super::samples::{self, Column, Held};
 use super::state::{Fingerprint, State};
+use crate::error::InFile;
 use crate::error::{Error, OrKind};
 use crate::onnx::{ElementType, TensorProto, file};
 use anyhow::{Context, Result, bail, ensure};
@@ -54,12 +55,12 @@ impl Data {
             let shards = files(path, &["npz", "safetensors"])?;
             ensure!(!shards.is_empty(), "it holds no .npy files and no shards (.npz, .safetensors)");
             let open = |shard: &PathBuf| {
-                let held = samples::open(shard, &takes).with_context(|| shard.display().to_string())?;
+                let held = samples::open(shard, &takes).in_file(&shard)?;
                 Ok((shard.clone(), held))
             };
             Data::of(shards.iter().map(open).collect::<Result<Vec<_>>>()?, manifest)
         };
-        read().with_context(|| path.display().to_string())
+        read().in_file(path)
     }
 
     /// Takes from tensors what the model needs.
@@ -77,7 +78,7 @@ impl Data {
         let several = files.len() > 1;
         for (path, held) in files {
             let shard = data.shard(held, manifest);
-            let shard = if several { shard.with_context(|| path.display().to_string()) } else { shard };
+            let shard = if several { shard.in_file(&path) } else { shard };
             data.shards.extend(shard?);
         }
         ensure!(data.count > 0, "it holds no samples");

@@ -129,6 +129,7 @@ pub fn find(name: &str) -> Option<&'static Loss> {
 
 /// A loss that is asked for.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LossSpec {
     /// The name of a row of the table, or of a scalar that the model computes.
     pub kind: String,
@@ -157,6 +158,21 @@ pub struct LossSpec {
     /// Whether samples are summed, not averaged.
     pub sum: bool,
 }
+
+setters!(LossSpec {
+    output: Option<String>,
+    weight: f64,
+    labels: Option<String>,
+    other: Option<String>,
+    smoothing: f64,
+    ignore: Option<i64>,
+    class_weights: Vec<f64>,
+    soft: bool,
+    axis: Option<i64>,
+    delta: f64,
+    margin: f64,
+    sum: bool,
+});
 
 impl LossSpec {
     /// A loss with all options as PyTorch has them.

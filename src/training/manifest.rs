@@ -4,6 +4,7 @@ use super::lora::Adapter;
 use super::optimizers::Hyper;
 use super::select::Entry;
 use crate::Error;
+use crate::error::InFile;
 use crate::memory::Report;
 use crate::onnx::file::is_inside;
 use crate::weights::Source;
@@ -168,9 +169,8 @@ impl Manifest {
         let path = folder.join(FILE);
         if !folder.is_dir() {
             let what = if folder.exists() { "it is no folder" } else { "there is no such folder" };
-            let shown = folder.display();
-            let what = format_args!("{shown}: {what}; `onnx-gradients trainable` writes one that is taken here");
-            return Err(Error::io(what).into());
+            let what = format_args!("{what}; `onnx-gradients trainable` writes one that is taken here");
+            return Err(Error::io(what)).in_file(folder);
         }
         let read = || {
             let text = std::fs::read_to_string(&path).map_err(crate::onnx::file::plain)?;
@@ -185,7 +185,7 @@ impl Manifest {
             }
             Ok(manifest)
         };
-        read().with_context(|| format!("{} (written by `onnx-gradients trainable`)", path.display()))
+        read().context("written by `onnx-gradients trainable`").in_file(&path)
     }
 
     /// The number of samples that the model's inputs are fixed to, if they are.

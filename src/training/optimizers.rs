@@ -23,8 +23,9 @@ pub struct Optimizer {
     f: for<'g> fn(&Update<'g>) -> (Expr<'g>, Vec<Expr<'g>>),
 }
 
-/// The numbers of an optimizer that do not change during training.
+/// The numbers of an optimizer that do not change during training: those of its row ([`Optimizer::defaults`]), or others.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Hyper {
     /// μ, the share of the momentum that stays; α of RMSProp.
     pub momentum: f64,
@@ -37,6 +38,8 @@ pub struct Hyper {
     /// λ, the weight decay.
     pub weight_decay: f64,
 }
+
+setters!(Hyper { momentum: f64, beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 });
 
 const HYPER: Hyper = Hyper { momentum: 0.9, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
 

@@ -2,6 +2,7 @@
 
 use super::state::{self, State};
 use crate::error::Error;
+use crate::error::InFile;
 use crate::onnx::{ElementType, TensorProto, file, npy};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -115,7 +116,7 @@ pub fn open_arrays(files: &[PathBuf], wanted: &dyn Fn(&str) -> bool) -> Result<H
             let size = file.metadata().map_err(file::plain)?.len();
             array(&file, 0, size)
         };
-        columns.push((name, read().with_context(|| path.display().to_string())?));
+        columns.push((name, read().in_file(path)?));
     }
     Ok((columns, others))
 }

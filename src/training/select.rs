@@ -51,8 +51,9 @@ pub struct Entry {
     pub why: String,
 }
 
-/// What is trained, as it is asked for.
+/// What is trained, as it is asked for: by default all weights.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Choice {
     /// Patterns of names, in the place of all weights; with `+` in front in addition to them, with `-` in front without
     /// them.
@@ -62,6 +63,8 @@ pub struct Choice {
     /// How many layers, counted from the last.
     pub last: Option<usize>,
 }
+
+setters!(Choice { train: Vec<String>, freeze: Vec<String>, last: Option<usize> });
 
 /// A pattern, and what it does.
 #[derive(Clone, Copy, PartialEq, Eq)]

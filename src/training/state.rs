@@ -1,5 +1,6 @@
 //! Tensors in safetensors files: the initial state, checkpoints.
 
+use crate::error::InFile;
 use crate::error::{Error, OrKind};
 use crate::onnx::file::{plain, read_file, replace};
 use crate::onnx::{ElementType, TensorProto};
@@ -35,7 +36,7 @@ fn written(path: &Path, state: &State, metadata: Option<&str>, force: bool) -> R
     let views: Vec<_> = views.collect::<Result<_>>()?;
     let metadata = metadata.map(|m| HashMap::from([(KEY.to_owned(), m.to_owned())]));
     let bytes = safetensors::serialize(views, metadata).context("the state cannot be written as safetensors")?;
-    replace(path, force, |out| out.write_all(&bytes)).with_context(|| path.display().to_string())
+    replace(path, force, |out| out.write_all(&bytes)).in_file(path)
 }
 
 /// Reads the tensors of a file, in the order of their names, and its metadata.
@@ -63,7 +64,7 @@ fn read_all(path: &Path) -> Result<(State, Option<String>)> {
         state.sort_by(|a, b| a.0.cmp(&b.0));
         Ok((state, metadata))
     };
-    load().with_context(|| path.display().to_string())
+    load().in_file(path)
 }
 
 /// Where a tensor lies in a file.

@@ -46,6 +46,7 @@ impl Schedule {
 
 /// How to train.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Options {
     /// How often all samples are seen.
     pub epochs: usize,
@@ -79,6 +80,17 @@ impl Default for Options {
         }
     }
 }
+
+setters!(Options {
+    epochs: usize,
+    batch: usize,
+    rate: f64,
+    schedule: Schedule,
+    warmup: u64,
+    seed: u64,
+    held_out: f64,
+    checkpoint_every: u64,
+});
 
 /// What an epoch came to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

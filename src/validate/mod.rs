@@ -40,7 +40,23 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How to validate.
+///
+/// ```
+/// use onnx_gradients::validate::{Options, Status, validate};
+/// use onnx_gradients::{Gradients, Model, Wanted};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), onnx_gradients::Error> {
+/// let model = Model::load("models/digits-mlp.onnx")?;
+/// let output = Gradients::new([Wanted::Outputs], [Wanted::Parameters]).build(&model)?;
+/// let options = Options::default().seed(7).directions(2).budget(Duration::from_secs(5));
+/// let validation = validate(&output.model.proto, None, &output.record, &options);
+/// assert_eq!(validation.status, Status::Passed, "{:?}", validation.reason);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Options {
     /// Random inputs and directions follow from it: equal seeds, equal numbers.
     pub seed: u64,
@@ -77,6 +93,18 @@ impl Default for Options {
         }
     }
 }
+
+setters!(Options {
+    seed: u64,
+    dims: BTreeMap<String, i64>,
+    inputs: BTreeMap<String, TensorProto>,
+    ranges: BTreeMap<String, (f64, f64)>,
+    directions: usize,
+    others: usize,
+    closely: bool,
+    budget: Duration,
+    engine: Engine,
+});
 
 /// Runs the model and checks the gradients that `record` names. `base` is the folder of the model's external data.
 ///

@@ -15,6 +15,8 @@ class Error(Exception):
         The kind of failure: a stable word such as ``unsupported-operator``.
     node, operator, input, tensor : str or None
         Where in the model it is.
+    file : str or None
+        The file that it is about, as it was named.
     remedy : str or None
         What to do.
     report : dict
@@ -31,6 +33,7 @@ class Error(Exception):
         self.operator: str | None = self.report.get("operator")
         self.input: str | None = self.report.get("input")
         self.tensor: str | None = self.report.get("tensor")
+        self.file: str | None = self.report.get("file")
         self.remedy: str | None = self.report.get("remedy")
 
     def __reduce__(self) -> tuple[Any, ...]:

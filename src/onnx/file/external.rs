@@ -5,6 +5,7 @@
 use super::super::proto::{StringStringEntryProto, tensor_proto::DataLocation};
 use super::super::{ModelProto, TensorProto};
 use super::{plain, read_file, replace, visit};
+use crate::error::InFile;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -145,7 +146,7 @@ pub fn unload_external(
     if files.is_empty() {
         return Ok(());
     }
-    let folder = fs::canonicalize(folder).map_err(plain).with_context(|| folder.display().to_string())?;
+    let folder = fs::canonicalize(folder).map_err(plain).in_file(&folder)?;
     for (name, data) in files {
         let written = place(&folder, &name).and_then(|path| replace(&path, force, |out| data.write(out)));
         written.with_context(|| format!("external data '{name}'"))?;
@@ -230,7 +231,7 @@ pub fn rebase_external(model: &mut ModelProto, from: &Path, to: &Path, force: bo
     if locations.is_empty() {
         return Ok(notes);
     }
-    let to = fs::canonicalize(to).map_err(plain).with_context(|| to.display().to_string())?;
+    let to = fs::canonicalize(to).map_err(plain).in_file(&to)?;
     if fs::canonicalize(from).is_ok_and(|from| from == to) {
         return Ok(notes);
     }

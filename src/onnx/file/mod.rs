@@ -20,6 +20,7 @@ pub use external::{is_inside, load_external, locations, rebase_external};
 
 use super::proto::TensorProto;
 use super::{ModelProto, order};
+use crate::error::InFile;
 use crate::error::{Error, OrKind};
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
@@ -52,7 +53,7 @@ pub fn read_with_source(path: &Path) -> Result<(ModelProto, Bytes)> {
         let bytes = read_whole(path)?;
         anyhow::Ok((read_bytes(bytes.clone())?, bytes))
     };
-    read().with_context(|| path.display().to_string())
+    read().in_file(path)
 }
 
 /// Reads a model from the bytes of a file, as [`read`] does. The raw data of tensors share the bytes.
@@ -172,7 +173,7 @@ impl Default for WriteOptions<'_> {
 /// written; a model that is too large even without its initializers.
 pub fn write(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Result<()> {
     ensure_writable(path, options.force)?;
-    write_files(model, path, options).with_context(|| path.display().to_string())
+    write_files(model, path, options).in_file(path)
 }
 
 /// Checks that [`write()`] may write to a path, before there is anything to be written.
@@ -186,7 +187,7 @@ pub fn ensure_writable(path: &Path, force: bool) -> Result<()> {
         Err(_) if !folder(path).is_dir() => format!("there is no folder '{}'", folder(path).display()),
         _ => return Ok(()),
     };
-    Err(Error::io(format_args!("{}: {problem}", path.display())).into())
+    Err(Error::io(problem)).in_file(path)
 }
 
 fn write_files(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Result<()> {
@@ -248,7 +249,7 @@ pub(crate) fn write_text(path: &Path, force: bool, text: &str) -> Result<()> {
         }
         false => replace(path, force, |out| out.write_all(text.as_bytes())),
     };
-    written.with_context(|| path.display().to_string())
+    written.in_file(path)
 }
 
 /// Writes a file beside its place and renames it; nobody sees half of it.
