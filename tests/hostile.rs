@@ -123,12 +123,42 @@ fn headers_of_arrays_are_bounded() {
         "{'a':".repeat(30),
         format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}), }}", "1,".repeat(30_000)),
         "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }".into(),
+        // Sizes whose product is no number, beside a zero also.
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (18446744073709551615, 4), }".into(),
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 9223372036854775807, 9223372036854775807), }".into(),
+        "{'descr': '<c16', 'fortran_order': False, 'shape': (4294967296, 4294967295), }".into(),
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999, ), }".into(),
         String::new(),
     ] {
         let path = folder.path().join("a.npy");
         std::fs::write(&path, npy(&header)).unwrap();
         assert!(onnx_gradients::onnx::npy::read_tensor(&path).is_err(), "{header}");
     }
+}
+
+/// A pipe that nobody writes to is an error, and one that somebody does, also late, is read to its end.
+#[cfg(unix)]
+#[test]
+fn pipes_do_not_wait_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.npy");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let error = onnx_gradients::onnx::npy::read_tensor(&pipe).unwrap_err();
+    assert!(format!("{error:#}").contains("nobody writes to it"), "{error:#}");
+    let written = pipe.clone();
+    let writer = std::thread::spawn(move || {
+        use std::io::Write;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let mut pipe = std::fs::File::options().write(true).open(written).unwrap();
+        let bytes = [npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }"), vec![0; 12]].concat();
+        for part in bytes.chunks(7) {
+            pipe.write_all(part).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    });
+    let tensor = onnx_gradients::onnx::npy::read_tensor(&pipe).unwrap();
+    assert_eq!(tensor.dims, [3]);
+    writer.join().unwrap();
 }
 
 /// What a file says of an earlier call may complete what inference does not know, and nothing else.

@@ -10,6 +10,7 @@ use onnx_gradients::training::{
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -1034,6 +1035,41 @@ fn samples_stay_in_their_files() {
     assert_eq!(error, "samples 1796 to 1796 are not there");
     let empty = Data::read(&place.path().join("shards/.."), &artifacts.manifest).unwrap_err();
     assert!(format!("{empty:#}").ends_with("it holds no .npy files and no shards (.npz, .safetensors)"));
+}
+
+/// What is compressed is unpacked where it fits: before that nothing of it is in memory but its header.
+#[test]
+fn compressed_samples_are_unpacked_when_all_fit() {
+    let artifacts = Trainable::new([LossSpec::new("cross-entropy")]).build(&model("digits-mlp")).unwrap();
+    let data = digits();
+    let all: Vec<usize> = (0..data.count()).collect();
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("data.npz");
+    let pack = |arrays: &[(&str, Vec<u8>)]| {
+        let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+        for (name, bytes) in arrays {
+            archive.start_file(format!("{name}.npy"), options).unwrap();
+            archive.write_all(bytes).unwrap();
+        }
+        archive.finish().unwrap();
+        Data::read(&path, &artifacts.manifest)
+    };
+    let [image, labels] = ["image", "labels"].map(|name| {
+        let state = data.batch(&all).unwrap();
+        let (_, t) = state.iter().find(|(n, _)| n == name).unwrap();
+        npy(if name == "image" { "<f4" } else { "<i8" }, &t.dims, t.raw_data.as_deref().unwrap())
+    });
+    let read = pack(&[("image", image.clone()), ("labels", labels.clone())]).unwrap();
+    assert_eq!(read.fingerprint(), data.fingerprint());
+    assert_eq!(read.batch(&[5, 1796]).unwrap(), data.batch(&[5, 1796]).unwrap());
+    // The header says more than there is, or does not fit; another array is missing.
+    let error = |arrays: &[(&str, Vec<u8>)]| format!("{:#}", pack(arrays).unwrap_err());
+    let few = npy("<f4", &[1 << 28, 64], &[0; 1000]);
+    assert!(error(&[("image", few), ("labels", labels.clone())]).contains("bytes for shape"));
+    let narrow = npy("<f4", &[1797, 63], &vec![0; 1797 * 63 * 4]);
+    assert!(error(&[("image", narrow), ("labels", labels)]).contains("does not fit the model's"));
+    assert!(error(&[("image", image)]).contains("it holds no 'labels'"));
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(long, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     jobs: Option<usize>,
     /// Seconds that each model has
-    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=365 * 24 * 3600))]
     timeout: u64,
     /// Bytes of address space that each process has, with K, M or G behind them for more (Linux)
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
@@ -295,8 +295,7 @@ fn find(args: &Args) -> Result<(PathBuf, Vec<Job>)> {
         (file::folder(given).to_owned(), vec![given.to_owned()])
     } else if given.is_file() {
         let base = file::folder(given).to_owned();
-        let whole = file::read_whole(given).with_context(|| args.models.clone())?;
-        let text = std::str::from_utf8(&whole).ok().context("the list is no text")?;
+        let text = file::read_text(given).with_context(|| args.models.clone())?;
         let named = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let paths: Vec<PathBuf> = named.map(|line| base.join(line)).collect();
         if paths.is_empty() {
@@ -382,7 +381,7 @@ fn earlier(args: &Args, report: &Path) -> Result<HashMap<String, Line>> {
             Error::io(format_args!("{path} exists already; --resume goes on with it, --force begins anew")).into()
         );
     }
-    let text = fs::read_to_string(report).map_err(file::plain).in_file(&report)?;
+    let text = file::read_text(report).in_file(&report)?;
     // A kill may have left a part of the last line, which is no line.
     let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let whole = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;

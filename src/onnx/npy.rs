@@ -66,6 +66,9 @@ const TYPES: [(ElementType, TypeChar, u64, &str); 14] = [
 /// No header of a tensor is longer: its three entries take some 60 bytes and a number a dimension.
 pub(crate) const LONGEST_HEADER: usize = 4096;
 
+/// No memory holds more, and the bytes of so many are still a number.
+const MOST_ELEMENTS: u64 = 1 << 48;
+
 /// Checks that the header of a `.npy` file has the form that NumPy gives to those of tensors: one dictionary with one
 /// tuple in it. What nests more deeply is not shown to the parser, whose time grows with every level by a factor.
 fn check_header(bytes: &[u8]) -> Result<()> {
@@ -80,6 +83,17 @@ fn check_header(bytes: &[u8]) -> Result<()> {
     let brackets: Vec<u8> = header.iter().copied().filter(|b| b"[](){}".contains(b)).collect();
     ensure!(!brackets.starts_with(b"{["), "records are not tensors");
     ensure!(brackets == b"{()}", "its header is not that of a tensor");
+    // The parser multiplies the sizes, and those of elements, without looking.
+    let sizes = header.split(|&b| b == b'(').nth(1).and_then(|rest| rest.split(|&b| b == b')').next());
+    let mut sizes = sizes.unwrap_or_default().split(|&b| b == b',').map(std::str::from_utf8);
+    // What is no number is the parser's to refuse.
+    let count = sizes.try_fold(1u64, |n, size| match size.unwrap_or_default().trim() {
+        digits if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+            n.checked_mul(digits.parse::<u64>().ok()?.max(1))
+        }
+        _ => Some(n),
+    });
+    ensure!(count.is_some_and(|n| n <= MOST_ELEMENTS), "its shape is too large");
     Ok(())
 }
 

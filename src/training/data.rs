@@ -109,6 +109,9 @@ impl Data {
             ensure!(own == before, "'{}' has {own} samples, the tensors before it have {before}", input.name);
             shard.columns.insert(input.name.clone(), column);
         }
+        for (name, column) in &mut shard.columns {
+            column.unpack().with_context(|| format!("'{name}'"))?;
+        }
         let count = count.unwrap_or(0);
         self.count += count;
         Ok((count > 0).then_some(shard))

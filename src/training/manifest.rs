@@ -6,7 +6,7 @@ use super::select::Entry;
 use crate::Error;
 use crate::error::InFile;
 use crate::memory::Report;
-use crate::onnx::file::is_inside;
+use crate::onnx::file::{self, is_inside};
 use crate::weights::Source;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -173,7 +173,7 @@ impl Manifest {
             return Err(Error::io(what)).in_file(folder);
         }
         let read = || {
-            let text = std::fs::read_to_string(&path).map_err(crate::onnx::file::plain)?;
+            let text = file::read_text(&path)?;
             let manifest: Manifest = serde_json::from_str(&text).context("not a manifest of a trainable model")?;
             ensure!(manifest.format == FORMAT, "format {}; this version reads {FORMAT}", manifest.format);
             let files = manifest.models.iter().map(|m| m.file.as_str());

@@ -4,7 +4,7 @@ use super::state::{self, State};
 use crate::error::Error;
 use crate::error::InFile;
 use crate::onnx::{ElementType, TensorProto, file, npy};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -30,8 +30,10 @@ pub struct Column {
 enum Place {
     /// In a file, from a position on.
     File(Arc<File>, u64),
-    /// In memory: the file has them packed, or in another order.
+    /// In memory: the file has them in another order, or had them packed.
     Memory(Bytes),
+    /// Compressed in an archive, the entry of this number.
+    Packed(Arc<File>, usize),
 }
 
 /// What a file holds: the tensors that are wanted, and the names of the others, of which nothing is read.
@@ -73,6 +75,7 @@ impl Column {
         let (from, length) = (first * self.size, count * self.size);
         let short = || format!("samples {first} to {} are not there", first + count - 1);
         match &self.place {
+            Place::Packed(..) => return Err(anyhow!("its elements are still packed")),
             Place::Memory(all) => bytes.extend_from_slice(all.get(from..from + length).with_context(short)?),
             Place::File(file, start) => {
                 let mut file = &**file;
@@ -86,12 +89,34 @@ impl Column {
     }
 }
 
+impl Column {
+    /// Unpacks the samples, where they are compressed: what has been seen of them until now is their header.
+    ///
+    /// # Errors
+    /// They are damaged, are others than the header says, or too many for the memory.
+    pub fn unpack(&mut self) -> Result<()> {
+        let Place::Packed(file, number) = &self.place else { return Ok(()) };
+        let mut archive = zip::ZipArchive::new(BufReader::new(&**file)).context("not an .npz archive")?;
+        let entry = archive.by_index(*number).context("a damaged archive")?;
+        let mut bytes = Vec::new();
+        // What it claims to come to is asked for at once, so that nothing is moved as it grows.
+        let claimed = usize::try_from(entry.size()).unwrap_or(usize::MAX);
+        let room = bytes.try_reserve_exact(claimed);
+        room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {claimed} bytes")))?;
+        entry.take(claimed as u64).read_to_end(&mut bytes).context("it is damaged")?;
+        *self = Column::of(npy::from_npy(bytes.into())?)?;
+        Ok(())
+    }
+}
+
 /// What a file holds, told apart by its first bytes: an `.npz` archive, or a `.safetensors` file.
 ///
 /// # Errors
 /// It cannot be read, is damaged, or is neither.
 pub fn open(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Held> {
     let mut start = Vec::new();
+    // A batch is read from where it lies, which a pipe does not have.
+    ensure!(!path.exists() || path.is_file(), "it is not a file");
     File::open(path).map_err(file::plain)?.take(2).read_to_end(&mut start).map_err(file::plain)?;
     match start == b"PK" {
         true => npz(path, wanted),
@@ -163,14 +188,9 @@ fn npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Held> {
                 array(&shared, start, size)
             }
             None => {
-                let mut bytes = Vec::new();
-                // What it claims to come to is asked for at once, so that nothing is moved as it grows.
-                let claimed = usize::try_from(entry.size().min(LARGEST)).unwrap_or(0);
-                bytes.try_reserve_exact(claimed).map_err(|_| {
-                    Error::out_of_memory(format_args!("there is no memory for the {claimed} bytes of '{name}'"))
-                })?;
-                entry.take(LARGEST).read_to_end(&mut bytes).with_context(damaged)?;
-                npy::from_npy(bytes.into()).and_then(Column::of)
+                let (size, mut start) = (entry.size(), Vec::new());
+                entry.take(npy::LONGEST_HEADER as u64 + 12).read_to_end(&mut start).with_context(damaged)?;
+                packed(&start, size, Place::Packed(shared.clone(), i))
             }
         };
         let column = column.with_context(|| format!("'{name}'"))?;
@@ -178,6 +198,15 @@ fn npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Held> {
     }
     others.sort();
     Ok((columns, others))
+}
+
+/// A compressed array of so many bytes, by what it starts with.
+fn packed(start: &[u8], size: u64, place: Place) -> Result<Column> {
+    ensure!(size <= LARGEST, "it comes to {size} bytes: no array in an archive is larger than {LARGEST}");
+    let header = npy::Header::read(start)?;
+    let length = size.checked_sub(header.length as u64).context("it is cut off")?;
+    header.ensure_length(length)?;
+    Column::at(header.element, header.dims()?, length, place)
 }
 
 fn safetensors(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Held> {

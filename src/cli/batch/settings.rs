@@ -11,8 +11,8 @@
 //! ```
 
 use super::Takes;
-use crate::Error;
 use crate::backward::matches;
+use crate::error::{Error, OrKind};
 use crate::onnx::did_you_mean;
 use crate::onnx::file;
 use anyhow::{Context, Result};
@@ -66,9 +66,8 @@ impl Settings {
     /// A file that cannot be read, that is no TOML, or that sets what the command does not take: with line and key.
     pub fn read(path: &Path, command: &Command, takes: &Takes) -> Result<Settings> {
         let file = path.display().to_string();
-        let whole = file::read_whole(path).with_context(|| file.clone())?;
-        let text =
-            std::str::from_utf8(&whole).map_err(|_| Error::invalid_data(format_args!("{file}: it is no text")))?;
+        let text = file::read_text(path).or_kind(Error::invalid_data).with_context(|| file.clone())?;
+        let text = text.as_str();
         let reader = Reader { file: file.clone(), text, folder: file::folder(path), command, takes };
         let document = Document::parse(text).map_err(|error| reader.error(error.span(), &one_line(error.message())))?;
         let table = document.as_table();

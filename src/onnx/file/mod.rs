@@ -14,7 +14,7 @@ mod visit;
 pub mod wire;
 
 pub use census::operators;
-pub use diff::{Difference, diff};
+pub use diff::{Change, Difference, diff};
 pub(crate) use external::{forget_external, load_external_kept, unload_external};
 pub use external::{is_inside, load_external, locations, rebase_external};
 
@@ -80,13 +80,25 @@ pub fn read_whole(path: &Path) -> Result<Bytes> {
     found.context("it is larger than 2 GB, the limit of protobuf: its weights belong into external data")
 }
 
+/// No list, settings, manifest or report is longer.
+const LONGEST_TEXT: u64 = 1 << 28;
+
+/// A file's text.
+///
+/// # Errors
+/// The file cannot be read, is far too large, or is no text.
+pub fn read_text(path: &Path) -> Result<String> {
+    let found = read_file(path, LONGEST_TEXT)?.context("it is larger than 256 MB, too large for a text")?;
+    String::from_utf8(found.into()).ok().context("it is no text")
+}
+
 /// A file's bytes; `None` for one of more than `limit`, of which nothing is kept. Devices and pipes, which tell no size
 /// and may never end, are held to protobuf's limit as well.
 ///
 /// # Errors
 /// The file cannot be read, or there is no memory for it.
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Bytes>> {
-    let file = File::open(path).map_err(plain)?;
+    let file = open_at_once(path).map_err(plain)?;
     let metadata = file.metadata().map_err(plain)?;
     if metadata.is_dir() {
         return Err(Error::io("it is a directory, not a file").into());
@@ -99,8 +111,57 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Bytes>> {
     buffer
         .try_reserve_exact(size)
         .map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {size} bytes")))?;
-    file.take(limit.saturating_add(1)).read_to_end(&mut buffer).map_err(plain)?;
+    if !metadata.is_file() {
+        buffer.extend(await_writer(&file)?);
+    }
+    let most = limit.saturating_add(1).saturating_sub(buffer.len() as u64);
+    file.take(most).read_to_end(&mut buffer).map_err(plain)?;
     Ok((buffer.len() as u64 <= limit).then(|| buffer.into()))
+}
+
+/// Opens a file, also a pipe that nobody writes to yet: to open that one otherwise would wait for a writer, for ever.
+#[cfg(any(target_os = "linux", target_vendor = "apple"))]
+fn open_at_once(path: &Path) -> std::io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let at_once = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    File::options().read(true).custom_flags(at_once).open(path)
+}
+
+/// Waits until somebody writes to a pipe, or has something to say, and lets reading wait from there on. Returns what has
+/// been read meanwhile.
+#[cfg(any(target_os = "linux", target_vendor = "apple"))]
+fn await_writer(mut file: &File) -> Result<Option<u8>> {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+    use std::io::ErrorKind;
+    use std::os::unix::fs::FileTypeExt;
+    use std::time::{Duration, Instant};
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let (start, mut first) = (Instant::now(), [0]);
+    let is_pipe = file.metadata().map_err(plain)?.file_type().is_fifo();
+    let found = loop {
+        match file.read(&mut first) {
+            Ok(0) if !is_pipe => break None,
+            Ok(0) if start.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(10)),
+            Ok(0) => return Err(Error::io("it is a pipe, and nobody writes to it").into()),
+            Ok(_) => break Some(first[0]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break None,
+            Err(error) if error.kind() == ErrorKind::Interrupted => (),
+            Err(error) => return Err(plain(error).into()),
+        }
+    };
+    let flags = fcntl_getfl(file).map_err(|e| plain(e.into()))?;
+    fcntl_setfl(file, flags - OFlags::NONBLOCK).map_err(|e| plain(e.into()))?;
+    Ok(found)
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+fn open_at_once(path: &Path) -> std::io::Result<File> {
+    File::open(path)
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+fn await_writer(_: &File) -> Result<Option<u8>> {
+    Ok(None)
 }
 
 /// The bytes of a stream that is to hold a protobuf message, such as stdin.
