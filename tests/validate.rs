@@ -289,6 +289,32 @@ fn domains_of_functions_are_found() {
     passes(&sketch.node("Reciprocal", &["x"], "g").check(&record("y", &[("x", "g")])));
 }
 
+/// Domains that are neither all numbers nor all positive ones, which the random numbers lie in.
+#[test]
+fn domains_between_inputs_are_found() {
+    use onnx_gradients::onnx::text;
+    use onnx_gradients::{Gradients, Wanted};
+    for (inputs, nodes) in [
+        ("float[N,3] a", "y = Acosh(a)"),
+        ("float[N,3] a", "l = Log(a) y = Log(l)"),
+        ("float[N,3] a, float[N,3] b", "s = Add(a, b) y = Atanh(s)"),
+        ("float[N,3] a, float[N,3] b", "s = Sub(a, b) y = Sqrt(s)"),
+        ("float[N,3] a, float[N,3] b", "s = Sub(b, a) y = Log(s)"),
+        (
+            "float[N,3] a, float[N,3] b, float[N,3] c",
+            "s = Sub(b, a) t = Sub(c, b) p = Sqrt(s) q = Log(t) y = Mul(p, q)",
+        ),
+        ("float16[N,64] a", "k = Constant<value = float16 {200.0}>() m = Mul(a, k) y = ReduceSumSquare(m)"),
+    ] {
+        let text = format!("<ir_version: 8, opset_import: [\"\": 17]> g ({inputs}) => (y) {{ {nodes} }}");
+        let model = text::parse(&text).unwrap();
+        let output = Gradients::new(["y"], [Wanted::Inputs]).build(&model.into()).unwrap();
+        let validation = validate(&output.model.proto, None, &output.record, &Options::default());
+        passes(&validation);
+        assert!(validation.inputs > 1, "{validation:#?}");
+    }
+}
+
 #[test]
 fn negative_pads_crop() {
     let pads = TensorProto::from_ints(ElementType::Int64, &[2], &[-1, 2]).unwrap();

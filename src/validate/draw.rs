@@ -25,6 +25,10 @@ pub enum Floats {
     Negative(f64, f64),
     /// Numbers of both signs, every third of them exactly zero.
     Zeros,
+    /// Positive ones below 1, those of each input below those of the one before it: for the root of a difference.
+    Falling,
+    /// The same, above those of the one before it.
+    Rising,
 }
 
 /// Which integers and truth values are drawn, where nothing says what they count.
@@ -53,6 +57,10 @@ pub struct Draw {
 
 const USUAL: Floats = Floats::Both(0.05, 1.0);
 const POSITIVE: Floats = Floats::Positive(0.05, 1.0);
+/// For acosh, and logarithms of logarithms.
+const ABOVE_ONE: Floats = Floats::Positive(1.05, 8.0);
+/// Sums of several of these are inside ±1, and powers of large multiples of them within 16 bits.
+const SMALL: Floats = Floats::Both(0.001, 0.05);
 
 /// The ways in which a first input is looked for that the model runs on. Small distinct sizes come first: they tell
 /// axes apart.
@@ -64,6 +72,10 @@ pub fn attempts() -> Vec<Draw> {
         for floats in [USUAL, POSITIVE] {
             attempts.push(Draw { scale: small, floats, whole, seed: 0 });
         }
+    }
+    // Domains that are no half line: above 1, near zero, one input above another.
+    for floats in [ABOVE_ONE, SMALL, Floats::Falling, Floats::Rising] {
+        attempts.push(Draw { scale: small, floats, whole: Whole::Several, seed: 0 });
     }
     let others = [
         scale(3, 3, false),
@@ -84,25 +96,22 @@ pub fn attempts() -> Vec<Draw> {
 
 /// Other inputs than the first: other batch sizes, numbers that are large, tiny, zero, of one sign, other integers.
 pub fn others(main: Draw, sizes_are_free: bool) -> Vec<Draw> {
-    let positive = matches!(main.floats, Floats::Positive(..));
     let batch = |first: i64| if sizes_are_free { Scale { first, ..main.scale } } else { main.scale };
-    let floats = match positive {
-        false => vec![
+    let floats = match main.floats {
+        USUAL => vec![
             (1, Floats::Both(0.001, 8.0)),
             (3, Floats::Negative(0.05, 1.0)),
-            (5, Floats::Positive(1.05, 8.0)),
+            (5, ABOVE_ONE),
             (2, Floats::Both(1e-4, 9e-3)),
             (9, Floats::Zeros),
             (1, Floats::Negative(1.0, 8.0)),
             (3, Floats::Both(2.0, 8.0)),
             (4, USUAL),
         ],
-        true => vec![
-            (1, Floats::Positive(0.001, 8.0)),
-            (3, Floats::Positive(1.05, 8.0)),
-            (5, Floats::Positive(1e-4, 9e-3)),
-            (9, POSITIVE),
-        ],
+        POSITIVE => {
+            vec![(1, Floats::Positive(0.001, 8.0)), (3, ABOVE_ONE), (5, Floats::Positive(1e-4, 9e-3)), (9, POSITIVE)]
+        }
+        same => [1, 3, 5, 9].map(|first| (first, same)).to_vec(),
     };
     let draw = |(i, (first, floats)): (usize, (i64, Floats))| {
         let whole = if main.whole == Whole::Several && i % 2 == 1 { Whole::Mask } else { main.whole };
@@ -136,6 +145,7 @@ pub fn make(case: &Case, sizes: &BTreeMap<String, i64>, draw: Draw) -> Result<Te
     for (name, given) in &options.inputs {
         tensors.insert(name.clone(), Arc::new(tensors::tensor(given).with_context(|| format!("input '{name}'"))?));
     }
+    let inputs = free_inputs(&case.model).count();
     for (i, input) in free_inputs(&case.model).enumerate() {
         let name = input.name();
         let Some(element) = edit::element_type(input.r#type.as_ref()) else { bail!("input '{name}' is no tensor") };
@@ -162,7 +172,10 @@ pub fn make(case: &Case, sizes: &BTreeMap<String, i64>, draw: Draw) -> Result<Te
                 ensure!(low <= high, "input '{name}': no whole number lies in its range");
                 (0..count).map(|_| random.i64(low..=high) as f64).collect()
             }
-            (None, e) if e.is_float() => (0..count).map(|_| float(&mut random, draw.floats)).collect(),
+            (None, e) if e.is_float() => {
+                let floats = draw.floats.of(i, inputs);
+                (0..count).map(|_| float(&mut random, floats)).collect()
+            }
             // A condition alone takes turns, so that both branches are visited, and with others every combination.
             (None, ElementType::Bool) if count == 1 && draw.whole != Whole::Ones => {
                 vec![f64::from((draw.seed >> (i % 3)) & 1 == 0)]
@@ -202,6 +215,18 @@ fn size(dim: &tensor_shape_proto::Dimension, sizes: &BTreeMap<String, i64>) -> u
     usize::try_from(size).unwrap_or(1)
 }
 
+impl Floats {
+    /// What input `i` of `n` gets.
+    fn of(self, i: usize, n: usize) -> Floats {
+        let step = |i: usize| Floats::Positive((i as f64 + 0.1) / n as f64, (i as f64 + 0.9) / n as f64);
+        match self {
+            Floats::Rising => step(i),
+            Floats::Falling => step(n.saturating_sub(1 + i)),
+            floats => floats,
+        }
+    }
+}
+
 /// Numbers stay away from zero, where many functions have a kink; of a wide range small ones are as many as large ones.
 fn float(random: &mut fastrand::Rng, floats: Floats) -> f64 {
     let mut size = |low: f64, high: f64| match high / low > 100.0 {
@@ -215,6 +240,8 @@ fn float(random: &mut fastrand::Rng, floats: Floats) -> f64 {
         }
         Floats::Positive(low, high) => size(low, high),
         Floats::Negative(low, high) => -size(low, high),
+        // Which input it is has been said before.
+        Floats::Falling | Floats::Rising => size(0.1, 0.9),
         Floats::Zeros => match random.u8(0..3) {
             0 => 0.0,
             _ => float(random, USUAL),
