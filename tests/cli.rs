@@ -340,6 +340,46 @@ fn check_takes_only_what_the_model_has() {
     }
 }
 
+/// A loop that ends at one value of `z` only, beside what is quick to compare: the engine never answers.
+#[test]
+#[cfg(feature = "validate")]
+fn what_was_compared_before_the_time_was_over_is_known() {
+    let (folder, model) = folder(
+        "g (float[2] x, float[2] z) => (float[2] y, float[2] gx, float[2] gz) {
+            k = Constant<value = float[2] {0.5, 0.25}>() d = Sub(z, k) s = ReduceSumSquare<keepdims = 0>(d)
+            zero = Constant<value = float {0.0}>() same = Equal(s, zero)
+            one = Constant<value = int64 {1}>() many = Constant<value = int64 {4611686018427387904}>()
+            trips = Where(same, one, many) go = Constant<value = bool {1}>()
+            l = Loop(trips, go, z) <body = b (int64 i, bool c, float[2] v) => (bool d, float[2] w) {
+                d = Identity(c) w = Neg(v)
+            }>
+            h = Constant<value = float {1000.0}>() q = Mul(x, x) p = Mul(q, h) y = Add(p, l)
+            t = Constant<value = float {2000.0}>() gx = Mul(x, t) n = Sub(z, z) o = Constant<value = float {1.0}>()
+            gz = Sub(n, o) half = Mul(x, h)
+        }",
+    );
+    let z = folder.path().join("z.npy");
+    npy::write_npy(&TensorProto::from_float32(&[2], &[0.5, 0.25]), &z, false).unwrap();
+    let z = format!("z={}", z.display());
+    let judge = |gradients: [&str; 2]| {
+        let given = ["--ys", "y", "--xs", "x", "z", "--gradients", gradients[0], gradients[1]];
+        tool(&[&["check", &model, "--json", "--time", "6", "--input", &z], &given[..]].concat())
+    };
+    let output = judge(["gx", "gz"]);
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let given = &report["given"];
+    assert_eq!(given["status"], "passed", "{report:#}");
+    assert_eq!(given["gradients"][0]["compared"], true, "{report:#}");
+    assert_eq!(given["gradients"][1]["compared"], false, "{report:#}");
+    let note = given["gradients"][1]["note"].as_str().unwrap();
+    assert!(note.contains("has not answered within 6 seconds; --time"), "{report:#}");
+    let output = judge(["half", "gz"]);
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["given"]["status"], "skipped", "{report:#}");
+    let note = report["given"]["gradients"][0]["note"].as_str().unwrap();
+    assert!(note.contains("it is not the slope at one input"), "{report:#}");
+}
+
 #[test]
 fn every_subcommand_has_examples() {
     for command in ["grad", "inspect", "ops", "completions"] {

@@ -15,9 +15,10 @@ use crate::onnx::proto::{TensorShapeProto, type_proto::Value};
 use crate::onnx::{TensorProto, TypeProto, npy, text};
 use crate::record::{Gradient, Record, SeedOf};
 use crate::rules;
-use crate::validate::{Engine, Options, Status, Validation, validate};
+use crate::validate::{Engine, GradientCheck, Options, Status, Validation, validate_and_tell};
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::RangedU64ValueParser;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{Read, Write};
@@ -123,6 +124,9 @@ impl GivenArgs {
     }
 }
 
+/// A year: more seconds are no time that anybody waits.
+const MOST_SECONDS: u64 = 365 * 24 * 3600;
+
 /// What validates, on which inputs, and how long.
 #[derive(clap::Args, Clone, Default)]
 #[command(next_help_heading = "Validation")]
@@ -137,7 +141,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "NAME=LOW..HIGH", num_args = 1.., value_parser = range)]
     range: Vec<(String, (f64, f64))>,
     /// Seconds after which the validation ends
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, alias = "budget", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, alias = "budget", value_parser = RangedU64ValueParser::<u64>::new().range(1..=MOST_SECONDS))]
     time: u64,
     /// Memory that the validation may take: 2GB, 500MB
     #[arg(long, value_name = "BYTES", default_value = "2GB", value_parser = super::memory::bytes)]
@@ -264,19 +268,30 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
+/// What a child says while it validates, a line each: what has been found stays, however the child ends.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line {
+    /// Of one gradient of a record, both by number, and what speaks against it where it is wrong.
+    Found(usize, usize, GradientCheck, Option<String>),
+    /// Of a record, all.
+    Ended(usize, Validation),
+}
+
+/// What is judged: the model with the records that are asked for.
+fn judged(args: &Args) -> Result<Evidence> {
     let model = args.load()?;
-    let Evidence { model, mut records, hints } = match args.given.record(&model)? {
+    let mut evidence = match args.given.record(&model)? {
         Some(record) => Evidence { model, records: vec![record], hints: BTreeMap::new() },
         None => evidence(&model)?,
     };
     ensure!(
-        !records.is_empty(),
+        !evidence.records.is_empty(),
         "{}: no gradients of ours are in the model; name those of another tool (--ys, --xs, --gradients)",
         args.model.display()
     );
     let mut names = BTreeSet::new();
-    if let Some(twice) = Record::all(&model.proto)?.into_iter().find(|r| !names.insert(r.name.clone())) {
+    if let Some(twice) = Record::all(&evidence.model.proto)?.into_iter().find(|r| !names.insert(r.name.clone())) {
         bail!(
             "{}: two records of gradients are named '{}': which holds is not known",
             args.model.display(),
@@ -284,31 +299,51 @@ fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
         );
     }
     if let Some(name) = &args.call {
-        known("--call", [name], records.iter().map(|r| r.name.as_str()))?;
-        records.retain(|r| r.name == *name);
+        known("--call", [name], evidence.records.iter().map(|r| r.name.as_str()))?;
+        evidence.records.retain(|r| r.name == *name);
     }
+    Ok(evidence)
+}
+
+fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
+    let start = Instant::now();
+    let Evidence { model, records, hints } = judged(args)?;
     let options = args.engine.options(&model, args.seed, args.directions)?;
     let folder = model.folder.as_deref();
-    let mut checks: BTreeMap<String, Validation> = BTreeMap::new();
-    for record in records {
-        let mut check = validate(&model.proto, folder, &record, &options);
+    let say = |line: &Line| {
+        // Where nobody reads, the process ends with its parent.
+        if let (true, Ok(text)) = (args.in_process, serde_json::to_string(line)) {
+            let _ = writeln!(Stream::Report, "{text}").and_then(|()| Stream::Report.flush());
+        }
+    };
+    let mut checks = BTreeMap::new();
+    for (n, record) in records.iter().enumerate() {
+        // Each has its part of the time.
+        let left = options.budget.saturating_sub(start.elapsed());
+        let options = Options { budget: left / (records.len() - n) as u32, ..options.clone() };
+        let tell = |i: usize, check: &GradientCheck, wrong: Option<&str>| {
+            say(&Line::Found(n, i, check.clone(), wrong.map(str::to_owned)));
+        };
+        let mut check = validate_and_tell(&model.proto, folder, record, &options, &tell);
         if let (Status::Failed, Some(reason), Some(hint)) = (check.status, &mut check.reason, hints.get(&record.name)) {
             *reason += &format!("; {hint}");
         }
-        match checks.get_mut(&record.name) {
-            Some(known) => join(known, check),
-            None => drop(checks.insert(record.name, check)),
-        }
+        say(&Line::Ended(n, check.clone()));
+        join(&mut checks, record, check);
     }
     Ok(checks)
 }
 
-/// Adds to what is known of a request what else has been checked of it: it is as good as the worse of the two.
-fn join(known: &mut Validation, other: Validation) {
+/// Adds to what is known of a request what has been found of one of its records: a request is as good as the worst.
+fn join(checks: &mut BTreeMap<String, Validation>, record: &Record, other: Validation) {
     let rank = |status| match status {
         Status::Passed => 0,
         Status::Skipped => 1,
         Status::Failed => 2,
+    };
+    let Some(known) = checks.get_mut(&record.name) else {
+        checks.insert(record.name.clone(), other);
+        return;
     };
     if rank(other.status) > rank(known.status) {
         (known.status, known.reason) = (other.status, other.reason);
@@ -409,37 +444,49 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
         |t: std::thread::JoinHandle<std::io::Result<String>>| t.join().ok().and_then(Result::ok).unwrap_or_default();
     let (output, errors) = (text(output), text(errors));
     let engine = args.engine.choice().name();
+    let last = output.lines().next_back().unwrap_or_default();
+    let interrupted = |reason: &str| interrupted(args, reason, &output);
     match status.map(|status| status.code()) {
-        Some(Some(0)) => serde_json::from_str(&output).context("the validation's answer cannot be read"),
-        Some(Some(1)) => match super::failure::read(&output) {
+        Some(Some(0)) => serde_json::from_str(last).context("the validation's answer cannot be read"),
+        Some(Some(1)) => match super::failure::read(last) {
             Some(error) => Err(error.into()),
             None => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
         },
         None | Some(Some(TIME_IS_OVER)) => {
-            skip(args, &format!("{engine} has not answered within {} seconds; --time gives it more", args.engine.time))
+            interrupted(&format!("{engine} has not answered within {} seconds; --time gives it more", args.engine.time))
         }
         // The allocator ends the process where there is no memory.
         Some(_) if errors.contains("memory allocation") || errors.contains("allocate memory") => {
             let limit = args.engine.memory / (1 << 20);
-            skip(args, &format!("{engine} needs more than {limit} MB of memory; --memory gives it more"))
+            interrupted(&format!("{engine} needs more than {limit} MB of memory; --memory gives it more"))
         }
-        Some(_) => skip(args, &format!("{engine} crashed on the model")),
+        Some(_) => interrupted(&format!("{engine} crashed on the model")),
     }
 }
 
 /// The exit code of a child whose time is over.
 const TIME_IS_OVER: i32 = 75;
 
-/// Nothing is known: of no gradient of the calls.
-fn skip(args: &Args, reason: &str) -> Result<BTreeMap<String, Validation>> {
-    let model = args.load()?;
-    let mut records = match args.given.record(&model)? {
-        Some(record) => vec![record],
-        None => evidence(&model)?.records,
-    };
-    records.retain(|r| args.call.as_ref().is_none_or(|call| *call == r.name));
+/// What is known where the child has ended before its work: what its lines say.
+fn interrupted(args: &Args, reason: &str, output: &str) -> Result<BTreeMap<String, Validation>> {
+    let (mut ended, mut found) = (BTreeMap::new(), BTreeMap::<usize, Vec<_>>::new());
+    // The last line may be half of one.
+    for line in output.lines().filter_map(|line| serde_json::from_str(line).ok()) {
+        match line {
+            Line::Found(record, gradient, check, wrong) => {
+                found.entry(record).or_default().push((gradient, check, wrong));
+            }
+            Line::Ended(record, validation) => drop(ended.insert(record, validation)),
+        }
+    }
     let engine = args.engine.choice();
-    Ok(records.into_iter().map(|r| (r.name.clone(), Validation::skipped(&r, &engine, reason))).collect())
+    let mut checks = BTreeMap::new();
+    for (n, record) in judged(args)?.records.iter().enumerate() {
+        let partly = || Validation::interrupted(record, &engine, reason, found.remove(&n).unwrap_or_default());
+        let check = ended.remove(&n).unwrap_or_else(partly);
+        join(&mut checks, record, check);
+    }
+    Ok(checks)
 }
 
 /// Bounds this process, which is a child that validates: in memory, and in time. It does not outlive its parent.

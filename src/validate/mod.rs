@@ -110,11 +110,25 @@ setters!(Options {
 ///
 /// What is wrong with the model, or with the engine, is in the result.
 pub fn validate(model: &ModelProto, base: Option<&Path>, record: &Record, options: &Options) -> Validation {
+    validate_and_tell(model, base, record, options, &|_, _, _| ())
+}
+
+/// Hears of the gradient of this number what has been found of it, and what speaks against it where it is wrong.
+pub(crate) type Tell<'a> = &'a dyn Fn(usize, &GradientCheck, Option<&str>);
+
+/// Validates, and tells what has been found of a gradient as soon as it is known: an engine may end the process.
+pub(crate) fn validate_and_tell(
+    model: &ModelProto,
+    base: Option<&Path>,
+    record: &Record,
+    options: &Options,
+    tell: Tell,
+) -> Validation {
     let mut validation = Validation::skipped(record, &options.engine, "nothing has run");
     let mut check = || {
         let engine = options.engine.open()?;
         let case = Case::new(model, base, record, options, &*engine)?;
-        verdict::run(&case, &mut validation)
+        verdict::run(&case, &mut validation, tell)
     };
     let (status, reason) = match check() {
         Ok(()) => (Status::Passed, None),

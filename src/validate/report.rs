@@ -57,6 +57,34 @@ impl Validation {
         }
     }
 
+    /// What is known where the engine has ended before the validation: of some gradients what was found by then, with
+    /// what speaks against those that are wrong; of the others nothing, for this reason.
+    pub(crate) fn interrupted(
+        record: &Record,
+        engine: &Engine,
+        reason: &str,
+        found: Vec<(usize, GradientCheck, Option<String>)>,
+    ) -> Self {
+        let mut validation = Validation::skipped(record, engine, reason);
+        let mut wrong: BTreeMap<usize, String> = BTreeMap::new();
+        for (i, check, problem) in found {
+            let Some(place) = validation.gradients.get_mut(i) else { continue };
+            *place = check;
+            wrong.extend(problem.map(|problem| (i, problem)));
+        }
+        for gradient in validation.gradients.iter_mut().filter(|g| g.gradient.is_some() && !g.compared) {
+            gradient.note.get_or_insert_with(|| format!("not compared: {reason}"));
+        }
+        if validation.counted().0 > 0 {
+            (validation.status, validation.reason, validation.inputs) = (Status::Passed, None, 1);
+        }
+        if !wrong.is_empty() {
+            validation.status = Status::Failed;
+            validation.reason = Some(super::listed(&wrong.into_values().collect::<Vec<_>>()));
+        }
+        validation
+    }
+
     /// Takes over what another validation has found of the gradients that are zero here: one of the same call with
     /// other seeds.
     pub fn complete(&mut self, other: Validation) {

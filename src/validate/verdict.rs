@@ -10,7 +10,7 @@ use super::forward::{self, Point};
 use super::sizes::Scale;
 use super::slopes::{Direction, Function, Measured, Outcome, Rounding, Target, Tolerance};
 use super::wide::{self, Opened, Wide, not_compared};
-use super::{Stop, Validation, failed, listed, skipped};
+use super::{GradientCheck, Stop, Tell, Validation, failed, listed, skipped};
 use crate::onnx::{GraphProto, canonical_domain};
 use crate::rules::{Rule, newest};
 use std::collections::HashSet;
@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 const TOGETHER: usize = 512;
 /// Inputs that are tried to confirm a difference.
 const CONFIRMATIONS: u64 = 4;
+
+/// What is said of a gradient against which one input speaks.
+const DOUBT: &str = "not compared: it is not the slope at one input, and no other one could be tried";
 
 /// An input with all that is known there.
 struct Place {
@@ -69,6 +72,8 @@ struct Ledger {
     note: Option<String>,
     /// What speaks against it, once it is sure.
     wrong: Option<String>,
+    /// Whether something speaks against it that could not be made sure.
+    doubted: bool,
     /// For each element whether it has been looked at by itself.
     seen: Vec<bool>,
     /// Whether it has agreed alone, not only with others.
@@ -122,6 +127,9 @@ enum Look {
 struct Verdict<'a> {
     case: &'a Case<'a>,
     ledgers: Vec<Ledger>,
+    /// What is known of each gradient beside its ledger.
+    checks: Vec<GradientCheck>,
+    tell: Tell<'a>,
     random: fastrand::Rng,
     start: Instant,
     /// How long it took to get to the first place: another is opened only where as much time is left, so that what has
@@ -129,11 +137,12 @@ struct Verdict<'a> {
     opening: Duration,
 }
 
-/// Finds inputs, compares, and decides.
+/// Finds inputs, compares, and decides. `tell` hears of a gradient when it is compared for the first time, and when it
+/// is found to be wrong.
 ///
 /// # Errors
 /// A gradient is wrong, or nothing could be compared: why.
-pub fn run(case: &Case, validation: &mut Validation) -> Result<(), Stop> {
+pub fn run(case: &Case, validation: &mut Validation, tell: Tell) -> Result<(), Stop> {
     let start = Instant::now();
     let (mut outputs, mut own) = (vec![], None);
     let (point, (wide, opened)) = forward::find(case, |point| {
@@ -150,7 +159,8 @@ pub fn run(case: &Case, validation: &mut Validation) -> Result<(), Stop> {
     let place = Place { point, wide, opened };
     let random = fastrand::Rng::with_seed(case.options.seed ^ 0x9e37_79b9_7f4a_7c15);
     let ledgers = case.record.gradients.iter().map(|_| Ledger::default()).collect();
-    let mut verdict = Verdict { case, ledgers, random, start, opening: start.elapsed() };
+    let opening = start.elapsed();
+    let mut verdict = Verdict { case, ledgers, checks: vec![], tell, random, start, opening };
     verdict.main(&place, validation)?;
     if let Some(own) = own {
         for check in &mut validation.gradients {
@@ -163,6 +173,24 @@ pub fn run(case: &Case, validation: &mut Validation) -> Result<(), Stop> {
 }
 
 impl Verdict<'_> {
+    /// Takes down what a direction says of a gradient.
+    fn take(&mut self, i: usize, outcome: Outcome) {
+        self.ledgers[i].take(outcome);
+        if self.ledgers[i].agreed == 1 && matches!(outcome, Outcome::Agrees(_)) {
+            self.report(i);
+        }
+    }
+
+    /// Tells what is known of a gradient by now.
+    fn report(&self, i: usize) {
+        let (Some(check), Some(ledger)) = (self.checks.get(i), self.ledgers.get(i)) else { return };
+        let check = match ledger.doubted {
+            true => GradientCheck { note: Some(DOUBT.to_owned()), ..check.clone() },
+            false => GradientCheck { compared: true, error: Some(ledger.error), ..check.clone() },
+        };
+        (self.tell)(i, &check, ledger.wrong.as_deref());
+    }
+
     /// Whether this share of the time is over.
     fn has_used(&self, share: f64) -> bool {
         let budget = self.case.deadline.saturating_duration_since(self.start);
@@ -198,9 +226,11 @@ impl Verdict<'_> {
                 });
             }
         }
+        self.checks.clone_from(&validation.gradients);
         let suspects = self.look(place, Look::Each)?;
         self.confirm(place.point.draw, suspects);
-        let suspects = self.elements(place, 0.5)?;
+        // What the engine refuses of single elements says nothing about what has been compared.
+        let suspects = self.elements(place, 0.5).unwrap_or_default();
         self.confirm(place.point.draw, suspects);
         Ok(())
     }
@@ -284,7 +314,7 @@ impl Verdict<'_> {
             let outcome = outcome.unwrap_or(Outcome::Rough);
             for &(i, target) in &group {
                 if matches!(outcome, Outcome::Agrees(_)) && target.typical() > 0.0 {
-                    self.ledgers[i].take(outcome);
+                    self.take(i, outcome);
                 }
                 together[i] = Some(outcome);
             }
@@ -306,6 +336,8 @@ impl Verdict<'_> {
                 continue;
             }
             if let Some(suspect) = self.alone(&function, i, target, rounding)? {
+                self.ledgers[i].doubted = true;
+                self.report(i);
                 suspects.push(suspect);
             }
         }
@@ -341,7 +373,7 @@ impl Verdict<'_> {
                 }
                 outcome => outcome.map_err(|t| not_compared(&t))?,
             };
-            self.ledgers[i].take(outcome);
+            self.take(i, outcome);
             match outcome {
                 Outcome::Agrees(_) => {
                     agreed += 1;
@@ -468,6 +500,10 @@ impl Verdict<'_> {
     /// Looks at other inputs of the same kind: what disagrees at one of those, too, is wrong.
     fn confirm(&mut self, draw: Draw, suspects: Vec<Suspect>) {
         let mut open = suspects;
+        for suspect in &open {
+            self.ledgers[suspect.gradient].doubted = true;
+            self.report(suspect.gradient);
+        }
         for try_ in 1..=CONFIRMATIONS {
             if open.is_empty() || !self.can_open() {
                 break;
@@ -479,9 +515,13 @@ impl Verdict<'_> {
             };
             let seed = draw.seed.wrapping_add(1000 * try_);
             let Some(place) = Place::at(self.case, Draw { seed, scale, ..draw }) else { continue };
+            for suspect in &open {
+                self.ledgers[suspect.gradient].doubted = false;
+            }
             open.retain(|suspect| match self.again(&place, suspect) {
                 Ok(Some(reason)) => {
                     self.ledgers[suspect.gradient].wrong.get_or_insert(reason);
+                    self.report(suspect.gradient);
                     false
                 }
                 _ => true,
@@ -489,6 +529,9 @@ impl Verdict<'_> {
         }
         for suspect in open {
             self.ledgers[suspect.gradient].rough += 1;
+            if self.ledgers[suspect.gradient].agreed > 0 {
+                self.report(suspect.gradient);
+            }
         }
     }
 
@@ -558,9 +601,10 @@ impl Verdict<'_> {
         let places = validation.inputs;
         let late = self.case.is_late();
         for (check, ledger) in validation.gradients.iter_mut().zip(self.ledgers) {
-            check.compared = ledger.agreed > 0 && ledger.note.is_none();
+            let note = ledger.note.or_else(|| ledger.doubted.then(|| DOUBT.to_owned()));
+            check.compared = ledger.agreed > 0 && note.is_none();
             check.error = (ledger.agreed > 0 || ledger.wrong.is_some()).then_some(ledger.error);
-            check.note = ledger.note;
+            check.note = note;
             if let Some(reason) = ledger.wrong {
                 check.compared = true;
                 problems.push(reason);
