@@ -88,8 +88,10 @@ pub mod rule {
 pub mod internals {
     pub use crate::backward::support;
     pub use crate::graph::{
-        Graph, Loaded, NewNode, Node, NodeId, Operators, Origin, Producer, Scope, ScopeId, Traits, ValueId, ValueInfo,
+        Fact, Graph, Loaded, NewNode, Node, NodeId, Operators, Origin, Producer, Scope, ScopeId, Traits, ValueId,
+        ValueInfo,
     };
+    pub use crate::onnx::file::{Change, Difference, diff, operators};
     pub use crate::rules::reference::markdown;
     pub use crate::rules::{all, find, load, newest};
     #[cfg(feature = "validate")]

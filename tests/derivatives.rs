@@ -779,3 +779,14 @@ fn a_wrong_gradient_is_cut_to_its_node() {
     let (code, _, said) = tool(&[&common[..], &["--force"]].concat());
     assert!(code == Some(1) && said.contains("passes its check"), "{said}");
 }
+
+/// What the fuzzer has found: derivatives of what has no samples, and of what depends on nothing, are answered.
+#[test]
+fn tensors_without_axes_and_without_gradients_are_answered() {
+    let model = model("g (float[N,3] x, float[2] z) => (float y) { y = ReduceSum<keepdims = 0>(x) }");
+    let jacobian = Jacobian::from(call(&["y"], &["x"])).batch(0).build(&model);
+    refused(jacobian, "a tensor without axes has no samples along axis 0");
+    let hessian = Hessian::from(call(&["y"], &["z"])).build(&model).unwrap();
+    assert_eq!(hessian.outputs[0].name, None);
+    assert!(evidence(&hessian.model).is_ok());
+}

@@ -3,7 +3,7 @@
 
 use super::matrices::Units;
 use super::workspace::Workspace;
-use super::{Entry, Vector};
+use super::{Entry, Vector, batch_axis};
 use crate::backward::{Gradients, Seed};
 use crate::error::Error;
 use crate::expr::Expr;
@@ -197,7 +197,11 @@ impl Claim {
                 let rows: Vec<Option<String>> = self.xs.iter().map(gradient).collect();
                 let rows: Vec<String> = rows.into_iter().flatten().collect();
                 evidence.model = output.model;
-                self.support_matrices(evidence, &rows)?;
+                match rows.is_empty() {
+                    // Of what has no gradient there is no Hessian.
+                    true => evidence.records.push(self.record(vec![], vec![])),
+                    false => self.support_matrices(evidence, &rows)?,
+                }
             }
             Kind::HessianDiagonal => self.support_diagonal(evidence)?,
             Kind::PerSample => self.support_samples(evidence)?,
@@ -283,7 +287,7 @@ impl Claim {
         let (seeds, gradients) = {
             let first = w.builder().ints(&[0]);
             let samples = self.samples.iter().map(|name| w.tensor(name));
-            let samples = samples.map(|e| e.and_then(|e| Ok((e, e.gather(first, e.axis(axis)?)))));
+            let samples = samples.map(|e| e.and_then(|e| Ok((e, e.gather(first, batch_axis(e, axis)?)))));
             let alone = w.again(&samples.collect::<Result<Vec<_>>>()?, &w.ys());
             let seed = |(y, name): (Expr<'_>, &String)| SeedOf {
                 y: w.output(&mut outputs, y, &format!("first/{name}"), y.fact()),
@@ -329,7 +333,7 @@ fn contracted<'g>(v: Expr<'g>, matrix: Expr<'g>, x: Expr<'g>, batch: Option<i64>
         let product = v.reshape_to(&[1, -1]).matmul(matrix.reshape(Expr::concat(&[rows, columns], 0)));
         return Ok(product.reshape_like(x));
     };
-    let (of_v, of_x) = (v.axis(batch)?, x.axis(batch)?);
+    let (of_v, of_x) = (batch_axis(v, batch)?, batch_axis(x, batch)?);
     let rest = |e: Expr<'g>, axis: usize| anyhow::Ok(e.dims((0..e.rank()?).filter(|&a| a != axis)));
     let samples = v.dims([of_v]);
     let (places, columns) = (rest(v, of_v)?, rest(x, of_x)?);

@@ -7,7 +7,7 @@
 use super::claim::{Claim, Kind};
 use super::products::of_x;
 use super::workspace::{Linear, Workspace};
-use super::{Derived, Entry};
+use super::{Derived, Entry, batch_axis};
 use crate::backward::Gradients;
 use crate::expr::Expr;
 use crate::graph::{Dim, Fact, Shape, ValueId};
@@ -177,7 +177,7 @@ impl<'g> Units<'g> {
         let (shape, count) = match batch {
             None => (like.shape(), like.size()),
             Some(axis) => {
-                let axis = like.axis(axis)?;
+                let axis = batch_axis(like, axis)?;
                 let rest = (0..like.rank()?).filter(|&a| a != axis);
                 let count = like.dims(rest).product_of_list().reshape_to(&[]);
                 (like.shape_with(axis, b.ints(&[1])), count)
@@ -228,7 +228,7 @@ fn stacked<'g>(linear: &Linear<'g>, units: &Units<'g>) -> Result<Vec<Option<Expr
 
 /// The batch axis of each of two tensors, which have to have the same number of samples.
 fn common_axis(y: Expr<'_>, x: Expr<'_>, batch: i64) -> Result<[usize; 2]> {
-    let [a, b] = [y.axis(batch)?, x.axis(batch)?];
+    let [a, b] = [batch_axis(y, batch)?, batch_axis(x, batch)?];
     let (dy, dx) = (y.sizes()?[a], x.sizes()?[b]);
     let same = dy.known().zip(dx.known()).is_none_or(|(m, n)| m == n);
     ensure!(
@@ -252,7 +252,7 @@ fn guess(sizes: &[Dim], unknown: f64) -> f64 {
 
 /// The shape of a matrix.
 fn matrix_shape(y: Expr<'_>, x: Expr<'_>, batch: Option<i64>) -> Result<Shape> {
-    let axis = batch.map(|axis| x.axis(axis)).transpose()?;
+    let axis = batch.map(|axis| batch_axis(x, axis)).transpose()?;
     Ok([y.sizes()?, without(&x.sizes()?, axis)].concat().into())
 }
 
@@ -317,7 +317,7 @@ fn matrices<'g>(
 
 /// The shape of a matrix as the run computes it.
 fn laid_shape<'g>(y: Expr<'g>, x: Expr<'g>, batch: Option<i64>) -> Result<Expr<'g>> {
-    let axis = batch.map(|axis| x.axis(axis)).transpose()?;
+    let axis = batch.map(|axis| batch_axis(x, axis)).transpose()?;
     let columns: Vec<usize> = (0..x.rank()?).collect();
     Ok(Expr::concat(&[y.shape(), x.dims(without(&columns, axis))], 0))
 }
@@ -332,7 +332,7 @@ fn jacobians<'g>(
     batch: Option<i64>,
 ) -> Result<Vec<Option<Expr<'g>>>> {
     let count = |e: Expr<'g>| {
-        let axis = batch.map(|axis| e.axis(axis)).transpose()?;
+        let axis = batch.map(|axis| batch_axis(e, axis)).transpose()?;
         // What two sizes are that nobody knows does not say which is the larger.
         anyhow::Ok(guess(&without(&e.sizes()?, axis), 64.0))
     };

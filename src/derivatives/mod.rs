@@ -64,9 +64,17 @@ pub use products::{Hvp, Jvp, Vjp};
 #[cfg(feature = "validate")]
 pub use reduce::{Reduced, reduce};
 
+use crate::expr::Expr;
 use crate::model::Model;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+
+/// The axis along which the samples of a tensor lie.
+fn batch_axis(e: Expr<'_>, axis: i64) -> Result<usize> {
+    ensure!(e.rank()? > 0, "a tensor without axes has no samples along axis {axis}; leave --batch out");
+    e.axis(axis)
+}
 
 /// A model with derivatives.
 #[derive(Clone, Debug)]

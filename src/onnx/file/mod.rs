@@ -127,8 +127,7 @@ fn open_at_once(path: &Path) -> std::io::Result<File> {
     File::options().read(true).custom_flags(at_once).open(path)
 }
 
-/// Waits until somebody writes to a pipe, or has something to say, and lets reading wait from there on. Returns what has
-/// been read meanwhile.
+/// Waits until somebody writes to a pipe, and lets reading wait from there on. Returns what has been read meanwhile.
 #[cfg(any(target_os = "linux", target_vendor = "apple"))]
 fn await_writer(mut file: &File) -> Result<Option<u8>> {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
