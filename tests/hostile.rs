@@ -4,6 +4,7 @@ mod common;
 
 use common::process::process;
 use onnx_gradients::onnx::text;
+use onnx_gradients::{Gradients, Model, Wanted};
 use prost::Message;
 
 /// splitmix64
@@ -185,6 +186,22 @@ fn records_do_not_change_shapes() {
             assert_eq!(shape, "[n, 3]", "{name}, {x}");
         }
     }
+}
+
+/// A shape that a model declares is believed until a node contradicts it: what is written then loads nevertheless.
+#[test]
+fn what_is_declared_wrongly_decides_nothing() {
+    let text = r#"<ir_version: 8, opset_import: ["": 17, "m": 1]>
+        g (float[2,3] x) => (float[2,3,3] y) <bool[2,1] some = {1, 0}, float[1,1] zero = {0}> {
+            s = m.F(x) y = Where(some, zero, s)
+        }
+        <domain: "m", opset_import: ["": 17, "other": 1]> F (x) => (s) { u = other.Unknown(x) s = LogSoftmax<axis = 1>(u) }"#;
+    let model = text::parse(text).unwrap();
+    let request = Gradients::new([Wanted::from("y")], [Wanted::from("zero")]);
+    let written = request.build(&Model::from(model)).unwrap().model;
+    let again = onnx_gradients::internals::load(&written.proto).unwrap();
+    let warnings = again.warnings.join("\n");
+    assert!(warnings.contains("contradicts its nodes"), "{warnings}");
 }
 
 #[test]

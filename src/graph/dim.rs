@@ -65,7 +65,7 @@ const MAX_DEGREE: usize = 8;
 /// Quotients of quotients that are nested deeper are not evaluated.
 const MAX_NESTING: usize = 256;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Table {
     atoms: Vec<Atom>,
     atom_ids: HashMap<Atom, u32>,
@@ -74,7 +74,7 @@ struct Table {
 }
 
 /// The table of all symbolic sizes of a graph.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Dims(RefCell<Table>);
 
 impl Dims {

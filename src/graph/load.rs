@@ -34,7 +34,8 @@ pub struct Loaded {
 /// A graph that is cyclic or not in topological order, tensors without a producer, names that are given twice, and
 /// nodes whose inputs contradict each other.
 pub fn load(model: &ModelProto, operators: Operators) -> Result<Loaded> {
-    Ok(load_replacing(model, operators, &mut ()).or_kind(Error::invalid_model)?)
+    let whole = |declared| load_whole(model, operators.clone(), declared, &mut ());
+    Ok(believing(model, whole).or_kind(Error::invalid_model)?)
 }
 
 /// Where the loader stands.
@@ -82,14 +83,22 @@ impl Replace for () {
 /// # Errors
 /// The errors of [`load`], and of `replace`.
 pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut dyn Replace) -> Result<Loaded> {
+    load_whole(model, operators, Declared::Believed, replace)
+}
+
+fn load_whole(
+    model: &ModelProto,
+    operators: Operators,
+    declared: Declared,
+    replace: &mut dyn Replace,
+) -> Result<Loaded> {
     if !calls_functions(model) {
-        return load_with(model, operators, Dims::default(), HashMap::new(), replace);
+        return load_with(model, operators, Known::default(), declared, replace);
     }
     // What calls of functions compute is known from a copy in which they are inlined.
     let inlined = inline_functions(model, &|_| true)?;
-    let whole = load_with(&inlined, operators.clone(), Dims::default(), HashMap::new(), &mut ())?;
-    let (dims, facts) = known(whole);
-    load_with(model, operators, dims, facts, replace)
+    let whole = load_with(&inlined, operators.clone(), Known::default(), declared, &mut ())?;
+    load_with(model, operators, known(whole), declared, replace)
 }
 
 /// Loads a model of which the same with all calls of functions written out is loaded already.
@@ -97,8 +106,37 @@ pub fn load_replacing(model: &ModelProto, operators: Operators, replace: &mut dy
 /// # Errors
 /// Those of [`load`].
 pub fn load_beside(model: &ModelProto, operators: Operators, whole: Loaded) -> Result<Loaded> {
-    let (dims, facts) = known(whole);
-    Ok(load_with(model, operators, dims, facts, &mut ()).or_kind(Error::invalid_model)?)
+    let known = known(whole);
+    let beside = |declared| load_with(model, operators.clone(), known.clone(), declared, &mut ());
+    Ok(believing(model, beside).or_kind(Error::invalid_model)?)
+}
+
+/// What a model says of the types of the tensors that its nodes compute.
+#[derive(Clone, Copy, PartialEq)]
+enum Declared {
+    /// Knowledge where inference has none.
+    Believed,
+    /// Nothing.
+    Ignored,
+}
+
+/// Loads a model; where its nodes cannot take what the model declares of their inputs, by what its nodes say alone, with
+/// a warning.
+fn believing(model: &ModelProto, load: impl Fn(Declared) -> Result<Loaded>) -> Result<Loaded> {
+    let error = match load(Declared::Believed) {
+        Err(error) if declares(model) => error,
+        answer => return answer,
+    };
+    // Where that is not the reason, it is the first error that says what the reason is.
+    let Ok(mut loaded) = load(Declared::Ignored) else { return Err(error) };
+    let why = "what the model declares of computed tensors contradicts its nodes and is not believed; if it were";
+    loaded.warnings.push(format!("{why}: {error:#}"));
+    Ok(loaded)
+}
+
+/// Whether a model says of tensors what they are that its nodes compute.
+fn declares(model: &ModelProto) -> bool {
+    model.graph.iter().any(|g| !g.value_info.is_empty() || g.output.iter().any(|o| o.r#type.is_some()))
 }
 
 /// Whether nodes of the main graph may call functions of the model: those in bodies are not looked for.
@@ -108,26 +146,33 @@ pub fn calls_functions(model: &ModelProto) -> bool {
     !functions.is_empty() && model.graph.iter().flat_map(|g| &g.node).any(calls)
 }
 
-/// What is known of the tensors of the main graph, and the symbols in which it is said.
-fn known(loaded: Loaded) -> (Dims, HashMap<Rc<str>, Fact>) {
+/// What is known of the tensors of the main graph by name, and the symbols in which it is said.
+#[derive(Clone, Default)]
+struct Known {
+    dims: Dims,
+    facts: HashMap<Rc<str>, Fact>,
+}
+
+fn known(loaded: Loaded) -> Known {
     let Loaded { mut graph, names, .. } = loaded;
     let facts = names.into_iter().map(|(name, id)| (name, graph.fact(id).clone())).collect();
-    (std::mem::take(&mut graph.dims), facts)
+    Known { dims: std::mem::take(&mut graph.dims), facts }
 }
 
 fn load_with(
     model: &ModelProto,
     operators: Operators,
-    dims: Dims,
-    known: HashMap<Rc<str>, Fact>,
+    known: Known,
+    declared: Declared,
     replace: &mut dyn Replace,
 ) -> Result<Loaded> {
     let proto = model.graph.as_ref().context("the model holds no graph")?;
     let opsets = model.opset_import.iter().map(|o| (Rc::from(o.domain()), o.version()));
     let opsets = opsets.chain(std::iter::once((Rc::from(""), model.opset_or_default())));
     let mut loader = Loader {
-        graph: Graph { dims, ..Graph::new(opsets, operators) },
-        known,
+        graph: Graph { dims: known.dims, ..Graph::new(opsets, operators) },
+        known: known.facts,
+        declared,
         twins: twins(model),
         scopes: Vec::new(),
         inner_names: HashSet::new(),
@@ -195,6 +240,7 @@ pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Resu
     let mut loader = Loader {
         graph: graph.take(),
         known: HashMap::new(),
+        declared: Declared::Believed,
         twins: HashMap::new(),
         scopes: Vec::new(),
         inner_names: HashSet::new(),
@@ -221,6 +267,8 @@ struct Loader<'r> {
     twins: HashMap<String, String>,
     /// Facts by name, for outputs of nodes of which inference knows nothing.
     known: HashMap<Rc<str>, Fact>,
+    /// Whether what graphs declare of outputs of nodes is believed.
+    declared: Declared,
     warnings: Vec<String>,
     strings: HashSet<Rc<str>>,
     /// What nodes without attributes have.
@@ -278,8 +326,10 @@ impl Loader<'_> {
             let shape = sparse.dims.iter().map(|&d| Dim::Known(d)).collect();
             self.initializer(scope, values.name(), Fact::tensor(Some(values.element_type()), Some(shape)))?;
         }
-        let declared: HashMap<&str, &ValueInfoProto> =
-            proto.value_info.iter().chain(&proto.output).map(|v| (v.name(), v)).collect();
+        let declared: HashMap<&str, &ValueInfoProto> = match self.declared {
+            Declared::Believed => proto.value_info.iter().chain(&proto.output).map(|v| (v.name(), v)).collect(),
+            Declared::Ignored => HashMap::new(),
+        };
         for name in proto.input.iter().map(|i| i.name()).chain(proto.initializer.iter().map(|t| t.name())) {
             self.stand_in(name)?;
         }
