@@ -25,8 +25,8 @@ pub struct Builder {
     graph: RefCell<Graph>,
     /// By a hash of what they compute the nodes that do; what they are in the graph says whether two compute the same.
     nodes: RefCell<IdMap<u64, SmallVec<[NodeId; 2]>>>,
-    /// By how they are encoded the attributes of nodes: those that are equal are one.
-    attributes: RefCell<HashMap<Vec<u8>, Rc<[AttributeProto]>>>,
+    /// By how they are encoded the attributes of nodes, numbered: those that are equal are one.
+    attributes: RefCell<HashMap<Vec<u8>, (usize, Rc<[AttributeProto]>)>>,
     strings: RefCell<FxHashMap<&'static str, Rc<str>>>,
     error: RefCell<Option<Error>>,
     /// The input of the node at hand that the recorded error is about.
@@ -204,6 +204,7 @@ impl Builder {
             });
         }
         let op_type = self.string(op);
+        let (number, attributes) = self.shared(attributes);
         let mut inputs: SmallVec<[Option<ValueId>; 4]> = inputs.iter().map(|e| e.map(|e| e.id)).collect();
         while inputs.last() == Some(&None) {
             inputs.pop();
@@ -213,14 +214,14 @@ impl Builder {
             domain: self.string(domain),
             inputs,
             outputs: (0..outputs).map(|_| Some(None)).collect(),
-            attributes: self.shared(attributes),
+            attributes,
             bodies: bodies.into_iter().map(|(name, scope)| (self.string(name), scope)).collect(),
             name: None,
             origin: Origin::Backward(self.forward.get()),
             // What a formula rounds stays rounded, also for who counts the model's own rounding as the identity.
             stop: self.graph().traits_of(domain, op).rounds,
         };
-        let hash = new.bodies.is_empty().then(|| hash_of(op, &new));
+        let hash = new.bodies.is_empty().then(|| FxBuildHasher.hash_one((op, &new.inputs, number, outputs)));
         let known = hash.and_then(|hash| self.same(hash, &new));
         if let Some(known) = known
             && self.graph().is_visible(self.graph().node(known).scope, self.scope())
@@ -267,14 +268,16 @@ impl Builder {
         nodes.get(&hash)?.iter().copied().find(same)
     }
 
-    /// The attributes, of which equal ones are kept once.
-    fn shared(&self, attributes: Vec<AttributeProto>) -> Rc<[AttributeProto]> {
+    /// The attributes, of which equal ones are kept once and have one number.
+    fn shared(&self, attributes: Vec<AttributeProto>) -> (usize, Rc<[AttributeProto]>) {
         let mut encoded = Vec::with_capacity(attributes.iter().map(|a| a.encoded_len() + 2).sum());
         for attribute in &attributes {
             // Encoding into a vector, which grows, does not fail.
             let _ = attribute.encode_length_delimited(&mut encoded);
         }
-        self.attributes.borrow_mut().entry(encoded).or_insert_with(|| attributes.into()).clone()
+        let mut known = self.attributes.borrow_mut();
+        let next = known.len();
+        known.entry(encoded).or_insert_with(|| (next, attributes.into())).clone()
     }
 
     /// The facts of a node's outputs. Values in them follow from literals and from shapes alone.
@@ -357,10 +360,4 @@ impl Builder {
     pub(super) fn string(&self, text: &'static str) -> Rc<str> {
         self.strings.borrow_mut().entry(text).or_insert_with(|| text.into()).clone()
     }
-}
-
-/// A hash of what a node computes, whose attributes are [`Builder::shared`].
-fn hash_of(op: &str, new: &NewNode) -> u64 {
-    let attributes: *const [AttributeProto] = &*new.attributes;
-    FxBuildHasher.hash_one((op, &new.inputs, attributes.cast::<()>(), new.outputs.len()))
 }
