@@ -3,7 +3,7 @@
 
 use onnx_gradients::Model;
 use onnx_gradients::internals::{self, Precision, Run, Tensors, tensor};
-use onnx_gradients::onnx::{ElementType, ModelProto, TensorProto, text};
+use onnx_gradients::onnx::{ElementType, ModelProto, NodeProto, TensorProto, text};
 use onnx_gradients::training::{
     Adapters, Artifacts, CHECKPOINT, Choice, Data, Epoch, Hyper, LOSSES, LossSpec, METRICS, Manifest, OPTIMIZERS,
     Options, Schedule, State, Trainable, export, optimizer, read_state, train,
@@ -502,8 +502,18 @@ fn lora_stands_beside_integers() {
     let shapes: Vec<(&str, [[i64; 2]; 2])> =
         artifacts.manifest.lora.iter().map(|a| (a.weight.as_str(), a.shapes)).collect();
     assert_eq!(shapes, [("b", [[16, 2], [2, 2]])]);
+    // The layer gives out y itself, and so does what is added beside it.
+    let added = |m: &ModelProto| {
+        let graph = m.graph.as_ref().unwrap();
+        graph.node.iter().find(|n| n.output[0] == "y").map(|n| n.op_type().to_owned())
+    };
+    let of_role = |role: &str| artifacts.models.iter().find(|(r, _)| r == role).map(|(_, m)| m).unwrap();
+    assert_eq!(added(of_role("gradients")).as_deref(), Some("Add"));
+    let constant = |n: &NodeProto| n.op_type() == "Constant" && n.output[0].starts_with("gradient/");
+    assert!(!of_role("gradients").graph.as_ref().unwrap().node.iter().any(constant));
     let (exported, notes) = export(&artifacts.manifest, &model.proto, &artifacts.state, Adapters::Merged).unwrap();
     assert!(notes.iter().any(|n| n.contains("'b' holds integers; its LoRA matrices stay apart")), "{notes:?}");
+    assert_eq!(added(&exported).as_deref(), Some("Add"));
     let kept = |m: &ModelProto| m.graph.as_ref().unwrap().initializer[..2].to_vec();
     assert_eq!(kept(&exported), kept(&model.proto));
 }

@@ -69,13 +69,21 @@ pub struct Rewrite<'a> {
     scope: String,
     formulas: Vec<(Wanted<'a>, InPlace<'a>)>,
     behind: HashMap<String, Vec<Behind<'a>>>,
+    /// The tensors whose names go over to what stands behind them.
+    renamed: HashSet<String>,
     reserved: Vec<String>,
 }
 
 impl<'a> Rewrite<'a> {
     /// No change yet. New names begin with the name of the node whose place they take, else with `scope`.
     pub fn new(scope: &str) -> Self {
-        Rewrite { scope: scope.to_owned(), formulas: Vec::new(), behind: HashMap::new(), reserved: Vec::new() }
+        Rewrite {
+            scope: scope.to_owned(),
+            formulas: Vec::new(),
+            behind: HashMap::new(),
+            renamed: HashSet::new(),
+            reserved: Vec::new(),
+        }
     }
 
     /// Puts a formula in the place of every wanted node, in bodies of control flow too. The formula returns the node's
@@ -99,6 +107,16 @@ impl<'a> Rewrite<'a> {
     ) -> Self {
         self.behind.entry(tensor.to_owned()).or_default().push(Box::new(formula));
         self
+    }
+
+    /// As [`Rewrite::behind`], and where the tensor is an output of the graph, what the formula makes of it is that.
+    pub fn in_place_of(
+        mut self,
+        tensor: &str,
+        formula: impl for<'g> FnMut(&Here<'g>, Expr<'g>) -> Result<Expr<'g>> + 'a,
+    ) -> Self {
+        self.renamed.insert(tensor.to_owned());
+        self.behind(tensor, formula)
     }
 
     /// Keeps names free that something else is to have.
@@ -132,6 +150,7 @@ impl<'a> Rewrite<'a> {
             Rewritten { warnings: loaded.warnings, nodes_added: changes.written.len(), demanded: Vec::new() };
         if let Some(graph) = &mut model.graph {
             changes.write_back(&loaded.graph, Graph::MAIN, graph, &mut rewritten.demanded);
+            changes.rename(graph);
         }
         Ok(rewritten)
     }
@@ -230,6 +249,29 @@ fn own(builder: &Builder, outputs: Named<'_>) -> Replacement {
 }
 
 impl Changes<'_> {
+    /// Gives what stands behind an output of the graph its name, and the output another, where that is asked for.
+    fn rename(&mut self, graph: &mut GraphProto) {
+        let outputs: Vec<&str> = graph.output.iter().map(|o| o.name()).collect();
+        let mut renamed = HashMap::new();
+        for (tensor, behind) in &self.redirected {
+            if self.rewrite.renamed.contains(tensor) && outputs.contains(&tensor.as_str()) {
+                renamed.insert(tensor.clone(), self.names.fresh(format!("{}/{tensor}/before", self.rewrite.scope)));
+                renamed.insert(behind.clone(), tensor.clone());
+            }
+        }
+        if renamed.is_empty() {
+            return;
+        }
+        for node in &mut graph.node {
+            node.redirect(&renamed);
+            for output in &mut node.output {
+                if let Some(new) = renamed.get(output) {
+                    output.clone_from(new);
+                }
+            }
+        }
+    }
+
     /// Puts what has been written into the graph, each node where it has been loaded.
     fn write_back(
         &mut self,
@@ -330,6 +372,13 @@ mod tests {
             assert!(found.iter().any(|f| f == expected), "{expected} in {found:?}");
         }
         assert_eq!(graph.output[1].name(), "n", "an output of the graph stays what it was");
+        let mut model = text::parse(MODEL).unwrap();
+        Rewrite::new("new").in_place_of("n", |_, n| Ok(n.square())).apply(&mut model, OPERATORS).unwrap();
+        let graph = model.graph.unwrap();
+        let expected =
+            ["Neg(x)", "Mul(new/n/before,new/n/before)", "If(c)", "Neg(n)", "Mul(m,k)", "Add(p,w)", "Neg(w)"];
+        assert_eq!(operators(&graph), expected);
+        assert_eq!((graph.node[1].output[0].as_str(), graph.output[1].name()), ("n", "n"));
         let missing =
             Rewrite::new("new").behind("nothing", |_, x| Ok(x)).apply(&mut text::parse(MODEL).unwrap(), OPERATORS);
         assert_eq!(missing.unwrap_err().to_string(), "no tensor is called 'nothing'");

@@ -29,6 +29,7 @@ pub const RULES: &[Rule] = &[
         .values(value::mul)
         .linear(2)
         .weights(&[0, 1])
+        .squares(2)
         .arithmetic(Arithmetic::Product),
     rule("Div", "da = dy / b, db = -dy y / b", &[Binary(|_a, b, _y, dy| dy / b), Binary(|_a, b, y, dy| -(dy * y) / b)])
         .values(value::div)
@@ -41,6 +42,7 @@ pub const RULES: &[Rule] = &[
         .attributes("fmod"),
     rule("Pow", "da = dy b aᵇ⁻¹, db = dy y ln a", &[Broadcast(pow_a), Broadcast(pow_b)])
         .facts(facts::power)
+        .squares(1)
         .poles(Poles::Powers)
         .note("0 where b = 0 (da) and where a <= 0 (db)"),
     rule("Neg", "dx = -dy", &[Unary(|_x, _y, dy| -dy)]).values(value::neg).linear(1),

@@ -169,6 +169,8 @@ pub struct Rule {
     pub equal: Option<EqualSizes>,
     /// Whether it sums elements, and does nothing else.
     pub sums: bool,
+    /// How often what it raises to a power stands among its operands; 0 where it does not.
+    pub squares: usize,
     /// Whether it is a sine or cosine, as positions are written with.
     pub periodic: bool,
     /// Whether it is the main operator of a layer, which its biases and scales follow.
@@ -241,6 +243,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         arithmetic: Arithmetic::None,
         equal: None,
         sums: false,
+        squares: 0,
         periodic: false,
         layer: false,
         apart: Apart::BySlots,

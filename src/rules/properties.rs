@@ -268,6 +268,12 @@ impl Rule {
         self
     }
 
+    /// It raises to a power what stands among its first operands that many times.
+    pub const fn squares(mut self, times: usize) -> Self {
+        self.squares = times;
+        self
+    }
+
     /// It is a sine or cosine, as positions are written with.
     pub const fn periodic(mut self) -> Self {
         self.periodic = true;

@@ -54,6 +54,7 @@ pub const RULES: &[Rule] = &[
         .note("exact with zeros"),
     rule("ReduceSumSquare", "dx = 2 dy x", &[Try(sum_square), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
+        .squares(1)
         .attributes(AXES)
         .view(View::Over)
         .indices(AXIS),
@@ -64,6 +65,7 @@ pub const RULES: &[Rule] = &[
         .indices(AXIS),
     rule("ReduceL2", "dx = dy x / y", &[Try(l2), Stop("axes")])
         .facts(|c| facts::reduce(c, None))
+        .squares(1)
         .attributes(AXES)
         .view(View::Over)
         .indices(AXIS)

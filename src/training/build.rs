@@ -20,7 +20,7 @@ use crate::onnx::{ElementType, GraphProto, ModelProto, Names, file};
 use crate::rules::{self, Integers, OPERATORS, load};
 use crate::weights::{Kind, listed};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A model that is to be trained, with its losses.
 struct Subject {
@@ -133,6 +133,7 @@ impl Trainable {
         let chosen = self.choice.select(base, tensors, &find)?;
         decisions.extend(said);
         decisions.extend(connected.clone());
+        decisions.extend(copies(&chosen.weights));
         decisions.extend(self.rounding(loaded, &chosen.weights, ys));
         Ok(chosen)
     }
@@ -322,4 +323,44 @@ fn check_numbers(h: &Hyper) -> Result<()> {
     ensure!(h.epsilon > 0.0 && h.epsilon.is_finite(), "epsilon is above 0");
     ensure!(h.weight_decay >= 0.0 && h.weight_decay.is_finite(), "the weight decay is not below 0");
     Ok(())
+}
+
+/// What is said of weights that look like copies of one: exporters that fold constants write a class token once for
+/// each sample of the batch that they trace with, and a tied matrix once for each place. Weights that were learned one
+/// by one are never equal; those that training begins with may be, all ones or zeros.
+fn copies(weights: &[Weight]) -> Vec<String> {
+    let mut equal: BTreeMap<(&[i64], Vec<u64>), Vec<&str>> = BTreeMap::new();
+    let mut said = Vec::new();
+    let own = weights.iter().filter(|w| w.beside.is_none() && w.value.element_count() > Some(1));
+    for weight in own {
+        let Ok(values) = weight.value.floats() else { continue };
+        if values.iter().all(|v| Some(v) == values.first()) {
+            continue;
+        }
+        if let [count, _, ..] = *weight.value.dims
+            && count > 1
+        {
+            let mut rows = values.chunks_exact((values.len() / count as usize).max(1));
+            let first = rows.next();
+            if rows.all(|row| Some(row) == first) {
+                said.push(format!(
+                    "'{}' holds the same numbers {count} times along its first axis, like a weight that was copied for a batch \
+                     of {count}: each copy is trained by itself; an export with a free batch size has it once",
+                    weight.name
+                ));
+            }
+        }
+        // Enough of it to tell, and a sum of all.
+        let mut key: Vec<u64> = values.iter().take(64).map(|v| v.to_bits()).collect();
+        key.push(values.iter().sum::<f64>().to_bits());
+        equal.entry((&weight.value.dims, key)).or_default().push(&weight.name);
+    }
+    let alike = equal.into_values().filter(|names| names.len() > 1);
+    said.extend(alike.map(|names| {
+        let names = listed(&names);
+        format!(
+            "{names} hold the same numbers, like copies of one weight: each is trained by itself, so they will differ"
+        )
+    }));
+    said
 }

@@ -112,7 +112,7 @@ fn exported(
                 let parameter = parameters.get(adapter.left.as_str());
                 let parameter = parameter.with_context(|| format!("the manifest has no '{}'", adapter.left))?;
                 add(&mut model, adapter, float(parameter)?, &left, &right)?;
-                rewrite = rewrite.behind(adapter.place(), |here, w| adapter.sum(here, w));
+                rewrite = rewrite.in_place_of(adapter.place(), |here, w| adapter.sum(here, w));
             }
         }
     }

@@ -151,7 +151,7 @@ impl Trainable {
                     }
                 }
                 Some(adapter) if adapter.left == t.name => {
-                    rewrite = rewrite.behind(adapter.place(), |here, w| adapter.sum(here, w));
+                    rewrite = rewrite.in_place_of(adapter.place(), |here, w| adapter.sum(here, w));
                 }
                 _ => {}
             }

@@ -42,6 +42,8 @@ pub enum Use {
     Input,
     /// As [`Use::Input`], adding.
     InputSum,
+    /// It scales or shifts what a layer with a bias gives out, on the way to an output of the graph and nowhere else.
+    Rescale,
     /// Nothing but positions meets it.
     Positions,
     /// It is a statistic of a normalization.
@@ -99,6 +101,15 @@ enum Narrow {
     Biased,
 }
 
+/// What a layer gives out, on its way through operators that move, shift or scale it by constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Bare,
+    Biased,
+    /// It has a bias, and a scale behind that.
+    Scaled,
+}
+
 /// What is known of all values of a graph.
 pub struct Flow<'a> {
     graph: &'a Graph,
@@ -112,6 +123,14 @@ pub struct Flow<'a> {
     held: IdSet<ValueId>,
     /// Values that end in sines and cosines, whatever comes between.
     periodic: IdSet<ValueId>,
+    /// Values that are squared, and nothing else, whatever moves their elements before that.
+    squared: IdSet<ValueId>,
+    /// Values of which an output of the graph is made by moving, shifting and scaling by constants, and nothing else.
+    closing: IdSet<ValueId>,
+    stages: IdMap<ValueId, Stage>,
+    /// Values that depend on inputs of the graph, and on no weight: on banks of filters at most, whose result is
+    /// squared. Whether they do that.
+    unlearned: IdMap<ValueId, bool>,
     /// Values from which a path leads to a layer.
     before_layers: IdSet<ValueId>,
     reach: IdMap<ValueId, Reach>,
@@ -150,6 +169,10 @@ impl<'a> Flow<'a> {
             owners,
             held: constants.into_iter().collect(),
             periodic: IdSet::default(),
+            squared: IdSet::default(),
+            closing: IdSet::default(),
+            stages: IdMap::default(),
+            unlearned: IdMap::default(),
             before_layers: IdSet::default(),
             reach: IdMap::default(),
             raw: IdSet::default(),
@@ -179,6 +202,29 @@ impl<'a> Flow<'a> {
         let scales = self.row(scale).is_some_and(|r| r.scales() && Self::pairs(r));
         let other = self.graph.node(scale).inputs.get(1 - input.min(1)).copied().flatten()?;
         (scales && self.held.contains(&other)).then_some((scale, input))
+    }
+
+    /// The node that adds positions, a constant of several axes, to what a node joins.
+    pub fn positions_behind(&self, (node, _): Operand) -> Option<Operand> {
+        let joined = self.graph.node(node).outputs.first().copied().flatten()?;
+        let (sum, input) = self.role(joined).used(Use::Positions)?;
+        let adds = self.row(sum).is_some_and(|r| Self::pairs(r) && !r.scales());
+        let added = self.graph.node(sum).inputs.get(1 - input.min(1)).copied().flatten()?;
+        let shape = self.graph.fact(added).shape.clone()?;
+        let wide = shape.iter().filter(|d| d.known() != Some(1)).count() > 1;
+        (adds && wide && self.held.contains(&added)).then_some((sum, input))
+    }
+
+    /// Whether what a layer computes of an input of the graph is squared, and nothing learned lies before: a spectrum.
+    pub fn is_spectrum(&self, (node, _): Operand) -> bool {
+        let mut outputs = self.graph.node(node).outputs.iter().flatten();
+        self.is_before_learning((node, 0)) && outputs.all(|o| self.squared.contains(o))
+    }
+
+    /// Whether a layer takes what depends on an input of the graph and on nothing learned.
+    pub fn is_before_learning(&self, (node, _): Operand) -> bool {
+        let mut data = self.graph.node(node).inputs.iter().flatten().filter(|v| !self.held.contains(v));
+        data.next().is_some_and(|v| self.unlearned.contains_key(v)) && data.next().is_none()
     }
 
     /// The number of layers, counted from the end, in which an operand is: 0 in the last one.
@@ -242,6 +288,9 @@ impl<'a> Flow<'a> {
         let inside = self.layers_inside();
         let mut aperiodic: IdSet<ValueId> = self.graph.scope(Graph::MAIN).outputs.iter().copied().collect();
         let mut used: IdSet<ValueId> = IdSet::default();
+        let mut unsquared: IdSet<ValueId> = aperiodic.clone();
+        // Values that leave the graph unlike those that go on, and those that are used a second time.
+        let (leaving, mut again) = (aperiodic.clone(), IdSet::default());
         for id in self.nodes.clone().into_iter().rev() {
             let node = self.graph.node(id);
             let row = self.row(id);
@@ -257,11 +306,22 @@ impl<'a> Flow<'a> {
             });
             let ends = row.is_some_and(|r| r.periodic)
                 || (passes && outputs().all(|o| used.contains(o) && !aperiodic.contains(o)));
+            let squares = row.is_some_and(|r| raises(node, r.squares))
+                || (row.is_some_and(|r| r.moves != Moves::Nothing)
+                    && outputs().all(|o| used.contains(o) && !unsquared.contains(o)));
+            let closed = |o: &ValueId| match used.contains(o) {
+                true => self.closing.contains(o) && !again.contains(o) && !leaving.contains(o),
+                false => leaving.contains(o),
+            };
+            let closes = node.outputs.len() == 1
+                && outputs().all(closed)
+                && row.is_some_and(|r| matches!(r.moves, Moves::InOrder | Moves::Transposed) || Self::pairs(r));
             for &(_, body) in &node.bodies {
                 for &output in &self.graph.scope(body).outputs {
                     let known = self.depth.entry(output).or_default();
                     *known = depth.max(*known);
                     aperiodic.insert(output);
+                    unsquared.insert(output);
                     if leads {
                         self.before_layers.insert(output);
                     }
@@ -270,7 +330,15 @@ impl<'a> Flow<'a> {
             let captured = self.graph.captures(id);
             let direct = node.inputs.len();
             for (k, &input) in node.inputs.iter().flatten().chain(&captured).enumerate() {
-                used.insert(input);
+                if !used.insert(input) {
+                    again.insert(input);
+                }
+                if closes {
+                    self.closing.insert(input);
+                }
+                if !squares {
+                    unsquared.insert(input);
+                }
                 // What a body uses from outside is counted where the body uses it.
                 if k < direct {
                     let known = self.depth.entry(input).or_default();
@@ -284,6 +352,8 @@ impl<'a> Flow<'a> {
                 }
             }
         }
+        self.squared = used.iter().filter(|v| !unsquared.contains(v)).copied().collect();
+        self.closing.retain(|v| !again.contains(v) && !leaving.contains(v));
         self.periodic = used.into_iter().filter(|v| !aperiodic.contains(v)).collect();
     }
 
@@ -295,6 +365,9 @@ impl<'a> Flow<'a> {
             let float = fact.element.is_none_or(ElementType::is_float);
             self.reach.insert(input, if float { Reach::Signal } else { Reach::Integers });
             self.raw.insert(input);
+            if float {
+                self.unlearned.insert(input, false);
+            }
             if fact.shape.as_ref().and_then(|s| s.last()?.known()) == Some(1) {
                 self.narrow.insert(input, Narrow::Bare);
             }
@@ -357,9 +430,34 @@ impl<'a> Flow<'a> {
             None if row.is_some_and(|r| r.sums) => first.and_then(|f| self.narrow.get(&f).copied()),
             None => None,
         };
+        let stage = match source.and_then(|s| self.stages.get(&s).copied()) {
+            Some(stage) if row.is_some_and(Self::pairs) => match (stage, row.is_some_and(Rule::scales)) {
+                (Stage::Bare, false) => Some(Stage::Biased),
+                (Stage::Biased, true) => Some(Stage::Scaled),
+                (Stage::Bare, true) => Some(Stage::Bare),
+                _ => None,
+            },
+            Some(stage) => Some(stage),
+            None if layer => Some(if self.has_bias(row, node) { Stage::Biased } else { Stage::Bare }),
+            None => None,
+        };
         let raw = source.is_some_and(|s| self.raw.contains(&s));
+        // Nothing learned: neither layers, but those of spectra, nor what stands in a place of their weights.
+        let mut data = node.inputs.iter().flatten().filter(|v| !self.held.contains(v)).peekable();
+        let unlearned = data.peek().is_some()
+            && node.bodies.is_empty()
+            && (!layer || self.is_spectrum((id, 0)))
+            && data.clone().all(|v| self.unlearned.contains_key(v) || self.reach_of(*v) == Reach::Nothing);
+        let measured = unlearned && (layer || data.any(|v| self.unlearned.get(v) == Some(&true)));
+        let unlearned = unlearned && reach == Reach::Signal;
         for &output in node.outputs.iter().flatten() {
             self.reach.insert(output, reach);
+            if unlearned {
+                self.unlearned.insert(output, measured);
+            }
+            if let Some(stage) = stage {
+                self.stages.insert(output, stage);
+            }
             if raw {
                 self.raw.insert(output);
             }
@@ -367,6 +465,13 @@ impl<'a> Flow<'a> {
                 self.narrow.insert(output, state);
             }
         }
+    }
+
+    /// Whether a layer has more weights than one, of which one is a bias.
+    fn has_bias(&self, row: Option<&Rule>, node: &Node) -> bool {
+        let weights = row.map_or(&[][..], |r| r.weights).iter();
+        let held = weights.filter_map(|&i| node.inputs.get(i).copied().flatten()).filter(|v| self.held.contains(v));
+        held.count() > 1
     }
 
     /// Whether a layer gives out one number for each place, and whether it has a bias of its own.
@@ -382,6 +487,20 @@ impl<'a> Flow<'a> {
         let size = if image { shape.get(1) } else { shape.last() };
         let one = size.is_some_and(|d| d.known() == Some(1)) || rank(weight) == Some(1);
         one.then_some(if held.len() > 1 { Narrow::Biased } else { Narrow::Bare })
+    }
+
+    /// Whether a value is an input, or its spectrum, shifted and scaled.
+    fn is_input(&self, value: ValueId) -> bool {
+        self.raw.contains(&value) || self.unlearned.get(&value) == Some(&true)
+    }
+
+    /// Whether a scale or what is added behind it gives an output the unit that it is measured in.
+    fn rescales(&self, scales: bool, other: ValueId, output: ValueId, behind: &Role) -> bool {
+        let ends = self.graph.scope(Graph::MAIN).outputs.contains(&output) || self.closing.contains(&output);
+        let shifted = |(sum, _): Operand| self.row(sum).is_some_and(|r| Self::pairs(r) && !r.scales());
+        let stage = if scales { Stage::Biased } else { Stage::Scaled };
+        let shift = !scales || behind.used(Use::Positions).is_some_and(shifted);
+        self.closing.contains(&other) && ends && shift && self.stages.get(&other) == Some(&stage)
     }
 
     /// From the end to the beginning: as what each value is used.
@@ -440,7 +559,8 @@ impl<'a> Flow<'a> {
         let other = value(1 - i.min(1))?;
         Some(match (self.reach_of(other), row.scales()) {
             (Reach::Nothing | Reach::Integers, _) => Use::Positions,
-            _ if self.raw.contains(&other) && self.before_layers.contains(&output) => match row.scales() {
+            (_, scales) if self.rescales(scales, other, output, behind) => Use::Rescale,
+            _ if self.is_input(other) && self.before_layers.contains(&output) => match row.scales() {
                 true => Use::Input,
                 false => Use::InputSum,
             },
@@ -450,4 +570,10 @@ impl<'a> Flow<'a> {
             (_, true) => Use::Scale,
         })
     }
+}
+
+/// Whether the first operands of a node, so many, are one value.
+fn raises(node: &Node, times: usize) -> bool {
+    let mut operands = node.inputs.iter().take(times);
+    operands.next().is_some_and(|first| first.is_some() && operands.all(|v| v == first))
 }

@@ -192,8 +192,8 @@ struct Look {
     hides: bool,
     /// They are zeros and ones, both.
     bits: bool,
-    /// They are one number.
-    uniform: bool,
+    /// They are one whole number.
+    filling: bool,
     /// They change nothing as a scale, all ones, or as a bias, all zeros.
     neutral: bool,
     /// The first of the rows is all ones or all zeros, as that of position 0, and the others are sines or cosines.
@@ -212,7 +212,7 @@ impl Look {
             huge: any(&|v| !v.is_finite() || v.abs() >= 1e30),
             hides: all(&|v| v == 0.0 || v <= -1e3) && any(&|v| v != 0.0),
             bits: all(&|v| v == 0.0 || v == 1.0) && any(&|v| v == 0.0) && any(&|v| v == 1.0),
-            uniform: all(&|v| values.first() == Some(&v)),
+            filling: all(&|v| values.first() == Some(&v) && v.fract() == 0.0),
             neutral: all(&|v| v == 1.0) || all(&|v| v == 0.0),
             sines: all(&|v| v.abs() <= 1.0)
                 && (row(0.0) || row(1.0))
@@ -314,6 +314,9 @@ impl Asks<'_> {
                     "nothing but ones or zeros, where the result is scaled behind it, in {scale}"
                 ));
             }
+            if let Some(why) = self.filters(place, value) {
+                return constant(why.to_owned());
+            }
             return weight(place, "weight of");
         }
         if let Some(statistic) = role.used(Use::Statistic) {
@@ -337,8 +340,14 @@ impl Asks<'_> {
         }
         // A grid of places that is joined to an image spreads over two axes of it.
         let grid = value.dims.len() == 4 && value.dims.iter().skip(2).all(|&d| d > 1);
-        if let Some(token) = role.used(Use::Token).filter(|_| !single && !grid && !looks(|l| l.uniform)) {
+        // Zeros and other whole numbers fill up; a token that training begins with may be zero, and gets a position.
+        if let Some(token) = role.used(Use::Token).filter(|_| !single && !grid)
+            && (!looks(|l| l.filling) || self.flow.positions_behind(token).is_some())
+        {
             return weight(token, "joined to data by");
+        }
+        if let Some(scale) = role.used(Use::Rescale) {
+            return constant(format!("gives an output its unit, in {}", self.describe(scale)));
         }
         if !single && let Some(sum) = role.used(Use::Sum).or(role.used(Use::OneSum)) {
             return weight(sum, "added by");
@@ -363,6 +372,32 @@ impl Asks<'_> {
             return weight(sum, "positions, added by");
         }
         self.constant(id, scalar || single)
+    }
+
+    /// Why the matrix or kernel of a layer is a bank of fixed filters, where it is one.
+    fn filters(&self, place: Operand, value: &TensorProto) -> Option<&'static str> {
+        let [first, .., _] = *value.dims else { return None };
+        if self.flow.is_spectrum(place) {
+            return Some(
+                "filters of a spectrum: what they make of an input is squared, and nothing learned lies before",
+            );
+        }
+        let node = self.graph.node(place.0);
+        let values = value.floats().ok()?;
+        let rule = rules::row(self.graph, node)?;
+        let groups = attribute::get_int(&node.attributes, "group").unwrap_or(1);
+        if rule.convolves && groups > 1 && groups == first && place.1 == 1 {
+            let size = values.len() / usize::try_from(groups).ok()?;
+            let mut kernels = values.chunks_exact(size.max(1));
+            let one = kernels.next()?;
+            let same = size > 1 && one.iter().any(|&v| v != 0.0) && kernels.all(|k| k == one);
+            return same.then_some("a fixed filter: the same kernel for every channel");
+        }
+        let zeros = values.iter().filter(|&&v| v == 0.0).count();
+        let weights =
+            matches!(rule.apart, Apart::Rows(_)) && values.iter().all(|&v| v >= 0.0) && 2 * zeros >= values.len();
+        let bank = weights && values.iter().any(|&v| v != 0.0 && v != 1.0) && self.flow.is_before_learning(place);
+        bank.then_some("a bank of filters: most of it is zero, nothing negative, and nothing learned lies before")
     }
 
     /// Why a tensor that stands where no weight stands is a constant.

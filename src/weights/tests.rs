@@ -233,3 +233,100 @@ fn groups_that_are_normalized_as_instances_have_their_scale_behind() {
     assert_eq!(group("{1, 2}", scaled), ["b", "one", "w"]);
     assert_eq!(group("{1, 1}", "y = Add (k, b)"), ["b", "one", "zero"]);
 }
+
+#[test]
+fn fixed_filters_are_no_weights() {
+    // The real and the imaginary part of a spectrum, its power, and triangles over its frequencies.
+    check(
+        "(float[N,1,t] x) => (float[N,s,2] y) <float[4,1,3] basis, float[2,3] mel = {0.5, 0, 0, 0, 0, 0.7}, float[3] mean, float[3,2] w> {
+            f = Conv (x, basis)
+            re, im = Split <axis = 1> (f)
+            a = Mul (re, re)
+            b = Mul (im, im)
+            p = Add (a, b)
+            q = Transpose <perm = [0, 2, 1]> (p)
+            m = MatMul (q, mel)
+            l = Log (m)
+            c = Sub (l, mean)
+            y = MatMul (c, w)
+        }",
+        &["w"],
+    );
+    // What is squared behind a layer was learned, as is a first layer that something else takes.
+    check(
+        "(float[N,4] x) => (float[N,2] y, float[N,4] f) <float[4,4] v, float[4,4] w, float[4,2] u> {
+            f = MatMul (x, v)
+            g = MatMul (f, w)
+            h = Mul (g, g)
+            y = MatMul (h, u)
+        }",
+        &["u", "v", "w"],
+    );
+    let kernels = |values: &str| {
+        let body = format!(
+            "(float[N,2,h,h] x) => (float[N,2,k,k] y) <float[2,2,3,3] w, float[2,1,1,3] k = {values}> {{
+                c = Conv (x, w)
+                y = Conv <group = 2> (c, k)
+            }}"
+        );
+        found(&parse(&body)).0
+    };
+    assert_eq!(kernels("{1, 2, 1, 1, 2, 1}"), ["w"]);
+    assert_eq!(kernels("{1, 2, 1, 1, 2, 2}"), ["k", "w"]);
+    assert_eq!(kernels("{0, 0, 0, 0, 0, 0}"), ["k", "w"], "what training begins with");
+}
+
+#[test]
+fn units_of_an_output_are_no_weights() {
+    let tail = "<float[4,2] w, float[2] b, float[2] scale, float[2] mean>";
+    check(
+        &format!(
+            "(float[N,4] x) => (float[N,2] y) {tail} {{ a = Gemm (x, w, b) s = Mul (a, scale) y = Add (s, mean) }}"
+        ),
+        &["b", "w"],
+    );
+    // Without a bias the layer has none but this; and what something else takes is no output's unit.
+    check(
+        &format!(
+            "(float[N,4] x) => (float[N,2] y) {tail} {{ a = MatMul (x, w) s = Mul (a, scale) y = Add (s, mean) }}"
+        ),
+        &["mean", "scale", "w"],
+    );
+    check(
+        &format!(
+            "(float[N,4] x) => (float[N,2] y) {tail} {{ a = Gemm (x, w, b) s = Mul (a, scale) t = Add (s, mean) y = Relu (t) }}"
+        ),
+        &["b", "mean", "scale", "w"],
+    );
+}
+
+#[test]
+fn tokens_may_begin_as_zeros() {
+    let token = |value: &str, behind: &str| {
+        let body = format!(
+            "(float[N,3,2] x) => (float[N,4,2] y) <float[1,1,2] token = {value}, float[1,4,2] positions, float[2,2] w, int64[3] many = {{1, 1, 1}}> {{
+                e = Expand (token, many)
+                j = Concat <axis = 1> (e, x)
+                {behind}
+            }}"
+        );
+        found(&parse(&body)).0
+    };
+    let added = "k = Add (j, positions) y = MatMul (k, w)";
+    assert_eq!(token("{0, 0}", added), ["positions", "token", "w"]);
+    assert_eq!(token("{0.02, 0.02}", "y = MatMul (j, w)"), ["token", "w"]);
+    assert_eq!(token("{0, 0}", "y = MatMul (j, w)"), ["w"], "zeros fill up");
+}
+
+#[test]
+fn copies_of_one_weight_are_said_to_be_some() {
+    let body = "(float[2,3,2] x) => (float[2,4,2] y) <float[2,1,2] token = {1, 2, 1, 2}, float[2,2] w, float[2,2] v> {
+        j = Concat <axis = 1> (token, x)
+        k = MatMul (j, w)
+        y = MatMul (k, v)
+    }";
+    let artifacts = Trainable::new([LossSpec::new("mse")]).build(&parse(body)).unwrap();
+    let said = artifacts.manifest.decisions.join("\n");
+    assert!(said.contains("'token' holds the same numbers 2 times along its first axis"), "{said}");
+    assert!(said.contains("'w', 'v' hold the same numbers"), "{said}");
+}
