@@ -120,8 +120,8 @@ enum Declared {
     Ignored,
 }
 
-/// Loads a model; where its nodes cannot take what the model declares of their inputs, by what its nodes say alone, with
-/// a warning.
+/// Loads a model; where its nodes cannot take what the model declares of their inputs, by what its nodes say alone,
+/// with a warning.
 fn believing(model: &ModelProto, load: impl Fn(Declared) -> Result<Loaded>) -> Result<Loaded> {
     let error = match load(Declared::Believed) {
         Err(error) if declares(model) => error,

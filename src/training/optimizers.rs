@@ -23,7 +23,8 @@ pub struct Optimizer {
     f: for<'g> fn(&Update<'g>) -> (Expr<'g>, Vec<Expr<'g>>),
 }
 
-/// The numbers of an optimizer that do not change during training: those of its row ([`Optimizer::defaults`]), or others.
+/// The numbers of an optimizer that do not change during training: those of its row ([`Optimizer::defaults`]), or
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Hyper {
