@@ -275,14 +275,7 @@ impl Gradients {
         let builder = Builder::new(graph);
         let mut call = Building { builder: &builder, scope: &scope, taken: names, inputs: Vec::new() };
 
-        let mut seeded = Vec::new();
-        for (y, given) in ys.iter().zip(&given) {
-            let seed = call.seed(y, given.as_ref(), &self.common_seed);
-            match seed.with_context(|| format!("the seed of y '{}'", y.name))? {
-                Some(seed) => seeded.push((y.id, seed)),
-                None => warnings.push(format!("y '{}' is not of a floating-point type and has no gradient", y.name)),
-            }
-        }
+        let seeded = call.seeds(&ys, &given, &self.common_seed, &mut warnings)?;
         let (y_ids, x_ids): (Vec<ValueId>, Vec<ValueId>) = (ids(&ys), ids(&xs));
         let pass = Pass::new(&builder, self.aggregation, stops.iter().map(|s| s.id).collect(), &self.rules)
             .with_functions(&self.functions)
@@ -296,21 +289,15 @@ impl Gradients {
             return Err(error);
         }
         let Building { taken, inputs, .. } = call;
-        let gradients: Vec<Gradient> = xs
-            .iter()
-            .zip(&outputs)
-            .map(|(x, o)| Gradient { x: x.name.clone(), name: o.as_ref().map(|(_, name)| name.clone()) })
-            .collect();
+        let name = |o: &Option<(ValueId, String)>| o.as_ref().map(|(_, name)| name.clone());
+        let gradient = |(x, o): (&Chosen, &_)| Gradient { x: x.name.clone(), name: name(o) };
+        let gradients: Vec<Gradient> = xs.iter().zip(&outputs).map(gradient).collect();
         let mut distinct: Vec<(ValueId, String)> = Vec::new();
         let mut seen = HashSet::new();
         distinct.extend(outputs.into_iter().flatten().filter(|(_, name)| seen.insert(name.clone())));
-        // A seed that is given may be folded into what is multiplied by it; who checks the gradients later needs it.
         let seed_of = |i: usize| given.get(i).and_then(Option::as_ref).map_or(&self.common_seed, |given| &given.seed);
-        let constant = |y: &ValueId| {
-            y_ids.iter().enumerate().any(|(i, other)| other == y && matches!(seed_of(i), Seed::Constant(_)))
-        };
         let seeded: Vec<(ValueId, ValueId)> = seeded.iter().map(|(y, seed)| (*y, seed.id())).collect();
-        let kept = seeded.iter().filter(|(y, _)| constant(y)).map(|(_, seed)| *seed);
+        let kept = kept_seeds(&y_ids, &seed_of, &seeded);
         let (nodes, ends) = {
             let graph = builder.graph();
             let results: Vec<ValueId> = distinct.iter().map(|&(v, _)| v).collect();
@@ -342,6 +329,18 @@ impl Gradients {
         }
         Ok(output)
     }
+}
+
+/// The seeds that are constants: one may be folded into what is multiplied by it, and who checks the gradients later
+/// needs it.
+fn kept_seeds<'s>(
+    ys: &[ValueId],
+    seed_of: &dyn Fn(usize) -> &'s Seed,
+    seeded: &[(ValueId, ValueId)],
+) -> impl Iterator<Item = ValueId> {
+    let constant = |(i, &y): (usize, &ValueId)| matches!(seed_of(i), Seed::Constant(_)).then_some(y);
+    let constant: HashSet<ValueId> = ys.iter().enumerate().filter_map(constant).collect();
+    seeded.iter().filter(move |(y, _)| constant.contains(y)).map(|(_, seed)| *seed)
 }
 
 /// The seeds as they are reported: a tensor or input of the written model, or a number.
@@ -378,6 +377,25 @@ struct Building<'g, 's> {
 }
 
 impl<'g> Building<'g, '_> {
+    /// The ys with their seeds; those that have no gradient are said in the warnings.
+    fn seeds(
+        &mut self,
+        ys: &[Chosen],
+        given: &[Option<Given>],
+        common: &Seed,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<(ValueId, Expr<'g>)>> {
+        let mut seeded = Vec::new();
+        for (y, given) in ys.iter().zip(given) {
+            let seed = self.seed(y, given.as_ref(), common);
+            match seed.with_context(|| format!("the seed of y '{}'", y.name))? {
+                Some(seed) => seeded.push((y.id, seed)),
+                None => warnings.push(format!("y '{}' is not of a floating-point type and has no gradient", y.name)),
+            }
+        }
+        Ok(seeded)
+    }
+
     /// The seed of a y; `None` where y has no gradient.
     fn seed(&mut self, y: &Chosen, given: Option<&Given>, common: &Seed) -> Result<Option<Expr<'g>>> {
         let expr = self.builder.expr(y.id);

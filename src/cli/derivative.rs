@@ -9,6 +9,22 @@ use crate::{Error, Gradients, Model};
 use anyhow::Result;
 use serde_json::{Value, json};
 
+/// What all of them take; those for products take nothing else.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    files: FileArgs,
+    #[command(flatten)]
+    call: CallArgs,
+}
+
+impl Args {
+    /// Runs a command.
+    pub fn run(&self, command: &str, build: impl FnOnce(Gradients, Model) -> Result<Derived, Error>) -> Result<()> {
+        run(command, &self.files, &self.call, build)
+    }
+}
+
 /// Runs a command: `build` makes its request of the options that all have.
 pub fn run(
     command: &str,

@@ -1,7 +1,7 @@
 //! `hessian`: whole Hessians, and their diagonals.
 
+use super::derivative;
 use super::jacobian::MatrixArgs;
-use super::options::{CallArgs, FileArgs};
 use crate::derivatives::Hessian;
 use anyhow::Result;
 
@@ -14,9 +14,7 @@ use anyhow::Result;
 The Hessian by x and z is the output `hessian/<x>/<z>`, a diagonal the output `hessian/<x>`.")]
 pub struct Args {
     #[command(flatten)]
-    files: FileArgs,
-    #[command(flatten)]
-    call: CallArgs,
+    common: derivative::Args,
     #[command(flatten)]
     matrix: MatrixArgs,
     /// Only second derivatives by the same element twice, in the shape of x: with --batch their sum over a sample is
@@ -27,7 +25,7 @@ pub struct Args {
 
 /// Appends, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
-    super::derivative::run("hessian", &args.files, &args.call, |call, model| {
+    args.common.run("hessian", |call, model| {
         let request = Hessian::from(call).mode(args.matrix.mode.into()).diagonal(args.diagonal);
         let request = if let Some(axis) = args.matrix.batch { request.batch(axis) } else { request };
         request.build_onto(model)

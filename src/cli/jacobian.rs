@@ -1,6 +1,6 @@
 //! `jacobian`: whole Jacobians.
 
-use super::options::{CallArgs, FileArgs};
+use super::derivative;
 use crate::derivatives::{Jacobian, Mode};
 use anyhow::Result;
 
@@ -14,9 +14,7 @@ use anyhow::Result;
 The Jacobian is the output `jacobian/<y>/<x>`.")]
 pub struct Args {
     #[command(flatten)]
-    files: FileArgs,
-    #[command(flatten)]
-    call: CallArgs,
+    common: derivative::Args,
     #[command(flatten)]
     matrix: MatrixArgs,
 }
@@ -55,7 +53,7 @@ impl From<Passes> for Mode {
 
 /// Appends, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
-    super::derivative::run("jacobian", &args.files, &args.call, |call, model| {
+    args.common.run("jacobian", |call, model| {
         let request = Jacobian::from(call).mode(args.matrix.mode.into());
         let request = if let Some(axis) = args.matrix.batch { request.batch(axis) } else { request };
         request.build_onto(model)

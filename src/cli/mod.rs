@@ -15,10 +15,8 @@ mod failure;
 mod grad;
 mod hessian;
 mod html;
-mod hvp;
 mod inspect;
 mod jacobian;
-mod jvp;
 mod memory;
 mod ops;
 mod options;
@@ -31,8 +29,8 @@ mod table;
 #[cfg(feature = "validate")]
 mod train;
 mod trainable;
-mod vjp;
 
+use crate::derivatives::{Hvp, Jvp, Vjp};
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -56,9 +54,27 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Grad(grad::Args),
-    Jvp(jvp::Args),
-    Vjp(vjp::Args),
-    Hvp(hvp::Args),
+    /// Append the product of the Jacobian with vectors along xs, which are new inputs, to a model
+    #[command(after_help = "Examples:
+  onnx-gradients jvp surrogate.onnx -o out.onnx --ys force --xs state
+  onnx-gradients jvp mlp.onnx -o out.onnx --params --only-gradients --json
+
+The vector along x is the input `jvp/v/<x>`, the product of y the output `jvp/<y>`.")]
+    Jvp(derivative::Args),
+    /// Append the product of vectors for ys, which are new inputs, with the Jacobian to a model: grad --grad-ys input
+    #[command(after_help = "Examples:
+  onnx-gradients vjp unet.onnx -o guided.onnx --ys noise --xs sample
+  onnx-gradients vjp surrogate.onnx -o out.onnx --ys force --xs state --only-gradients
+
+The vector for y is the input `vjp/v/<y>`, the product for x the output `vjp/<x>`.")]
+    Vjp(derivative::Args),
+    /// Append the product of the Hessian of the sum of ys with vectors along xs, which are new inputs, to a model
+    #[command(after_help = "Examples:
+  onnx-gradients hvp energy.onnx -o out.onnx --ys energy --xs positions
+  onnx-gradients hvp mlp.onnx -o out.onnx --ys loss --params --only-gradients
+
+The vector along x is the input `hvp/v/<x>`, the product the output `hvp/<x>`.")]
+    Hvp(derivative::Args),
     Jacobian(jacobian::Args),
     Hessian(hessian::Args),
     Explain(Box<explain::Args>),
@@ -125,9 +141,9 @@ pub fn run_of(arguments: Vec<OsString>) -> u8 {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Grad(args) => grad::run(&args),
-        Command::Jvp(args) => jvp::run(&args),
-        Command::Vjp(args) => vjp::run(&args),
-        Command::Hvp(args) => hvp::run(&args),
+        Command::Jvp(args) => args.run("jvp", |call, model| Jvp::from(call).build_onto(model)),
+        Command::Vjp(args) => args.run("vjp", |call, model| Vjp::from(call).build_onto(model)),
+        Command::Hvp(args) => args.run("hvp", |call, model| Hvp::from(call).build_onto(model)),
         Command::Jacobian(args) => jacobian::run(&args),
         Command::Hessian(args) => hessian::run(&args),
         Command::Explain(args) => explain::run(&args),

@@ -2,7 +2,9 @@
 
 use super::Expr;
 use super::zero::Zero;
-use crate::graph::{Dims, Fact, Graph, IdMap, IdSet, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, ValueId};
+use crate::graph::{
+    Dims, Fact, Graph, IdMap, IdSet, NewNode, NodeId, Origin, Producer, Scalar, ScopeId, Traits, ValueId,
+};
 use crate::onnx::{AttributeProto, ElementType, TensorProto};
 use anyhow::{Error, Result, anyhow};
 use prost::Message;
@@ -200,17 +202,31 @@ impl Builder {
         if inputs.iter().flatten().any(|e| e.is_zero()) {
             return self.with_zeros(op, inputs, &attributes, outputs).unwrap_or_else(|| {
                 let written: Vec<_> = inputs.iter().map(|e| e.map(|e| self.written(e))).collect();
-                self.emit_many(op, &written, attributes, bodies, outputs)
+                self.emit_of(domain, op, &written, attributes, bodies, outputs)
             });
         }
-        let op_type = self.string(op);
+        let traits = self.graph().traits_of(domain, op);
         let (number, attributes) = self.shared(attributes);
+        let new = self.described((op, domain), inputs, attributes, bodies, outputs);
+        // What a formula rounds stays rounded, also for who counts the model's own rounding as the identity.
+        self.computed(op, NewNode { stop: traits.rounds, ..new }, number, &traits)
+    }
+
+    /// A node as it is to be written.
+    fn described(
+        &self,
+        (op, domain): (&'static str, &'static str),
+        inputs: &[Option<Expr<'_>>],
+        attributes: Rc<[AttributeProto]>,
+        bodies: Vec<(&'static str, ScopeId)>,
+        outputs: usize,
+    ) -> NewNode {
         let mut inputs: SmallVec<[Option<ValueId>; 4]> = inputs.iter().map(|e| e.map(|e| e.id)).collect();
         while inputs.last() == Some(&None) {
             inputs.pop();
         }
-        let new = NewNode {
-            op_type,
+        NewNode {
+            op_type: self.string(op),
             domain: self.string(domain),
             inputs,
             outputs: (0..outputs).map(|_| Some(None)).collect(),
@@ -218,10 +234,15 @@ impl Builder {
             bodies: bodies.into_iter().map(|(name, scope)| (self.string(name), scope)).collect(),
             name: None,
             origin: Origin::Backward(self.forward.get()),
-            // What a formula rounds stays rounded, also for who counts the model's own rounding as the identity.
-            stop: self.graph().traits_of(domain, op).rounds,
-        };
-        let hash = new.bodies.is_empty().then(|| FxBuildHasher.hash_one((op, &new.inputs, number, outputs)));
+            stop: false,
+        }
+    }
+
+    /// The outputs of a node: of one that computes the same, where there is one, a number, where its value is known,
+    /// else of a new one. `attributes` is the number of its attributes.
+    fn computed<'g>(&'g self, op: &'static str, new: NewNode, attributes: usize, traits: &Traits) -> Vec<Expr<'g>> {
+        let outputs = new.outputs.len();
+        let hash = new.bodies.is_empty().then(|| FxBuildHasher.hash_one((op, &new.inputs, attributes, outputs)));
         let known = hash.and_then(|hash| self.same(hash, &new));
         if let Some(known) = known
             && self.graph().is_visible(self.graph().node(known).scope, self.scope())
@@ -245,7 +266,7 @@ impl Builder {
         }
         let scope = self.scope();
         let node = self.graph_mut().push(scope, new, facts);
-        self.note_wild(node);
+        self.note_wild(node, traits);
         if let Some(hash) = hash {
             let mut nodes = self.nodes.borrow_mut();
             let list = nodes.entry(hash).or_default();
@@ -308,8 +329,9 @@ impl Builder {
             }
             Vec::new()
         });
+        let traits = self.graph().traits_of(&new.domain, &new.op_type);
         let node = self.graph_mut().push(scope, new, facts);
-        self.note_wild(node);
+        self.note_wild(node, &traits);
         node
     }
 

@@ -6,7 +6,7 @@
 //! saves the step.
 
 use super::{Builder, Expr};
-use crate::graph::{NodeId, Origin, Poles, Producer, ValueId};
+use crate::graph::{NodeId, Origin, Poles, Producer, Traits, ValueId};
 
 impl<'g> Expr<'g> {
     /// Whether this was written by the pass, and has no pole of a function in it.
@@ -21,8 +21,8 @@ impl<'g> Expr<'g> {
 
 impl Builder {
     /// Notes of a new node's outputs whether poles are in them.
-    pub(super) fn note_wild(&self, node: NodeId) {
-        let wild = self.has_pole(node) || self.passes_poles(node);
+    pub(super) fn note_wild(&self, node: NodeId, traits: &Traits) {
+        let wild = self.has_pole(node, traits) || self.passes_poles(node, traits);
         if wild {
             let outputs = self.graph().node(node).outputs.clone();
             self.wild.borrow_mut().extend(outputs.into_iter().flatten());
@@ -33,18 +33,21 @@ impl Builder {
         let of_model = |node: NodeId| self.graph().node(node).origin == Origin::Model;
         let producer = self.graph().value(value).producer;
         match producer {
-            Producer::Node(node, _) if of_model(node) => self.has_pole(node),
+            Producer::Node(node, _) if of_model(node) => {
+                let traits = self.graph().traits(self.graph().node(node));
+                self.has_pole(node, &traits)
+            }
             Producer::Node(..) => self.wild.borrow().contains(&value),
             Producer::Input | Producer::Initializer => false,
         }
     }
 
     /// Whether an operator's own function has a pole, in single elements of its output.
-    fn has_pole(&self, node: NodeId) -> bool {
+    fn has_pole(&self, node: NodeId, traits: &Traits) -> bool {
         let graph = self.graph();
         let node = graph.node(node);
         let second = node.inputs.get(1).copied().flatten().map(|id| self.expr(id));
-        match graph.traits(node).poles {
+        match traits.poles {
             Poles::Somewhere => true,
             // What many elements are divided by is no matter of one of them.
             Poles::Divided => second.is_some_and(|by| by.constant().is_none() && self.covers(by.id, &node.outputs)),
@@ -54,11 +57,10 @@ impl Builder {
     }
 
     /// Whether poles in an input are poles in an output: sums of products spread them over all that they compute.
-    fn passes_poles(&self, node: NodeId) -> bool {
+    fn passes_poles(&self, node: NodeId, traits: &Traits) -> bool {
         let graph = self.graph();
         let node = graph.node(node);
         let through = |&id: &ValueId| self.is_wild(id);
-        let traits = graph.traits(node);
         let part = |&&input: &&ValueId| !traits.elementwise || self.covers(input, &node.outputs);
         !traits.contracts && node.inputs.iter().flatten().filter(part).any(through)
     }

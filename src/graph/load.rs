@@ -141,8 +141,10 @@ fn declares(model: &ModelProto) -> bool {
 
 /// Whether nodes of the main graph may call functions of the model: those in bodies are not looked for.
 pub fn calls_functions(model: &ModelProto) -> bool {
-    let functions: HashSet<&str> = model.functions.iter().map(|f| f.name()).collect();
-    let calls = |node: &NodeProto| functions.contains(node.op_type()) || node.bodies().next().is_some();
+    let functions: HashSet<(&str, &str)> =
+        model.functions.iter().map(|f| (canonical_domain(f.domain()), f.name())).collect();
+    let called = |node: &NodeProto| functions.contains(&(canonical_domain(node.domain()), node.op_type()));
+    let calls = |node: &NodeProto| called(node) || node.bodies().next().is_some();
     !functions.is_empty() && model.graph.iter().flat_map(|g| &g.node).any(calls)
 }
 
@@ -365,6 +367,19 @@ impl Loader<'_> {
         self.graph.node(node).outputs.clone().into_iter().flatten().try_for_each(|id| self.bind(name.clone(), id))
     }
 
+    /// The tensors that a node takes, all of which have been come to.
+    fn inputs(&self, proto: &NodeProto) -> Result<smallvec::SmallVec<[Option<ValueId>; 4]>> {
+        let input = |name: &String| {
+            match name.as_str() {
+            "" => Ok(None),
+            name => self.lookup(name).map(Some).ok_or_else(|| {
+                anyhow!("its input '{name}' is no tensor computed before it: the graph is cyclic, out of order or incomplete")
+            }),
+        }
+        };
+        proto.input.iter().map(input).collect()
+    }
+
     fn node(
         &mut self,
         proto: &NodeProto,
@@ -379,15 +394,7 @@ impl Loader<'_> {
                 self.stand_in(&name)
             });
         }
-        let mut inputs = smallvec::SmallVec::new();
-        for name in &proto.input {
-            inputs.push(match name.as_str() {
-                "" => None,
-                name => Some(self.lookup(name).ok_or_else(|| {
-                    anyhow!("its input '{name}' is no tensor computed before it: the graph is cyclic, out of order or incomplete")
-                })?),
-            });
-        }
+        let inputs = self.inputs(proto)?;
         ensure!(
             self.graph.opset("") >= 7 || !proto.attribute.iter().any(|a| a.name() == "broadcast" && a.i() != 0),
             "it broadcasts by attributes, which operators do in opset 6 and before only"

@@ -208,6 +208,45 @@ struct Net {
     last: Option<ValueId>,
 }
 
+/// What a node costs: the bytes that it moves, and what it computes.
+fn cost(graph: &Graph, sizes: &Sizes<'_>, id: NodeId, heavy: bool) -> u64 {
+    let node = graph.node(id);
+    if ledger::is_view(graph, id) || (node.inputs.is_empty() && node.bodies.is_empty()) {
+        return 0;
+    }
+    let bytes = |v: &ValueId| sizes.bytes(*v);
+    let moved: u64 = node.inputs.iter().flatten().chain(node.outputs.iter().flatten()).map(bytes).sum();
+    // A product of matrices of M x K and K x N elements takes MKN multiplications: the root of MK, KN and MN.
+    // Of windows with k places each it takes the root of k times that.
+    let factors = node.inputs.iter().take(2).flatten().chain(node.outputs.iter().take(1).flatten());
+    let product = factors.map(|v| bytes(v) as f64 / 4.0).product::<f64>().sqrt();
+    let window = node.inputs.get(1).copied().flatten().and_then(|w| graph.fact(w).known_shape());
+    let window: f64 = window.iter().flat_map(|shape| shape.iter().skip(2)).map(|&n| n as f64).product();
+    let product = match rules::row(graph, node).is_some_and(|r| r.weights.contains(&1)) {
+        true => product * window.sqrt(),
+        false => product,
+    };
+    let flops = if heavy || !node.bodies.is_empty() { product / PRODUCTS } else { 0.0 };
+    moved + START + (flops as u64).min(MOST)
+}
+
+/// The input of a forward node that can be delayed with the least bytes, and these.
+fn gate(graph: &Graph, sizes: &Sizes<'_>, id: NodeId) -> Option<(usize, u64)> {
+    let node = graph.node(id);
+    let rule = rules::row(graph, node)?;
+    let data = |(i, v): (usize, &Option<ValueId>)| {
+        let v = (*v)?;
+        let fact = graph.fact(v);
+        let element = fact.element.filter(|e| e.is_float() || e.is_integer())?;
+        let stopped = matches!(rule.slot(i), None | Some(Slot::Stop(_) | Slot::Zero | Slot::Rounding(_)));
+        // Numbers that say how to compute stay constants; what is looked up comes with the data.
+        let given = !matches!(graph.value(v).producer, Producer::Initializer) && fact.value.is_none();
+        let fits = fact.shape.is_some() && (if element.is_float() { !stopped } else { given });
+        fits.then(|| (i, sizes.bytes(v)))
+    };
+    node.inputs.iter().enumerate().filter_map(data).min_by_key(|(_, bytes)| *bytes)
+}
+
 impl Net {
     fn new(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId]) -> Self {
         let mut nodes = super::forward(graph, &new);
@@ -222,42 +261,7 @@ impl Net {
         let forward = maker.iter().take_while(|&&n| (n as usize) < first).count() as u32;
         let row = |id: NodeId| rules::row(graph, graph.node(id));
         let heavy: Vec<bool> = nodes.iter().map(|&id| row(id).is_some_and(|rule| rule.layer)).collect();
-        let bytes = |v: &ValueId| sizes.bytes(*v);
-        let costs = nodes.iter().zip(&heavy).map(|(&id, &heavy)| {
-            let node = graph.node(id);
-            if ledger::is_view(graph, id) || (node.inputs.is_empty() && node.bodies.is_empty()) {
-                return 0;
-            }
-            let moved: u64 = node.inputs.iter().flatten().chain(node.outputs.iter().flatten()).map(bytes).sum();
-            // A product of matrices of M x K and K x N elements takes MKN multiplications: the root of MK, KN and MN.
-            // Of windows with k places each it takes the root of k times that.
-            let factors = node.inputs.iter().take(2).flatten().chain(node.outputs.iter().take(1).flatten());
-            let product = factors.map(|v| bytes(v) as f64 / 4.0).product::<f64>().sqrt();
-            let window = node.inputs.get(1).copied().flatten().and_then(|w| graph.fact(w).known_shape());
-            let window: f64 = window.iter().flat_map(|shape| shape.iter().skip(2)).map(|&n| n as f64).product();
-            let product = match row(id).is_some_and(|r| r.weights.contains(&1)) {
-                true => product * window.sqrt(),
-                false => product,
-            };
-            let flops = if heavy || !node.bodies.is_empty() { product / PRODUCTS } else { 0.0 };
-            moved + START + (flops as u64).min(MOST)
-        });
-        let cost: Vec<u64> = costs.collect();
-        let gate = |&id: &NodeId| {
-            let node = graph.node(id);
-            let rule = row(id)?;
-            let data = |(i, v): (usize, &Option<ValueId>)| {
-                let v = (*v)?;
-                let fact = graph.fact(v);
-                let element = fact.element.filter(|e| e.is_float() || e.is_integer())?;
-                let stopped = matches!(rule.slot(i), None | Some(Slot::Stop(_) | Slot::Zero | Slot::Rounding(_)));
-                // Numbers that say how to compute stay constants; what is looked up comes with the data.
-                let given = !matches!(graph.value(v).producer, Producer::Initializer) && fact.value.is_none();
-                let fits = fact.shape.is_some() && (if element.is_float() { !stopped } else { given });
-                fits.then(|| (i, sizes.bytes(v)))
-            };
-            node.inputs.iter().enumerate().filter_map(data).min_by_key(|(_, bytes)| *bytes)
-        };
+        let cost: Vec<u64> = nodes.iter().zip(&heavy).map(|(&id, &heavy)| cost(graph, sizes, id, heavy)).collect();
         let waitable = |v: &ValueId| {
             let fact = graph.fact(*v);
             let some = fact.shape.as_ref().is_some_and(|s| s.iter().all(|d| d.known() != Some(0)));
@@ -269,7 +273,7 @@ impl Net {
         Net {
             whole: cost.iter().sum::<u64>().max(1),
             once: nodes[..first].iter().map(|&id| rules::drawing(graph, id).is_some()).collect(),
-            gate: nodes[..first].iter().map(gate).collect(),
+            gate: nodes[..first].iter().map(|&id| gate(graph, sizes, id)).collect(),
             signals: nodes.iter().map(signal).collect(),
             last: ends.iter().copied().rfind(|v| is_forward(v) && waitable(v)),
             nodes,

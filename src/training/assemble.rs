@@ -49,91 +49,37 @@ impl Parts {
     pub fn assemble(self) -> Result<Artifacts> {
         let Parts { inference, training, evaluation, plan, trained, entries, outputs, mut decisions } = self;
         let (feeds, state) = feeds(&plan, &trained, &inference.proto)?;
-        let mut order: Vec<String> = plan.losses.iter().filter_map(|l| l.labels.clone()).collect();
-        order.extend([plan.rate.0.clone(), plan.step[0].clone()]);
-        order.extend(feeds.iter().map(|f| f.input.clone()).filter(|n| *n != plan.step[0]));
-        order.extend(plan.slots.iter().flat_map(|s| [s.sum[0].clone(), s.gradient.clone()]));
-        let mut reserved = order.clone();
-        reserved.extend(feeds.iter().map(|f| f.output.clone()));
-        reserved.extend(plan.slots.iter().map(|s| s.sum[1].clone()));
-        reserved.extend(plan.metrics.iter().map(|(_, name)| name.clone()).chain(plan.norm.clone()));
-        reserved.push(plan.loss.clone());
+        let order = input_order(&plan, &feeds);
+        let reserved: Vec<String> = order.iter().cloned().chain(output_names(&plan, &feeds)).collect();
         let places: HashMap<&str, usize> = feeds.iter().enumerate().map(|(i, f)| (f.output.as_str(), i)).collect();
-        let place = |name: &str| places.get(name).copied().unwrap_or(usize::MAX);
+        let writing = Writing { plan: &plan, order: &order, places };
 
-        let mut models = Vec::new();
-        let mut budgets: HashMap<&str, Report> = HashMap::new();
         let forward = Forward::new(training, reserved.iter().cloned())?.within(plan.memory_budget.clone());
         let total = forward.total(&plan, &outputs)?;
-        let labels = total.labels.clone();
         decisions.extend(total.decisions.iter().cloned());
-        let mut metrics: Vec<String> = total.metrics.iter().map(|(_, n)| n.clone()).collect();
-        for (spec, name) in &plan.metrics {
-            let found = metrics.iter().any(|m| m == name || m.strip_prefix(name).is_some_and(|m| m.starts_with('/')));
-            let of = spec.output.as_ref().map(|o| format!(" of '{o}'")).unwrap_or_default();
-            ensure!(found || !plan.insists, "no loss{of} has the metric {}", spec.kind);
-        }
-        metrics.extend(plan.norm.clone());
-        let gradients = forward.gradients(&plan, total.loss)?;
-        let statistics = || forward.statistics(&plan, &gradients);
-        let (mut next, norm) = forward.update(&plan, &gradients)?;
-        next.extend(statistics()?);
-        next.sort_by_key(|(_, name)| place(name));
-        let step = scalars(&total, &plan).into_iter().chain(plan.norm.clone().map(|n| (norm, n))).chain(next);
-        models.push(("train", forward.write(step.collect(), &[], &order)?));
-        budgets.extend(forward.memory().map(|report| ("train", report)));
-        let mut own = scalars(&total, &plan);
-        own.extend(gradients.iter().copied().zip(plan.slots.iter().map(|s| s.gradient.clone())));
-        own.extend(statistics()?);
-        models.push(("gradients", forward.write(own, &[], &order)?));
-        budgets.extend(forward.memory().map(|report| ("gradients", report)));
-        if plan.accumulate > 1 {
-            let mut sums = scalars(&total, &plan);
-            sums.extend(forward.accumulated(&plan, &gradients));
-            sums.extend(statistics()?);
-            models.push(("accumulate", forward.write(sums, &[], &order)?));
-            budgets.extend(forward.memory().map(|report| ("accumulate", report)));
-        }
-
-        let mut empty = inference.proto.clone();
-        empty.functions.clear();
-        empty.graph = Some(GraphProto { name: Some("apply".to_owned()), ..Default::default() });
-        let half = Forward::new(empty, reserved.iter().cloned())?;
-        let (mut next, norm) = half.update(&plan, &half.given(&plan))?;
-        next.sort_by_key(|(_, name)| place(name));
-        let apply = plan.norm.clone().map(|n| (norm, n)).into_iter().chain(next);
-        models.push(("apply", half.write(apply.collect(), &[], &order)?));
-
+        let (labels, metrics) = (total.labels.clone(), named_metrics(&plan, &total)?);
+        let mut models = writing.of_the_step(&forward, &total)?;
+        models.push(writing.apply(&inference.proto, &reserved)?);
         let data = data(&models, &order);
         let forward = Forward::new(evaluation, reserved)?;
         let total = forward.total(&plan, &outputs)?;
         let known = |n: &str| data.iter().any(|i| i.name == n) || order.iter().any(|o| o == n);
         let kept = computable(&inference.proto, outputs, known)?;
-        models.push(("evaluate", forward.write(scalars(&total, &plan), &kept, &order)?));
-        for (role, model) in &mut models {
-            model.producer_name = Some("onnx-gradients".to_owned());
-            if let Some(graph) = &mut model.graph {
-                graph.doc_string = Some(format!("{role}: see {}", manifest::FILE));
-            }
-        }
+        models.push(writing.written("evaluate", &forward, scalars(&total, &plan), &kept)?);
+
         let mut adapters: Vec<Adapter> = trained.iter().filter_map(|t| t.adapter.clone()).collect();
         adapters.dedup();
+        let (name, element) = &plan.rate;
+        let learning_rate =
+            Input { name: name.clone(), r#type: element.name(), shape: vec![], classes: None, ignore: None };
         let manifest = Manifest {
             format: Manifest::FORMAT,
-            models: (models.iter())
-                .map(|(role, model)| ModelFile { memory: budgets.remove(role), ..model_file(role, model) })
-                .collect(),
+            models: models.iter().map(Written::entry).collect(),
             inference: INFERENCE_FILE.to_owned(),
             initial_state: STATE_FILE.to_owned(),
             data,
             labels,
-            learning_rate: Input {
-                name: plan.rate.0.clone(),
-                r#type: plan.rate.1.name(),
-                shape: vec![],
-                classes: None,
-                ignore: None,
-            },
+            learning_rate,
             step: plan.step[0].clone(),
             loss: plan.loss.clone(),
             metrics,
@@ -152,16 +98,131 @@ impl Parts {
             weights: entries,
             decisions,
         };
-        let models = models.into_iter().map(|(role, model)| (role.to_owned(), model)).collect();
-        let gradient = |p: &manifest::Parameter| Gradient { x: p.name.clone(), name: Some(p.gradient.clone()) };
-        let record = Record {
-            name: "trainable".to_owned(),
-            gradients: manifest.parameters.iter().map(gradient).collect(),
-            seeds: vec![SeedOf { y: plan.loss.clone(), seed: None, fill: Some(1.0) }],
-            stops: plan.stops.clone(),
-            straight_through: plan.straight_through,
-        };
+        let models = models.into_iter().map(|m| (m.role.to_owned(), m.model)).collect();
+        let record = record(&plan, &manifest);
         Ok(Artifacts { models, inference, state, manifest, record })
+    }
+}
+
+/// One of the models of a training.
+struct Written {
+    role: &'static str,
+    model: ModelProto,
+    /// What a memory budget has led to.
+    memory: Option<Report>,
+}
+
+impl Written {
+    fn entry(&self) -> ModelFile {
+        let names = |v: &[ValueInfoProto]| v.iter().map(|v| v.name().to_owned()).collect();
+        ModelFile {
+            role: self.role.to_owned(),
+            file: format!("{}.onnx", self.role),
+            inputs: self.model.graph.as_ref().map(|g| names(&g.input)).unwrap_or_default(),
+            outputs: self.model.graph.as_ref().map(|g| names(&g.output)).unwrap_or_default(),
+            memory: self.memory.clone(),
+        }
+    }
+}
+
+/// How the models are written: inputs in one order, what goes from step to step in the order of the manifest.
+struct Writing<'a> {
+    plan: &'a Plan,
+    order: &'a [String],
+    places: HashMap<&'a str, usize>,
+}
+
+impl Writing<'_> {
+    fn written<'g>(
+        &self,
+        role: &'static str,
+        from: &'g Forward,
+        outputs: Vec<(Expr<'g>, String)>,
+        kept: &[String],
+    ) -> Result<Written> {
+        let (mut model, memory) = from.write(outputs, kept, self.order)?;
+        model.producer_name = Some("onnx-gradients".to_owned());
+        if let Some(graph) = &mut model.graph {
+            graph.doc_string = Some(format!("{role}: see {}", manifest::FILE));
+        }
+        Ok(Written { role, model, memory })
+    }
+
+    /// The models that compute gradients: with the update behind them, alone, and added to sums.
+    fn of_the_step<'g>(&self, forward: &'g Forward, total: &Total<'g>) -> Result<Vec<Written>> {
+        let plan = self.plan;
+        let gradients = forward.gradients(plan, total.loss)?;
+        let statistics = || forward.statistics(plan, &gradients);
+        let (mut next, norm) = forward.update(plan, &gradients)?;
+        next.extend(statistics()?);
+        let step = scalars(total, plan).into_iter().chain(self.behind(norm, next)).collect();
+        let mut models = vec![self.written("train", forward, step, &[])?];
+        let mut own = scalars(total, plan);
+        own.extend(gradients.iter().copied().zip(plan.slots.iter().map(|s| s.gradient.clone())));
+        own.extend(statistics()?);
+        models.push(self.written("gradients", forward, own, &[])?);
+        if plan.accumulate > 1 {
+            let mut sums = scalars(total, plan);
+            sums.extend(forward.accumulated(plan, &gradients));
+            sums.extend(statistics()?);
+            models.push(self.written("accumulate", forward, sums, &[])?);
+        }
+        Ok(models)
+    }
+
+    /// The model that takes gradients and updates the parameters: it holds nothing of the forward model.
+    fn apply(&self, inference: &ModelProto, reserved: &[String]) -> Result<Written> {
+        let mut empty = inference.clone();
+        empty.functions.clear();
+        empty.graph = Some(GraphProto { name: Some("apply".to_owned()), ..Default::default() });
+        let half = Forward::new(empty, reserved.iter().cloned())?;
+        let (next, norm) = half.update(self.plan, &half.given(self.plan))?;
+        self.written("apply", &half, self.behind(norm, next), &[])
+    }
+
+    /// The norm of the gradients, if it is asked for, and what goes to the next step.
+    fn behind<'g>(&self, norm: Expr<'g>, mut next: Vec<(Expr<'g>, String)>) -> Vec<(Expr<'g>, String)> {
+        next.sort_by_key(|(_, name)| self.places.get(name.as_str()).copied().unwrap_or(usize::MAX));
+        self.plan.norm.clone().map(|n| (norm, n)).into_iter().chain(next).collect()
+    }
+}
+
+/// The inputs of a step that are no data, in their order.
+fn input_order(plan: &Plan, feeds: &[Feed]) -> Vec<String> {
+    let mut order: Vec<String> = plan.losses.iter().filter_map(|l| l.labels.clone()).collect();
+    order.extend([plan.rate.0.clone(), plan.step[0].clone()]);
+    order.extend(feeds.iter().map(|f| f.input.clone()).filter(|n| *n != plan.step[0]));
+    order.extend(plan.slots.iter().flat_map(|s| [s.sum[0].clone(), s.gradient.clone()]));
+    order
+}
+
+/// The outputs that a training has beside those of the model.
+fn output_names(plan: &Plan, feeds: &[Feed]) -> impl Iterator<Item = String> {
+    let next = feeds.iter().map(|f| f.output.clone()).chain(plan.slots.iter().map(|s| s.sum[1].clone()));
+    let metrics = plan.metrics.iter().map(|(_, name)| name.clone()).chain(plan.norm.clone());
+    next.chain(metrics).chain([plan.loss.clone()])
+}
+
+/// The names of the metrics that the step puts out.
+fn named_metrics(plan: &Plan, total: &Total<'_>) -> Result<Vec<String>> {
+    let mut metrics: Vec<String> = total.metrics.iter().map(|(_, n)| n.clone()).collect();
+    for (spec, name) in &plan.metrics {
+        let found = metrics.iter().any(|m| m == name || m.strip_prefix(name).is_some_and(|m| m.starts_with('/')));
+        let of = spec.output.as_ref().map(|o| format!(" of '{o}'")).unwrap_or_default();
+        ensure!(found || !plan.insists, "no loss{of} has the metric {}", spec.kind);
+    }
+    metrics.extend(plan.norm.clone());
+    Ok(metrics)
+}
+
+/// What is validated: the gradients of the loss.
+fn record(plan: &Plan, manifest: &Manifest) -> Record {
+    let gradient = |p: &manifest::Parameter| Gradient::new(&p.name, Some(&p.gradient));
+    let gradients = manifest.parameters.iter().map(gradient).collect();
+    Record {
+        stops: plan.stops.clone(),
+        straight_through: plan.straight_through,
+        ..Record::new("trainable", vec![SeedOf::fill(&plan.loss, 1.0)], gradients)
     }
 }
 
@@ -207,8 +268,8 @@ fn scalars<'g>(total: &Total<'g>, plan: &Plan) -> Vec<(Expr<'g>, String)> {
 }
 
 /// The inputs of the step that are none of those in `order`: the data.
-fn data(models: &[(&str, ModelProto)], order: &[String]) -> Vec<Input> {
-    let step = models.iter().find(|(role, _)| *role == "train").and_then(|(_, m)| m.graph.as_ref());
+fn data(models: &[Written], order: &[String]) -> Vec<Input> {
+    let step = models.iter().find(|m| m.role == "train").and_then(|m| m.model.graph.as_ref());
     let order: HashSet<&str> = order.iter().map(String::as_str).collect();
     let inputs = step.iter().flat_map(|g| &g.input).filter(|i| !order.contains(i.name()));
     let input = |i: &ValueInfoProto| {
@@ -241,17 +302,6 @@ fn computable(model: &ModelProto, outputs: Vec<String>, known: impl Fn(&str) -> 
         selection.reaching(&inputs, &ys).into_iter().all(|v| known(&selection.name(v)))
     };
     Ok(outputs.into_iter().filter(possible).collect())
-}
-
-fn model_file(role: &str, model: &ModelProto) -> ModelFile {
-    let names = |v: &[ValueInfoProto]| v.iter().map(|v| v.name().to_owned()).collect();
-    ModelFile {
-        role: role.to_owned(),
-        file: format!("{role}.onnx"),
-        inputs: model.graph.as_ref().map(|g| names(&g.input)).unwrap_or_default(),
-        outputs: model.graph.as_ref().map(|g| names(&g.output)).unwrap_or_default(),
-        memory: None,
-    }
 }
 
 fn parameter(t: &Trained, s: &Slot) -> manifest::Parameter {

@@ -79,7 +79,7 @@ impl Trainable {
         }
         let mut base = inline_functions(&inference.proto, &|_| true)?;
         // Where elements lay belongs to the model as it was alone.
-        file::forget_external(&mut base)?;
+        file::forget_external(&mut base);
         base.functions.clear();
         // An input that has a default is a constant: nobody is asked for it.
         base.graph.iter_mut().for_each(GraphProto::close_defaults);

@@ -1,7 +1,7 @@
 //! Puts trained weights back into the model that they come from: the same file, with new numbers.
 
 use super::lora::Adapter;
-use super::manifest::{Feed, Manifest, Parameter};
+use super::manifest::{Manifest, Parameter};
 use super::modes::Constants;
 use super::parameters::SCOPE;
 use super::state::State;
@@ -43,82 +43,104 @@ fn exported(
     state: &State,
     adapters: Adapters,
 ) -> Result<(ModelProto, Vec<String>)> {
-    let mut notes = Vec::new();
-    let state: HashMap<&str, &TensorProto> = state.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    let known: Constants<'_> = inference.graph.iter().flat_map(GraphProto::constants).collect();
-    let values = |name: &str, shape: &[i64]| -> Result<Vec<f64>> {
-        let tensor = state.get(name).with_context(|| format!("the state holds no '{name}'"))?;
+    let held = Held {
+        state: state.iter().map(|(n, t)| (n.as_str(), t)).collect(),
+        shapes: manifest.state.iter().map(|f| (f.input.as_str(), f.shape.as_slice())).collect(),
+        known: inference.graph.iter().flat_map(GraphProto::constants).collect(),
+    };
+    let (mut notes, mut model, mut new) = (Vec::new(), inference.clone(), HashMap::new());
+    held.weights(manifest, inference, &mut new, &mut notes)?;
+    for feed in manifest.state.iter().filter(|f| f.role == "statistic") {
+        let element = held.known.get(feed.input.as_str()).map(|t| t.element_type()).filter(|e| e.is_float());
+        let element = element.with_context(|| format!("the model has no statistic '{}'", feed.input))?;
+        let values = held.values(&feed.input)?;
+        new.insert(feed.input.clone(), TensorProto::from_floats(element, &feed.shape, &values)?);
+    }
+    let parameters: HashMap<&str, &Parameter> = manifest.parameters.iter().map(|p| (p.name.as_str(), p)).collect();
+    let mut rewrite = Rewrite::new(SCOPE);
+    for adapter in &manifest.lora {
+        let (left, right) = (held.values(&adapter.left)?, held.values(&adapter.right)?);
+        let merged = held.known.get(adapter.weight.as_str());
+        if let Some(weight) = merged.filter(|_| adapters == Adapters::Merged && adapter.beside.is_none()) {
+            let merged = adapter.merged(&weight.floats()?, &left, &right)?;
+            let merged = TensorProto::from_floats(weight.element_type(), &weight.dims, &merged)?;
+            new.insert(adapter.weight.clone(), merged);
+            continue;
+        }
+        if adapters == Adapters::Merged {
+            let why = if adapter.beside.is_some() { "holds integers" } else { "is computed by a node" };
+            notes.push(format!("'{}' {why}; its LoRA matrices stay apart", adapter.weight));
+        }
+        let parameter = parameters.get(adapter.left.as_str());
+        let parameter = parameter.with_context(|| format!("the manifest has no '{}'", adapter.left))?;
+        add(&mut model, adapter, float(parameter)?, &left, &right)?;
+        rewrite = rewrite.in_place_of(adapter.place(), |here, w| adapter.sum(here, w));
+    }
+    rewrite.apply(&mut model, OPERATORS)?;
+    replace(&mut model, new)?;
+    Ok((model, notes))
+}
+
+/// The tensors of a state, the shapes that they are to have, and the constants of the model that they go into.
+struct Held<'a> {
+    state: HashMap<&'a str, &'a TensorProto>,
+    shapes: HashMap<&'a str, &'a [i64]>,
+    known: Constants<'a>,
+}
+
+impl<'a> Held<'a> {
+    fn shape(&self, name: &str) -> Result<&'a [i64]> {
+        self.shapes.get(name).copied().with_context(|| format!("the manifest has no state '{name}'"))
+    }
+
+    /// The numbers of a tensor of the state.
+    fn values(&self, name: &str) -> Result<Vec<f64>> {
+        let shape = self.shape(name)?;
+        let tensor = self.state.get(name).with_context(|| format!("the state holds no '{name}'"))?;
         ensure!(tensor.dims == shape, "'{name}' has shape {:?} in the state, {shape:?} in the model", tensor.dims);
         let values = tensor.floats()?;
         if values.iter().any(|v| !v.is_finite()) {
             // What was infinite before, as the distances of a mask, may stay so.
-            let before = known.get(name).and_then(|t| t.floats().ok()).filter(|b| b.len() == values.len());
+            let before = self.known.get(name).and_then(|t| t.floats().ok()).filter(|b| b.len() == values.len());
             let same = |(now, then): (&f64, &f64)| now.is_finite() || now.to_bits() == then.to_bits();
             let fine = before.is_some_and(|before| values.iter().zip(&before).all(same));
             ensure!(fine, "'{name}' holds values that are no finite numbers");
         }
         Ok(values)
-    };
-    let nodes = inference.graph.iter().flat_map(|g| &g.node);
-    let producers: HashMap<&str, &NodeProto> = nodes.filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
-    let feeds: HashMap<&str, &Feed> = manifest.state.iter().map(|f| (f.input.as_str(), f)).collect();
-    let shape = |name: &str| -> Result<&[i64]> {
-        Ok(&feeds.get(name).with_context(|| format!("the manifest has no state '{name}'"))?.shape)
-    };
-    let mut new: HashMap<String, TensorProto> = HashMap::new();
-    for parameter in &manifest.parameters {
-        let name = parameter.name.as_str();
-        match &parameter.source {
-            Source::Lora { .. } => continue,
-            Source::Dequantized => {
-                let values = values(name, shape(name)?)?;
-                let node = producers.get(name).with_context(|| format!("no node computes '{name}'"))?;
-                let quantized = Quantized::of(node, &known).context("its integers are not constant");
-                let tensor = quantized.and_then(|q| q.nearest(&values));
-                let tensor = tensor.with_context(|| format!("'{name}' cannot be quantized again"))?;
-                notes.push(format!("'{name}' has been rounded to its {} again", tensor.element_type().name()));
-                new.insert(node.input.first().cloned().unwrap_or_default(), tensor);
-            }
-            _ => {
-                let shape = shape(name)?;
-                let tensor = TensorProto::from_floats(float(parameter)?, shape, &values(name, shape)?)?;
-                new.insert(name.to_owned(), tensor);
-            }
-        }
     }
-    for feed in manifest.state.iter().filter(|f| f.role == "statistic") {
-        let element = known.get(feed.input.as_str()).map(|t| t.element_type()).filter(|e| e.is_float());
-        let element = element.with_context(|| format!("the model has no statistic '{}'", feed.input))?;
-        let values = values(&feed.input, &feed.shape)?;
-        new.insert(feed.input.clone(), TensorProto::from_floats(element, &feed.shape, &values)?);
-    }
-    let parameters: HashMap<&str, &Parameter> = manifest.parameters.iter().map(|p| (p.name.as_str(), p)).collect();
-    let mut model = inference.clone();
-    let mut rewrite = Rewrite::new(SCOPE);
-    for adapter in &manifest.lora {
-        let matrix = |name: &str| values(name, shape(name)?);
-        let (left, right) = (matrix(&adapter.left)?, matrix(&adapter.right)?);
-        match known.get(adapter.weight.as_str()).filter(|_| adapters == Adapters::Merged && adapter.beside.is_none()) {
-            Some(weight) => {
-                let merged = adapter.merged(&weight.floats()?, &left, &right)?;
-                let merged = TensorProto::from_floats(weight.element_type(), &weight.dims, &merged)?;
-                new.insert(adapter.weight.clone(), merged);
-            }
-            None => {
-                if adapters == Adapters::Merged {
-                    let why = if adapter.beside.is_some() { "holds integers" } else { "is computed by a node" };
-                    notes.push(format!("'{}' {why}; its LoRA matrices stay apart", adapter.weight));
+
+    /// Adds the weights themselves to what is `new`: integers are rounded again, which the notes say.
+    fn weights(
+        &self,
+        manifest: &Manifest,
+        inference: &ModelProto,
+        new: &mut HashMap<String, TensorProto>,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
+        let nodes = inference.graph.iter().flat_map(|g| &g.node);
+        let producers: HashMap<&str, &NodeProto> =
+            nodes.filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
+        for parameter in &manifest.parameters {
+            let name = parameter.name.as_str();
+            match &parameter.source {
+                Source::Lora { .. } => continue,
+                Source::Dequantized => {
+                    let values = self.values(name)?;
+                    let node = producers.get(name).with_context(|| format!("no node computes '{name}'"))?;
+                    let quantized = Quantized::of(node, &self.known).context("its integers are not constant");
+                    let tensor = quantized.and_then(|q| q.nearest(&values));
+                    let tensor = tensor.with_context(|| format!("'{name}' cannot be quantized again"))?;
+                    notes.push(format!("'{name}' has been rounded to its {} again", tensor.element_type().name()));
+                    new.insert(node.input.first().cloned().unwrap_or_default(), tensor);
                 }
-                let parameter = parameters.get(adapter.left.as_str());
-                let parameter = parameter.with_context(|| format!("the manifest has no '{}'", adapter.left))?;
-                add(&mut model, adapter, float(parameter)?, &left, &right)?;
-                rewrite = rewrite.in_place_of(adapter.place(), |here, w| adapter.sum(here, w));
+                _ => {
+                    let tensor = TensorProto::from_floats(float(parameter)?, self.shape(name)?, &self.values(name)?)?;
+                    new.insert(name.to_owned(), tensor);
+                }
             }
         }
+        Ok(())
     }
-    rewrite.apply(&mut model, OPERATORS)?;
-    replace(&mut model, new)?;
-    Ok((model, notes))
 }
 
 /// The element type of a parameter in the model.

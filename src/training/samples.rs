@@ -78,10 +78,7 @@ impl Column {
             Place::Packed(..) => return Err(anyhow!("its elements are still packed")),
             Place::Memory(all) => bytes.extend_from_slice(all.get(from..from + length).with_context(short)?),
             Place::File(file, start) => {
-                let mut file = &**file;
-                bytes.try_reserve(length).map_err(|_| Error::out_of_memory("there is no memory for a batch"))?;
-                file.seek(SeekFrom::Start(start + from as u64)).map_err(file::plain)?;
-                let read = file.take(length as u64).read_to_end(bytes).map_err(file::plain)?;
+                let read = read_at(file, start + from as u64, length as u64, bytes)?;
                 ensure!(read == length, short());
             }
         }
@@ -146,14 +143,19 @@ pub fn open_arrays(files: &[PathBuf], wanted: &dyn Fn(&str) -> bool) -> Result<H
     Ok((columns, others))
 }
 
+/// Appends up to so many bytes of a file, from a place on; returns how many there are.
+fn read_at(mut file: &File, start: u64, length: u64, bytes: &mut Vec<u8>) -> Result<usize> {
+    let room = bytes.try_reserve_exact(usize::try_from(length)?);
+    room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {length} bytes")))?;
+    file.seek(SeekFrom::Start(start)).map_err(file::plain)?;
+    Ok(file.take(length).read_to_end(bytes).map_err(file::plain)?)
+}
+
 /// The tensor that lies as an `.npy` file does in `size` bytes of a file from `start` on.
 fn array(file: &Arc<File>, start: u64, size: u64) -> Result<Column> {
     let part = |length: u64| -> Result<Vec<u8>> {
-        let (mut file, mut bytes) = (&**file, Vec::new());
-        let room = bytes.try_reserve_exact(usize::try_from(length)?);
-        room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {length} bytes")))?;
-        file.seek(SeekFrom::Start(start)).map_err(file::plain)?;
-        file.take(length).read_to_end(&mut bytes).map_err(file::plain)?;
+        let mut bytes = Vec::new();
+        read_at(file, start, length, &mut bytes)?;
         Ok(bytes)
     };
     let header = npy::Header::read(&part(size.min(npy::LONGEST_HEADER as u64 + 12))?)?;

@@ -27,7 +27,6 @@ pub struct Forward {
     taken: Names,
     inputs: RefCell<Vec<(ValueId, String)>>,
     budget: Option<Budget>,
-    report: RefCell<Option<memory::Report>>,
 }
 
 /// The loss, its metrics, and the inputs that it wants.
@@ -40,6 +39,90 @@ pub struct Total<'g> {
     pub labels: Vec<Input>,
     /// What has been decided.
     pub decisions: Vec<String>,
+}
+
+/// A parameter with its gradient and its states.
+struct Part<'g, 'p> {
+    slot: &'p Slot,
+    w: Expr<'g>,
+    g: Expr<'g>,
+    states: Vec<Expr<'g>>,
+}
+
+/// What the updates of all parameters have in common.
+struct Updating<'g, 'p> {
+    forward: &'g Forward,
+    plan: &'p Plan,
+    rate: Expr<'g>,
+    /// The number of the step, from 1 on.
+    t: Expr<'g>,
+    /// What brings the norm of all gradients down to its bound.
+    clip: Option<Expr<'g>>,
+    /// Whether no gradient is infinite, where the loss is scaled: else the step does not count.
+    fine: Option<Expr<'g>>,
+}
+
+impl<'g> Updating<'g, '_> {
+    fn guarded(&self, new: Expr<'g>, old: Expr<'g>) -> Expr<'g> {
+        self.fine.map_or(new, |fine| fine.select(new, old))
+    }
+
+    /// The updated parameter and its updated states.
+    fn one(&self, slot: &Slot, w: Expr<'g>, g: Expr<'g>, states: Vec<Expr<'g>>) -> Result<Vec<Expr<'g>>> {
+        let plan = self.plan;
+        let g = self.clip.map_or(g, |c| g * c.cast_like(g));
+        let g = plan.clip_value.map_or(g, |bound| g.clamp(-bound, bound));
+        let update = Update {
+            w,
+            g,
+            states: states.clone(),
+            lr: self.rate.cast_like(w) * slot.rate,
+            t: self.t.cast_like(w),
+            hyper: Hyper { weight_decay: slot.decay, ..plan.hyper },
+        };
+        let (new, new_states) = match plan.preview {
+            true => self.forward.preview(plan.optimizer.name, &update, self.t)?,
+            false => plan.optimizer.update(&update)?,
+        };
+        if let Some(error) = self.forward.builder.take_error() {
+            return Err(error.context(format!("the update of '{}'", slot.name)));
+        }
+        let new = [new].into_iter().chain(new_states).zip([w].into_iter().chain(states));
+        Ok(new.map(|(new, old)| self.guarded(new, old)).collect())
+    }
+
+    /// The same of several parameters, which are updated as one vector.
+    fn all(&self, parts: &[Part<'g, '_>]) -> Result<Vec<Vec<Expr<'g>>>> {
+        let first = match parts {
+            [] => return Ok(vec![]),
+            [only] => return Ok(vec![self.one(only.slot, only.w, only.g, only.states.clone())?]),
+            [first, ..] => first,
+        };
+        let joined = |of: &dyn Fn(&Part<'g, '_>) -> Expr<'g>| {
+            Expr::concat(&parts.iter().map(|part| of(part).flattened()).collect::<Vec<_>>(), 0)
+        };
+        let states = (0..first.states.len()).map(|s| joined(&|part| part.states[s])).collect();
+        let new = self.one(first.slot, joined(&|part| part.w), joined(&|part| part.g), states)?;
+        let sizes: Vec<i64> = parts.iter().map(|part| part.slot.dims.iter().product()).collect();
+        let new: Vec<Vec<Expr<'g>>> = new.into_iter().map(|e| e.split(0, &sizes)).collect();
+        let part = |(i, part): (usize, &Part<'g, '_>)| new.iter().map(|e| e[i].reshape_like(part.w)).collect();
+        Ok(parts.iter().enumerate().map(part).collect())
+    }
+
+    /// The factor of the loss, and how many steps in a row have been fine with it.
+    fn scaling(&self) -> Named<'g> {
+        let (Some(scaling), Some(fine)) = (&self.plan.scaling, self.fine) else { return vec![] };
+        let scale = self.forward.scalar(&scaling.scale[0], ElementType::Float);
+        let good = self.forward.scalar(&scaling.good[0], ElementType::Int64);
+        let due = (good + 1).greater_or_equal(good.like(GROWTH_INTERVAL as f64));
+        let grown = due.select((scale * 2.0).min(scale.like(f64::from(1u32 << 24))), scale);
+        let shrunk = (scale * 0.5).max(scale.like(1.0));
+        let zero = good.like(0.0);
+        vec![
+            (fine.select(grown, shrunk), scaling.scale[1].clone()),
+            (fine.select(due.select(zero, good + 1), zero), scaling.good[1].clone()),
+        ]
+    }
 }
 
 /// The updated state, in any order, with names.
@@ -55,18 +138,12 @@ impl Forward {
         let mut taken: Names = names.keys().chain(&inner_names).cloned().collect();
         taken.extend(model.graph.iter().flat_map(|g| &g.node).map(|n| n.name()));
         taken.extend(reserved);
-        let (inputs, report) = (RefCell::default(), RefCell::default());
-        Ok(Forward { model, builder: Builder::new(graph), names, taken, inputs, budget: None, report })
+        Ok(Forward { model, builder: Builder::new(graph), names, taken, inputs: RefCell::default(), budget: None })
     }
 
     /// The same with a bound on what is held at a time.
     pub fn within(self, budget: Option<Budget>) -> Self {
         Forward { budget, ..self }
-    }
-
-    /// What has come of the budget in the model that was written last.
-    pub fn memory(&self) -> Option<memory::Report> {
-        self.report.take()
     }
 
     /// The tensor of that name.
@@ -212,78 +289,32 @@ impl Forward {
     /// # Errors
     /// The optimizer's formula cannot be written at the model's opset.
     pub fn update<'g>(&'g self, plan: &Plan, gradients: &[Expr<'g>]) -> Result<(Named<'g>, Expr<'g>)> {
-        let b = &self.builder;
-        let rate = self.scalar(&plan.rate.0, plan.rate.1);
         let step = self.scalar(&plan.step[0], ElementType::Int64);
-        let t = step + 1;
         let squares = squares(plan, gradients).context("there are no gradients")?;
         let norm = squares.sqrt();
-        let clip = plan.clip_norm.map(|bound| (bound / (norm + 1e-6)).min(norm.like(1.0)));
-        let fine = plan.scaling.is_some().then(|| squares.below(f32::MAX.into()));
-        let guarded = |new: Expr<'g>, old: Expr<'g>| fine.map_or(new, |fine| fine.select(new, old));
-        // The updated parameter and its updated states.
-        let updated = |slot: &Slot, w: Expr<'g>, g: Expr<'g>, states: Vec<Expr<'g>>| -> Result<Vec<Expr<'g>>> {
-            let g = clip.map_or(g, |c| g * c.cast_like(g));
-            let g = plan.clip_value.map_or(g, |bound| g.clamp(-bound, bound));
-            let update = Update {
-                w,
-                g,
-                states: states.clone(),
-                lr: rate.cast_like(w) * slot.rate,
-                t: t.cast_like(w),
-                hyper: Hyper { weight_decay: slot.decay, ..plan.hyper },
-            };
-            let (new, new_states) = match plan.preview {
-                true => self.preview(plan.optimizer.name, &update, t)?,
-                false => plan.optimizer.update(&update)?,
-            };
-            if let Some(error) = b.take_error() {
-                return Err(error.context(format!("the update of '{}'", slot.name)));
-            }
-            let new = [new].into_iter().chain(new_states).zip([w].into_iter().chain(states));
-            Ok(new.map(|(new, old)| guarded(new, old)).collect())
+        let updating = Updating {
+            forward: self,
+            plan,
+            rate: self.scalar(&plan.rate.0, plan.rate.1),
+            t: step + 1,
+            clip: plan.clip_norm.map(|bound| (bound / (norm + 1e-6)).min(norm.like(1.0))),
+            fine: plan.scaling.is_some().then(|| squares.below(f32::MAX.into())),
         };
         let mut next: Named<'g> = Vec::new();
         for group in groups(plan) {
             let parts = group.iter().map(|&i| {
                 let slot = &plan.slots[i];
                 let states = slot.states.iter().map(|[name, _]| self.tensor(name, slot)).collect();
-                (slot, self.tensor(&slot.name, slot), gradients[i], states)
+                Part { slot, w: self.tensor(&slot.name, slot), g: gradients[i], states }
             });
-            let parts: Vec<(&Slot, Expr<'g>, Expr<'g>, Vec<Expr<'g>>)> = parts.collect();
-            let all = match parts.as_slice() {
-                [(slot, w, g, states)] => vec![updated(slot, *w, *g, states.clone())?],
-                [(slot, _, _, states), ..] => {
-                    let joined = |of: &dyn Fn(usize) -> Expr<'g>| {
-                        Expr::concat(&(0..parts.len()).map(|i| of(i).flattened()).collect::<Vec<_>>(), 0)
-                    };
-                    let states = (0..states.len()).map(|s| joined(&|i| parts[i].3[s])).collect();
-                    let new = updated(slot, joined(&|i| parts[i].1), joined(&|i| parts[i].2), states)?;
-                    let sizes: Vec<i64> = parts.iter().map(|(slot, ..)| slot.dims.iter().product()).collect();
-                    let new: Vec<Vec<Expr<'g>>> = new.into_iter().map(|e| e.split(0, &sizes)).collect();
-                    let part = |(i, (_, w, ..)): (usize, &(_, Expr<'g>, _, _))| {
-                        new.iter().map(|e| e[i].reshape_like(*w)).collect()
-                    };
-                    parts.iter().enumerate().map(part).collect()
-                }
-                [] => vec![],
-            };
-            for ((slot, ..), new) in parts.into_iter().zip(all) {
-                let names = [&slot.next].into_iter().chain(slot.states.iter().map(|[_, name]| name));
+            let parts: Vec<Part<'g, '_>> = parts.collect();
+            for (part, new) in parts.iter().zip(updating.all(&parts)?) {
+                let names = [&part.slot.next].into_iter().chain(part.slot.states.iter().map(|[_, name]| name));
                 next.extend(new.into_iter().zip(names.cloned()));
             }
         }
-        next.push((guarded(t, step), plan.step[1].clone()));
-        if let (Some(scaling), Some(fine)) = (&plan.scaling, fine) {
-            let scale = self.scalar(&scaling.scale[0], ElementType::Float);
-            let good = self.scalar(&scaling.good[0], ElementType::Int64);
-            let due = (good + 1).greater_or_equal(good.like(GROWTH_INTERVAL as f64));
-            let grown = due.select((scale * 2.0).min(scale.like(f64::from(1u32 << 24))), scale);
-            let shrunk = (scale * 0.5).max(scale.like(1.0));
-            next.push((fine.select(grown, shrunk), scaling.scale[1].clone()));
-            let zero = good.like(0.0);
-            next.push((fine.select(due.select(zero, good + 1), zero), scaling.good[1].clone()));
-        }
+        next.push((updating.guarded(updating.t, step), plan.step[1].clone()));
+        next.extend(updating.scaling());
         self.check()?;
         Ok((next, norm))
     }
@@ -335,11 +366,16 @@ impl Forward {
     }
 
     /// The model with the outputs, in their order, and behind them those of its own that are `kept`. Inputs come in the
-    /// order of `order`, before them those that it does not name.
+    /// order of `order`, before them those that it does not name. With it what has come of the budget.
     ///
     /// # Errors
     /// Something could not be built.
-    pub fn write(&self, outputs: Named<'_>, kept: &[String], order: &[String]) -> Result<ModelProto> {
+    pub fn write(
+        &self,
+        outputs: Named<'_>,
+        kept: &[String],
+        order: &[String],
+    ) -> Result<(ModelProto, Option<memory::Report>)> {
         let mut used = HashSet::new();
         let outputs: Vec<(ValueId, String)> = outputs
             .into_iter()
@@ -369,7 +405,6 @@ impl Forward {
             (write::needed(&graph, results), ends)
         };
         let (steps, memory) = memory::schedule(&self.builder, nodes, &ends, self.budget.as_ref())?;
-        *self.report.borrow_mut() = memory;
         let request = Request { name: "training".to_owned(), inputs, outputs, steps, colocate: false };
         write::write(&self.builder.graph(), &mut model, &request, self.taken.clone())?;
         if let Some(graph) = model.graph.as_mut() {
@@ -381,7 +416,7 @@ impl Forward {
             let place: HashMap<&str, usize> = order.iter().enumerate().map(|(i, n)| (n.as_str(), i + 1)).collect();
             graph.input.sort_by_key(|i| place.get(i.name()).copied().unwrap_or(0));
         }
-        Ok(model)
+        Ok((model, memory))
     }
 }
 

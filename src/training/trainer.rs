@@ -174,88 +174,24 @@ fn trained(
     let manifest = Manifest::read(folder)?;
     check(options, &manifest)?;
     let mut trainer = Trainer::new(folder, manifest)?;
-    let mut progress = Progress { options: options.clone(), data: data.fingerprint(), ..Progress::default() };
     let checkpoint = folder.join(CHECKPOINT);
-    if resume {
-        let (state, metadata) = state::read(&checkpoint).context("nothing to resume")?;
-        let text = metadata.with_context(|| format!("{}: not a checkpoint of `train`", checkpoint.display()))?;
-        let saved: Progress = serde_json::from_str(&text).context("the checkpoint is of another version")?;
-        same_training(&saved, &progress)?;
-        let elements = state.iter().map(|(n, t)| (n.as_str(), t.raw_data.as_deref().unwrap_or_default()));
-        let sum = state::fingerprint(elements);
-        ensure!(
-            saved.sum.as_ref().is_none_or(|s| *s == sum),
-            "{}: its tensors are not those that were written: it is damaged",
-            checkpoint.display()
-        );
-        progress = Progress { options: options.clone(), ..saved };
-        trainer.restore(&state)?;
-    } else {
-        let (state, _) = state::read(&folder.join(&trainer.manifest.initial_state))?;
-        trainer.restore(&state)?;
-    }
-    let mut order = Random::new(options.seed).shuffled(data.count());
-    let share = if evaluation.is_some() { 0.0 } else { options.held_out };
-    let held = (data.count() as f64 * share).round() as usize;
-    let held_out = order.split_off(data.count() - held.min(data.count()));
-    let group = trainer.manifest.accumulate.max(1);
-    let fixed = trainer.manifest.fixed_batch()?;
-    if let Some(n) = fixed.filter(|&n| n != options.batch) {
-        bail!(
-            "the model takes batches of {n} only, not of {}; `trainable --accumulate {}` makes a step of several of them",
-            options.batch,
-            options.batch.div_ceil(n.max(1)).max(2)
-        );
-    }
-    let whole = order.len() / options.batch;
-    let batches = if fixed.is_some() || group > 1 { whole } else { order.len().div_ceil(options.batch) };
-    let steps = batches / group;
-    ensure!(
-        steps > 0,
-        "{} samples to train with do not make one step of {} times {}",
-        order.len(),
-        group,
-        options.batch
-    );
-    let total = (steps as u64)
-        .checked_mul(options.epochs as u64)
-        .context("so many epochs have more steps than can be counted")?;
-    let made = (steps as u64).checked_mul(progress.epoch as u64).and_then(|n| n.checked_add(progress.position as u64));
-    ensure!(
-        progress.position <= steps && progress.history.len() == progress.epoch && made == Some(progress.steps),
-        "the checkpoint contradicts itself: epoch {} of {} recorded, step {} of {steps}, {} steps in all",
-        progress.epoch,
-        progress.history.len(),
-        progress.position,
-        progress.steps
-    );
+    let begun = Progress { options: options.clone(), data: data.fingerprint(), ..Progress::default() };
+    let mut progress = match resume {
+        true => resumed(&mut trainer, &checkpoint, begun)?,
+        false => {
+            let (state, _) = state::read(&folder.join(&trainer.manifest.initial_state))?;
+            trainer.restore(&state)?;
+            begun
+        }
+    };
+    let held_out = if evaluation.is_some() { 0.0 } else { options.held_out };
+    let course = Course::new(data.count(), held_out, options, &trainer.manifest)?;
+    course.ensure_holds(&progress)?;
     while progress.epoch < options.epochs {
-        let seed = options.seed.wrapping_add((progress.epoch as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let shuffled: Vec<usize> =
-            Random::new(seed).shuffled(order.len()).into_iter().filter_map(|i| order.get(i).copied()).collect();
-        let groups: Vec<Vec<&[usize]>> = shuffled
-            .chunks(options.batch)
-            .take(batches)
-            .collect::<Vec<_>>()
-            .chunks_exact(group)
-            .map(<[_]>::to_vec)
-            .collect();
-        for micro in groups.iter().skip(progress.position) {
-            let rate = rate(options, progress.steps, total);
-            let scalars = trainer.step(data, micro, rate)?;
-            let loss = scalars.get(&trainer.manifest.loss).copied().unwrap_or(f64::NAN);
-            ensure!(
-                loss.is_finite(),
-                "the loss is {loss} in step {} (epoch {}): the learning rate may be too high, or the model's own numbers overflow; the checkpoint is from before",
-                progress.steps + 1,
-                progress.epoch + 1
-            );
-            for (name, value) in scalars {
-                *progress.sums.entry(name).or_default() += value;
-            }
-            progress.position += 1;
-            progress.steps += 1;
-            if report(Event::Step(progress.epoch + 1, progress.position, steps, loss)).is_break() {
+        let order = course.order_of(progress.epoch, options.seed);
+        for micro in course.steps_of(&order).skip(progress.position) {
+            let loss = progress.step(&mut trainer, data, &micro, course.total)?;
+            if report(Event::Step(progress.epoch + 1, progress.position, course.steps, loss)).is_break() {
                 trainer.save(&checkpoint, &progress)?;
                 return Ok(Trained { epochs: progress.history, stopped: Some(progress.steps) });
             }
@@ -263,24 +199,134 @@ fn trained(
                 trainer.save(&checkpoint, &progress)?;
             }
         }
-        let held = match evaluation {
+        let held_out = match evaluation {
             Some(other) => trainer.evaluate(other, &(0..other.count()).collect::<Vec<_>>(), options.batch)?,
-            None => trainer.evaluate(data, &held_out, options.batch)?,
+            None => trainer.evaluate(data, &course.held_out, options.batch)?,
         };
-        let mut metrics: BTreeMap<String, f64> =
-            std::mem::take(&mut progress.sums).into_iter().map(|(n, v)| (n, v / steps as f64)).collect();
-        let loss = metrics.remove(&trainer.manifest.loss).unwrap_or(f64::NAN);
-        let epoch = Epoch { epoch: progress.epoch + 1, steps: progress.steps, loss, metrics, held_out: held };
+        let epoch = progress.end_epoch(&trainer.manifest.loss, course.steps, held_out);
         let going = report(Event::Epoch(&epoch));
         progress.history.push(epoch);
-        progress.epoch += 1;
-        progress.position = 0;
         trainer.save(&checkpoint, &progress)?;
         if going.is_break() && progress.epoch < options.epochs {
             return Ok(Trained { epochs: progress.history, stopped: Some(progress.steps) });
         }
     }
     Ok(Trained { epochs: progress.history, stopped: None })
+}
+
+/// How far a checkpoint is, of the training that `begun` begins; the trainer gets its tensors.
+fn resumed(trainer: &mut Trainer, checkpoint: &Path, begun: Progress) -> Result<Progress> {
+    let (state, metadata) = state::read(checkpoint).context("nothing to resume")?;
+    let text = metadata.with_context(|| format!("{}: not a checkpoint of `train`", checkpoint.display()))?;
+    let saved: Progress = serde_json::from_str(&text).context("the checkpoint is of another version")?;
+    same_training(&saved, &begun)?;
+    let elements = state.iter().map(|(n, t)| (n.as_str(), t.raw_data.as_deref().unwrap_or_default()));
+    let sum = state::fingerprint(elements);
+    ensure!(
+        saved.sum.as_ref().is_none_or(|s| *s == sum),
+        "{}: its tensors are not those that were written: it is damaged",
+        checkpoint.display()
+    );
+    trainer.restore(&state)?;
+    Ok(Progress { options: begun.options, ..saved })
+}
+
+/// Which samples make which steps.
+struct Course {
+    /// The samples to train with.
+    order: Vec<usize>,
+    /// The samples that are held out.
+    held_out: Vec<usize>,
+    /// Samples in a micro-batch.
+    batch: usize,
+    /// Micro-batches in a step.
+    group: usize,
+    /// Micro-batches in an epoch.
+    batches: usize,
+    /// Steps in an epoch.
+    steps: usize,
+    /// Steps in all.
+    total: u64,
+}
+
+impl Course {
+    fn new(samples: usize, held_out: f64, options: &Options, manifest: &Manifest) -> Result<Self> {
+        let mut order = Random::new(options.seed).shuffled(samples);
+        let held = (samples as f64 * held_out).round() as usize;
+        let held_out = order.split_off(samples - held.min(samples));
+        let (batch, group) = (options.batch, manifest.accumulate.max(1));
+        let fixed = manifest.fixed_batch()?;
+        if let Some(n) = fixed.filter(|&n| n != batch) {
+            bail!(
+                "the model takes batches of {n} only, not of {batch}; `trainable --accumulate {}` makes a step of several of them",
+                batch.div_ceil(n.max(1)).max(2)
+            );
+        }
+        let whole = order.len() / batch;
+        let batches = if fixed.is_some() || group > 1 { whole } else { order.len().div_ceil(batch) };
+        let steps = batches / group;
+        ensure!(steps > 0, "{} samples to train with do not make one step of {group} times {batch}", order.len());
+        let total = (steps as u64).checked_mul(options.epochs as u64);
+        let total = total.context("so many epochs have more steps than can be counted")?;
+        Ok(Course { order, held_out, batch, group, batches, steps, total })
+    }
+
+    /// Whether a checkpoint says of steps what follows from its epochs.
+    fn ensure_holds(&self, progress: &Progress) -> Result<()> {
+        let (epoch, position, steps) = (progress.epoch, progress.position, self.steps);
+        let made = (steps as u64).checked_mul(epoch as u64).and_then(|n| n.checked_add(position as u64));
+        ensure!(
+            position <= steps && progress.history.len() == epoch && made == Some(progress.steps),
+            "the checkpoint contradicts itself: epoch {epoch} of {} recorded, step {position} of {steps}, {} steps in all",
+            progress.history.len(),
+            progress.steps
+        );
+        Ok(())
+    }
+
+    /// The samples in the order of an epoch, the first being 0.
+    fn order_of(&self, epoch: usize, seed: u64) -> Vec<usize> {
+        let seed = seed.wrapping_add((epoch as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let places = Random::new(seed).shuffled(self.order.len());
+        places.into_iter().filter_map(|i| self.order.get(i).copied()).collect()
+    }
+
+    /// The micro-batches of each step of an epoch.
+    fn steps_of<'a>(&self, order: &'a [usize]) -> impl Iterator<Item = Vec<&'a [usize]>> {
+        let batches: Vec<&[usize]> = order.chunks(self.batch).take(self.batches).collect();
+        let (group, steps) = (self.group, self.steps);
+        (0..steps).map(move |i| batches[i * group..(i + 1) * group].to_vec())
+    }
+}
+
+impl Progress {
+    /// Makes a step, and returns its loss.
+    fn step(&mut self, trainer: &mut Trainer, data: &Data, micro: &[&[usize]], total: u64) -> Result<f64> {
+        let scalars = trainer.step(data, micro, rate(&self.options, self.steps, total))?;
+        let loss = scalars.get(&trainer.manifest.loss).copied().unwrap_or(f64::NAN);
+        ensure!(
+            loss.is_finite(),
+            "the loss is {loss} in step {} (epoch {}): the learning rate may be too high, or the model's own numbers overflow; the checkpoint is from before",
+            self.steps + 1,
+            self.epoch + 1
+        );
+        for (name, value) in scalars {
+            *self.sums.entry(name).or_default() += value;
+        }
+        self.position += 1;
+        self.steps += 1;
+        Ok(loss)
+    }
+
+    /// What the epoch comes to, of so many steps; the next one begins.
+    fn end_epoch(&mut self, loss: &str, steps: usize, held_out: Option<BTreeMap<String, f64>>) -> Epoch {
+        let sums = std::mem::take(&mut self.sums).into_iter();
+        let mut metrics: BTreeMap<String, f64> = sums.map(|(n, v)| (n, v / steps as f64)).collect();
+        let loss = metrics.remove(loss).unwrap_or(f64::NAN);
+        self.epoch += 1;
+        self.position = 0;
+        Epoch { epoch: self.epoch, steps: self.steps, loss, metrics, held_out }
+    }
 }
 
 fn check(options: &Options, manifest: &Manifest) -> Result<()> {

@@ -266,10 +266,39 @@ impl Verdict<'_> {
             return Err(skipped("the ys are not finite in float64 for random inputs; give --input or --range"));
         }
         let rounding = place.rounding(case);
-        let tolerance = Tolerance::Relative(rounding.bound());
         let mut suspects = Vec::new();
-        let mut targets: Vec<Option<Target>> = Vec::new();
-        for (i, g) in case.record.gradients.iter().enumerate() {
+        let targets = self.targets(place, &mut suspects);
+        let together = self.jointly(&function, &targets, rounding);
+        // Those come first of which nothing is known yet: the time may be over before all have been looked at.
+        let mut order: Vec<usize> = (0..targets.len()).collect();
+        order.sort_by_key(|&i| self.ledgers[i].agreed > 0);
+        for i in order {
+            let Some(target) = &targets[i] else { continue };
+            let alone = match look {
+                Look::Each => true,
+                Look::Together => {
+                    let has_gradient = case.record.gradients[i].name.is_some();
+                    let open = self.ledgers[i].agreed == 0 && has_gradient;
+                    open || matches!((together[i], has_gradient), (None, true) | (Some(Outcome::Differs(_)), _))
+                }
+            };
+            let late = self.has_used(if look == Look::Each { 0.35 } else { 0.95 });
+            if !alone || (late && self.ledgers[i].agreed > 0) || self.case.is_late() {
+                continue;
+            }
+            if let Some(suspect) = self.alone(&function, i, target, rounding)? {
+                self.ledgers[i].doubted = true;
+                self.report(i);
+                suspects.push(suspect);
+            }
+        }
+        Ok(suspects)
+    }
+
+    /// What each gradient is compared with; one that has nothing to be compared with agrees, or is a suspect.
+    fn targets(&mut self, place: &Place, suspects: &mut Vec<Suspect>) -> Vec<Option<Target>> {
+        let mut targets = Vec::new();
+        for (i, g) in self.case.record.gradients.iter().enumerate() {
             targets.push(None);
             if !self.ledgers[i].is_open() {
                 continue;
@@ -296,19 +325,22 @@ impl Verdict<'_> {
                 Some(gradient) => Some(Target { gradient: Arc::new(gradient.values()), ..target.clone() }),
             };
         }
-        // One direction over all xs of a group, to which each contributes alike: it finds an error in any of them.
-        let has_gradient = |i: usize| case.record.gradients[i].name.is_some();
+        targets
+    }
+
+    /// Compares along one direction over all xs of a group, to which each contributes alike: it finds an error in any
+    /// of them. What comes of it, for each that stands in a group of several.
+    fn jointly(&mut self, function: &Function, targets: &[Option<Target>], rounding: Rounding) -> Vec<Option<Outcome>> {
+        let gradients = &self.case.record.gradients;
         let mut names = HashSet::new();
         let joint: Vec<(usize, &Target)> = (targets.iter().enumerate())
             .filter_map(|(i, target)| Some((i, target.as_ref()?)))
-            .filter(|&(i, _)| has_gradient(i) && names.insert(&case.record.gradients[i].x))
+            .filter(|&(i, _)| gradients[i].name.is_some() && names.insert(&gradients[i].x))
             .collect();
         let mut together: Vec<Option<Outcome>> = vec![None; targets.len()];
-        for group in groups(&joint) {
-            if group.len() < 2 {
-                continue;
-            }
+        for group in groups(&joint).into_iter().filter(|group| group.len() > 1) {
             let all: Vec<&Target> = group.iter().map(|&(_, target)| target).collect();
+            let tolerance = Tolerance::Relative(rounding.bound());
             // Where it does not run at all, some x need not be valid beside its value: each alone says which.
             let outcome = function.compare(&alike(&all, &mut self.random), rounding, tolerance);
             let outcome = outcome.unwrap_or(Outcome::Rough);
@@ -319,29 +351,7 @@ impl Verdict<'_> {
                 together[i] = Some(outcome);
             }
         }
-        // Those come first of which nothing is known yet: the time may be over before all have been looked at.
-        let mut order: Vec<usize> = (0..targets.len()).collect();
-        order.sort_by_key(|&i| self.ledgers[i].agreed > 0);
-        for i in order {
-            let Some(target) = &targets[i] else { continue };
-            let alone = match look {
-                Look::Each => true,
-                Look::Together => {
-                    let open = self.ledgers[i].agreed == 0 && has_gradient(i);
-                    open || matches!((together[i], has_gradient(i)), (None, true) | (Some(Outcome::Differs(_)), _))
-                }
-            };
-            let late = self.has_used(if look == Look::Each { 0.35 } else { 0.95 });
-            if !alone || (late && self.ledgers[i].agreed > 0) || self.case.is_late() {
-                continue;
-            }
-            if let Some(suspect) = self.alone(&function, i, target, rounding)? {
-                self.ledgers[i].doubted = true;
-                self.report(i);
-                suspects.push(suspect);
-            }
-        }
-        Ok(suspects)
+        together
     }
 
     /// Compares one gradient along directions of its own.

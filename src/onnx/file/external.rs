@@ -22,20 +22,19 @@ use std::path::{Component, Path, PathBuf};
 /// tensor's dimensions.
 pub fn load_external(model: &mut ModelProto, base: &Path) -> Result<()> {
     load_external_kept(model, base)?;
-    forget_external(model)
+    forget_external(model);
+    Ok(())
 }
 
 /// Forgets where elements lay that have been brought in.
-///
-/// # Errors
-/// None: it is a walk that could fail.
-pub fn forget_external(model: &mut ModelProto) -> Result<()> {
-    visit::tensors_mut(model, &mut |tensor| {
+pub fn forget_external(model: &mut ModelProto) {
+    let forgotten = visit::tensors_mut(model, &mut |tensor| {
         if !tensor.is_external() {
             tensor.external_data.clear();
         }
-        Ok(())
-    })
+        Ok::<(), std::convert::Infallible>(())
+    });
+    let Ok(()) = forgotten;
 }
 
 /// The same, and the tensors keep in mind where their elements lay: [`unload_external`] puts them there again.
@@ -117,7 +116,7 @@ pub fn unload_external(
     let mut files: BTreeMap<String, Data> = BTreeMap::new();
     visit::tensors_mut(model, &mut |tensor| {
         if tensor.is_external() || tensor.external_data.is_empty() {
-            return Ok(());
+            return Ok::<(), anyhow::Error>(());
         }
         let old = location(tensor)?.to_owned();
         let new = name(&old);
@@ -194,7 +193,7 @@ pub fn locations(model: &ModelProto) -> BTreeSet<String> {
         if tensor.is_external() {
             found.extend(entry(tensor, "location").map(str::to_owned));
         }
-        Ok(())
+        Ok::<(), anyhow::Error>(())
     });
     debug_assert!(walked.is_ok());
     found
@@ -256,7 +255,7 @@ pub fn rebase_external(model: &mut ModelProto, from: &Path, to: &Path, force: bo
                 }
             }
         }
-        Ok(())
+        Ok::<(), anyhow::Error>(())
     })?;
     Ok(notes)
 }

@@ -1,13 +1,12 @@
 //! Every tensor of a model, wherever it is: initializers, attributes, subgraphs, functions.
 
 use super::super::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
-use anyhow::Result;
 
 /// The same walk twice, by shared and by mutable reference. It is as deep as the protobuf was.
 macro_rules! walk {
     ($model:ident, $graph:ident, $nodes:ident, $attribute:ident, $iter:ident $(, $mut:tt)?) => {
         /// Calls `visit` for each tensor of the model.
-        pub fn $model(model: &$($mut)? ModelProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
+        pub fn $model<E>(model: &$($mut)? ModelProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<(), E>) -> Result<(), E> {
             for graph in model.graph.$iter() {
                 $graph(graph, visit)?;
             }
@@ -23,7 +22,7 @@ macro_rules! walk {
             Ok(())
         }
 
-        fn $graph(graph: &$($mut)? GraphProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
+        fn $graph<E>(graph: &$($mut)? GraphProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<(), E>) -> Result<(), E> {
             graph.initializer.$iter().try_for_each(&mut *visit)?;
             for sparse in graph.sparse_initializer.$iter() {
                 sparse.values.$iter().chain(sparse.indices.$iter()).try_for_each(&mut *visit)?;
@@ -31,11 +30,11 @@ macro_rules! walk {
             $nodes(&$($mut)? graph.node, visit)
         }
 
-        fn $nodes(nodes: &$($mut)? [NodeProto], visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
+        fn $nodes<E>(nodes: &$($mut)? [NodeProto], visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<(), E>) -> Result<(), E> {
             nodes.$iter().flat_map(|node| node.attribute.$iter()).try_for_each(|a| $attribute(a, visit))
         }
 
-        fn $attribute(a: &$($mut)? AttributeProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<()>) -> Result<()> {
+        fn $attribute<E>(a: &$($mut)? AttributeProto, visit: &mut dyn FnMut(&$($mut)? TensorProto) -> Result<(), E>) -> Result<(), E> {
             a.t.$iter().map(|t| &$($mut)? **t).chain(a.tensors.$iter()).try_for_each(&mut *visit)?;
             let boxed = a.sparse_tensor.$iter().map(|s| &$($mut)? **s);
             for sparse in boxed.chain(a.sparse_tensors.$iter()) {

@@ -1,6 +1,6 @@
 //! What is known of the bodies of Loop and Scan, and of what their nodes give out.
 
-use crate::graph::facts::{Known, Op, either, tensor};
+use crate::graph::facts::{Known, Op, axis, either, tensor};
 use crate::graph::{Dim, Fact, Protocol, Shape};
 use crate::onnx::{AttributeProto, ElementType, attribute};
 
@@ -83,8 +83,7 @@ impl Layout {
 
 /// An axis of a scanned input or output, counted from the front.
 fn scan_axis(attributes: &[AttributeProto], name: &str, i: usize, rank: usize) -> Option<usize> {
-    let axis = attribute::get_ints(attributes, name).and_then(|a| a.get(i).copied()).unwrap_or(0);
-    usize::try_from(if axis < 0 { axis.checked_add(rank as i64)? } else { axis }).ok().filter(|&a| a < rank)
+    axis(attribute::get_ints(attributes, name).and_then(|a| a.get(i).copied()).unwrap_or(0), rank).ok()
 }
 
 fn scan_inputs(c: &Known, _declared: &[Fact]) -> Vec<Fact> {

@@ -44,11 +44,10 @@ pub fn concat(c: &Known) -> Result<Vec<Fact>> {
 /// All sizes are equal but those of the axis.
 pub fn equal_in_concat(attributes: &[AttributeProto], shapes: &[Option<&[Dim]>]) -> Vec<(Dim, Dim)> {
     let Some((&Some(first), rest)) = shapes.split_first() else { return vec![] };
-    let axis = attribute::get_int(attributes, "axis").unwrap_or(1);
-    let axis = usize::try_from(if axis < 0 { axis + first.len() as i64 } else { axis });
+    let at = axis(attribute::get_int(attributes, "axis").unwrap_or(1), first.len()).ok();
     let rest = rest.iter().flatten().filter(|shape| shape.len() == first.len());
     let pairs = rest.flat_map(|shape| first.iter().copied().zip(shape.iter().copied()).enumerate());
-    pairs.filter(|(i, _)| Ok(*i) != axis).map(|(_, pair)| pair).collect()
+    pairs.filter(|(i, _)| Some(*i) != at).map(|(_, pair)| pair).collect()
 }
 
 fn concatenated(inputs: &[&Fact], shape: &[Dim], axis: usize) -> Option<Value> {
