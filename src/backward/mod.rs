@@ -5,6 +5,7 @@
 //! body, and rules that are a formula for the one that they have written.
 
 mod accumulate;
+mod build;
 mod function;
 mod held;
 mod lower;
@@ -16,12 +17,13 @@ mod select;
 mod wanted;
 
 pub use accumulate::Aggregation;
+pub use build::Output;
+pub(crate) use build::names_of;
 pub use function::read_functions;
 pub use lower::{Lowered, LoweredNode};
 pub(crate) use open::Opened;
 pub use reach::dependencies;
-pub(crate) use request::names_of;
-pub use request::{Gradients, Output, Seed, Unconnected};
+pub use request::{Gradients, Seed, Unconnected};
 pub use select::Selection;
 pub(crate) use select::{free_scope, matches};
 pub use wanted::Wanted;

@@ -1,6 +1,7 @@
 //! `batch`: one command over many models, a process each.
 
 mod compare;
+mod entry;
 mod page;
 mod reasons;
 mod settings;
@@ -16,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use clap::CommandFactory;
 use clap::builder::RangedU64ValueParser;
 use compare::Change;
-use page::Entry;
+use entry::Entry;
 use reasons::Reason;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -2,10 +2,10 @@
 
 use super::console::{self, Stream};
 use super::one_line;
-use super::options::{known, pair};
-use super::running::sizes;
 use super::shapes::ShapeArgs;
 use super::table::Table;
+use super::values::sizes;
+use super::values::{known, pair};
 use crate::Error;
 use crate::Model;
 use crate::backward::Selection;
@@ -135,7 +135,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "NAME=FILE", num_args = 1.., value_parser = pair)]
     input: Vec<(String, String)>,
     /// The size of a symbolic dimension
-    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = super::options::dim)]
+    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = super::values::dim)]
     dim: Vec<(String, i64)>,
     /// The range that random values of a graph input are drawn from: x=0..1
     #[arg(long, value_name = "NAME=LOW..HIGH", num_args = 1.., value_parser = range)]

@@ -1,7 +1,6 @@
 //! What commands read from and write to: the streams of the process, or buffers where a program runs a command inside
 //! itself.
 
-use super::failure;
 use crate::Model;
 use crate::onnx::file;
 use anyhow::Result;
@@ -87,7 +86,7 @@ pub fn bound_memory(bytes: u64) {
 
 /// Keeps in mind whether the arguments ask for JSON, also those that are wrong.
 pub fn set_json(arguments: &[OsString]) {
-    JSON.set(failure::asks(arguments));
+    JSON.set(asks(arguments));
 }
 
 /// Whether the arguments ask for JSON.
@@ -172,4 +171,9 @@ pub fn write_model(model: &Model) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// Whether the arguments ask for JSON, also those that are wrong.
+fn asks(arguments: &[OsString]) -> bool {
+    arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json")
 }

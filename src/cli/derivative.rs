@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 /// What all of them take; those for products take nothing else.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct DerivativeArgs {
     #[command(flatten)]
     files: FileArgs,
     #[command(flatten)]
     call: CallArgs,
 }
 
-impl Args {
+impl DerivativeArgs {
     /// Runs a command.
     pub fn run(&self, command: &str, build: impl FnOnce(Gradients, Model) -> Result<Derived, Error>) -> Result<()> {
         run(command, &self.files, &self.call, build)

@@ -3,7 +3,6 @@
 use super::console::{self, Stream};
 use crate::Error;
 use serde_json::{Value, json};
-use std::ffi::OsString;
 use std::fmt;
 use std::io::Write;
 
@@ -52,9 +51,4 @@ pub fn tell_json(error: &Error) {
     add(&mut object, error);
     // Where stdout is closed, nobody is left to be told.
     let _ = writeln!(Stream::Report, "{object}");
-}
-
-/// Whether the arguments ask for JSON, also those that are wrong.
-pub fn asks(arguments: &[OsString]) -> bool {
-    arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json")
 }

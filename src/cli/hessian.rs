@@ -14,7 +14,7 @@ use anyhow::Result;
 The Hessian by x and z is the output `hessian/<x>/<z>`, a diagonal the output `hessian/<x>`.")]
 pub struct Args {
     #[command(flatten)]
-    common: derivative::Args,
+    common: derivative::DerivativeArgs,
     #[command(flatten)]
     matrix: MatrixArgs,
     /// Only second derivatives by the same element twice, in the shape of x: with --batch their sum over a sample is

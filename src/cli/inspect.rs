@@ -4,9 +4,10 @@ mod page;
 
 use super::console::Stream;
 use super::html;
-use super::options::{dim, known, load};
+use super::options::load;
 use super::shapes::ShapeArgs;
 use super::table::Table;
+use super::values::{dim, known};
 use super::{note, one_line};
 use crate::backward::{Selection, dependencies, support};
 use crate::graph::{Fact, Graph, Loaded, ValueId};

@@ -14,7 +14,7 @@ use anyhow::Result;
 The Jacobian is the output `jacobian/<y>/<x>`.")]
 pub struct Args {
     #[command(flatten)]
-    common: derivative::Args,
+    common: derivative::DerivativeArgs,
     #[command(flatten)]
     matrix: MatrixArgs,
 }

@@ -29,6 +29,7 @@ mod table;
 #[cfg(feature = "validate")]
 mod train;
 mod trainable;
+mod values;
 
 use crate::derivatives::{Hvp, Jvp, Vjp};
 use anyhow::Result;
@@ -60,21 +61,21 @@ enum Command {
   onnx-gradients jvp mlp.onnx -o out.onnx --params --only-gradients --json
 
 The vector along x is the input `jvp/v/<x>`, the product of y the output `jvp/<y>`.")]
-    Jvp(derivative::Args),
+    Jvp(derivative::DerivativeArgs),
     /// Append the product of vectors for ys, which are new inputs, with the Jacobian to a model: grad --grad-ys input
     #[command(after_help = "Examples:
   onnx-gradients vjp unet.onnx -o guided.onnx --ys noise --xs sample
   onnx-gradients vjp surrogate.onnx -o out.onnx --ys force --xs state --only-gradients
 
 The vector for y is the input `vjp/v/<y>`, the product for x the output `vjp/<x>`.")]
-    Vjp(derivative::Args),
+    Vjp(derivative::DerivativeArgs),
     /// Append the product of the Hessian of the sum of ys with vectors along xs, which are new inputs, to a model
     #[command(after_help = "Examples:
   onnx-gradients hvp energy.onnx -o out.onnx --ys energy --xs positions
   onnx-gradients hvp mlp.onnx -o out.onnx --ys loss --params --only-gradients
 
 The vector along x is the input `hvp/v/<x>`, the product the output `hvp/<x>`.")]
-    Hvp(derivative::Args),
+    Hvp(derivative::DerivativeArgs),
     Jacobian(jacobian::Args),
     Hessian(hessian::Args),
     Explain(Box<explain::Args>),

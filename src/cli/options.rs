@@ -7,27 +7,13 @@ use crate::Error;
 use crate::backward::read_functions;
 use crate::error::InFile;
 use crate::error::OrKind;
-use crate::onnx::{did_you_mean, file};
+use crate::onnx::file;
 use crate::{Aggregation, Gradients, Model, Unconnected, Wanted};
 use anyhow::{Context, Result};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::Value;
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-
-/// Names may hold any character, files and numbers hardly ever an equals sign.
-pub fn pair(text: &str) -> Result<(String, String)> {
-    let (name, value) = text.rsplit_once('=').context("it is not of the form NAME=VALUE")?;
-    Ok((name.to_owned(), value.to_owned()))
-}
-
-/// The size of a symbol: `batch=4`.
-pub fn dim(text: &str) -> Result<(String, i64)> {
-    let (symbol, size) = pair(text)?;
-    let size = size.parse().ok().filter(|&size| size > 0).context("a size is a whole number from 1")?;
-    Ok((symbol, size))
-}
 
 /// What is differentiated, and how.
 #[derive(clap::Args)]
@@ -252,22 +238,4 @@ impl FileArgs {
     fn to_stdout(&self) -> bool {
         [Path::new("-"), Path::new("/dev/stdout")].contains(&&*self.output)
     }
-}
-
-/// Fails for names that the model does not have: they would change nothing.
-///
-/// # Errors
-/// All of them at once.
-pub fn known<'a>(
-    option: &str,
-    given: impl IntoIterator<Item = &'a String>,
-    names: impl Iterator<Item = &'a str>,
-) -> Result<()> {
-    let names: BTreeSet<&str> = names.collect();
-    let unknown: Vec<&String> = given.into_iter().filter(|name| !names.contains(name.as_str())).collect();
-    let Some(first) = unknown.first() else { return Ok(()) };
-    let said: Vec<String> = (unknown.iter())
-        .map(|name| format!("{option}: the model has no '{name}'{}", did_you_mean(name, names.iter().copied())))
-        .collect();
-    Err(Error::name(said.join("; ")).with_tensor(first).into())
 }

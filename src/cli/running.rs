@@ -23,7 +23,7 @@ pub struct RunArgs {
     engine: super::check::EngineArgs,
     #[cfg(not(feature = "validate"))]
     /// The size of a symbolic dimension
-    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = super::options::dim)]
+    #[arg(long, value_name = "SYMBOL=SIZE", num_args = 1.., value_parser = super::values::dim)]
     dim: Vec<(String, i64)>,
 }
 
@@ -42,7 +42,7 @@ impl RunArgs {
         let given = self.engine.dims();
         #[cfg(not(feature = "validate"))]
         let given = &self.dim;
-        sizes(given, model)
+        super::values::sizes(given, model)
     }
 
     /// Declares the shapes that are given for tensors of a model.
@@ -110,16 +110,6 @@ impl RunArgs {
         value["summary"] = json!(check::summary(&validation));
         Ok(value)
     }
-}
-
-/// The sizes that are given for symbols of a model's inputs.
-///
-/// # Errors
-/// A symbol that the model does not have.
-pub fn sizes(given: &[(String, i64)], model: &Model) -> Result<BTreeMap<String, i64>> {
-    let symbols = crate::survey::symbols(&model.proto);
-    super::options::known("--dim", given.iter().map(|(symbol, _)| symbol), symbols.iter().map(String::as_str))?;
-    Ok(given.iter().cloned().collect())
 }
 
 /// What a validation fails with, where it has failed.

@@ -1,6 +1,6 @@
 //! What is said of the shapes of a model's tensors.
 
-use super::options::pair;
+use super::values::pair;
 use crate::Model;
 use anyhow::{Result, ensure};
 #[cfg(feature = "validate")]

@@ -46,6 +46,7 @@ macro_rules! builds {
 
 mod attack;
 mod claim;
+mod evidence;
 mod explain;
 mod matrices;
 mod per_sample;
@@ -56,7 +57,8 @@ mod samples;
 mod workspace;
 
 pub use attack::{Attack, Steps};
-pub use claim::{Claim, Evidence, Kind, evidence};
+pub use claim::{Claim, Kind};
+pub use evidence::{Evidence, evidence};
 pub use explain::{Class, Explain, Method};
 pub use matrices::{Hessian, Jacobian, Mode};
 pub use per_sample::{Kept, PerSample};

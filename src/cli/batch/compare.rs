@@ -1,7 +1,7 @@
 //! What is better or worse than in an earlier report of the same models.
 
 use super::Line;
-use super::page::Entry;
+use super::entry::Entry;
 use crate::Error;
 use crate::onnx::file;
 use anyhow::{Context, Result};

@@ -1,6 +1,6 @@
 //! What stands in the way of the models of a batch, counted: by operator where one is named, by message where none is.
 
-use super::page::Entry;
+use super::entry::Entry;
 use std::collections::BTreeMap;
 
 /// Models for which the same is to be said.
