@@ -996,10 +996,11 @@ fn wrong_data_are_named() {
     }
 }
 
-/// A `.npy` file.
-fn npy(descr: &str, dims: &[i64], raw: &[u8]) -> Vec<u8> {
+/// A `.npy` file; `fortran` says whether the first dimension is the fastest.
+fn npy(descr: &str, fortran: bool, dims: &[i64], raw: &[u8]) -> Vec<u8> {
     let dims: String = dims.iter().map(|d| format!("{d}, ")).collect();
-    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({dims}), }}\n");
+    let fortran = if fortran { "True" } else { "False" };
+    let header = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': ({dims}), }}\n");
     [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), raw].concat()
 }
 
@@ -1013,7 +1014,7 @@ fn samples_stay_in_their_files() {
     [&arrays, &shards].into_iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
     for (name, t) in data.batch(&all).unwrap() {
         let descr = if name == "image" { "<f4" } else { "<i8" };
-        let bytes = npy(descr, &t.dims, t.raw_data.as_deref().unwrap());
+        let bytes = npy(descr, false, &t.dims, t.raw_data.as_deref().unwrap());
         std::fs::write(arrays.join(format!("{name}.npy")), bytes).unwrap();
     }
     std::fs::write(arrays.join("more.npy"), b"not looked at").unwrap();
@@ -1028,8 +1029,24 @@ fn samples_stay_in_their_files() {
         let bytes = safetensors::serialize(views.collect::<Vec<_>>(), None).unwrap();
         std::fs::write(shards.join(format!("{i}.safetensors")), bytes).unwrap();
     }
+    // Files whose elements lie in another order, or are packed.
+    let (turned, packed) = (place.path().join("turned"), arrays.join("packed.npz"));
+    std::fs::create_dir(&turned).unwrap();
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(&packed).unwrap());
+    for (name, t) in data.batch(&all).unwrap() {
+        let raw = t.raw_data.as_deref().unwrap();
+        let (size, descr) = if name == "image" { (4, "<f4") } else { (8, "<i8") };
+        archive.start_file(format!("{name}.npy"), zip::write::SimpleFileOptions::default()).unwrap();
+        archive.write_all(&npy(descr, false, &t.dims, raw)).unwrap();
+        let samples = raw.chunks(raw.len() / all.len()).collect::<Vec<_>>();
+        let columns = (0..samples[0].len()).step_by(size).flat_map(|k| samples.iter().map(move |s| &s[k..k + size]));
+        let reversed: Vec<u8> = columns.flat_map(|element| element.iter().rev().copied()).collect();
+        let bytes = npy(&descr.replace('<', ">"), true, &t.dims, &reversed);
+        std::fs::write(turned.join(format!("{name}.npy")), bytes).unwrap();
+    }
+    archive.finish().unwrap();
     let chosen = [1796, 5, 700, 699, 5, 1400];
-    for folder in [&arrays, &shards] {
+    for folder in [&arrays, &shards, &turned, &packed] {
         let read = Data::read(folder, &artifacts.manifest).unwrap();
         assert_eq!(read.count(), data.count());
         assert_eq!(read.fingerprint(), data.fingerprint());

@@ -141,6 +141,53 @@ impl Header {
         Ok(self.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<_, _>>()?)
     }
 
+    /// Brings the elements into ONNX's order, some of the first dimension at a time: `take` reads bytes from a position
+    /// behind the header on, `give` gets what comes next. A block has about `most` bytes.
+    pub(crate) fn rearranged(
+        &self,
+        most: usize,
+        mut take: impl FnMut(usize, &mut [u8]) -> Result<()>,
+        mut give: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (count, rest) = self.shape.split_first().map_or((1, &[][..]), |(&n, rest)| (n, rest));
+        if count == 0 || rest.contains(&0) {
+            return Ok(());
+        }
+        let inner: usize = rest.iter().product();
+        let sample = inner * self.size;
+        let step = (most / sample).clamp(1, count);
+        let word = if self.char == TypeChar::Complex { self.size / 2 } else { self.size };
+        let buffer = |bytes: usize| -> Result<Vec<u8>> {
+            let mut buffer = Vec::new();
+            let room = buffer.try_reserve_exact(bytes);
+            room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for {bytes} bytes of it")))?;
+            buffer.resize(bytes, 0);
+            Ok(buffer)
+        };
+        let mut block = buffer(step * sample)?;
+        let mut column = if self.fortran { buffer(step * self.size)? } else { Vec::new() };
+        for first in (0..count).step_by(step) {
+            let samples = step.min(count - first);
+            let block = block.get_mut(..samples * sample).context("a block is too small")?;
+            if self.fortran {
+                let column = column.get_mut(..samples * self.size).context("a column is too small")?;
+                // In the file the first dimension is the fastest; so a column is an element of each sample.
+                for (k, place) in columns(rest).enumerate() {
+                    take((k * count + first) * self.size, column)?;
+                    let places = block.chunks_exact_mut(self.size).skip(place).step_by(inner);
+                    places.zip(column.chunks_exact(self.size)).for_each(|(to, from)| to.copy_from_slice(from));
+                }
+            } else {
+                take(first * sample, block)?;
+            }
+            if self.big {
+                block.chunks_exact_mut(word).for_each(<[u8]>::reverse);
+            }
+            give(block)?;
+        }
+        Ok(())
+    }
+
     /// Checks that as many bytes follow as the shape asks for.
     pub(crate) fn ensure_length(&self, bytes: u64) -> Result<()> {
         let count = self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).context("its shape is too large")?;
@@ -148,6 +195,27 @@ impl Header {
         ensure!(Some(bytes) == wanted, "{bytes} bytes for shape {:?}", self.shape);
         Ok(())
     }
+}
+
+/// The elements of a shape as they come with the first dimension fastest: for each where it lies with the last one
+/// fastest.
+fn columns(shape: &[usize]) -> impl Iterator<Item = usize> {
+    let strides = shape.iter().rev().scan(1, |next, &d| Some(std::mem::replace(next, *next * d)));
+    let strides: Vec<usize> = strides.collect::<Vec<_>>().into_iter().rev().collect();
+    let mut index = vec![0; shape.len()];
+    (0..shape.iter().product()).scan(0, move |place, _| {
+        let now = *place;
+        for ((i, &d), &stride) in index.iter_mut().zip(shape).zip(&strides) {
+            *i += 1;
+            *place += stride;
+            if *i < d {
+                break;
+            }
+            *place -= stride * d;
+            *i = 0;
+        }
+        Some(now)
+    })
 }
 
 /// The tensor of a `.npy` file, whose elements stay where they are if they lie as ONNX has them.
@@ -159,34 +227,16 @@ pub(crate) fn from_npy(bytes: Bytes) -> Result<TensorProto> {
     if header.is_plain() {
         return Ok(TensorProto { raw_data: Some(rest), ..TensorProto::from_raw(element, &dims, Vec::new()) });
     }
-    let Header { char, size, shape, fortran, big, .. } = header;
-    let mut raw = if fortran { transposed(&rest, &shape, size) } else { rest.to_vec() };
-    if big {
-        let word = if char == TypeChar::Complex { size / 2 } else { size };
-        raw.chunks_exact_mut(word).for_each(<[u8]>::reverse);
-    }
+    let mut raw = Vec::with_capacity(rest.len());
+    let take = |from: usize, into: &mut [u8]| {
+        into.copy_from_slice(rest.get(from..from + into.len()).context("it is cut off")?);
+        Ok(())
+    };
+    header.rearranged(usize::MAX, take, |block| {
+        raw.extend_from_slice(block);
+        Ok(())
+    })?;
     Ok(TensorProto::from_raw(element, &dims, raw))
-}
-
-/// Elements with the first dimension fastest, brought into the order with the last one fastest.
-fn transposed(bytes: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
-    let mut raw = Vec::with_capacity(bytes.len());
-    let strides: Vec<usize> = shape.iter().scan(1, |next, &d| Some(std::mem::replace(next, *next * d))).collect();
-    let mut index = vec![0; shape.len()];
-    let mut position = 0;
-    for _ in 0..bytes.len() / size {
-        raw.extend_from_slice(bytes.get(position * size..(position + 1) * size).unwrap_or_default());
-        for ((i, &d), &stride) in index.iter_mut().zip(shape).zip(&strides).rev() {
-            *i += 1;
-            position += stride;
-            if *i < d {
-                break;
-            }
-            position -= stride * d;
-            *i = 0;
-        }
-    }
-    raw
 }
 
 fn to_npy(tensor: &TensorProto) -> Result<Vec<u8>> {
@@ -221,4 +271,55 @@ pub(crate) fn raw(tensor: &TensorProto) -> Result<Vec<u8>> {
             TensorProto::from_ints(element, &tensor.dims, &values)?.raw_data.unwrap_or_default().to_vec()
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A `.npy` file of the numbers that `of` gives to each index, in an order of dimensions and bytes.
+    fn file(shape: [usize; 3], descr: &str, fortran: bool, of: impl Fn([usize; 3]) -> f32) -> Vec<u8> {
+        let flag = if fortran { "True" } else { "False" };
+        let [a, b, c] = shape;
+        let header = format!("{{'descr': '{descr}', 'fortran_order': {flag}, 'shape': ({a}, {b}, {c}), }}\n");
+        let mut bytes = [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes()].concat();
+        for n in 0..a * b * c {
+            let index = match fortran {
+                true => [n % a, n / a % b, n / a / b],
+                false => [n / c / b, n / c % b, n % c],
+            };
+            let number = of(index);
+            bytes.extend(if descr == ">f4" { number.to_be_bytes() } else { number.to_le_bytes() });
+        }
+        bytes
+    }
+
+    #[test]
+    fn elements_come_in_one_order_however_many_at_a_time() {
+        let number = |[i, j, k]: [usize; 3]| (100 * i + 10 * j + k) as f32;
+        for shape in [[5, 3, 4], [1, 3, 1], [7, 1, 2], [0, 3, 4], [3, 0, 4]] {
+            let plain = from_npy(file(shape, "<f4", false, number).into()).unwrap().raw_data.unwrap();
+            for (descr, fortran) in [("<f4", true), (">f4", true), (">f4", false), ("<f4", false)] {
+                let bytes = file(shape, descr, fortran, number);
+                let tensor = from_npy(bytes.clone().into()).unwrap();
+                assert_eq!(tensor.dims, shape.map(|d| d as i64));
+                assert_eq!(tensor.raw_data.unwrap(), plain, "{shape:?} {descr} {fortran}");
+                let header = Header::read(&bytes).unwrap();
+                for most in [1, 100, 1000] {
+                    let mut blocks = Vec::new();
+                    let take = |from: usize, into: &mut [u8]| {
+                        let from = header.length + from;
+                        into.copy_from_slice(&bytes[from..from + into.len()]);
+                        Ok(())
+                    };
+                    let give = |block: &[u8]| {
+                        blocks.push(block.to_vec());
+                        Ok(())
+                    };
+                    header.rearranged(most, take, give).unwrap();
+                    assert_eq!(blocks.concat(), plain, "{shape:?} {descr} {fortran} {most}");
+                }
+            }
+        }
+    }
 }

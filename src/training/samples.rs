@@ -7,7 +7,7 @@ use crate::onnx::{ElementType, TensorProto, file, npy};
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub struct Column {
 enum Place {
     /// In a file, from a position on.
     File(Arc<File>, u64),
-    /// In memory: the file has them in another order, or had them packed.
+    /// In memory, where they were given.
     Memory(Bytes),
     /// Compressed in an archive, the entry of this number.
     Packed(Arc<File>, usize),
@@ -87,21 +87,28 @@ impl Column {
 }
 
 impl Column {
-    /// Unpacks the samples, where they are compressed: what has been seen of them until now is their header.
+    /// Unpacks the samples, where they are compressed, into a file that no folder shows: what has been seen of them until now
+    /// is their header.
     ///
     /// # Errors
-    /// They are damaged, are others than the header says, or too many for the memory.
+    /// They are damaged, are others than the header says, or there is no room for them.
     pub fn unpack(&mut self) -> Result<()> {
-        let Place::Packed(file, number) = &self.place else { return Ok(()) };
-        let mut archive = zip::ZipArchive::new(BufReader::new(&**file)).context("not an .npz archive")?;
-        let entry = archive.by_index(*number).context("a damaged archive")?;
-        let mut bytes = Vec::new();
-        // What it claims to come to is asked for at once, so that nothing is moved as it grows.
-        let claimed = usize::try_from(entry.size()).unwrap_or(usize::MAX);
-        let room = bytes.try_reserve_exact(claimed);
-        room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {claimed} bytes")))?;
-        entry.take(claimed as u64).read_to_end(&mut bytes).context("it is damaged")?;
-        *self = Column::of(npy::from_npy(bytes.into())?)?;
+        let Place::Packed(file, number) = self.place.clone() else { return Ok(()) };
+        let mut archive = zip::ZipArchive::new(BufReader::new(&*file)).context("not an .npz archive")?;
+        let entry = archive.by_index(number).context("a damaged archive")?;
+        // One byte more than it claims, so that its checksum is compared and what is longer than it claims is noticed.
+        let claimed = entry.size().min(LARGEST);
+        let mut entry = entry.take(claimed + 1);
+        let (mut copy, mut block, mut size) = (unnamed()?, vec![0; 1 << 16], 0);
+        loop {
+            let read = entry.read(&mut block).context("it is damaged")?;
+            if read == 0 {
+                break;
+            }
+            size += read as u64;
+            copy.write_all(block.get(..read).unwrap_or_default()).context(NO_ROOM)?;
+        }
+        *self = array(&Arc::new(copy), 0, size)?;
         Ok(())
     }
 }
@@ -151,20 +158,41 @@ fn read_at(mut file: &File, start: u64, length: u64, bytes: &mut Vec<u8>) -> Res
     Ok(file.take(length).read_to_end(bytes).map_err(file::plain)?)
 }
 
-/// The tensor that lies as an `.npy` file does in `size` bytes of a file from `start` on.
+/// About how many bytes are rearranged or unpacked at a time.
+const BLOCK: usize = 16 << 20;
+
+/// The tensor that lies as an `.npy` file does in `size` bytes of a file from `start` on. Where its elements lie in
+/// another order than ONNX's it is copied into a file that no folder shows.
 fn array(file: &Arc<File>, start: u64, size: u64) -> Result<Column> {
-    let part = |length: u64| -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        read_at(file, start, length, &mut bytes)?;
-        Ok(bytes)
+    let at = |position: u64| -> Result<&File> {
+        let mut file = &**file;
+        file.seek(SeekFrom::Start(position)).map_err(file::plain)?;
+        Ok(file)
     };
-    let header = npy::Header::read(&part(size.min(npy::LONGEST_HEADER as u64 + 12))?)?;
-    if !header.is_plain() {
-        return Column::of(npy::from_npy(part(size)?.into())?);
-    }
-    let length = size - header.length as u64;
+    let mut bytes = Vec::new();
+    read_at(file, start, size.min(npy::LONGEST_HEADER as u64 + 12), &mut bytes)?;
+    let header = npy::Header::read(&bytes)?;
+    let (first, length) = (start + header.length as u64, size - header.length as u64);
     header.ensure_length(length)?;
-    Column::at(header.element, header.dims()?, length, Place::File(file.clone(), start + header.length as u64))
+    let place = if header.is_plain() {
+        Place::File(file.clone(), first)
+    } else {
+        let mut copy = unnamed()?;
+        header.rearranged(
+            BLOCK,
+            |from, into| Ok(at(first + from as u64)?.read_exact(into).map_err(file::plain)?),
+            |block| copy.write_all(block).context(NO_ROOM),
+        )?;
+        Place::File(Arc::new(copy), 0)
+    };
+    Column::at(header.element, header.dims()?, length, place)
+}
+
+const NO_ROOM: &str = "its copy cannot be written; TMPDIR says where there is room";
+
+/// A file that goes when it is closed.
+fn unnamed() -> Result<File> {
+    tempfile::tempfile().context(NO_ROOM)
 }
 
 /// Those arrays of an archive that are wanted. What is not compressed stays where it is.
