@@ -283,6 +283,25 @@ def test_external_data_are_found(models, tmp_path, monkeypatch):
     assert og.Trainer(tmp_path / "t").parameters().keys() == expected.gradients.keys()
 
 
+def test_remedies_are_said_of_keywords(models, tmp_path):
+    (tmp_path / "there.onnx").write_text("")
+    with pytest.raises(og.errors.FileError, match="force=True"):
+        og.gradients(models / "mlp.onnx", "loss", params=True, output=tmp_path / "there.onnx")
+    with pytest.raises(og.errors.UsageError) as caught:
+        og.gradients(models / "mlp.onnx", "loss")
+    assert "--" not in str(caught.value) and "params=True" in str(caught.value)
+
+
+def test_a_model_of_more_than_2_gb_goes_by_path():
+    class Large:
+        def SerializeToString(self):
+            raise ValueError("Failed to serialize proto")
+
+    with pytest.raises(og.errors.UnsupportedError, match="2 GB") as caught:
+        og.gradients(Large(), "y", "x")
+    assert "path" in caught.value.remedy and "output=" in caught.value.remedy
+
+
 def test_nothing_is_printed(models, capfd):
     og.gradients(models / "mlp.onnx", "loss", params=True)
     with pytest.raises(og.Error):

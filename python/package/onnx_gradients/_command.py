@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _models, _native
+from ._options import Deriving, Making
 from .errors import from_report
 
 if TYPE_CHECKING:
@@ -46,9 +48,27 @@ def run(arguments: Iterable[object], model: bytes | None = None) -> tuple[dict[s
     subcommand, *rest = (str(a) for a in arguments)
     code, printed, notes, written = _native.run(["onnx-gradients", *subcommand.split(), "--json", *rest], model)
     report = json.loads(printed) if printed.strip() else {}
+    for key in ("message", "remedy", "warnings") if isinstance(report, dict) else ():
+        if report.get(key):
+            said = report[key]
+            report[key] = [_in_python(line) for line in said] if isinstance(said, list) else _in_python(said)
     if code != 0:
-        raise from_report(code, report, notes)
+        raise from_report(code, report, _in_python(notes))
     return report, written
+
+
+_FLAGS = {"force", *(n for kind in (Deriving, Making) for n, said in kind.__annotations__.items() if "bool" in str(said))}
+
+
+def _in_python(text: str) -> str:
+    """What the command line says of its options, said of keywords."""
+    def keyword(match: re.Match[str]) -> str:
+        name = match[1].replace("-", "_")
+        if name == "no_validate":
+            return "validate=False"
+        return f"{name}=True" if name in _FLAGS else name
+
+    return re.sub(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)", keyword, text)
 
 
 def transform(

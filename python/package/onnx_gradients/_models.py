@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
+from .errors import UnsupportedError
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir
@@ -53,7 +55,7 @@ def take(model: ModelLike) -> Taken:
     ------
     TypeError
         It is none of these.
-    ValueError
+    UnsupportedError
         A ModelProto of more than 2 GB, which protobuf cannot write: such models go by path.
     """
     if isinstance(model, str | os.PathLike):
@@ -71,4 +73,8 @@ def take(model: ModelLike) -> Taken:
     try:
         return Taken("-", serialize(), form)
     except Exception as error:
-        raise ValueError(f"the model cannot be written ({error}); a model of more than 2 GB is given by its path") from error
+        remedy = (
+            "save it with onnx.save(model, path, save_as_external_data=True), give the path in its place, and an output= path for the result"
+        )
+        too_large = "a ModelProto of more than 2 GB is more than protobuf can write"
+        raise UnsupportedError(f"{too_large} ({error})", {"code": "unsupported", "remedy": remedy}) from error

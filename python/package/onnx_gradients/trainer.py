@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -62,34 +62,80 @@ class _Plan:
     ----------
     inputs : frozenset of str
         All that it takes.
-    state : tuple of str
+    state : frozenset of str
         What it reads or writes of the state.
     written : dict of str to str
         What it writes of that, with the outputs.
+    swapped : frozenset of str
+        The same without the outputs.
     rest : tuple of str
         The other outputs.
+    scalars : bool
+        Whether these are numbers that are read at once, so that their buffers can be written again.
     """
 
     inputs: frozenset[str]
-    state: tuple[str, ...]
+    state: frozenset[str]
     written: dict[str, str]
+    swapped: frozenset[str]
     rest: tuple[str, ...]
+    scalars: bool
 
     @classmethod
-    def of(cls, model: Mapping[str, Any], feeds: Mapping[str, str]) -> _Plan:
-        """That of a model of the manifest; `feeds` is the state, by input the output that replaces it."""
+    def of(cls, model: Mapping[str, Any], feeds: Mapping[str, str], numbers: Iterable[str]) -> _Plan:
+        """That of a model of the manifest; `feeds` is the state, by input the output that replaces it, `numbers` are outputs with
+        one number."""
         inputs, outputs = frozenset(model["inputs"]), set(model["outputs"])
         written = {name: output for name, output in feeds.items() if output in outputs}
-        state = tuple(name for name in feeds if name in inputs or name in written)
-        return cls(inputs, state, written, tuple(o for o in model["outputs"] if o not in set(written.values())))
+        state = frozenset(name for name in feeds if name in inputs or name in written)
+        rest = tuple(o for o in model["outputs"] if o not in set(written.values()))
+        return cls(inputs, state, written, frozenset(written), rest, set(rest) <= set(numbers))
 
 
-class _Buffers(NamedTuple):
-    """The state: by name the values as they are, the other buffer of each, and which of its two is which."""
+class _Entry:
+    """An input for data or labels, and what it takes.
 
-    state: dict[str, Any]
-    spare: dict[str, Any]
-    side: dict[str, bool]
+    Parameters
+    ----------
+    entry : mapping
+        What the manifest says of it.
+    """
+
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        self.name: str = entry["name"]
+        self._rank = len(entry["shape"])
+        self._sizes: list[tuple[int, int]] = [(k, n) for k, n in enumerate(entry["shape"]) if n is not None]
+        self.kind = _dtype(entry["type"])
+        self._classes: int | None = entry.get("classes") if self.kind.kind in "iu" else None
+        self._ignore: int | None = entry.get("ignore")
+
+    def converted(self, given: npt.ArrayLike, parts: int) -> npt.NDArray[Any]:
+        """An array in its element type, if the model can take it in so many parts."""
+        array = np.asarray(given)
+        if array.ndim != self._rank or any(array.shape[k] != (n if k else n * parts) for k, n in self._sizes):
+            sizes = {k: n if k else n * parts for k, n in self._sizes}
+            wanted = ", ".join(str(sizes.get(k, "any")) for k in range(self._rank))
+            raise ValueError(f"{self.name!r} is {list(array.shape)}, the model takes [{wanted}]")
+        result = array if array.dtype == self.kind else self._cast(array)
+        # Of a number below zero the bits are those of a large one.
+        if self._classes is not None and result.size and _unsigned(result).max() >= self._classes:
+            wrong = result[(result < 0) | (result >= self._classes)]
+            wrong = wrong if self._ignore is None else wrong[wrong != self._ignore]
+            if wrong.size:
+                raise ValueError(f"{self.name!r} holds {wrong.flat[0]}; the model has classes 0 to {self._classes - 1}")
+        return result
+
+    def _cast(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+            raise TypeError(f"{self.name!r} takes {self.kind.name}; the batch holds {array.dtype.name}")
+        result = array.astype(self.kind)
+        if self.kind.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(result, array):
+            raise TypeError(f"{self.name!r} takes {self.kind.name}; the batch holds fractions")
+        return result
+
+
+def _unsigned(integers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return integers.view(f"u{integers.itemsize}")
 
 
 def _remove(folder: str, process: int) -> None:
@@ -200,15 +246,21 @@ class Trainer:
         """Reads the folder."""
         self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
         self._sessions: dict[str, Any] = {}
-        self._bindings: dict[tuple[str, tuple[bool, ...]], Any] = {}
+        self._bindings: dict[tuple[str, frozenset[str]], Any] = {}
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._roles = {m["role"]: m for m in self.manifest["models"]}
         self._feeds: dict[str, str] = {f["input"]: f["output"] for f in self.manifest["state"]}
-        self._plans = {role: _Plan.of(model, self._feeds) for role, model in self._roles.items()}
+        self._read = [self.manifest["loss"], *self.manifest["metrics"]]
+        self._plans = {role: _Plan.of(model, self._feeds, self._read) for role, model in self._roles.items()}
         # What the halves of a step hand on stays on the device.
         self._handed = {p[key] for p in self.manifest["parameters"] for key in ("gradient", "next_sum")}
-        self._buffers = _Buffers({}, {}, {})
+        # Each tensor of the state has two buffers; it lies in the second one where its name is in `_second`.
+        self._pairs: dict[str, tuple[Any, Any]] = {}
+        self._second: frozenset[str] = frozenset()
+        self._data = [_Entry(entry) for entry in self.manifest["data"]]
+        self._labels = [_Entry(entry) for entry in self.manifest["labels"]]
+        self._rate_type = _dtype(self.manifest["learning_rate"]["type"])
         self._zeros: dict[str, Any] = {}
         self._kept: dict[str, dict[str, npt.NDArray[Any]]] = {}
         self.adapter = "default"
@@ -248,17 +300,17 @@ class Trainer:
 
     def _given(self, array: npt.NDArray[Any]) -> Any:
         """An array as a model takes it: where it lies, but for a type that NumPy does not have."""
-        return self._value(array) if array.dtype.name == "bfloat16" else np.asarray(array, order="C")
+        return self._value(array) if array.dtype.kind == "V" else np.asarray(array, order="C")
 
     # The one state.
 
     def _now(self, name: str) -> npt.NDArray[Any]:
-        return np.array(self._buffers.state[name].numpy())
+        return np.array(self._pairs[name][name in self._second].numpy())
 
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of all that goes from step to step: weights, optimizer, statistics, counters, by name."""
         with self._lock:
-            return {name: self._now(name) for name in self._buffers.state}
+            return {name: self._now(name) for name in self._pairs}
 
     def parameters(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of the trained weights, by name."""
@@ -281,9 +333,8 @@ class Trainer:
             Another shape. Nothing is taken over then.
         """
         known = {f["input"]: f for f in self.manifest["state"]}
-        before = self._buffers
         unknown = [name for name in state if name not in known]
-        missing = [name for name in known if name not in state and name not in before.state]
+        missing = [name for name in known if name not in state and name not in self._pairs]
         if unknown or missing:
             raise KeyError(f"the state has no {unknown}" if unknown else f"the state lacks {missing}")
         new: dict[str, Any] = {}
@@ -292,15 +343,11 @@ class Trainer:
             if list(array.shape) != list(known[name]["shape"]):
                 raise ValueError(f"{name!r} is {list(array.shape)}, the state has {known[name]['shape']}")
             array = array.astype(_dtype(known[name]["type"]), copy=True)
-            new[name] = (self._value(array), self._value(np.zeros_like(array)))
+            # Both hold it: whatever interrupts what follows, it is read.
+            new[name] = (self._value(array), self._value(array.copy()))
         with self._lock:
-            before = self._buffers
             self._bindings.clear()
-            self._buffers = _Buffers(
-                {**before.state, **{name: pair[0] for name, pair in new.items()}},
-                {**before.spare, **{name: pair[1] for name, pair in new.items()}},
-                {**before.side, **dict.fromkeys(new, False)},
-            )
+            self._pairs, self._second = {**self._pairs, **new}, self._second.difference(new)
 
     def save(self, path: PathLike) -> None:
         """Write the state to a .safetensors file, all or nothing.
@@ -509,7 +556,7 @@ class Trainer:
 
     def _run(self, role: str, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Runs a model on the state and `feeds`. New state goes into the spare buffers, which then change places with the
-        old ones; the other outputs are returned as values of the runtime."""
+        old ones; the other outputs are returned, as numbers where all are, else as values of the runtime."""
         session, plan = self.session(role), self._plans[role]
         with self._lock:
             binding = self._binding(session, role, plan, feeds)
@@ -517,8 +564,8 @@ class Trainer:
                 if name in plan.inputs:
                     bind = binding.bind_cpu_input if isinstance(value, np.ndarray) else binding.bind_ortvalue_input
                     bind(name, value)
-            for output in plan.rest:
-                binding.bind_output(output, *(self._device if output in self._handed else ("cpu", 0)))
+            if not plan.scalars:
+                self._bind_rest(binding, plan)
             try:
                 session.run_with_iobinding(binding)
             except Exception as error:
@@ -526,27 +573,30 @@ class Trainer:
                 raise from_runtime(error, self._roles[role]["file"]) from error
             # They come in the order in which they were bound, the state first.
             values = binding.get_outputs_as_ortvaluevector()
-            results = [self._runtime.OrtValue(values[i]) for i in range(len(plan.written), len(values))]
-            if plan.written:
-                state, spare, side = (dict(part) for part in self._buffers)
-                for name in plan.written:
-                    state[name], spare[name], side[name] = spare[name], state[name], not side[name]
-                # At once: whatever interrupts this finds the state of before or of after.
-                self._buffers = _Buffers(state, spare, side)
-        return dict(zip(plan.rest, results, strict=True))
+            results = {name: values[i] for i, name in enumerate(plan.rest, len(plan.written))}
+            # At once: whatever interrupts this finds the state of before or of after.
+            self._second ^= plan.swapped
+            # Numbers are read before another step writes to where they lie.
+            return {name: float(value.numpy()) for name, value in results.items()} if plan.scalars else results
+
+    def _bind_rest(self, binding: Any, plan: _Plan) -> None:
+        for output in plan.rest:
+            binding.bind_output(output, *(self._device if output in self._handed else ("cpu", 0)))
 
     def _binding(self, session: Any, role: str, plan: _Plan, feeds: Mapping[str, Any]) -> Any:
         """What is bound to the buffers as they lie now. They lie in the same way in every second step, so it is kept."""
-        state, spare, side = self._buffers
-        key = (role, tuple(side[name] for name in plan.state))
-        given = any(name in feeds for name in plan.state)
-        if key not in self._bindings or given:
+        second = self._second & plan.state
+        key = (role, second)
+        given = not plan.state.isdisjoint(feeds)
+        if given or key not in self._bindings:
             binding = session.io_binding()
             for name in plan.state:
                 if name in plan.inputs and name not in feeds:
-                    binding.bind_ortvalue_input(name, state[name])
+                    binding.bind_ortvalue_input(name, self._pairs[name][name in second])
             for name, output in plan.written.items():
-                binding.bind_ortvalue_output(output, spare[name])
+                binding.bind_ortvalue_output(output, self._pairs[name][name not in second])
+            if plan.scalars:
+                self._bind_rest(binding, plan)
             if given:
                 return binding
             self._bindings[key] = binding
@@ -577,26 +627,24 @@ class Trainer:
         ValueError
             An array of another shape than the model takes, arrays with different numbers of samples, or a label that is no class.
         """
-        wanted = [*self.manifest["data"], *(self.manifest["labels"] if labels else [])]
-        missing = [i["name"] for i in wanted if i["name"] not in batch]
+        wanted = self._data + self._labels if labels else self._data
+        missing = [entry.name for entry in wanted if entry.name not in batch]
         if missing:
             raise KeyError(f"the batch has no {missing}, only {sorted(batch)}")
-        converted = {entry["name"]: _converted(batch[entry["name"]], entry, parts) for entry in wanted}
-        counts = {name: len(a) for name, a in converted.items() if a.ndim}
-        if len(set(counts.values())) > 1:
-            raise ValueError(f"the numbers of samples differ: {counts}")
+        converted = {entry.name: entry.converted(batch[entry.name], parts) for entry in wanted}
+        if len({len(a) for a in converted.values() if a.ndim}) > 1:
+            raise ValueError(f"the numbers of samples differ: { {name: len(a) for name, a in converted.items() if a.ndim} }")
         return converted
 
     def _rate(self, lr: float) -> dict[str, Any]:
-        rate = self.manifest["learning_rate"]
         if not math.isfinite(lr):
             raise ValueError(f"the learning rate is {lr}")
-        return {rate["name"]: self._given(np.array(lr, _dtype(rate["type"])))}
+        return {self.manifest["learning_rate"]["name"]: self._given(np.array(lr, self._rate_type))}
 
     def _numbers(self, results: Mapping[str, Any]) -> Step:
-        read = {n: float(results[n].numpy()) for n in [self.manifest["loss"], *self.manifest["metrics"]] if n in results}
-        loss = read.pop(self.manifest["loss"], math.nan)
-        return Step(loss, read)
+        read = {n: results[n] for n in self._read if n in results}
+        numbers = {n: v if isinstance(v, float) else float(v.numpy()) for n, v in read.items()}
+        return Step(numbers.pop(self._read[0], math.nan), numbers)
 
     def step(self, batch: data.Batch, lr: float = 1e-3) -> Step:
         """One step of the optimizer on a batch.
@@ -635,7 +683,7 @@ class Trainer:
                 micro = {name: self._given(a[part * size : (part + 1) * size]) for name, a in arrays.items()}
                 results = self._run("accumulate", {**micro, **self._micro_step(part, parts), **sums})
                 losses.append(self._numbers(results))
-                sums = {p["sum"]: results[p["next_sum"]] for p in self.manifest["parameters"]}
+                sums = {p["sum"]: self._runtime.OrtValue(results[p["next_sum"]]) for p in self.manifest["parameters"]}
             gradients = {p["gradient"]: sums[p["sum"]] for p in self.manifest["parameters"]}
             applied = self._numbers(self._run("apply", {**gradients, **rate}))
         mean = {n: float(np.mean([s.metrics[n] for s in losses])) for n in losses[0].metrics}
@@ -644,7 +692,7 @@ class Trainer:
     def _micro_step(self, part: int, parts: int) -> dict[str, Any]:
         """Another number for every micro-batch: what is dropped out follows from it."""
         name = self.manifest["step"]
-        now = self._buffers.state[name].numpy()
+        now = self._now(name)
         return {name: self._value((now * parts + part).astype(now.dtype))}
 
     def _no_sums(self) -> dict[str, Any]:
@@ -887,25 +935,3 @@ class Trainer:
             checkpoint=checkpoint, resume=resume, log=log, progress=progress, seed=seed, steps_per_epoch=steps_per_epoch,
             on_epoch=on_epoch,
         )
-
-
-def _converted(given: npt.ArrayLike, entry: Mapping[str, Any], parts: int) -> npt.NDArray[Any]:
-    """An array in the element type of an input, if the model can take it in so many parts."""
-    name, shape = entry["name"], [n * parts if n is not None and k == 0 else n for k, n in enumerate(entry["shape"])]
-    array = np.asarray(given)
-    if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape, strict=True)):
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name!r} is {list(array.shape)}, the model takes [{wanted}]")
-    kind = _dtype(entry["type"])
-    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name!r} takes {kind.name}; the batch holds {array.dtype.name}")
-    result = array.astype(kind, copy=False)
-    if kind.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(result, array):
-        raise TypeError(f"{name!r} takes {kind.name}; the batch holds fractions")
-    classes = entry.get("classes")
-    if classes is not None and kind.kind in "iu" and result.size and (result.min() < 0 or result.max() >= classes):
-        wrong = result[(result < 0) | (result >= classes)]
-        wrong = wrong[wrong != entry["ignore"]] if entry.get("ignore") is not None else wrong
-        if wrong.size:
-            raise ValueError(f"{name!r} holds {wrong.flat[0]}; the model has classes 0 to {classes - 1}")
-    return result
