@@ -1085,16 +1085,16 @@ fn compressed_samples_are_unpacked_when_all_fit() {
     let [image, labels] = ["image", "labels"].map(|name| {
         let state = data.batch(&all).unwrap();
         let (_, t) = state.iter().find(|(n, _)| n == name).unwrap();
-        npy(if name == "image" { "<f4" } else { "<i8" }, &t.dims, t.raw_data.as_deref().unwrap())
+        npy(if name == "image" { "<f4" } else { "<i8" }, false, &t.dims, t.raw_data.as_deref().unwrap())
     });
     let read = pack(&[("image", image.clone()), ("labels", labels.clone())]).unwrap();
     assert_eq!(read.fingerprint(), data.fingerprint());
     assert_eq!(read.batch(&[5, 1796]).unwrap(), data.batch(&[5, 1796]).unwrap());
     // The header says more than there is, or does not fit; another array is missing.
     let error = |arrays: &[(&str, Vec<u8>)]| format!("{:#}", pack(arrays).unwrap_err());
-    let few = npy("<f4", &[1 << 28, 64], &[0; 1000]);
+    let few = npy("<f4", false, &[1 << 28, 64], &[0; 1000]);
     assert!(error(&[("image", few), ("labels", labels.clone())]).contains("bytes for shape"));
-    let narrow = npy("<f4", &[1797, 63], &vec![0; 1797 * 63 * 4]);
+    let narrow = npy("<f4", false, &[1797, 63], &vec![0; 1797 * 63 * 4]);
     assert!(error(&[("image", narrow), ("labels", labels)]).contains("does not fit the model's"));
     assert!(error(&[("image", image)]).contains("it holds no 'labels'"));
 }
