@@ -87,8 +87,8 @@ impl Column {
 }
 
 impl Column {
-    /// Unpacks the samples, where they are compressed, into a file that no folder shows: what has been seen of them until now
-    /// is their header.
+    /// Unpacks the samples, where they are compressed, into a file that no folder shows: what has been seen of them
+    /// until now is their header.
     ///
     /// # Errors
     /// They are damaged, are others than the header says, or there is no room for them.
