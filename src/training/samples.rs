@@ -152,7 +152,7 @@ pub fn open_arrays(files: &[PathBuf], wanted: &dyn Fn(&str) -> bool) -> Result<H
 
 /// Appends up to so many bytes of a file, from a place on; returns how many there are.
 fn read_at(mut file: &File, start: u64, length: u64, bytes: &mut Vec<u8>) -> Result<usize> {
-    let room = bytes.try_reserve_exact(usize::try_from(length)?);
+    let room = bytes.try_reserve(usize::try_from(length)?);
     room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {length} bytes")))?;
     file.seek(SeekFrom::Start(start)).map_err(file::plain)?;
     Ok(file.take(length).read_to_end(bytes).map_err(file::plain)?)
