@@ -45,7 +45,7 @@ pub const RULES: &[Rule] = &[
         .squares(1)
         .poles(Poles::Powers)
         .note("0 where b = 0 (da) and where a <= 0 (db)"),
-    rule("Neg", "dx = -dy", &[Unary(|_x, _y, dy| -dy)]).values(value::neg).linear(1),
+    rule("Neg", "dx = -dy", &[Unary(|_x, _y, dy| -dy)]).parametrizes().values(value::neg).linear(1),
     rule("Reciprocal", "dx = -dy y²", &[Unary(|_x, y, dy| -(dy * y) * y)])
         .values(value::reciprocal)
         .poles(Poles::Somewhere),
@@ -99,7 +99,7 @@ pub const RULES: &[Rule] = &[
     .attributes("min max")
     .note("dy at the bounds"),
     // Exponentials and logarithms.
-    rule("Exp", "dx = dy y", &[Unary(|_x, y, dy| dy * y)]),
+    rule("Exp", "dx = dy y", &[Unary(|_x, y, dy| dy * y)]).parametrizes(),
     rule("Log", "dx = dy / x", &[Unary(|x, _y, dy| dy / x)]).poles(Poles::Somewhere),
     rule("Sqrt", "dx = dy / 2y", &[Unary(sqrt)]).values(value::sqrt).note("infinite at 0, but 0 where dy is"),
     rule("Erf", "dx = dy 2/√π e^(-x²)", &[Unary(|x, _y, dy| dy * (FRAC_2_SQRT_PI * (-(x * x)).exp()))]),
@@ -112,7 +112,7 @@ pub const RULES: &[Rule] = &[
     rule("Atan", "dx = dy / (1 + x²)", &[Unary(|x, _y, dy| dy / (1.0 + x * x))]),
     rule("Sinh", "dx = dy cosh x", &[Unary(|x, _y, dy| dy * x.cosh())]),
     rule("Cosh", "dx = dy sinh x", &[Unary(|x, _y, dy| dy * x.sinh())]),
-    rule("Tanh", "dx = dy (1 - y²)", &[Unary(|_x, y, dy| dy * (1.0 - y * y))]),
+    rule("Tanh", "dx = dy (1 - y²)", &[Unary(|_x, y, dy| dy * (1.0 - y * y))]).parametrizes(),
     rule("Asinh", "dx = dy / cosh y", &[Unary(|_x, y, dy| dy / y.cosh())]),
     rule("Acosh", "dx = dy / sinh y", &[Unary(|_x, y, dy| dy / y.sinh())]),
     rule("Atanh", "dx = dy / (1 - x²)", &[Unary(|x, _y, dy| dy / one_minus_square(x))]),
@@ -151,11 +151,14 @@ pub const RULES: &[Rule] = &[
         .facts(same)
         .attributes("alpha gamma")
         .note("γ at 0"),
-    rule("Sigmoid", "dx = dy y (1 - y)", &[Unary(|_x, y, dy| dy * y * (1.0 - y))]).facts(same).gives(Gives::Chances),
+    rule("Sigmoid", "dx = dy y (1 - y)", &[Unary(|_x, y, dy| dy * y * (1.0 - y))])
+        .parametrizes()
+        .facts(same)
+        .gives(Gives::Chances),
     rule("HardSigmoid", "dx = α dy where 0 < y < 1", &[Formula(hard_sigmoid)]).facts(same).attributes("alpha beta"),
     rule("HardSwish", "dx = dy where x >= 3, dy (x/3 + 1/2) where -3 < x < 3, else 0", &[Unary(hard_swish)])
         .facts(same),
-    rule("Softplus", "dx = dy σ(x)", &[Unary(|x, _y, dy| dy * x.sigmoid())]).facts(same),
+    rule("Softplus", "dx = dy σ(x)", &[Unary(|x, _y, dy| dy * x.sigmoid())]).parametrizes().facts(same),
     rule("Softsign", "dx = dy / (1 + |x|)²", &[Unary(|x, _y, dy| dy / (1.0 + x.abs()) / (1.0 + x.abs()))]).facts(same),
     rule("Mish", "dx = dy (t + x (1 - t²) σ(x)), t = tanh(softplus x)", &[Unary(mish)]).facts(same),
     rule("Swish", "dx = dy (s + α y (1 - s)), s = σ(αx)", &[Formula(|c| swish(c, 1.0))])

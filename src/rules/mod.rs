@@ -169,6 +169,8 @@ pub struct Rule {
     pub equal: Option<EqualSizes>,
     /// Whether it sums elements, and does nothing else.
     pub sums: bool,
+    /// Whether training writes weights as it, so that they stay positive or bounded.
+    pub parametrizes: bool,
     /// How often what it raises to a power stands among its operands; 0 where it does not.
     pub squares: usize,
     /// Whether it is a sine or cosine, as positions are written with.
@@ -243,6 +245,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         arithmetic: Arithmetic::None,
         equal: None,
         sums: false,
+        parametrizes: false,
         squares: 0,
         periodic: false,
         layer: false,

@@ -268,6 +268,12 @@ impl Rule {
         self
     }
 
+    /// Training writes weights as it, so that they stay positive or bounded: what it takes is the weight then.
+    pub const fn parametrizes(mut self) -> Self {
+        self.parametrizes = true;
+        self
+    }
+
     /// It raises to a power what stands among its first operands that many times.
     pub const fn squares(mut self, times: usize) -> Self {
         self.squares = times;

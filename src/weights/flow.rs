@@ -3,8 +3,9 @@
 //!
 //! Each is one walk over the nodes, forwards or backwards, so that all of it takes time in proportion to the graph.
 
-use crate::graph::{Graph, IdMap, IdSet, Node, NodeId, ScopeId, ValueId};
+use crate::graph::{Graph, IdMap, IdSet, Linear, Node, NodeId, ScopeId, ValueId};
 use crate::onnx::ElementType;
+use crate::rules::properties::Gives;
 use crate::rules::{self, Moves, Rule, Slot};
 
 /// What a value depends on, beside constants and shapes.
@@ -121,6 +122,10 @@ pub struct Flow<'a> {
     owners: IdMap<ScopeId, NodeId>,
     /// Values that are made of constants by moving elements.
     held: IdSet<ValueId>,
+    /// Values of which functions that weights are written as make what is used.
+    parameters: IdSet<ValueId>,
+    /// Values that go into a softmax.
+    scores: IdSet<ValueId>,
     /// Values that end in sines and cosines, whatever comes between.
     periodic: IdSet<ValueId>,
     /// Values that are squared, and nothing else, whatever moves their elements before that.
@@ -168,6 +173,8 @@ impl<'a> Flow<'a> {
             rows,
             owners,
             held: constants.into_iter().collect(),
+            parameters: IdSet::default(),
+            scores: IdSet::default(),
             periodic: IdSet::default(),
             squared: IdSet::default(),
             closing: IdSet::default(),
@@ -202,6 +209,23 @@ impl<'a> Flow<'a> {
         let scales = self.row(scale).is_some_and(|r| r.scales() && Self::pairs(r));
         let other = self.graph.node(scale).inputs.get(1 - input.min(1)).copied().flatten()?;
         (scales && self.held.contains(&other)).then_some((scale, input))
+    }
+
+    /// Whether what is used of a value is what a function makes of it that weights are written as.
+    pub fn is_parameter(&self, value: ValueId) -> bool {
+        self.parameters.contains(&value)
+    }
+
+    /// Whether what an operand is added to goes into a softmax: it is a mask of scores, or a bias of theirs.
+    pub fn is_of_scores(&self, (node, _): Operand) -> bool {
+        self.graph.node(node).outputs.iter().flatten().any(|o| self.scores.contains(o))
+    }
+
+    /// Whether an operand is what a layer multiplies with its weight, which is constant, too.
+    pub fn is_data(&self, (node, input): Operand) -> bool {
+        let operands = &self.graph.node(node).inputs;
+        let other = operands.get(1).copied().flatten();
+        input == 0 && self.row(node).is_some_and(|r| r.layer) && other.is_some_and(|v| self.held.contains(&v))
     }
 
     /// The node that adds positions, a constant of several axes, to what a node joins.
@@ -245,7 +269,8 @@ impl<'a> Flow<'a> {
         for &id in &self.nodes {
             let node = self.graph.node(id);
             let moved = Self::moved(self.row(id), node);
-            let sources = node.inputs.get(moved).unwrap_or_default();
+            let whole = self.row(id).is_some_and(|r| r.parametrizes);
+            let sources = if whole { &node.inputs[..] } else { node.inputs.get(moved).unwrap_or_default() };
             if !sources.is_empty() && sources.iter().flatten().all(|v| self.held.contains(v)) {
                 self.held.extend(node.outputs.iter().flatten());
             }
@@ -326,6 +351,9 @@ impl<'a> Flow<'a> {
                         self.before_layers.insert(output);
                     }
                 }
+            }
+            if row.is_some_and(|r| matches!(r.gives, Gives::AlongAxis | Gives::FromAxis)) {
+                self.scores.extend(node.inputs.first().copied().flatten());
             }
             let captured = self.graph.captures(id);
             let direct = node.inputs.len();
@@ -514,9 +542,15 @@ impl<'a> Flow<'a> {
                 let Some(input) = *input else { continue };
                 let how = self.used(row, node, i, &behind);
                 let role = self.roles.entry(input).or_default();
+                let parametrizes = row.is_some_and(|r| r.parametrizes) && self.held.contains(&input);
+                let of_parameter = node.outputs.iter().flatten().any(|o| self.parameters.contains(o));
+                let bounds = row.is_some_and(|r| r.linear == Linear::Never);
+                if (parametrizes && bounds) || (of_parameter && (parametrizes || moved.contains(&i))) {
+                    self.parameters.insert(input);
+                }
                 match how {
                     Some(how) => role.note(how, (id, i)),
-                    None if moved.contains(&i) => role.merge(&behind),
+                    None if moved.contains(&i) || parametrizes => role.merge(&behind),
                     None => role.note(Use::Other, (id, i)),
                 }
             }

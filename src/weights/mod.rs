@@ -194,6 +194,12 @@ struct Look {
     bits: bool,
     /// They are one whole number.
     filling: bool,
+    /// They are zero.
+    zeros: bool,
+    /// Along each row the numbers grow or fall by equal steps.
+    lines: bool,
+    /// Along the rows stand sines and cosines of the same angles, beside one another or one half behind the other.
+    circles: bool,
     /// They change nothing as a scale, all ones, or as a bias, all zeros.
     neutral: bool,
     /// The first of the rows is all ones or all zeros, as that of position 0, and the others are sines or cosines.
@@ -213,6 +219,9 @@ impl Look {
             hides: all(&|v| v == 0.0 || v <= -1e3) && any(&|v| v != 0.0),
             bits: all(&|v| v == 0.0 || v == 1.0) && any(&|v| v == 0.0) && any(&|v| v == 1.0),
             filling: all(&|v| values.first() == Some(&v) && v.fract() == 0.0),
+            zeros: all(&|v| v == 0.0),
+            lines: are_lines(&values, columns),
+            circles: are_circles(&values, columns),
             neutral: all(&|v| v == 1.0) || all(&|v| v == 0.0),
             sines: all(&|v| v.abs() <= 1.0)
                 && (row(0.0) || row(1.0))
@@ -220,6 +229,34 @@ impl Look {
                 && doubles(&values, columns),
         })
     }
+}
+
+/// Whether rows, of three numbers at least, grow or fall by equal steps, as what is added for distances does.
+fn are_lines(values: &[f64], columns: usize) -> bool {
+    /// Of a step, for numbers in half precision.
+    const ROUNDING: f64 = 1e-2;
+    let line = |row: &[f64]| {
+        let step = row[1] - row[0];
+        let even = |pair: &[f64]| (pair[1] - pair[0] - step).abs() <= ROUNDING * step.abs();
+        step != 0.0 && row.windows(2).all(even)
+    };
+    columns >= 3 && values.chunks_exact(columns).all(line)
+}
+
+/// Whether rows, of four numbers at least, hold sines and cosines of angles, which are not all the same.
+fn are_circles(values: &[f64], columns: usize) -> bool {
+    /// Tables may be rounded to half precision.
+    const ROUNDING: f64 = 5e-3;
+    if columns < 4 || columns % 2 != 0 || values.len() <= columns {
+        return false;
+    }
+    let circle = |a: f64, b: f64| (a * a + b * b - 1.0).abs() < ROUNDING;
+    let half = columns / 2;
+    let beside = |row: &[f64]| row.chunks_exact(2).all(|pair| circle(pair[0], pair[1]));
+    let behind = |row: &[f64]| row.iter().zip(&row[half..]).all(|(&a, &b)| circle(a, b));
+    let rows = || values.chunks_exact(columns);
+    let varied = rows().any(|row| row != &values[..columns]);
+    varied && (rows().all(beside) || rows().all(behind))
 }
 
 /// Whether the row of position 2 has the sines or cosines of the doubled angles of position 1, if there are so many
@@ -306,6 +343,14 @@ impl Asks<'_> {
         let role = self.flow.role(id);
         let weight = |operand: Operand, what: &str| (Kind::Weight, format!("{what} {}", self.describe(operand)));
         if let Some(place) = role.used(Use::Place) {
+            if self.flow.is_data(place)
+                && let Some(look) = Look::at(value)
+                && (look.circles || look.zeros)
+            {
+                let what =
+                    if look.circles { "sines and cosines of positions" } else { "zeros that a layer begins with" };
+                return constant(format!("{what}, in {}", self.describe(place)));
+            }
             if let Some(scale) = self.flow.scaled_behind(place)
                 && Look::at(value).is_some_and(|l| l.neutral)
             {
@@ -329,6 +374,11 @@ impl Asks<'_> {
         if !single && looks(|l| l.huge || l.hides) {
             return constant("a mask: it hides what it is added to, by numbers that no weight has".to_owned());
         }
+        if looks(|l| l.circles)
+            && let Some(positions) = [Use::Table, Use::Sum, Use::InputSum].iter().find_map(|&how| role.used(how))
+        {
+            return constant(format!("sines and cosines of positions, in {}", self.describe(positions)));
+        }
         if let Some(table) = role.used(Use::Table) {
             return weight(table, "table of");
         }
@@ -349,6 +399,17 @@ impl Asks<'_> {
         if let Some(scale) = role.used(Use::Rescale) {
             return constant(format!("gives an output its unit, in {}", self.describe(scale)));
         }
+        let heads = value.dims.iter().rev().skip(2).any(|&d| d > 1);
+        if let Some(sum) = role.used(Use::Sum).filter(|&sum| wide > 1 && !heads && self.flow.is_of_scores(sum))
+            && looks(|l| l.zeros)
+        {
+            return constant(format!("a mask that hides nothing, in {}", self.describe(sum)));
+        }
+        if let Some(sum) = role.used(Use::Sum).filter(|&sum| self.flow.is_of_scores(sum))
+            && looks(|l| l.lines)
+        {
+            return constant(format!("distances of positions, in {}", self.describe(sum)));
+        }
         if !single && let Some(sum) = role.used(Use::Sum).or(role.used(Use::OneSum)) {
             return weight(sum, "added by");
         }
@@ -367,6 +428,13 @@ impl Asks<'_> {
             && let Some(scale) = role.used(Use::OneScale)
         {
             return weight(scale, "the one scale, of");
+        }
+        // A number of a formula is written as it is; one that a function keeps positive or bounded was learned.
+        if single
+            && self.flow.is_parameter(id)
+            && let Some(used) = [Use::Scale, Use::OneScale, Use::Sum].iter().find_map(|&how| role.used(how))
+        {
+            return weight(used, "made positive or bounded, for");
         }
         if let Some(sum) = role.used(Use::InputSum).filter(|_| wide > 1) {
             return weight(sum, "positions, added by");

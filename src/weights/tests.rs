@@ -330,3 +330,61 @@ fn copies_of_one_weight_are_said_to_be_some() {
     assert!(said.contains("'token' holds the same numbers 2 times along its first axis"), "{said}");
     assert!(said.contains("'w', 'v' hold the same numbers"), "{said}");
 }
+
+#[test]
+fn functions_keep_weights_positive_or_bounded() {
+    check(
+        "(float[N,4] x) => (float[N,4] y) <float[4,4] w, float[4] decay, float[1,4] rate, float scale = {2.6}, float half = {0.5}> {
+            a = MatMul (x, w)
+            e = Exp (decay)
+            n = Neg (e)
+            b = Mul (a, n)
+            s = Softplus (rate)
+            c = Add (b, s)
+            t = Exp (scale)
+            d = Mul (c, t)
+            h = Neg (half)
+            y = Mul (d, h)
+        }",
+        &["decay", "rate", "scale", "w"],
+    );
+}
+
+#[test]
+fn what_layers_multiply_with_their_weights_may_be_positions_or_nothing() {
+    let table = |values: &str| {
+        let body = format!(
+            "(float[N,2,4] x) => (float[N,2,4] y) <float[1,2,4] p = {values}, float[4,4] w, float[4,4] v> {{
+                a = MatMul (p, w)
+                b = MatMul (x, v)
+                y = Add (a, b)
+            }}"
+        );
+        found(&parse(&body)).0
+    };
+    assert_eq!(table("{0.6, 0.8, 1, 0, 0.8, 0.6, 0, -1}"), ["v", "w"], "sines and cosines");
+    assert_eq!(table("{0, 0, 0, 0, 0, 0, 0, 0}"), ["v", "w"], "what a decoder begins with");
+    assert_eq!(table("{0.6, 0.8, 1, 0, 0.8, 0.6, 0, 2}"), ["p", "v", "w"], "queries are learned");
+    // What is added to scores for distances is computed once, for a slope a head.
+    let distances = |values: &str| {
+        let body = format!(
+            "(float[N,2,3,3] x) => (float[N,2,3,3] y) <float[2,1,3] d = {values}, float[3,3] w> {{
+                a = MatMul (x, w)
+                b = Add (a, d)
+                y = Softmax (b)
+            }}"
+        );
+        found(&parse(&body)).0
+    };
+    assert_eq!(distances("{0, 0.5, 1, 0, 0.25, 0.5}"), ["w"]);
+    assert_eq!(distances("{0, 0.5, 1, 0, 0.25, 0.6}"), ["d", "w"]);
+    // A mask of no padding is one of zeros.
+    check(
+        "(float[N,2,3,3] x) => (float[N,2,3,3] y) <float[1,1,3,3] mask = {0, 0, 0, 0, 0, 0, 0, 0, 0}, float[3,3] w> {
+            a = MatMul (x, w)
+            b = Add (a, mask)
+            y = Softmax (b)
+        }",
+        &["w"],
+    );
+}
