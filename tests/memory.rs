@@ -3,7 +3,7 @@
 
 use onnx_gradients::onnx::{AttributeProto, ElementType, ModelProto, NodeProto, TensorProto, text};
 use onnx_gradients::validate::run;
-use onnx_gradients::{Error, Gradients, MemoryBudget, MemoryLimit, Model, Output};
+use onnx_gradients::{Error, Gradients, MemoryBudget, MemoryLimit, Model, Output, Seed};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
@@ -28,11 +28,16 @@ fn floats(element: ElementType, dims: &[i64], values: &[f64]) -> TensorProto {
 
 /// Layers of a product, a normalization and a GELU that is spelled out, with a skip around each; the inputs are x and weights.
 fn deep(layers: usize, rows: &str) -> (Model, Vec<String>, Vec<(String, TensorProto)>) {
-    let (mut inputs, mut nodes) = (format!("float[{rows}, 16] x"), String::new());
-    let mut feeds = vec![("x".to_owned(), tensor(&[64, 16], 1))];
+    deep_and_wide(layers, rows, 16)
+}
+
+/// The same with layers of some width; a number of rows that is not said is 64.
+fn deep_and_wide(layers: usize, rows: &str, width: i64) -> (Model, Vec<String>, Vec<(String, TensorProto)>) {
+    let (mut inputs, mut nodes) = (format!("float[{rows}, {width}] x"), String::new());
+    let mut feeds = vec![("x".to_owned(), tensor(&[rows.parse().unwrap_or(64), width], 1))];
     let mut weights = Vec::new();
     for l in 0..layers {
-        write!(inputs, ", float[16, 16] w{l}, float[16] b{l}, float[16] s{l}").unwrap();
+        write!(inputs, ", float[{width}, {width}] w{l}, float[{width}] b{l}, float[{width}] s{l}").unwrap();
         let before = if l == 0 { "x".to_owned() } else { format!("h{}", l - 1) };
         write!(
             nodes,
@@ -41,7 +46,7 @@ fn deep(layers: usize, rows: &str) -> (Model, Vec<String>, Vec<(String, TensorPr
              h{l} = Add(g{l}, {before})\n"
         )
         .unwrap();
-        for (name, dims) in [("w", &[16i64, 16][..]), ("b", &[16]), ("s", &[16])] {
+        for (name, dims) in [("w", &[width, width][..]), ("b", &[width]), ("s", &[width])] {
             feeds.push((format!("{name}{l}"), tensor(dims, l as i64 + 2)));
             weights.push(format!("{name}{l}"));
         }
@@ -193,6 +198,36 @@ fn a_budget_that_cannot_be_met_names_the_least() {
     assert!(call.clone().memory_budget(budget(least - 1)).build(&model).is_err());
     let report = call.memory_budget(budget(least)).build(&model).unwrap().memory.unwrap();
     assert!(report.peak <= least, "{} instead of {least}", report.peak);
+}
+
+/// The inner tensors of GELUs that are spelled out follow from their inputs: where a model is large enough for that to
+/// matter, they are computed again also where nobody gives a budget, and the report does not speak of one.
+#[test]
+fn what_takes_next_to_no_time_is_computed_again_unasked() {
+    let (model, weights, feeds) = deep_and_wide(4, "512", 512);
+    let call = Gradients::new(["loss"], weights);
+    let erfs = |output: &Output| {
+        let nodes = &output.model.proto.graph.as_ref().unwrap().node;
+        nodes.iter().filter(|n| n.op_type() == "Erf").count()
+    };
+    let free = call.clone().build(&model).unwrap();
+    let kept = call.clone().memory_budget(share(1.0)).build(&model).unwrap();
+    assert_eq!((erfs(&free), erfs(&kept)), (8, 4));
+    assert!(free.memory.is_none());
+    let held = |output: &Output| peak(&output.model.proto, &feeds) as f64;
+    assert!(held(&free) < 0.75 * held(&kept), "{} of {}", held(&free), held(&kept));
+    let (small, weights, _) = deep(4, "64");
+    assert_eq!(erfs(&Gradients::new(["loss"], weights).build(&small).unwrap()), 4, "not worth being read");
+}
+
+/// `dy s + dy x s'` is one product of dy, whose other factor follows from the forward pass.
+#[test]
+fn terms_with_a_common_gradient_are_one_product() {
+    let graph = "g (float[4] x, float[4] t) => (float[4] y) { s = Sigmoid (x) p = Mul (x, s) y = Mul (p, t) }";
+    let output = Gradients::new(["y"], ["x"]).seed("y", Seed::Input(None)).build(&model(graph)).unwrap();
+    let nodes = &output.model.proto.graph.as_ref().unwrap().node;
+    let count = |op: &str| nodes[3..].iter().filter(|n| n.op_type() == op).count();
+    assert_eq!((count("Mul"), count("Add") + count("Sum"), count("Sub")), (4, 1, 1), "{nodes:?}");
 }
 
 /// What is drawn is kept: drawn again, it would be other numbers.

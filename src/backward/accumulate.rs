@@ -4,6 +4,9 @@ use super::Flow;
 use crate::expr::Expr;
 use smallvec::{SmallVec, smallvec};
 
+/// Among up to so many terms it is looked for a common factor.
+const FEW: usize = 8;
+
 /// How the gradients that arrive at one tensor are summed. The numbers are the same but for rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -38,6 +41,9 @@ impl<'g> Accumulator<'g> {
 
     /// The sum; of one term that term itself.
     pub fn total(&mut self, aggregation: Aggregation) -> Option<Flow<'g>> {
+        if aggregation == Aggregation::AddN && self.terms.len() <= FEW {
+            self.factor();
+        }
         let sum = match self.terms.as_slice() {
             [] => return self.zero.then_some(Flow::Zero),
             [only] => *only,
@@ -48,6 +54,19 @@ impl<'g> Accumulator<'g> {
         // Asked again, of an x, it is the same sum.
         self.terms = smallvec![sum];
         Some(Flow::Value(sum))
+    }
+
+    /// One term in place of two that are multiples of one gradient.
+    fn factor(&mut self) {
+        let mut terms: SmallVec<[Expr<'g>; 1]> = SmallVec::new();
+        for term in self.terms.drain(..) {
+            let joined = terms.iter().enumerate().find_map(|(i, other)| Some((i, other.with_common_factor(term)?)));
+            match joined {
+                Some((i, sum)) => terms[i] = sum,
+                None => terms.push(term),
+            }
+        }
+        self.terms = terms;
     }
 }
 

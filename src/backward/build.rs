@@ -107,7 +107,8 @@ impl Gradients {
             let own = if self.only_gradients { &[][..] } else { &graph.scope(Graph::MAIN).outputs };
             (nodes, [&results, own].concat())
         };
-        let (steps, memory) = memory::schedule(&builder, nodes, &ends, self.memory_budget.as_ref())?;
+        let (steps, memory) =
+            memory::schedule(&builder, nodes, &ends, memory::Again::Within(self.memory_budget.as_ref()))?;
         let request = Request { name: scope.clone(), inputs, outputs: distinct, steps, colocate: self.colocate };
         let proto = &mut model.proto;
         // What the builder and the pass have kept of nodes goes before these are written.

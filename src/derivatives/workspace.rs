@@ -421,7 +421,7 @@ impl Workspace {
             let own = if call.only_gradients { &[][..] } else { &graph.scope(Graph::MAIN).outputs };
             (write::needed(&graph, results.iter().copied()), [&results, own].concat())
         };
-        let (steps, _) = memory::schedule(&builder, nodes, &ends, None)?;
+        let (steps, _) = memory::schedule(&builder, nodes, &ends, memory::Again::Nothing)?;
         let request = Request { name: scope, inputs: inputs.into_inner(), outputs, steps, colocate: call.colocate };
         let written = write::write(&builder.graph(), &mut model.proto, &request, taken.into_inner())?;
         for (node, output) in &written.demanded {

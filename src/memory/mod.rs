@@ -7,6 +7,7 @@
 
 mod flow;
 mod ledger;
+mod moves;
 mod order;
 mod recompute;
 mod sizes;
@@ -19,7 +20,20 @@ use crate::expr::Builder;
 use crate::graph::write::Step;
 use crate::graph::{Graph, IdSet, NodeId, Origin, ValueId};
 use anyhow::Result;
+use order::Polish;
 use std::collections::BTreeMap;
+
+/// Of larger graphs less is tried.
+const LARGE: usize = 20_000;
+
+/// What may be computed again.
+#[derive(Clone, Copy, Debug)]
+pub enum Again<'a> {
+    /// Nothing.
+    Nothing,
+    /// What takes next to no time, or all that a budget asks for.
+    Within(Option<&'a Budget>),
+}
 
 /// In which order new nodes are written, and what comes of a budget. `ends` are held to the end.
 ///
@@ -29,15 +43,22 @@ pub fn schedule(
     builder: &Builder,
     new: Vec<NodeId>,
     ends: &[ValueId],
-    budget: Option<&Budget>,
+    again: Again<'_>,
 ) -> Result<(Vec<Step>, Option<Report>)> {
-    if let Some(budget) = budget {
-        let (steps, report) = recompute::recompute(builder, new, ends, budget)?;
-        return Ok((steps, Some(report)));
+    match again {
+        Again::Within(Some(budget)) => {
+            let (steps, report) = recompute::recompute(builder, new, ends, budget)?;
+            Ok((steps, Some(report)))
+        }
+        Again::Within(None) if builder.graph().scope(Graph::MAIN).nodes.len() <= LARGE => {
+            Ok((recompute::freely(builder, new, ends)?, None))
+        }
+        Again::Nothing | Again::Within(None) => {
+            let (graph, bound) = (builder.graph(), BTreeMap::new());
+            let nodes = order::ordered(&graph, &Sizes::new(&graph, &bound), new, ends, Polish::Moves);
+            Ok((nodes.into_iter().map(Step::of).collect(), None))
+        }
     }
-    let (graph, bound) = (builder.graph(), BTreeMap::new());
-    let nodes = order::ordered(&graph, &Sizes::new(&graph, &bound), new, ends);
-    Ok((nodes.into_iter().map(Step::of).collect(), None))
 }
 
 /// The nodes of the main graph that are there before the new ones.

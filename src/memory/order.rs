@@ -7,7 +7,7 @@
 //! nodes were written, and each output with what it needs; the best one is taken, and what was written first where it
 //! makes no difference.
 
-use super::{Ledger, Sizes, ledger};
+use super::{LARGE, Ledger, Sizes, ledger, moves};
 use crate::graph::write::Step;
 use crate::graph::{Graph, NodeId, ValueId};
 use std::cmp::Reverse;
@@ -18,17 +18,27 @@ const AHEAD: usize = 12;
 /// Of how many nodes that take a tensor it is looked which one follows.
 const WIDE: usize = 16;
 /// From how many bytes on another order than that in which nodes were written is worth being read.
-const WORTH: u64 = 4096;
+pub const WORTH: u64 = 4096;
+
+/// What is tried for an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polish {
+    /// The rules alone. What recomputation lets go, it lets go best in an order that knows nothing of the place where
+    /// most is held without it.
+    Nothing,
+    /// Also to move single nodes away from the place where most is held.
+    Moves,
+}
 
 /// New nodes, which stand behind all others of the main graph, in the order in which least is held at a time. `ends`
 /// are held to the end.
-pub fn ordered(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId]) -> Vec<NodeId> {
+pub fn ordered(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId], polish: Polish) -> Vec<NodeId> {
     let mut nodes = super::forward(graph, &new);
     let first = nodes.len();
     nodes.extend(new);
     let steps: Vec<Step> = nodes.iter().map(|&node| Step::of(node)).collect();
     let ledger = Ledger::new(graph, sizes, &steps, ends.iter().copied());
-    let order = least(&ledger, first);
+    let order = least(&ledger, first, polish);
     if order.is_sorted() {
         return nodes.split_off(first);
     }
@@ -49,7 +59,8 @@ pub fn ordered(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[Value
 }
 
 /// The nodes from `first` on in the order that holds least.
-pub fn least(ledger: &Ledger, first: usize) -> Vec<u32> {
+fn least(ledger: &Ledger, first: usize, polish: Polish) -> Vec<u32> {
+    let polished = polish == Polish::Moves && ledger.entries.len() <= LARGE;
     let all = ledger.entries.len() as u32;
     let (before, written) = (0..first as u32, first as u32..all);
     let peak = |order: &[u32]| ledger.peak(before.clone().chain(order.iter().copied())).0;
@@ -62,14 +73,18 @@ pub fn least(ledger: &Ledger, first: usize) -> Vec<u32> {
         return best.1;
     }
     let needed = as_needed(ledger, first);
-    let candidates = [greedy(ledger, first, &needed), needed.clone(), greedy(ledger, first, &best.1)];
+    let mut candidates =
+        vec![greedy(ledger, first, &needed, Even::First), needed.clone(), greedy(ledger, first, &best.1, Even::First)];
+    if polished {
+        candidates.push(greedy(ledger, first, &needed, Even::Last));
+    }
     for order in candidates {
         let most = peak(&order);
         if most + WORTH < best.0 {
             best = (most, order);
         }
     }
-    best.1
+    if polished { moves::improved(ledger, first, best) } else { best.1 }
 }
 
 impl Ledger {
@@ -113,7 +128,16 @@ fn as_needed(ledger: &Ledger, first: usize) -> Vec<u32> {
 }
 
 /// How early a node goes: smaller is earlier.
-type Key = (bool, i128, usize);
+type Key = (u8, i128, usize);
+
+/// When a node goes that frees as much as it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Even {
+    /// By what it gives back of what it needs in between.
+    First,
+    /// After all others: less and less is held.
+    Last,
+}
 
 struct Greedy<'a> {
     ledger: &'a Ledger,
@@ -125,6 +149,7 @@ struct Greedy<'a> {
     waits: Vec<u32>,
     /// The nodes that wait for each one.
     followers: Vec<Vec<u32>>,
+    even: Even,
 }
 
 impl Greedy<'_> {
@@ -166,12 +191,16 @@ impl Greedy<'_> {
         }
         let (net, high) = best.unwrap_or_default();
         let place = self.place[node as usize];
-        if net <= 0 { (false, high, place) } else { (true, net - high, place) }
+        match net {
+            _ if net < 0 || high <= 0 => (0, high, place),
+            0 if self.even == Even::Last => (2, high, place),
+            _ => (1, net - high, place),
+        }
     }
 }
 
 /// Always the best of the nodes that are ready; `written` decides between equals.
-fn greedy(ledger: &Ledger, first: usize, written: &[u32]) -> Vec<u32> {
+fn greedy(ledger: &Ledger, first: usize, written: &[u32], even: Even) -> Vec<u32> {
     let all = ledger.entries.len();
     let mut state = Greedy {
         ledger,
@@ -179,6 +208,7 @@ fn greedy(ledger: &Ledger, first: usize, written: &[u32]) -> Vec<u32> {
         left: ledger.readers(first as u32..all as u32),
         waits: vec![0; all],
         followers: vec![Vec::new(); all],
+        even,
     };
     let mut readers: Vec<Vec<u32>> = vec![Vec::new(); ledger.bytes.len()];
     for (place, &node) in written.iter().enumerate() {

@@ -11,7 +11,8 @@
 
 use super::flow::{ENDLESS, Network, Vertex};
 use super::ledger::{self, Ledger, Numbers};
-use super::{MOST, Sizes, order};
+use super::order::Polish;
+use super::{LARGE, MOST, Sizes, order};
 use crate::error::Error;
 use crate::expr::{Builder, Zeros};
 use crate::graph::write::Step;
@@ -98,10 +99,22 @@ const NODES_OF_ZERO: u64 = 5;
 const WINDOWS: [usize; 11] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48];
 /// What moving a byte again costs against keeping one.
 const PRICES: [f64; 9] = [16.0, 4.0, 1.0, 0.4, 0.15, 0.06, 0.02, 0.005, 0.0];
-/// Of larger graphs fewer plans are tried.
-const LARGE: usize = 20_000;
 /// What a zero that tells a runtime when to begin takes, with all that leads to it.
 const ZERO: u64 = 64;
+
+/// What recomputation element by element may take where nobody has asked for it, as a share of a step by the estimate,
+/// which does not count that runtimes then fuse the forward nodes.
+const FREE: f64 = 0.06;
+/// The same of all other recomputation.
+const UNFUSED: f64 = 0.012;
+/// What moving a byte again costs there against keeping one.
+const CHEAP: [f64; 6] = [1.0, 0.4, 0.3, 0.25, 0.2, 0.15];
+/// Into how many windows the backward nodes are divided there.
+const FEW: [usize; 4] = [1, 2, 4, 8];
+/// To which share of what is held it must come.
+const WORTH: f64 = 0.97;
+/// What holds less at a time is left as it is.
+const LITTLE: u64 = 2 << 20;
 
 /// One thing to do.
 #[derive(Clone, Copy, Debug)]
@@ -137,7 +150,7 @@ pub fn recompute(
     let (net, limit, before, assumed) = {
         let graph = builder.graph();
         let sizes = Sizes::new(&graph, &budget.sizes);
-        let net = Net::new(&graph, &sizes, new, ends);
+        let net = Net::new(&graph, &sizes, new.clone(), ends, Polish::Moves);
         let before = net.ledger.peak(0..net.ledger.entries.len() as u32).0;
         let open = sizes.open();
         let limit = match budget.limit {
@@ -153,7 +166,15 @@ pub fn recompute(
         (net, limit, before, open.into_iter().map(|name| (name, super::sizes::USUAL)).collect())
     };
     let (best, least) = net.search(limit);
-    let Some(best) = best else {
+    let other = (net.nodes.len() <= LARGE).then(|| {
+        let graph = builder.graph();
+        Net::new(&graph, &Sizes::new(&graph, &budget.sizes), new, ends, Polish::Nothing)
+    });
+    let (found, other_least) = other.as_ref().map_or((None, u64::MAX), |other| other.search(limit));
+    let least = least.min(other_least);
+    let plans = [best.map(|best| (net, best)), other.zip(found)];
+    let best = plans.into_iter().flatten().min_by_key(|(_, plan)| (plan.cost, plan.peak));
+    let Some((net, best)) = best else {
         let message = format!(
             "the budget of {limit} bytes cannot be met: {least} bytes is the least that recomputation comes to, \
              {before} are held without it"
@@ -182,6 +203,24 @@ pub fn recompute(
     Ok((steps, report))
 }
 
+/// The new nodes in their order, with what is computed again where that takes next to no time: what is computed element
+/// by element from tensors that are kept anyway (the inner tensors of a GELU that is spelled out, say). A runtime may
+/// then also fuse the forward nodes of which nothing else is taken any more.
+///
+/// # Errors
+/// Nodes cannot be written.
+pub fn freely(builder: &Builder, new: Vec<NodeId>, ends: &[ValueId]) -> Result<Vec<Step>> {
+    let bound = BTreeMap::new();
+    let mut net = {
+        let graph = builder.graph();
+        Net::new(&graph, &Sizes::new(&graph, &bound), new, ends, Polish::Moves)
+    };
+    match net.free() {
+        Some(best) => net.write(builder, &best),
+        None => Ok(net.nodes[net.first..].iter().map(|&node| Step::of(node)).collect()),
+    }
+}
+
 /// What is known of the nodes.
 struct Net {
     nodes: Vec<NodeId>,
@@ -200,6 +239,10 @@ struct Net {
     once: Vec<bool>,
     /// Whether a forward node is the main one of a layer.
     heavy: Vec<bool>,
+    /// Whether a forward node computes element by element.
+    simple: Vec<bool>,
+    /// Whether only such nodes may run twice.
+    only_simple: bool,
     /// The input of a forward node that can be delayed with the least bytes, and these.
     gate: Vec<Option<(usize, u64)>>,
     /// For new nodes what they can make others wait for: inputs of their own, in order.
@@ -248,10 +291,10 @@ fn gate(graph: &Graph, sizes: &Sizes<'_>, id: NodeId) -> Option<(usize, u64)> {
 }
 
 impl Net {
-    fn new(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId]) -> Self {
+    fn new(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId], polish: Polish) -> Self {
         let mut nodes = super::forward(graph, &new);
         let first = nodes.len();
-        nodes.extend(order::ordered(graph, sizes, new, ends));
+        nodes.extend(order::ordered(graph, sizes, new, ends, polish));
         let steps: Vec<Step> = nodes.iter().map(|&node| Step::of(node)).collect();
         let ledger = Ledger::new(graph, sizes, &steps, ends.iter().copied());
         let mut maker = vec![0; ledger.bytes.len()];
@@ -273,6 +316,8 @@ impl Net {
         Net {
             whole: cost.iter().sum::<u64>().max(1),
             once: nodes[..first].iter().map(|&id| rules::drawing(graph, id).is_some()).collect(),
+            simple: nodes[..first].iter().map(|&id| graph.traits(graph.node(id)).elementwise).collect(),
+            only_simple: false,
             gate: nodes[..first].iter().map(|&id| gate(graph, sizes, id)).collect(),
             signals: nodes.iter().map(signal).collect(),
             last: ends.iter().copied().rfind(|v| is_forward(v) && waitable(v)),
@@ -284,6 +329,27 @@ impl Net {
             cost,
             heavy,
         }
+    }
+
+    /// The plan that holds least of those that take next to no time, where it is worth being read.
+    fn free(&mut self) -> Option<Outcome> {
+        let plain = self.outcome(Vec::new(), &[0].into());
+        if plain.peak < LITTLE {
+            return None;
+        }
+        let mut best: Option<Outcome> = None;
+        for (only_simple, share) in [(true, FREE), (false, UNFUSED)] {
+            self.only_simple = only_simple;
+            let dear = (share * self.whole as f64) as u64;
+            for &windows in &FEW {
+                let begins: Rc<[usize]> = self.windows(windows, false).into();
+                let plans = CHEAP.iter().map(|&price| self.outcome(self.plan(&begins, price), &begins));
+                let least = plans.filter(|plan| plan.cost <= dear).min_by_key(|plan| (plan.peak, plan.cost));
+                let less = |plan: &Outcome| best.as_ref().is_none_or(|b| (plan.peak, plan.cost) < (b.peak, b.cost));
+                best = least.filter(less).or(best);
+            }
+        }
+        best.filter(|best| (best.peak as f64) < WORTH * plain.peak as f64)
     }
 
     /// The cheapest plan that meets a limit, and the least that any comes to.
@@ -386,7 +452,8 @@ impl Net {
             let vertex = network.vertex();
             nodes.push((node, vertex));
             let n = node as usize;
-            let barred = self.once[n] || room == 0 || (self.heavy[n] && !layers) || self.gate[n].is_none();
+            let unfit = self.once[n] || self.gate[n].is_none() || (self.only_simple && !self.simple[n]);
+            let barred = unfit || room == 0 || (self.heavy[n] && !layers);
             room = room.saturating_sub(1);
             let cost = if barred { ENDLESS } else { (price * self.cost[n] as f64 * FINE) as u64 };
             network.edge(Network::SOURCE, vertex, cost);

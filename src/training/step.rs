@@ -404,7 +404,8 @@ impl Forward {
             let ends: Vec<ValueId> = results.clone().chain(own).collect();
             (write::needed(&graph, results), ends)
         };
-        let (steps, memory) = memory::schedule(&self.builder, nodes, &ends, self.budget.as_ref())?;
+        let (steps, memory) =
+            memory::schedule(&self.builder, nodes, &ends, memory::Again::Within(self.budget.as_ref()))?;
         let request = Request { name: "training".to_owned(), inputs, outputs, steps, colocate: false };
         write::write(&self.builder.graph(), &mut model, &request, self.taken.clone())?;
         if let Some(graph) = model.graph.as_mut() {

@@ -5,7 +5,18 @@
 
 use super::Expr;
 use crate::graph::{Dim, Origin, Producer};
-use crate::onnx::attribute;
+use crate::onnx::{ElementType, attribute};
+
+/// In how many gradients of which a term is a multiple one is looked for that another term has, too.
+const FACTORS: usize = 16;
+
+/// By what a gradient is multiplied.
+#[derive(Clone, Copy)]
+enum Factor<'g> {
+    Times(Expr<'g>),
+    Over(Expr<'g>),
+    Minus,
+}
 
 impl<'g> Expr<'g> {
     /// This tensor in place of an elementwise operation with one whose value does not matter, where the shape stays the
@@ -34,6 +45,74 @@ impl<'g> Expr<'g> {
             (Some(0.0), _) => other.unless_broadcast(self),
             _ => None,
         }
+    }
+
+    /// `g (r₁ + r₂)` in place of the sum of `g r₁` and `g r₂`, products that the pass has written with one gradient: a
+    /// product less, and what `g` is multiplied by follows from the forward pass alone. Not in half precision, where a
+    /// product of factors overflows that one with a small gradient does not.
+    pub(crate) fn with_common_factor(self, other: Expr<'g>) -> Option<Expr<'g>> {
+        let wide = matches!(self.fact().element, Some(ElementType::Float | ElementType::Double));
+        if !wide || !self.same_shape(other) {
+            return None;
+        }
+        let (own, others) = (self.gradients_in(), other.gradients_in());
+        let (g, left, right) = own.iter().find_map(|(g, left)| {
+            let (_, right) = others.iter().find(|(other, _)| other == g)?;
+            Some((*g, left, right))
+        })?;
+        Some(g * (self.product_of(left) + other.product_of(right)))
+    }
+
+    /// The gradients of which this is a multiple, the nearest first, each with the factors on the way to it, the last
+    /// first.
+    fn gradients_in(self) -> Vec<(Expr<'g>, Vec<Factor<'g>>)> {
+        let mut found: Vec<(Expr<'g>, Vec<Factor<'g>>)> = vec![(self, Vec::new())];
+        let mut next = 0;
+        while next < found.len() && found.len() < FACTORS {
+            let (product, factors) = found[next].clone();
+            next += 1;
+            let mut add = |operand: Expr<'g>, factor: Factor<'g>| {
+                let written = self.builder.graph().producer(operand.id).is_some_and(|(node, _)| {
+                    let graph = self.builder.graph();
+                    graph.node(node).origin != Origin::Model && !graph.node(node).inputs.is_empty()
+                });
+                if written && !found.iter().any(|(known, _)| *known == operand) {
+                    let factors = factors.iter().copied().chain([factor]).collect();
+                    found.push((operand, factors));
+                }
+            };
+            if let Some((a, b)) = product.operands_of("Mul") {
+                add(a, Factor::Times(b));
+                add(b, Factor::Times(a));
+            } else if let Some((a, b)) = product.operands_of("Div") {
+                add(a, Factor::Over(b));
+            } else if let Some(a) = product.operand_of("Neg") {
+                add(a, Factor::Minus);
+            }
+        }
+        found
+    }
+
+    /// The product of factors, those that come first in the pass first.
+    fn product_of(self, factors: &[Factor<'g>]) -> Expr<'g> {
+        let one = || self.like(1.0);
+        let apply = |product: Option<Expr<'g>>, factor: &Factor<'g>| {
+            Some(match (product, *factor) {
+                (None, Factor::Times(by)) => by,
+                (Some(product), Factor::Times(by)) => product * by,
+                (product, Factor::Over(by)) => product.unwrap_or_else(one) / by,
+                (product, Factor::Minus) => -product.unwrap_or_else(one),
+            })
+        };
+        factors.iter().rev().fold(None, apply).unwrap_or_else(one)
+    }
+
+    /// The two operands of a node of that operator which the pass has written.
+    fn operands_of(self, op: &str) -> Option<(Expr<'g>, Expr<'g>)> {
+        let first = self.operand_of(op)?;
+        let graph = self.builder.graph();
+        let (node, _) = graph.producer(self.id)?;
+        Some((first, self.builder.expr((*graph.node(node).inputs.get(1)?)?)))
     }
 
     pub(in crate::expr) fn simplify_difference(self, other: Expr<'g>) -> Option<Expr<'g>> {
@@ -128,10 +207,7 @@ impl<'g> Expr<'g> {
 
     /// What is repeated and the shape, where this is an Expand that the pass has written.
     pub(in crate::expr) fn operands_of_expand(self) -> Option<(Expr<'g>, Expr<'g>)> {
-        let once = self.operand_of("Expand")?;
-        let graph = self.builder.graph();
-        let (node, _) = graph.producer(self.id)?;
-        Some((once, self.builder.expr((*graph.node(node).inputs.get(1)?)?)))
+        self.operands_of("Expand")
     }
 
     /// A sum over axes of size 1 is nothing or a reshape.
