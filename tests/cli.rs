@@ -1151,3 +1151,42 @@ fn trainable_validates_its_gradients_with_the_inputs_that_are_given() {
         assert!(error(&output).contains("the model has no"), "{output:?}");
     }
 }
+
+/// What a budget has led to is in the text and in the manifest of `trainable`, and a budget that is too small names one
+/// that the same command accepts.
+#[test]
+fn a_memory_budget_is_met_in_training_too() {
+    let layers: Vec<String> = (0..6)
+        .map(|l| {
+            let before = if l == 0 { "x".to_owned() } else { format!("h{}", l - 1) };
+            format!(
+                "m{l} = MatMul({before}, w{l}) s{l} = Sigmoid(m{l}) p{l} = Mul(m{l}, s{l}) h{l} = Add(p{l}, {before})"
+            )
+        })
+        .collect();
+    let weights: Vec<String> = (0..6).map(|l| format!("float[2,2] w{l} = {{0.1, 0.2, 0.3, 0.{l}1}}")).collect();
+    let graph = format!("g (float[N,2] x) => (float[N,2] h5) <{}> {{ {} }}", weights.join(", "), layers.join("\n"));
+    let (folder, model) = folder(&graph);
+    let target = format!("{}.t", out(&folder));
+    let train = |budget: &str, more: &[&str]| {
+        let call = ["trainable", &model, "-o", &target, "--loss", "mse", "--force", "--no-validate", "--dim", "N=512"];
+        tool(&[&call, &["--memory-budget", budget][..], more].concat())
+    };
+    let text = stdout(&train("60%", &[]));
+    assert!(text.contains("train.onnx holds ") && text.contains("computed again"), "{text}");
+    let report: Value = serde_json::from_str(&stdout(&train("60%", &["--json"]))).unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(Path::new(&target).join("manifest.json")).unwrap()).unwrap();
+    let models = manifest["models"].as_array().unwrap();
+    let memory = models.iter().find(|m| m["role"] == "train").map(|m| m["memory"].clone()).unwrap();
+    assert!(memory["peak"].as_f64().unwrap() <= 0.6 * memory["peak_without"].as_f64().unwrap(), "{memory} {report}");
+    let again = memory["recomputed"].as_array().unwrap();
+    assert!(!again.is_empty() && again.iter().all(|r| r["times"].as_u64() > Some(0)), "{memory}");
+    assert!(again.iter().any(|r| r["bytes"].as_u64() == Some(512 * 2 * 4)), "{memory}");
+
+    let refused: Value = serde_json::from_str(&stdout(&train("0.01", &["--json"]))).unwrap();
+    assert!(refused["message"].as_str().unwrap().contains("is the least that recomputation comes to"), "{refused}");
+    let remedy = refused["remedy"].as_str().unwrap();
+    let least = remedy.trim_start_matches("--memory-budget ").split(',').next().unwrap();
+    assert!(train(least, &[]).status.success(), "{remedy}");
+}
