@@ -52,7 +52,7 @@ impl<'g> Expr<'g> {
     /// product of factors overflows that one with a small gradient does not.
     pub(crate) fn with_common_factor(self, other: Expr<'g>) -> Option<Expr<'g>> {
         let wide = matches!(self.fact().element, Some(ElementType::Float | ElementType::Double));
-        if !wide || !self.same_shape(other) {
+        if !wide || self == other || !self.same_shape(other) {
             return None;
         }
         let (own, others) = (self.gradients_in(), other.gradients_in());
