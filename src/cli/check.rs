@@ -140,9 +140,9 @@ pub struct EngineArgs {
     /// The range that random values of a graph input are drawn from: x=0..1
     #[arg(long, value_name = "NAME=LOW..HIGH", num_args = 1.., value_parser = range)]
     range: Vec<(String, (f64, f64))>,
-    /// Seconds after which the validation ends
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, alias = "budget", value_parser = RangedU64ValueParser::<u64>::new().range(1..=MOST_SECONDS))]
-    time: u64,
+    /// Seconds after which the validation ends [default: 30; of trainable 15]
+    #[arg(long, value_name = "SECONDS", alias = "budget", value_parser = RangedU64ValueParser::<u64>::new().range(1..=MOST_SECONDS))]
+    time: Option<u64>,
     /// Memory that the validation may take: 2GB, 500MB
     #[arg(long, value_name = "BYTES", default_value = "2GB", value_parser = super::memory::bytes)]
     memory: u64,
@@ -183,7 +183,7 @@ impl EngineArgs {
         arguments.extend(self.input.iter().map(|(name, path)| format!("--input={name}={path}").into()));
         arguments.extend(self.dim.iter().map(|(symbol, size)| format!("--dim={symbol}={size}").into()));
         arguments.extend(self.range.iter().map(|(name, (a, b))| format!("--range={name}={a}..{b}").into()));
-        arguments.push(format!("--time={}", self.time).into());
+        arguments.push(format!("--time={}", self.seconds()).into());
         arguments.push(format!("--memory={}", self.memory).into());
         match self.choice() {
             #[cfg(feature = "onnxruntime")]
@@ -199,8 +199,18 @@ impl EngineArgs {
 
     /// The same for what is left of the time; `None` where that is nothing.
     pub fn after(&self, spent: Duration) -> Option<Self> {
-        let time = self.time.checked_sub(spent.as_secs() + 1).filter(|&left| left > 0)?;
-        Some(EngineArgs { time, ..self.clone() })
+        let time = self.seconds().checked_sub(spent.as_secs() + 1).filter(|&left| left > 0)?;
+        Some(EngineArgs { time: Some(time), ..self.clone() })
+    }
+
+    /// The same with another time where none is given.
+    pub fn within(&self, seconds: u64) -> Self {
+        EngineArgs { time: self.time.or(Some(seconds)), ..self.clone() }
+    }
+
+    /// After how many seconds the validation ends.
+    fn seconds(&self) -> u64 {
+        self.time.unwrap_or(super::running::USUAL)
     }
 
     /// The sizes that are given for symbolic dimensions.
@@ -230,7 +240,7 @@ impl EngineArgs {
             ranges: self.range.iter().cloned().collect(),
             directions,
             // What has begun by then comes to an end before the time is over.
-            budget: Duration::from_secs_f64(self.time as f64 * 0.7),
+            budget: Duration::from_secs_f64(self.seconds() as f64 * 0.7),
             engine: self.choice(),
             ..Options::default()
         })
@@ -427,7 +437,7 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     };
     let output = read(Box::new(child.stdout.take().context("no stdout")?));
     let errors = read(Box::new(child.stderr.take().context("no stderr")?));
-    let (start, time) = (Instant::now(), Duration::from_secs(args.engine.time) + PATIENCE);
+    let (start, time) = (Instant::now(), Duration::from_secs(args.engine.seconds()) + PATIENCE);
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break Some(status);
@@ -452,9 +462,10 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
             Some(error) => Err(error.into()),
             None => bail!("{}", errors.trim().strip_prefix("error: ").unwrap_or(errors.trim())),
         },
-        None | Some(Some(TIME_IS_OVER)) => {
-            interrupted(&format!("{engine} has not answered within {} seconds; --time gives it more", args.engine.time))
-        }
+        None | Some(Some(TIME_IS_OVER)) => interrupted(&format!(
+            "{engine} has not answered within {} seconds; --time gives it more",
+            args.engine.seconds()
+        )),
         // The allocator ends the process where there is no memory.
         Some(_) if errors.contains("memory allocation") || errors.contains("allocate memory") => {
             let limit = args.engine.memory / (1 << 20);
@@ -492,7 +503,7 @@ fn interrupted(args: &Args, reason: &str, output: &str) -> Result<BTreeMap<Strin
 /// Bounds this process, which is a child that validates: in memory, and in time. It does not outlive its parent.
 fn bound(engine: &EngineArgs) {
     console::bound_memory(engine.memory);
-    let time = Duration::from_secs(engine.time);
+    let time = Duration::from_secs(engine.seconds());
     std::thread::spawn(move || {
         std::thread::sleep(time);
         std::process::exit(TIME_IS_OVER);

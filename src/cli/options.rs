@@ -2,7 +2,7 @@
 //! what they do with them: read, write, validate, print.
 
 use super::console::{self, Stream};
-use super::running::{RunArgs, failure};
+use super::running::{RunArgs, USUAL, failure};
 use crate::Error;
 use crate::backward::read_functions;
 use crate::error::InFile;
@@ -200,7 +200,7 @@ impl FileArgs {
         warnings: Vec<String>,
         reseeded: impl FnOnce() -> Option<(String, Model)>,
     ) -> Result<(Vec<String>, Value)> {
-        let validation = self.running.validation(call, whole.unwrap_or(model), reseeded)?;
+        let validation = self.running.validation(call, whole.unwrap_or(model), USUAL, reseeded)?;
         if failure(&validation).is_some() {
             let kept = format!("{} is not written; --no-validate writes it all the same", self.output.display());
             super::note(format_args!("warning: {kept}"));

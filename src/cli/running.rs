@@ -10,6 +10,11 @@ use std::collections::BTreeMap;
 #[cfg(feature = "validate")]
 use std::time::Instant;
 
+/// The most that a validation takes, in seconds.
+pub const USUAL: u64 = 30;
+/// The same where the model is a step of training, whose gradients the same rules make: a user waits for the folder.
+pub const OF_A_STEP: u64 = 15;
+
 /// Whether what was made is run, and on what.
 #[derive(clap::Args)]
 pub struct RunArgs {
@@ -63,21 +68,22 @@ impl RunArgs {
     }
 
     /// What running a model shows of one request. What is run is a copy of what is written, before anybody else sees
-    /// it.
+    /// it. It takes so many seconds at most, where the user does not say how many.
     pub fn validation(
         &self,
         call: &str,
         model: &Model,
+        seconds: u64,
         reseeded: impl FnOnce() -> Option<(String, Model)>,
     ) -> Result<Value> {
         if self.no_validate {
             return Ok(json!({ "status": "skipped", "reason": "--no-validate" }));
         }
-        self.run_in_engine(call, model, reseeded)
+        self.run_in_engine(call, model, seconds, reseeded)
     }
 
     #[cfg(not(feature = "validate"))]
-    fn run_in_engine(&self, _: &str, _: &Model, _: impl FnOnce() -> Option<(String, Model)>) -> Result<Value> {
+    fn run_in_engine(&self, _: &str, _: &Model, _: u64, _: impl FnOnce() -> Option<(String, Model)>) -> Result<Value> {
         Ok(json!({ "status": "skipped", "reason": "this build is without an engine" }))
     }
 
@@ -86,21 +92,23 @@ impl RunArgs {
         &self,
         call: &str,
         model: &Model,
+        seconds: u64,
         reseeded: impl FnOnce() -> Option<(String, Model)>,
     ) -> Result<Value> {
         use super::check;
-        self.engine.fits(model)?;
+        let engine = self.engine.within(seconds);
+        engine.fits(model)?;
         let run = |call: &str, model: &Model, engine: &check::EngineArgs| {
             let copy = check::temporary(model).context("no copy to run")?;
             check::after(copy.path(), call, &self.shapes, engine)
         };
         let start = Instant::now();
-        let mut validation = match run(call, model, &self.engine) {
+        let mut validation = match run(call, model, &engine) {
             Ok(validation) => validation,
             Err(error) => return Ok(json!({ "status": "skipped", "reason": format!("{error:#}") })),
         };
         if validation.gradients.iter().any(|g| g.zero)
-            && let Some(engine) = self.engine.after(start.elapsed())
+            && let Some(engine) = engine.after(start.elapsed())
             && let Some((call, model)) = reseeded()
             && let Ok(other) = run(&call, &model, &engine)
         {

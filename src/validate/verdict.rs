@@ -17,8 +17,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Elements that are looked at together.
+/// Elements that are looked at together, at least.
 const TOGETHER: usize = 512;
+/// As many of a gradient of more elements: it is looked at in so many parts. Those where kinks hide the slope are looked
+/// at in smaller ones.
+const MOST_TOGETHER: usize = 8192;
+const PARTS: usize = 32;
 /// Inputs that are tried to confirm a difference.
 const CONFIRMATIONS: u64 = 4;
 
@@ -432,7 +436,9 @@ impl Verdict<'_> {
             let counted = ledger.seen.len() == target.base.len();
             let mut open: Vec<usize> = (0..target.base.len()).filter(|&e| !counted || !ledger.seen[e]).collect();
             self.random.shuffle(&mut open);
-            for chunk in open.chunks(TOGETHER) {
+            let size = (open.len() / PARTS).clamp(TOGETHER, MOST_TOGETHER);
+            let mut parts: Vec<&[usize]> = open.chunks(size).rev().collect();
+            while let Some(chunk) = parts.pop() {
                 if self.has_used(share) {
                     return Ok(suspects);
                 }
@@ -449,6 +455,10 @@ impl Verdict<'_> {
                             suspects.push(Suspect { gradient: i, doubt: Doubt::Slope(m, Some(element)) });
                             break;
                         }
+                    }
+                    Outcome::Rough | Outcome::Hidden if chunk.len() > TOGETHER => {
+                        let (first, second) = chunk.split_at(chunk.len() / 2);
+                        parts.extend([second, first]);
                     }
                     _ => (),
                 }
