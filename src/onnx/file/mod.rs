@@ -145,7 +145,7 @@ fn await_writer(mut file: &File) -> Result<Option<u8>> {
             Ok(_) => break Some(first[0]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => break None,
             Err(error) if error.kind() == ErrorKind::Interrupted => (),
-            Err(error) => return Err(plain(error).into()),
+            Err(error) => return Err(plain(error)),
         }
     };
     let flags = fcntl_getfl(file).map_err(|e| plain(e.into()))?;
