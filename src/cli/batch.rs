@@ -382,7 +382,7 @@ fn earlier(args: &Args, report: &Path) -> Result<HashMap<String, Line>> {
             Error::io(format_args!("{path} exists already; --resume goes on with it, --force begins anew")).into()
         );
     }
-    let text = file::read_text(report).in_file(&report)?;
+    let text = file::read_text(report).in_file(report)?;
     // A kill may have left a part of the last line, which is no line.
     let lines: Vec<Line> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let whole = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;

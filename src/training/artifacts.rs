@@ -122,7 +122,7 @@ impl Artifacts {
         std::fs::write(place.path().join(manifest::FILE), text + "\n")?;
         let moved =
             if folder.exists() { exchange(place.path(), folder) } else { rename(place.keep().as_path(), folder) };
-        moved.in_file(&folder)
+        moved.in_file(folder)
     }
 }
 

@@ -55,7 +55,7 @@ impl Data {
             let shards = files(path, &["npz", "safetensors"])?;
             ensure!(!shards.is_empty(), "it holds no .npy files and no shards (.npz, .safetensors)");
             let open = |shard: &PathBuf| {
-                let held = samples::open(shard, &takes).in_file(&shard)?;
+                let held = samples::open(shard, &takes).in_file(shard)?;
                 Ok((shard.clone(), held))
             };
             Data::of(shards.iter().map(open).collect::<Result<Vec<_>>>()?, manifest)

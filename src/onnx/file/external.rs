@@ -145,7 +145,7 @@ pub fn unload_external(
     if files.is_empty() {
         return Ok(());
     }
-    let folder = fs::canonicalize(folder).map_err(plain).in_file(&folder)?;
+    let folder = fs::canonicalize(folder).map_err(plain).in_file(folder)?;
     for (name, data) in files {
         let written = place(&folder, &name).and_then(|path| replace(&path, force, |out| data.write(out)));
         written.with_context(|| format!("external data '{name}'"))?;
@@ -230,7 +230,7 @@ pub fn rebase_external(model: &mut ModelProto, from: &Path, to: &Path, force: bo
     if locations.is_empty() {
         return Ok(notes);
     }
-    let to = fs::canonicalize(to).map_err(plain).in_file(&to)?;
+    let to = fs::canonicalize(to).map_err(plain).in_file(to)?;
     if fs::canonicalize(from).is_ok_and(|from| from == to) {
         return Ok(notes);
     }
