@@ -19,8 +19,7 @@ use std::time::{Duration, Instant};
 
 /// Elements that are looked at together, at least.
 const TOGETHER: usize = 512;
-/// As many of a gradient of more elements: it is looked at in so many parts. Those where kinks hide the slope are looked
-/// at in smaller ones.
+/// As many of a large gradient, which is looked at in so many parts. Those where kinks hide the slope are halved.
 const MOST_TOGETHER: usize = 8192;
 const PARTS: usize = 32;
 /// Inputs that are tried to confirm a difference.
