@@ -44,6 +44,12 @@ fn text_comes_back_as_it_was() {
 }
 
 #[test]
+fn a_name_may_be_empty() {
+    let text = "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float x) => (float y) <\n   int64[1] \"\" = {3}\n> {\n   y = Neg (x)\n}\n";
+    assert_eq!(print_whole(&parse(text).unwrap()), text);
+}
+
+#[test]
 fn what_is_printed_is_what_was_parsed() {
     let model = parse(WHOLE).unwrap();
     let graph = model.graph.as_ref().unwrap();

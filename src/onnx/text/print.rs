@@ -300,7 +300,8 @@ impl Printer {
         if !tensor.dims.is_empty() {
             self.put(&format!("[{}]", joined(&tensor.dims, ",")));
         }
-        if !tensor.name().is_empty() {
+        // A declaration has a name, be it an empty one; a value need not have one.
+        if !tensor.name().is_empty() || !equals.is_empty() {
             self.put(&format!(" {}", identifier(tensor.name())));
         }
         self.put(equals);
