@@ -22,13 +22,16 @@ const MAX_FOLDED: usize = 64;
 /// way.
 const OLDEST: i64 = 7;
 
+/// The attributes of a node, and their number.
+type Numbered = (usize, Rc<[AttributeProto]>);
+
 /// Appends nodes to a graph.
 pub struct Builder {
     graph: RefCell<Graph>,
     /// By a hash of what they compute the nodes that do; what they are in the graph says whether two compute the same.
     nodes: RefCell<IdMap<u64, SmallVec<[NodeId; 2]>>>,
     /// By how they are encoded the attributes of nodes, numbered: those that are equal are one.
-    attributes: RefCell<HashMap<Vec<u8>, (usize, Rc<[AttributeProto]>)>>,
+    attributes: RefCell<HashMap<Vec<u8>, Numbered>>,
     strings: RefCell<FxHashMap<&'static str, Rc<str>>>,
     error: RefCell<Option<Error>>,
     /// The input of the node at hand that the recorded error is about.

@@ -155,7 +155,7 @@ fn read_at(mut file: &File, start: u64, length: u64, bytes: &mut Vec<u8>) -> Res
     let room = bytes.try_reserve(usize::try_from(length)?);
     room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {length} bytes")))?;
     file.seek(SeekFrom::Start(start)).map_err(file::plain)?;
-    Ok(file.take(length).read_to_end(bytes).map_err(file::plain)?)
+    file.take(length).read_to_end(bytes).map_err(file::plain)
 }
 
 /// About how many bytes are rearranged or unpacked at a time.
