@@ -180,7 +180,7 @@ fn array(file: &Arc<File>, start: u64, size: u64) -> Result<Column> {
         let mut copy = unnamed()?;
         header.rearranged(
             BLOCK,
-            |from, into| Ok(at(first + from as u64)?.read_exact(into).map_err(file::plain)?),
+            |from, into| at(first + from as u64)?.read_exact(into).map_err(file::plain),
             |block| copy.write_all(block).context(NO_ROOM),
         )?;
         Place::File(Arc::new(copy), 0)
