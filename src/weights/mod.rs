@@ -247,7 +247,7 @@ fn are_lines(values: &[f64], columns: usize) -> bool {
 fn are_circles(values: &[f64], columns: usize) -> bool {
     /// Tables may be rounded to half precision.
     const ROUNDING: f64 = 5e-3;
-    if columns < 4 || columns % 2 != 0 || values.len() <= columns {
+    if columns < 4 || !columns.is_multiple_of(2) || values.len() <= columns {
         return false;
     }
     let circle = |a: f64, b: f64| (a * a + b * b - 1.0).abs() < ROUNDING;
