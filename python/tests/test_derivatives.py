@@ -274,6 +274,10 @@ def test_external_data_are_found(models, tmp_path, monkeypatch):
     names = list(expected.gradients.values())
     for one, two in zip(by_path.session().run(names, feeds), expected.session().run(names, feeds), strict=True):
         np.testing.assert_array_equal(one, two)
+    # Without output= they come along, as with onnx.load.
+    whole = og.gradients(tmp_path / "m.onnx", "logits", params=True)
+    for one, two in zip(whole.session().run(names, feeds), expected.session().run(names, feeds), strict=True):
+        np.testing.assert_array_equal(one, two)
     # A ModelProto says where its data lie from the current folder on.
     monkeypatch.chdir(tmp_path)
     without = onnx.load("m.onnx", load_external_data=False)

@@ -36,6 +36,9 @@ class Taken:
             return data
         proto = onnx.ModelProto()
         proto.ParseFromString(data)
+        if self.form == "path":
+            # As onnx.load does: where the data lie is said from the folder of the model on.
+            onnx.load_external_data_for_model(proto, str(Path(self.argument).parent))
         if self.form == "ir":
             import onnx_ir
 
