@@ -1,8 +1,8 @@
 //! What a request is about, before there is a model: names, patterns, and what stands for all tensors of a kind.
 
 use super::select::Selection;
-use crate::graph::ValueId;
-use crate::onnx::ModelProto;
+use crate::graph::{Graph, ValueId};
+use crate::onnx::{ElementType, ModelProto};
 use crate::weights::{self, Kind};
 use anyhow::{Result, bail};
 use std::collections::HashSet;
@@ -92,7 +92,7 @@ impl Selection<'_> {
             };
             match wanted {
                 Wanted::Inputs if ids.is_empty() => missing.insert(0, NO_INPUT.to_owned()),
-                Wanted::Outputs if ids.is_empty() => missing.push(NO_OUTPUT.to_owned()),
+                Wanted::Outputs if ids.is_empty() => missing.push(self.no_output()),
                 _ => {}
             }
             found.extend(ids.into_iter().map(|id| Chosen { id, name: self.name(id) }));
@@ -103,6 +103,21 @@ impl Selection<'_> {
             _ => notes.append(&mut missing),
         }
         Ok(found)
+    }
+
+    /// That no output can be differentiated, and what could be: the numbers that an output was made of.
+    fn no_output(&self) -> String {
+        let graph = &self.loaded().graph;
+        let of = |y: &ValueId| {
+            let (node, _) = graph.producer(*y)?;
+            let mut numbers = graph.node(node).inputs.iter().flatten();
+            let x = numbers.find(|&&x| graph.fact(x).element.is_some_and(ElementType::is_float))?;
+            Some((self.name(*y), graph.value(*x).name.clone()?))
+        };
+        match graph.scope(Graph::MAIN).outputs.iter().find_map(of) {
+            Some((y, x)) => format!("{NO_OUTPUT}: '{y}' is made of '{x}' (--ys {x})"),
+            None => NO_OUTPUT.to_owned(),
+        }
     }
 
     /// The weights, or why there are none.

@@ -28,6 +28,7 @@ pub const RULES: &[Rule] = &[
         "dx = ds W, ds the gradient of the scores before the post_transform",
         &[Try(linear_classifier)],
     ).facts(|c| facts::classifier(c, facts::linear_scores(c)))
+    .layer()
     .attributes("classlabels_ints classlabels_strings coefficients intercepts multi_class post_transform")
     .note(PAIRS),
     classical(
@@ -35,6 +36,7 @@ pub const RULES: &[Rule] = &[
         "dx = ds W, ds the gradient of the scores before the post_transform",
         &[Try(linear_regressor)],
     ).facts(|c| Ok(vec![facts::batch(c, facts::size(c.int("targets", 1)))]))
+    .layer()
     .attributes("coefficients intercepts post_transform targets")
     .note(ALONE),
     classical("Normalizer", "the gradients of x / max x, x / Σ|x| or x / √Σx² of each row", &[Through(normalizer)]).facts(facts::float)
@@ -45,13 +47,15 @@ pub const RULES: &[Rule] = &[
         "dx = the gradients of Σ αᵢ k(x, sᵢ) of each pair of classes from ds, that of the scores before the post_transform",
         &[Try(svm_classifier)],
     ).facts(|c| facts::classifier(c, facts::vector_scores(c)))
+    .layer()
     .attributes(
         "classlabels_ints classlabels_strings coefficients kernel_params kernel_type post_transform prob_a prob_b rho \
          support_vectors vectors_per_class",
     )
     .note("without probabilities (prob_a), which an iteration estimates; two classes have the scores -s and s or 1 - s and s"),
     classical("SVMRegressor", "the gradients of Σ αᵢ k(x, sᵢ)", &[Try(svm_regressor)]).facts(|c| Ok(vec![facts::batch(c, Some(1.into()))]))
-        .attributes("coefficients kernel_params kernel_type n_supports one_class post_transform rho support_vectors")
+        .layer()
+    .attributes("coefficients kernel_params kernel_type n_supports one_class post_transform rho support_vectors")
         .note("without post_transform; zero where one_class asks for the sign alone"),
     classical("Scaler", "dx = dy scale", &[Try(scaler)]).facts(facts::float).attributes("offset scale"),
     // Trees, thresholds and categories.

@@ -277,10 +277,10 @@ impl<'a> Flow<'a> {
         }
     }
 
-    /// Whether a node is a layer: an operator that has weights, with one of them.
+    /// Whether a node is a layer: an operator that has weights, with one of them, or with all as attributes.
     fn is_layer(&self, row: Option<&Rule>, node: &Node) -> bool {
         let held = |&i: &usize| node.inputs.get(i).copied().flatten().is_some_and(|v| self.held.contains(&v));
-        row.is_some_and(|r| r.layer && r.weights.iter().any(held))
+        row.is_some_and(|r| r.layer && (r.weights.is_empty() || r.weights.iter().any(held)))
     }
 
     /// Whether a row adds or multiplies two operands of equal rank, element by element, of which either may be a

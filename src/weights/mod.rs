@@ -541,6 +541,16 @@ pub fn none_found<'t>(model: &ModelProto, tensors: impl Iterator<Item = (&'t str
         looked.push("it depends on no initializer and on no Constant node of floating-point numbers".to_owned());
     }
     let mut nodes = model.graph.iter().flat_map(|g| &g.node);
+    let numbers = |n: &&NodeProto| n.domain() == "ai.onnx.ml" && n.attribute.iter().any(|a| a.floats.len() > 1);
+    if let Some(node) = nodes.clone().find(numbers) {
+        let name = Some(node.name()).filter(|name| !name.is_empty());
+        let name = name.or(node.output.first().map(String::as_str)).unwrap_or_default();
+        looked.push(format!(
+            "node '{name}' ({}) holds its numbers as attributes, which are no tensors: a linear model is trained where it is written as a \
+             MatMul and an Add",
+            node.op_type()
+        ));
+    }
     if nodes.any(|n| n.op_type() == "Gradient" && n.domain().starts_with("ai.onnx.preview")) {
         looked.push("a Gradient node hides what it differentiates: write it out first (grad --lower)".to_owned());
     }

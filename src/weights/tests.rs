@@ -6,7 +6,7 @@ use crate::onnx::{TensorProto, text};
 use crate::training::Choice;
 use crate::training::{LossSpec, Trainable};
 use crate::weights::{self, Kind};
-use crate::{Gradients, Model, Seed, rules};
+use crate::{Gradients, Model, Seed, Wanted, rules};
 
 /// A model; tensors that are declared without values hold different ones.
 fn parse(body: &str) -> Model {
@@ -387,4 +387,27 @@ fn what_layers_multiply_with_their_weights_may_be_positions_or_nothing() {
         }",
         &["w"],
     );
+}
+
+#[test]
+fn classical_models_hold_their_numbers_as_attributes() {
+    let model = |y: &str, last: &str| {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\": 17, \"ai.onnx.ml\": 1]>
+             g (float[N,2] x) => ({y} y) <float[2] scale = {{2, 3}}, float[2] least = {{1, -1}}> {{
+                s = Mul (x, scale)
+                t = Add (s, least)
+                y = {last}
+             }}"
+        );
+        Model::from(text::parse(&text).unwrap())
+    };
+    let linear = model("float[N,1]", "ai.onnx.ml.LinearRegressor <coefficients = [0.5, 0.7], intercepts = [0.1]> (t)");
+    let (own, others) = found(&linear);
+    assert!(own.is_empty(), "what scales an input before them is no weight: {own:?}, {others:?}");
+    let error = Gradients::new(["y"], [Wanted::Parameters]).build(&linear).unwrap_err().to_string();
+    assert!(error.contains("'y' (LinearRegressor) holds its numbers as attributes"), "{error}");
+    let named = model("seq(map(int64, float))", "ai.onnx.ml.ZipMap <classlabels_int64s = [0, 1]> (t)");
+    let error = Gradients::new([Wanted::Outputs], ["x"]).build(&named).unwrap_err().to_string();
+    assert!(error.contains("'y' is made of 't' (--ys t)"), "{error}");
 }
