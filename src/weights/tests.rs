@@ -252,6 +252,8 @@ fn fixed_filters_are_no_weights() {
         }",
         &["w"],
     );
+    // What is squared at the end of a model was learned: nothing else was.
+    check("(float[N,1,t] x) => (float[N,2,s] y) <float[2,1,4] w> { h = Conv (x, w) y = Mul (h, h) }", &["w"]);
     // What is squared behind a layer was learned, as is a first layer that something else takes.
     check(
         "(float[N,4] x) => (float[N,2] y, float[N,4] f) <float[4,4] v, float[4,4] w, float[4,2] u> {
