@@ -239,8 +239,8 @@ impl<'a> Flow<'a> {
         (adds && wide && self.held.contains(&added)).then_some((sum, input))
     }
 
-    /// Whether what a layer computes of an input of the graph is squared, and nothing learned lies before: a spectrum, if
-    /// another layer takes it.
+    /// Whether what a layer computes of an input of the graph is squared, and nothing learned lies before: a spectrum,
+    /// if another layer takes it.
     pub fn is_spectrum(&self, (node, _): Operand) -> bool {
         let mut outputs = self.graph.node(node).outputs.iter().flatten();
         let squared = self.is_before_learning((node, 0)) && outputs.all(|o| self.squared.contains(o));
