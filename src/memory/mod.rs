@@ -20,7 +20,7 @@ use crate::expr::Builder;
 use crate::graph::write::Step;
 use crate::graph::{Graph, IdSet, NodeId, Origin, ValueId};
 use anyhow::Result;
-use order::Polish;
+use order::Tried;
 use std::collections::BTreeMap;
 
 /// Of larger graphs less is tried.
@@ -55,7 +55,7 @@ pub fn schedule(
         }
         Again::Nothing | Again::Within(None) => {
             let (graph, bound) = (builder.graph(), BTreeMap::new());
-            let nodes = order::ordered(&graph, &Sizes::new(&graph, &bound), new, ends, Polish::Moves);
+            let nodes = order::ordered(&graph, &Sizes::new(&graph, &bound), new, ends, Tried::Moves);
             Ok((nodes.into_iter().map(Step::of).collect(), None))
         }
     }

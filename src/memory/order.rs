@@ -22,23 +22,26 @@ pub const WORTH: u64 = 4096;
 
 /// What is tried for an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Polish {
+pub enum Tried {
     /// The rules alone. What recomputation lets go, it lets go best in an order that knows nothing of the place where
     /// most is held without it.
     Nothing,
+    /// Nothing either, each output comes with what it needs: what follows from the forward pass alone stands where it
+    /// is taken, and what it takes can be computed again there.
+    Needed,
     /// Also to move single nodes away from the place where most is held.
     Moves,
 }
 
 /// New nodes, which stand behind all others of the main graph, in the order in which least is held at a time. `ends`
 /// are held to the end.
-pub fn ordered(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId], polish: Polish) -> Vec<NodeId> {
+pub fn ordered(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId], tried: Tried) -> Vec<NodeId> {
     let mut nodes = super::forward(graph, &new);
     let first = nodes.len();
     nodes.extend(new);
     let steps: Vec<Step> = nodes.iter().map(|&node| Step::of(node)).collect();
     let ledger = Ledger::new(graph, sizes, &steps, ends.iter().copied());
-    let order = least(&ledger, first, polish);
+    let order = least(&ledger, first, tried);
     if order.is_sorted() {
         return nodes.split_off(first);
     }
@@ -59,10 +62,13 @@ pub fn ordered(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[Value
 }
 
 /// The nodes from `first` on in the order that holds least.
-fn least(ledger: &Ledger, first: usize, polish: Polish) -> Vec<u32> {
-    let polished = polish == Polish::Moves && ledger.entries.len() <= LARGE;
+fn least(ledger: &Ledger, first: usize, tried: Tried) -> Vec<u32> {
+    let moved = tried == Tried::Moves && ledger.entries.len() <= LARGE;
     let all = ledger.entries.len() as u32;
     let (before, written) = (0..first as u32, first as u32..all);
+    if tried == Tried::Needed {
+        return as_needed(ledger, first);
+    }
     let peak = |order: &[u32]| ledger.peak(before.clone().chain(order.iter().copied())).0;
     let as_written: Vec<u32> = written.collect();
     // Nothing holds less than the nodes before hold together with what they leave for others, nor less than the
@@ -75,7 +81,7 @@ fn least(ledger: &Ledger, first: usize, polish: Polish) -> Vec<u32> {
     let needed = as_needed(ledger, first);
     let mut candidates =
         vec![greedy(ledger, first, &needed, Even::First), needed.clone(), greedy(ledger, first, &best.1, Even::First)];
-    if polished {
+    if moved {
         candidates.push(greedy(ledger, first, &needed, Even::Last));
     }
     for order in candidates {
@@ -84,7 +90,7 @@ fn least(ledger: &Ledger, first: usize, polish: Polish) -> Vec<u32> {
             best = (most, order);
         }
     }
-    if polished { moves::improved(ledger, first, best) } else { best.1 }
+    if moved { moves::improved(ledger, first, best) } else { best.1 }
 }
 
 impl Ledger {

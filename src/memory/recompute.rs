@@ -11,7 +11,7 @@
 
 use super::flow::{ENDLESS, Network, Vertex};
 use super::ledger::{self, Ledger, Numbers};
-use super::order::Polish;
+use super::order::Tried;
 use super::{LARGE, MOST, Sizes, order};
 use crate::error::Error;
 use crate::expr::{Builder, Zeros};
@@ -150,7 +150,7 @@ pub fn recompute(
     let (net, limit, before, assumed) = {
         let graph = builder.graph();
         let sizes = Sizes::new(&graph, &budget.sizes);
-        let net = Net::new(&graph, &sizes, new.clone(), ends, Polish::Moves);
+        let net = Net::new(&graph, &sizes, new.clone(), ends, Tried::Moves);
         let before = net.ledger.peak(0..net.ledger.entries.len() as u32).0;
         let open = sizes.open();
         let limit = match budget.limit {
@@ -166,14 +166,21 @@ pub fn recompute(
         (net, limit, before, open.into_iter().map(|name| (name, super::sizes::USUAL)).collect())
     };
     let (best, least) = net.search(limit);
-    let other = (net.nodes.len() <= LARGE).then(|| {
-        let graph = builder.graph();
-        Net::new(&graph, &Sizes::new(&graph, &budget.sizes), new, ends, Polish::Nothing)
-    });
-    let (found, other_least) = other.as_ref().map_or((None, u64::MAX), |other| other.search(limit));
-    let least = least.min(other_least);
-    let plans = [best.map(|best| (net, best)), other.zip(found)];
-    let best = plans.into_iter().flatten().min_by_key(|(_, plan)| (plan.cost, plan.peak));
+    // Recomputation lets other tensors go in other orders.
+    let others: &[Tried] = if net.nodes.len() <= LARGE { &[Tried::Nothing, Tried::Needed] } else { &[] };
+    let (mut best, mut least) = (best.map(|best| (net, best)), least);
+    for &tried in others {
+        let other = {
+            let graph = builder.graph();
+            Net::new(&graph, &Sizes::new(&graph, &budget.sizes), new.clone(), ends, tried)
+        };
+        let (found, other_least) = other.search(limit);
+        least = least.min(other_least);
+        let cheaper = |(_, best): &(Net, Outcome), plan: &Outcome| (best.cost, best.peak) <= (plan.cost, plan.peak);
+        if let Some(plan) = found.filter(|plan| !best.as_ref().is_some_and(|best| cheaper(best, plan))) {
+            best = Some((other, plan));
+        }
+    }
     let Some((net, best)) = best else {
         let message = format!(
             "the budget of {limit} bytes cannot be met: {least} bytes is the least that recomputation comes to, \
@@ -213,7 +220,7 @@ pub fn freely(builder: &Builder, new: Vec<NodeId>, ends: &[ValueId]) -> Result<V
     let bound = BTreeMap::new();
     let mut net = {
         let graph = builder.graph();
-        Net::new(&graph, &Sizes::new(&graph, &bound), new, ends, Polish::Moves)
+        Net::new(&graph, &Sizes::new(&graph, &bound), new, ends, Tried::Moves)
     };
     match net.free() {
         Some(best) => net.write(builder, &best),
@@ -291,10 +298,10 @@ fn gate(graph: &Graph, sizes: &Sizes<'_>, id: NodeId) -> Option<(usize, u64)> {
 }
 
 impl Net {
-    fn new(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId], polish: Polish) -> Self {
+    fn new(graph: &Graph, sizes: &Sizes<'_>, new: Vec<NodeId>, ends: &[ValueId], tried: Tried) -> Self {
         let mut nodes = super::forward(graph, &new);
         let first = nodes.len();
-        nodes.extend(order::ordered(graph, sizes, new, ends, polish));
+        nodes.extend(order::ordered(graph, sizes, new, ends, tried));
         let steps: Vec<Step> = nodes.iter().map(|&node| Step::of(node)).collect();
         let ledger = Ledger::new(graph, sizes, &steps, ends.iter().copied());
         let mut maker = vec![0; ledger.bytes.len()];
@@ -337,19 +344,20 @@ impl Net {
         if plain.peak < LITTLE {
             return None;
         }
-        let mut best: Option<Outcome> = None;
-        for (only_simple, share) in [(true, FREE), (false, UNFUSED)] {
+        for (only_simple, share, windows) in [(true, FREE, &FEW[..1]), (false, UNFUSED, &FEW)] {
             self.only_simple = only_simple;
             let dear = (share * self.whole as f64) as u64;
-            for &windows in &FEW {
+            let mut plans = Vec::new();
+            for &windows in windows {
                 let begins: Rc<[usize]> = self.windows(windows, false).into();
-                let plans = CHEAP.iter().map(|&price| self.outcome(self.plan(&begins, price), &begins));
-                let least = plans.filter(|plan| plan.cost <= dear).min_by_key(|plan| (plan.peak, plan.cost));
-                let less = |plan: &Outcome| best.as_ref().is_none_or(|b| (plan.peak, plan.cost) < (b.peak, b.cost));
-                best = least.filter(less).or(best);
+                plans.extend(CHEAP.iter().map(|&price| self.outcome(self.plan(&begins, price), &begins)));
+            }
+            let best = plans.into_iter().filter(|plan| plan.cost <= dear).min_by_key(|plan| (plan.peak, plan.cost));
+            if let Some(best) = best.filter(|best| (best.peak as f64) < WORTH * plain.peak as f64) {
+                return Some(best);
             }
         }
-        best.filter(|best| (best.peak as f64) < WORTH * plain.peak as f64)
+        None
     }
 
     /// The cheapest plan that meets a limit, and the least that any comes to.
