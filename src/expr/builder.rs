@@ -293,7 +293,7 @@ impl Builder {
     }
 
     /// The attributes, of which equal ones are kept once and have one number.
-    fn shared(&self, attributes: Vec<AttributeProto>) -> (usize, Rc<[AttributeProto]>) {
+    fn shared(&self, attributes: Vec<AttributeProto>) -> Numbered {
         let mut encoded = Vec::with_capacity(attributes.iter().map(|a| a.encoded_len() + 2).sum());
         for attribute in &attributes {
             // Encoding into a vector, which grows, does not fail.

@@ -7,7 +7,26 @@ use crate::memory::Budget;
 use crate::model::Model;
 use crate::onnx::{FunctionProto, ModelProto};
 
-/// A request for a trainable model.
+/// A request for a trainable model: from an inference model and losses the models of a training, each a file that any
+/// runtime steps through. By default all weights are trained, by AdamW as PyTorch has it.
+///
+/// ```
+/// use onnx_gradients::Model;
+/// use onnx_gradients::training::{Choice, LossSpec, Trainable, optimizer};
+///
+/// # fn main() -> Result<(), onnx_gradients::Error> {
+/// let model = Model::load("models/digits-mlp.onnx")?;
+/// let hyper = optimizer("sgd").unwrap().defaults().weight_decay(1e-4);
+/// let artifacts = Trainable::new([LossSpec::new("cross-entropy")])
+///     .choose(Choice::default().freeze(vec!["*.bias".into()]))
+///     .optimizer("sgd", Some(hyper))
+///     .build(&model)?;
+/// assert!(artifacts.manifest.parameters.iter().all(|p| p.name.ends_with(".weight")));
+/// let folder = tempfile::tempdir().unwrap();
+/// artifacts.write(&folder.path().join("trainable"), false)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Trainable {
     pub(super) losses: Vec<LossSpec>,
