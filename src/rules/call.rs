@@ -141,18 +141,18 @@ impl<'g> Call<'g> {
         }
     }
 
-    /// Where the formulas write to.
+    /// What the formulas write to: what makes constants, ranges and bodies.
     pub fn builder(&self) -> &'g Builder {
         self.pass.builder()
     }
 
-    /// For what is found for all inputs together; nothing yet.
+    /// For what is found for all inputs together: nothing yet. What is found of an input is added by its number.
     pub fn cotangents(&self) -> Cotangents<'g> {
         let wanted = self.node.inputs.iter().map(|i| i.filter(|&i| self.wants(i))).collect();
         Cotangents { builder: self.builder(), wanted, inputs: self.inputs(), found: Vec::new() }
     }
 
-    /// The inputs that there are, as the model has them.
+    /// The inputs that there are, as the model has them: in their own types, whatever the formula computes in.
     pub fn inputs(&self) -> Vec<Expr<'g>> {
         self.node.inputs.iter().flatten().map(|&i| self.builder().expr(i)).collect()
     }
@@ -172,12 +172,12 @@ impl<'g> Call<'g> {
         self.builder().attempt(|| value)
     }
 
-    /// An optional input.
+    /// An optional input, in the type that the formula computes in; `None` where the node leaves it out.
     pub fn opt(&self, i: usize) -> Option<Expr<'g>> {
         Some(self.precise(self.builder().expr((*self.node.inputs.get(i)?)?)))
     }
 
-    /// The first input.
+    /// The first input. That the node leaves it out is an error on record.
     pub fn x(&self) -> Expr<'g> {
         self.input(0)
     }
@@ -192,7 +192,7 @@ impl<'g> Call<'g> {
         self.recorded(self.output(0).context("output 0 is left out"))
     }
 
-    /// An output, where the node has it.
+    /// An output, as the forward node has computed it; `None` where the node leaves it out.
     pub fn output(&self, i: usize) -> Option<Expr<'g>> {
         Some(self.precise(self.builder().expr((*self.node.outputs.get(i)?)?)))
     }
@@ -202,7 +202,7 @@ impl<'g> Call<'g> {
         self.node.outputs.first().copied().flatten().is_some_and(|y| self.builder().graph().is_alternative(y))
     }
 
-    /// How many outputs the node has.
+    /// How many outputs the node has, those that are left out before the last one counted.
     pub fn output_count(&self) -> usize {
         self.node.outputs.len()
     }
@@ -232,7 +232,7 @@ impl<'g> Call<'g> {
         Ok(self.builder().expr(self.builder().graph_mut().demand_output(self.id, i, fact)))
     }
 
-    /// The gradient of the first output; a zero where none arrives.
+    /// The gradient of the first output, of its shape and floating-point type; a zero where none arrives.
     pub fn dy(&self) -> Expr<'g> {
         self.dy_of(0)
     }
@@ -251,7 +251,7 @@ impl<'g> Call<'g> {
         }
     }
 
-    /// The gradient of an output, where one arrives.
+    /// The gradient of an output, of its shape and floating-point type; `None` where none arrives.
     pub fn opt_dy(&self, i: usize) -> Option<Expr<'g>> {
         *self.dys.get(i)?
     }
@@ -275,56 +275,54 @@ impl<'g> Call<'g> {
         self.pass.cotangent(id).map_or_else(|| self.builder().expr(id).element(), Ok)
     }
 
-    /// Whether an input leads to an x.
+    /// Whether an input leads to an x: the gradient of any other is not asked for.
     pub fn wants_input(&self, i: usize) -> bool {
         self.node.inputs.get(i).copied().flatten().is_some_and(|id| self.wants(id))
     }
 
-    // ---------------------------------------------------------------- attributes
-
-    /// An integer attribute.
+    /// An integer attribute, or the default where the node leaves it out.
     pub fn int(&self, name: &str, default: i64) -> i64 {
         self.opt_int(name).unwrap_or(default)
     }
 
-    /// An integer attribute without default.
+    /// An integer attribute; `None` where the node leaves it out.
     pub fn opt_int(&self, name: &str) -> Option<i64> {
         attribute::get_int(&self.node.attributes, name)
     }
 
-    /// An integer attribute that is a yes or a no.
+    /// An integer attribute that is a yes or a no, every number but 0 a yes; the default where the node leaves it out.
     pub fn flag(&self, name: &str, default: bool) -> bool {
         self.int(name, default.into()) != 0
     }
 
-    /// A number attribute.
+    /// A number attribute, or the default where the node leaves it out: the float32 that it is.
     pub fn float(&self, name: &str, default: f32) -> f64 {
         attribute::get_float(&self.node.attributes, name).unwrap_or(default).into()
     }
 
-    /// A number attribute without default.
+    /// A number attribute; `None` where the node leaves it out.
     pub fn opt_float(&self, name: &str) -> Option<f64> {
         attribute::get_float(&self.node.attributes, name).map(f64::from)
     }
 
-    /// A list of integers.
+    /// An attribute that is a list of integers; `None` where the node leaves it out.
     pub fn ints(&self, name: &str) -> Option<Vec<i64>> {
         attribute::get_ints(&self.node.attributes, name).map(<[i64]>::to_vec)
     }
 
-    /// A list of numbers.
+    /// An attribute that is a list of numbers; `None` where the node leaves it out.
     pub fn floats(&self, name: &str) -> Option<Vec<f64>> {
         let found = attribute::find(&self.node.attributes, name)?;
         Some(found.floats.iter().map(|&f| f.into()).collect())
     }
 
-    /// A list of strings.
+    /// An attribute that is a list of texts; `None` where the node leaves it out. What is no UTF-8 is replaced.
     pub fn strings(&self, name: &str) -> Option<Vec<String>> {
         let found = attribute::find(&self.node.attributes, name)?;
         Some(found.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect())
     }
 
-    /// A string attribute.
+    /// An attribute that is a text, or the default where the node leaves it out.
     pub fn string(&self, name: &str, default: &str) -> String {
         attribute::get_string(&self.node.attributes, name).unwrap_or(default).to_owned()
     }

@@ -1,6 +1,6 @@
 //! LoRA: the product of two thin matrices is added to a weight, and only the two are trained (Hu et al., 2021).
 
-use super::select::Weight;
+use super::select::{Beside, Weight};
 use crate::expr::Expr;
 use crate::expr::rewrite::Here;
 use crate::graph::Loaded;
@@ -32,18 +32,6 @@ pub struct Adapter {
     /// The layer whose output gets the product, where the weight holds integers and stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beside: Option<Beside>,
-}
-
-/// A layer with integers for a weight: `output + scale (input · left) · right`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Beside {
-    /// What goes in: floating-point numbers before they are quantized, or the numbers of rows that are looked up.
-    pub input: String,
-    /// What comes out, as floating-point numbers.
-    pub output: String,
-    /// Whether rows are looked up.
-    pub lookup: bool,
 }
 
 /// The layer that takes a tensor of integers as its weight, with the rows and columns of the matrix and the type of

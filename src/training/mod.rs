@@ -33,13 +33,13 @@ pub use artifacts::Artifacts;
 #[cfg(feature = "validate")]
 pub use data::Data;
 pub use export::{Adapters, export};
-pub use lora::{Adapter, Beside};
+pub use lora::Adapter;
 pub use losses::{LOSSES, Loss, LossSpec, Target};
 pub use manifest::{Feed, Input, Manifest, ModelFile, OptimizerEntry, Parameter};
 pub use metrics::{METRICS, Metric};
 pub use optimizers::{Hyper, OPTIMIZERS, Optimizer, find as optimizer};
 pub use request::Trainable;
-pub use select::{Choice, Entry};
+pub use select::{Beside, Choice, Entry};
 pub use state::{State, read as read_state, write as write_state};
 #[cfg(feature = "validate")]
 pub use trainer::{CHECKPOINT, Epoch, Event, Options, Schedule, Trained, train};

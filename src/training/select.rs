@@ -1,6 +1,5 @@
 //! Which weights of a model are trained.
 
-use super::lora::Beside;
 use crate::Error;
 
 use crate::graph::{Loaded, ValueId};
@@ -11,6 +10,18 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
+
+/// A layer with integers for a weight: `output + scale (input · left) · right`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Beside {
+    /// What goes in: floating-point numbers before they are quantized, or the numbers of rows that are looked up.
+    pub input: String,
+    /// What comes out, as floating-point numbers.
+    pub output: String,
+    /// Whether rows are looked up.
+    pub lookup: bool,
+}
 
 /// A tensor of constants of floating-point numbers that can be trained.
 #[derive(Clone, Debug)]

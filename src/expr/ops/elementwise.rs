@@ -148,12 +148,12 @@ impl<'g> Expr<'g> {
     pub(in crate::expr) fn negated(self) -> Expr<'g> {
         self.simplify_negation().unwrap_or_else(|| self.builder.emit("Neg", &[Some(self)], vec![]))
     }
-    /// `selfᵉ`, broadcasting.
+    /// `selfᵉ` of two tensors of one floating-point type, which broadcast (ONNX Pow).
     pub fn pow(self, exponent: Expr<'g>) -> Expr<'g> {
         self.binary("Pow", exponent)
     }
 
-    /// `x²`
+    /// `x²`, in this tensor's type.
     pub fn square(self) -> Expr<'g> {
         self * self
     }
@@ -163,7 +163,7 @@ impl<'g> Expr<'g> {
         self.builder.emit("Identity", &[Some(self)], vec![])
     }
 
-    /// Whether each element equals the other's, broadcasting.
+    /// Whether each element equals the other's: bool, of the shape that the two broadcast to (ONNX Equal).
     pub fn equal(self, other: Expr<'g>) -> Expr<'g> {
         match self.is_float() && self.builder.opset() < 11 {
             true => self.less(other).or(other.less(self)).logical_not().and(self.is_number()).and(other.is_number()),
@@ -171,7 +171,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// `self < other`, broadcasting.
+    /// `self < other`: bool, of the shape that the two, of one type, broadcast to (ONNX Less).
     pub fn less(self, other: Expr<'g>) -> Expr<'g> {
         match self.builder.opset() < 9 && !self.is_float() {
             // Before opset 9 only floating-point numbers are ordered.
@@ -180,12 +180,12 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// `self > other`, broadcasting.
+    /// `self > other`: bool, of the shape that the two, of one type, broadcast to (ONNX Greater).
     pub fn greater(self, other: Expr<'g>) -> Expr<'g> {
         other.less(self)
     }
 
-    /// `self <= other`, broadcasting.
+    /// `self <= other`: bool, of the shape that the two, of one type, broadcast to.
     pub fn less_or_equal(self, other: Expr<'g>) -> Expr<'g> {
         match self.builder.opset() < 12 {
             true => self.less(other).or(self.equal(other)),
@@ -193,17 +193,17 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// `self >= other`, broadcasting.
+    /// `self >= other`: bool, of the shape that the two, of one type, broadcast to.
     pub fn greater_or_equal(self, other: Expr<'g>) -> Expr<'g> {
         other.less_or_equal(self)
     }
 
-    /// `self > bound`
+    /// `self > bound`: bool, of this tensor's shape.
     pub fn above(self, bound: f64) -> Expr<'g> {
         self.greater(self.like(bound))
     }
 
-    /// `self < bound`
+    /// `self < bound`: bool, of this tensor's shape.
     pub fn below(self, bound: f64) -> Expr<'g> {
         self.less(self.like(bound))
     }
@@ -221,12 +221,12 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// Logical and, broadcasting.
+    /// Logical and of two tensors of bool, which broadcast (ONNX And).
     pub fn and(self, other: Expr<'g>) -> Expr<'g> {
         self.binary("And", other)
     }
 
-    /// Logical or, broadcasting.
+    /// Logical or of two tensors of bool, which broadcast (ONNX Or).
     pub fn or(self, other: Expr<'g>) -> Expr<'g> {
         self.binary("Or", other)
     }
@@ -248,7 +248,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The larger of the two, broadcasting.
+    /// The larger of two elements, of tensors of one type, which broadcast (ONNX Max).
     pub fn max(self, other: Expr<'g>) -> Expr<'g> {
         match self.compares_to_choose(other) {
             true => self.less(other).select(other, self),
@@ -256,7 +256,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The smaller of the two, broadcasting.
+    /// The smaller of two elements, of tensors of one type, which broadcast (ONNX Min).
     pub fn min(self, other: Expr<'g>) -> Expr<'g> {
         match self.compares_to_choose(other) {
             true => self.less(other).select(self, other),
@@ -269,7 +269,8 @@ impl<'g> Expr<'g> {
         self.max(self.like(low)).min(self.like(high))
     }
 
-    /// The remainder of integer division, with the divisor's sign.
+    /// The remainder of the division of integers, with the divisor's sign; the two are of one type and broadcast (ONNX
+    /// Mod).
     pub fn modulo(self, divisor: Expr<'g>) -> Expr<'g> {
         match self.builder.opset() < 10 {
             // For indices and sizes, which are not negative, division rounds as the remainder needs it.
@@ -369,7 +370,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The elements in another type.
+    /// The elements in another type, in the same shape (ONNX Cast); nothing is written where they are of that type.
     pub fn cast(self, element: ElementType) -> Expr<'g> {
         if self.fact().element == Some(element) {
             return self;
@@ -393,7 +394,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The elements in the type of another tensor.
+    /// The elements in the type of another tensor, in this tensor's shape (ONNX Cast).
     pub fn cast_like(self, other: Expr<'g>) -> Expr<'g> {
         self.builder.attempt(|| Ok(self.cast(other.element()?)))
     }

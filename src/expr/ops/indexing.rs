@@ -26,7 +26,8 @@ impl<'g> Expr<'g> {
         self.builder.emit("Gather", &[Some(self), Some(indices)], vec![int("axis", axis as i64)])
     }
 
-    /// For each place the element that `indices` names along an axis.
+    /// For each place of `indices`, integers of this tensor's rank, the element that they name along an axis: of their
+    /// shape and this tensor's type (ONNX GatherElements).
     pub fn gather_elements(self, indices: Expr<'g>, axis: usize) -> Expr<'g> {
         self.gather_elements_along(indices, axis as i64)
     }

@@ -148,7 +148,7 @@ impl<'g> Expr<'g> {
         self.conv_of(weights, p.attributes())
     }
 
-    /// As [`Expr::conv`], with the attributes of a node.
+    /// As [`Expr::conv`], with the attributes of a node: those of Conv.
     pub fn conv_of(self, weights: Expr<'g>, attributes: Vec<AttributeProto>) -> Expr<'g> {
         self.builder.emit("Conv", &[Some(self), Some(weights)], attributes)
     }
@@ -163,12 +163,13 @@ impl<'g> Expr<'g> {
         self.builder.emit("ConvTranspose", &[Some(self), Some(weights)], attributes)
     }
 
-    /// The mean of each window, with the attributes of a node.
+    /// The mean of each window of `[N, C, ...]`, in this tensor's type, with the attributes of a node (ONNX
+    /// AveragePool).
     pub fn average_pool_of(self, attributes: Vec<AttributeProto>) -> Expr<'g> {
         self.builder.emit("AveragePool", &[Some(self)], attributes)
     }
 
-    /// The largest element of each window.
+    /// The largest element of each window of `[N, C, ...]`, in this tensor's type (ONNX MaxPool).
     pub fn largest(self, p: &Pool) -> Expr<'g> {
         self.builder.emit("MaxPool", &[Some(self)], p.attributes())
     }
@@ -229,7 +230,7 @@ impl<'g> Expr<'g> {
         Ok(self.move_axis(axis, rank - 1).matmul(matrix.transposed()).move_axis(rank - 1, axis))
     }
 
-    /// `eˣ / Σ eˣ` along an axis.
+    /// `eˣ / Σ eˣ` along an axis, of this tensor's shape and floating-point type (ONNX Softmax).
     pub fn softmax(self, axis: usize) -> Expr<'g> {
         self.along_axis("Softmax", axis, |x| {
             let e = (x - x.maximum(&[axis])).exp();
@@ -237,7 +238,7 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// `ln softmax(x)` along an axis.
+    /// `ln softmax(x)` along an axis, of this tensor's shape and floating-point type (ONNX LogSoftmax).
     pub fn log_softmax(self, axis: usize) -> Expr<'g> {
         self.along_axis("LogSoftmax", axis, |x| {
             let shifted = x - x.maximum(&[axis]);

@@ -29,24 +29,25 @@ impl<'g> Expr<'g> {
         if wide == self { sum(self) } else { sum(wide).cast_like(self) }
     }
 
-    /// The sum over axes, which stay with size 1.
+    /// The sum over axes, which stay with size 1, in this tensor's type; half precision is added up in float32 (ONNX
+    /// ReduceSum).
     pub fn sum(self, axes: &[usize]) -> Expr<'g> {
         self.simplify_reduce_sum(axes, true)
             .unwrap_or_else(|| self.in_float32(|x| x.reduce("ReduceSum", Some(axes), true)))
     }
 
-    /// The sum over axes, which go.
+    /// The sum over axes, which the result does not have, in this tensor's type (ONNX ReduceSum).
     pub fn sum_out(self, axes: &[usize]) -> Expr<'g> {
         self.simplify_reduce_sum(axes, false)
             .unwrap_or_else(|| self.in_float32(|x| x.reduce("ReduceSum", Some(axes), false)))
     }
 
-    /// The sum of all elements, without dimensions.
+    /// The sum of all elements, a tensor without dimensions of this tensor's type (ONNX ReduceSum).
     pub fn sum_all(self) -> Expr<'g> {
         self.in_float32(|x| x.reduce("ReduceSum", None, false))
     }
 
-    /// The sum of all elements, of size 1 in every dimension.
+    /// The sum of all elements, with as many axes as this tensor, all of size 1 (ONNX ReduceSum).
     pub fn sum_all_kept(self) -> Expr<'g> {
         self.in_float32(|x| x.reduce("ReduceSum", None, true))
     }
@@ -80,7 +81,7 @@ impl<'g> Expr<'g> {
         axes.is_axis(shape.size(), noop).select(self.builder.int(1), shape)
     }
 
-    /// The mean over axes, which stay with size 1.
+    /// The mean over axes, which stay with size 1, in this tensor's type (ONNX ReduceMean).
     pub fn mean(self, axes: &[usize]) -> Expr<'g> {
         self.in_float32(|x| x.reduce("ReduceMean", Some(axes), true))
     }
@@ -93,17 +94,17 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// The largest along axes, which stay with size 1.
+    /// The largest element along axes, which stay with size 1, in this tensor's type (ONNX ReduceMax).
     pub fn maximum(self, axes: &[usize]) -> Expr<'g> {
         self.reduce("ReduceMax", Some(axes), true)
     }
 
-    /// The smallest along axes, which stay with size 1.
+    /// The smallest element along axes, which stay with size 1, in this tensor's type (ONNX ReduceMin).
     pub fn minimum(self, axes: &[usize]) -> Expr<'g> {
         self.reduce("ReduceMin", Some(axes), true)
     }
 
-    /// The product along axes, which stay with size 1.
+    /// The product along axes, which stay with size 1, in this tensor's type (ONNX ReduceProd).
     pub fn product(self, axes: &[usize]) -> Expr<'g> {
         self.reduce("ReduceProd", Some(axes), true)
     }
@@ -124,7 +125,8 @@ impl<'g> Expr<'g> {
         self.cum_sum_at(self.builder.int(axis as i64), exclusive, reverse)
     }
 
-    /// As [`Expr::cum_sum`], along an axis that may be computed.
+    /// As [`Expr::cum_sum`], along an axis that may be computed: an integer without dimensions (ONNX CumSum, from opset
+    /// 11 on).
     pub fn cum_sum_at(self, axis: Expr<'g>, exclusive: bool, reverse: bool) -> Expr<'g> {
         self.since(11, "CumSum", || {
             let attributes = vec![int("exclusive", exclusive.into()), int("reverse", reverse.into())];

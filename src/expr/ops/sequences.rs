@@ -65,7 +65,7 @@ impl<'g> Expr<'g> {
         (elements.len() <= MAX_FOLLOWED).then_some(elements)
     }
 
-    /// How many elements a sequence has.
+    /// How many elements a sequence has, an int64 without dimensions (ONNX SequenceLength).
     pub fn sequence_length(self) -> Expr<'g> {
         match self.elements() {
             Some(elements) => self.builder.int(elements.len() as i64),
@@ -73,7 +73,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The element at a place that may count from the end.
+    /// The element at a place, an integer without dimensions that may count from the end (ONNX SequenceAt).
     pub fn sequence_at(self, at: Expr<'g>) -> Expr<'g> {
         let known = || {
             let (elements, at) = (self.elements()?, *at.ints()?.first()?);
@@ -88,7 +88,7 @@ impl<'g> Expr<'g> {
         self.builder.emit("SequenceInsert", &[Some(self), Some(element), at], vec![])
     }
 
-    /// Without the element at a place; without a place the last one.
+    /// The sequence without the element at a place; without a place, without the last one (ONNX SequenceErase).
     pub fn sequence_erase(self, at: Option<Expr<'g>>) -> Expr<'g> {
         self.builder.emit("SequenceErase", &[Some(self), at], vec![])
     }
@@ -104,7 +104,7 @@ impl<'g> Expr<'g> {
         self.sequence_erase(Some(at)).sequence_insert(element, Some(at))
     }
 
-    /// The elements joined along an axis, or stacked along a new one.
+    /// The elements, tensors of one type, joined along an axis, or stacked along a new one (ONNX ConcatFromSequence).
     pub fn concat_sequence(self, axis: i64, new_axis: bool) -> Expr<'g> {
         let attributes = vec![int("axis", axis), int("new_axis", new_axis.into())];
         self.builder.emit("ConcatFromSequence", &[Some(self)], attributes)

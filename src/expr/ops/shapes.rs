@@ -5,7 +5,7 @@ use crate::onnx::attribute::{int, ints};
 use anyhow::ensure;
 
 impl<'g> Expr<'g> {
-    /// The shape: a constant where all of it is known.
+    /// The shape, `int64[rank]`: a constant where all of it is known, else computed (ONNX Shape).
     pub fn shape(self) -> Expr<'g> {
         match self.fact().known_shape() {
             Some(shape) => self.builder.ints(&shape),
@@ -13,7 +13,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The size of a dimension, as an integer without dimensions.
+    /// The size of a dimension, an int64 without dimensions.
     pub fn dim(self, axis: usize) -> Expr<'g> {
         match self.known_dim(axis) {
             Some(n) => self.builder.int(n),
@@ -21,7 +21,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The sizes of some dimensions, as a list.
+    /// The sizes of some dimensions, in their order, `int64[axes]`.
     pub fn dims(self, axes: impl IntoIterator<Item = usize>) -> Expr<'g> {
         let axes: Vec<i64> = axes.into_iter().map(|a| a as i64).collect();
         let known: Option<Vec<i64>> = axes.iter().map(|&a| self.known_dim(a as usize)).collect();
@@ -39,7 +39,7 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// How many elements there are, as an integer without dimensions.
+    /// How many elements there are, an int64 without dimensions (ONNX Size).
     pub fn size(self) -> Expr<'g> {
         match self.fact().element_count() {
             Some(n) => self.builder.int(n),
@@ -89,7 +89,8 @@ impl<'g> Expr<'g> {
         self
     }
 
-    /// The elements in the shape of another tensor.
+    /// The elements in the shape of another tensor of as many elements, in this tensor's type; nothing is written where
+    /// the two have one shape (ONNX Reshape).
     pub fn reshape_like(self, other: Expr<'g>) -> Expr<'g> {
         match self.same_shape(other) {
             true => self,
@@ -97,7 +98,8 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// Broadcast to a shape that is a list of integers.
+    /// Broadcast to a shape, `int64[rank]`: sizes of 1 are repeated, axes that are missing in front are new (ONNX
+    /// Expand).
     pub fn expand(self, shape: Expr<'g>) -> Expr<'g> {
         if let (Some(own), Some(target)) = (self.fact().shape, shape.fact().dims())
             && *own == *target
@@ -116,7 +118,7 @@ impl<'g> Expr<'g> {
         self.builder.attempt(|| Ok(self + self.builder.full(shape, 0.0, self.element()?)))
     }
 
-    /// Broadcast to the shape of another tensor.
+    /// Broadcast to the shape of another tensor, in this tensor's type (ONNX Expand).
     pub fn expand_like(self, other: Expr<'g>) -> Expr<'g> {
         match self.same_shape(other) {
             true => self,
@@ -147,7 +149,8 @@ impl<'g> Expr<'g> {
         self.full_like(1.0)
     }
 
-    /// The axes in another order: axis `i` of the result is axis `perm[i]`.
+    /// The axes in another order: axis `i` of the result is axis `perm[i]`; `perm` names each axis once (ONNX
+    /// Transpose).
     pub fn transpose(self, perm: &[usize]) -> Expr<'g> {
         self.simplify_transpose(perm).unwrap_or_else(|| {
             let perm: Vec<i64> = perm.iter().map(|&p| p as i64).collect();
@@ -192,12 +195,12 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// Without the given axes, whose sizes are 1.
+    /// Without the given axes, whose sizes are 1 (ONNX Squeeze).
     pub fn squeeze(self, axes: &[usize]) -> Expr<'g> {
         self.with_axes("Squeeze", axes, 13)
     }
 
-    /// With new axes of size 1, which the result has at the given places.
+    /// With new axes of size 1, which the result has at the given places (ONNX Unsqueeze).
     pub fn unsqueeze(self, axes: &[usize]) -> Expr<'g> {
         self.with_axes("Unsqueeze", axes, 13)
     }
@@ -213,7 +216,7 @@ impl<'g> Expr<'g> {
         }
     }
 
-    /// The elements in one dimension.
+    /// The elements in one dimension, the last axis first to go through (ONNX Reshape).
     pub fn flattened(self) -> Expr<'g> {
         self.reshape_to(&[-1])
     }

@@ -27,37 +27,37 @@ pub enum Parameter<T> {
 }
 
 impl<'a> Known<'a> {
-    /// The input, where it is there.
+    /// What is known of an input; `None` where the node leaves it out.
     pub fn input(&self, i: usize) -> Option<&'a Fact> {
         self.inputs.get(i).copied().flatten()
     }
 
-    /// The element type of an input.
+    /// The element type of an input; `None` where it is left out, or its type is not known.
     pub fn element(&self, i: usize) -> Option<ElementType> {
         self.input(i)?.element
     }
 
-    /// The dimensions of an input.
+    /// The dimensions of an input, numbers or symbols; `None` where it is left out, or its rank is not known.
     pub fn shape(&self, i: usize) -> Option<&'a [Dim]> {
         self.input(i)?.shape.as_deref()
     }
 
-    /// The number of dimensions of an input.
+    /// The number of dimensions of an input; `None` where it is left out, or its rank is not known.
     pub fn rank(&self, i: usize) -> Option<usize> {
         self.input(i)?.rank()
     }
 
-    /// The symbolic sizes.
+    /// The symbolic sizes, which are added and multiplied by it.
     pub fn dims(&self) -> &'a Dims {
         self.op.dims
     }
 
-    /// As many dimensions of unknown size.
+    /// So many dimensions of unknown size, no two known to be equal.
     pub fn fresh(&self, rank: usize) -> Vec<Dim> {
         (0..rank).map(|_| self.dims().fresh()).collect()
     }
 
-    /// An attribute that is an integer.
+    /// An attribute that is an integer, or the default where the node leaves it out.
     pub fn int(&self, name: &str, default: i64) -> i64 {
         attribute::get_int(self.op.attributes, name).unwrap_or(default)
     }
@@ -67,12 +67,12 @@ impl<'a> Known<'a> {
         self.int(name, 0) != 0
     }
 
-    /// An attribute that is a list of integers.
+    /// An attribute that is a list of integers; `None` where the node leaves it out.
     pub fn ints(&self, name: &str) -> Option<&'a [i64]> {
         attribute::get_ints(self.op.attributes, name)
     }
 
-    /// An attribute that is a list of numbers.
+    /// An attribute that is a list of numbers; `None` where the node leaves it out.
     pub fn floats(&self, name: &str) -> Option<Vec<f64>> {
         Some(attribute::find(self.op.attributes, name)?.floats.iter().map(|&v| v.into()).collect())
     }
@@ -82,7 +82,7 @@ impl<'a> Known<'a> {
         attribute::find(self.op.attributes, name).map_or(0, |a| a.ints.len().max(a.strings.len()).max(a.floats.len()))
     }
 
-    /// The tensor that an attribute is.
+    /// The tensor that an attribute is; `None` where the node leaves it out.
     pub fn constant(&self, name: &str) -> Option<Fact> {
         attribute::get_tensor(self.op.attributes, name).map(super::constant)
     }
@@ -93,7 +93,7 @@ impl<'a> Known<'a> {
         Some(crate::graph::fact_of_type(Some(declared), self.dims()))
     }
 
-    /// An attribute that is text.
+    /// An attribute that is text; `None` where the node leaves it out, or it is no UTF-8.
     pub fn string(&self, name: &str) -> Option<&'a str> {
         attribute::get_string(self.op.attributes, name)
     }
