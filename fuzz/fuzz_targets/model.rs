@@ -185,7 +185,7 @@ fn gradients(model: &Model, loaded: &Loaded, choice: &mut Choice) -> Gradients {
     }
     if choice.once_in(6) {
         let share = [0.1, 0.5, 0.9][choice.below(3)];
-        request = request.memory_budget(MemoryBudget { limit: MemoryLimit::Share(share), sizes: Default::default() });
+        request = request.memory_budget(MemoryBudget::new(MemoryLimit::Share(share), Default::default()));
     }
     request
 }
