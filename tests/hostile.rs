@@ -3,7 +3,7 @@
 mod common;
 
 use common::process::process;
-use onnx_gradients::onnx::text;
+use onnx_gradients::onnx::{ElementType, TensorProto, text};
 use onnx_gradients::{Gradients, Model, Wanted};
 use prost::Message;
 
@@ -64,12 +64,38 @@ fn sizes_and_types_of_no_model_are_answered() {
         "g (int8[4] q, float[2,2] s) => (float[4] y) { y = DequantizeLinear<axis = 1, block_size = 2>(q, s) }",
         // Lists of the sizes of a tensor without any.
         "g (float x, float[1] e) => (y) { y = Slice(x, e, e) }",
+        // More starts than axes.
+        "g (float[3] x, int64[HUGE] e) => (y) { y = Slice(x, e, e) }",
+        "g (float[3] x, int64[HUGE,1] e) => (y) { y = Slice(x, e, e) }",
     ] {
         for opset in [13, 17, 21] {
             let text = format!("<ir_version: 8, opset_import: [\"\": {opset}]> {}", graph.replace("HUGE", huge));
             let _ = process(text::parse(&text).unwrap().encode_to_vec());
         }
     }
+}
+
+/// Axes, starts, amounts and sizes that only the run knows, of which a file says that there are a trillion.
+#[test]
+fn endless_lists_are_answered() {
+    let mut lists = 0;
+    for case in common::all() {
+        let listed = |t: &TensorProto| t.dims.len() == 1 && t.element_type() == ElementType::Int64;
+        let graph = case.model.graph.as_ref().unwrap();
+        for name in graph.initializer.iter().filter(|t| listed(t)).map(|t| t.name().to_owned()) {
+            for shape in ["[1099511627776]", "[1099511627776,1]"] {
+                let list = text::parse(&format!("<ir_version: 8> g (int64{shape} {name:?}) => () {{ }}")).unwrap();
+                let mut model = case.model.clone();
+                let graph = model.graph.as_mut().unwrap();
+                graph.initializer.retain(|t| t.name() != name);
+                graph.input.retain(|i| i.name() != name);
+                graph.input.extend(list.graph.unwrap().input);
+                let _ = process(model.encode_to_vec());
+                lists += 1;
+            }
+        }
+    }
+    assert!(lists > 100, "{lists}");
 }
 
 #[test]

@@ -501,7 +501,7 @@ fn what_is_wanted_is_said_without_a_model() {
     }"#;
     let of = |x: Wanted| xs(graph, &Gradients::new([Wanted::Outputs], [x]));
     assert_eq!(of(Wanted::Inputs), ["x", "mask"], "neither integers nor what has a default");
-    assert_eq!(of(Wanted::Parameters), ["fc.weight", "fc.bias", "d"], "two is a number of a formula");
+    assert_eq!(of(Wanted::Parameters), ["fc.weight", "fc.bias"], "two and d bring y to its units");
     assert_eq!(of(Wanted::MainInput), ["x"]);
     assert_eq!(of("fc.*".into()), ["fc.weight", "fc.bias"]);
     assert_eq!(of("fc:0".into()), ["h"], "as TensorFlow names outputs");

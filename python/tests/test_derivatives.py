@@ -191,13 +191,13 @@ def test_keywords_are_the_options_of_the_command_line(models, tmp_path):
     path = models / "transformer.onnx"
     plain = og.gradients(path, "logits", params=True)
     assert plain.memory is None
-    held = og.gradients(path, "logits", params=True, memory_budget=0.8, dim={"batch": 4}).memory
+    held = og.gradients(path, "logits", params=True, memory_budget=0.9, dim={"batch": 4}).memory
     assert held["peak"] < held["peak_without"]
-    assert og.gradients(path, "logits", params=True, memory_budget="80%", dim={"batch": 4}).memory == held
-    smaller = og.gradients(path, "logits", params=True, memory_budget=0.8, dim={"batch": 1}).memory
+    assert og.gradients(path, "logits", params=True, memory_budget="90%", dim={"batch": 4}).memory == held
+    smaller = og.gradients(path, "logits", params=True, memory_budget=0.9, dim={"batch": 1}).memory
     assert smaller["peak_without"] < held["peak_without"]
     with pytest.raises(og.errors.UnknownNameError, match="bach"):
-        og.gradients(path, "logits", params=True, memory_budget=0.8, dim={"bach": 4})
+        og.gradients(path, "logits", params=True, memory_budget=0.9, dim={"bach": 4})
     # What says how to run the result is for where it is run.
     assert og.gradients(path, "logits", params=True, time=1.0).validation.status == "skipped"
     gated = og.gradients(path, "logits", params=True, gate_gradients=True, name="g", only_gradients=True)

@@ -110,7 +110,8 @@ pub fn slice(c: &Known) -> Result<Vec<Fact>> {
         return Ok(vec![Fact { value, ..tensor(input.element, None) }]);
     };
     let (starts, ends) = (c.sizes(1, "starts"), c.sizes(2, "ends"));
-    let count = length(&starts).or_else(|| length(&ends));
+    let (count, rank) = (length(&starts).or_else(|| length(&ends)), shape.len());
+    ensure!(count.is_none_or(|n| n <= rank), "it slices more axes than the {rank} of its input");
     let axes = match c.integers(3, "axes") {
         Parameter::Known(axes) => Some(axes),
         Parameter::Absent => count.map(|n| (0..n as i64).collect()),
