@@ -1190,3 +1190,42 @@ fn a_memory_budget_is_met_in_training_too() {
     let least = remedy.trim_start_matches("--memory-budget ").split(',').next().unwrap();
     assert!(train(least, &[]).status.success(), "{remedy}");
 }
+
+/// A batch that does not fit into memory is an error with what helps.
+#[cfg(all(feature = "validate", target_os = "linux"))]
+#[test]
+fn a_training_without_memory_says_so() {
+    let folder = TempDir::new().unwrap();
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    let made = tool(&[
+        "trainable",
+        "models/digits-mlp.onnx",
+        "-o",
+        &place("training"),
+        "--loss",
+        "cross-entropy",
+        "--no-validate",
+    ]);
+    assert!(made.status.success(), "{made:?}");
+    const SAMPLES: usize = 80_000;
+    let images = TensorProto::from_float32(&[SAMPLES as i64, 64], &vec![0.5; 64 * SAMPLES]);
+    let labels = TensorProto::from_int64(&[SAMPLES as i64], &vec![1; SAMPLES]);
+    std::fs::create_dir(place("data")).unwrap();
+    npy::write_npy(&images, Path::new(&place("data/image.npy")), false).unwrap();
+    npy::write_npy(&labels, Path::new(&place("data/labels.npy")), false).unwrap();
+    let train = |kilobytes: &str| {
+        let command = "ulimit -v $0 && exec \"$@\"";
+        let arguments =
+            ["train", &place("training"), "--data", &place("data"), "--batch-size", "80000", "--epochs", "1"];
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command, kilobytes, env!("CARGO_BIN_EXE_onnx-gradients")]).args(arguments).arg("--json");
+        shell.output().unwrap()
+    };
+    for kilobytes in ["200000", "300000"] {
+        let output = train(kilobytes);
+        let said = error(&output);
+        let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(report["code"], "out-of-memory", "{kilobytes}: {said}");
+        assert!(report["remedy"].as_str().unwrap().contains("--batch-size"), "{report}");
+    }
+}

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::onnx::{ElementType, ModelProto, TensorProto};
 use crate::validate::Engine;
-use crate::validate::engine::{Precision, Run};
+use crate::validate::engine::{Precision, Run, Trouble};
 use crate::validate::tensors::{self, Tensor, Tensors};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -501,11 +501,11 @@ impl Trainer {
             }
             let model = self.models.get(role).context("a model is missing")?;
             let plan = Engine::default().open().and_then(|engine| engine.prepare(model, feeds, self.precision));
-            let plan = plan.map_err(|t| anyhow!("{role}.onnx: {t}"))?;
+            let plan = plan.map_err(|t| trouble(role, samples, t))?;
             self.plans.insert(key.clone(), plan);
         }
         let plan = self.plans.get(&key).context("a plan is missing")?;
-        plan.run(feeds).map_err(|t| anyhow!("{role}.onnx: {t}"))
+        plan.run(feeds).map_err(|t| trouble(role, samples, t))
     }
 
     /// Takes what comes out over for the next step.
@@ -544,4 +544,16 @@ fn numbers(results: &Tensors, names: &[String]) -> Result<BTreeMap<String, f64>>
         }
     }
     Ok(found)
+}
+
+/// Why a model did not run on so many samples.
+fn trouble(role: &str, samples: usize, trouble: Trouble) -> anyhow::Error {
+    match trouble {
+        Trouble::OutOfMemory => {
+            let error =
+                Error::out_of_memory(format_args!("{role}.onnx needs more memory than there is for {samples} samples"));
+            error.with_remedy(Some("a smaller --batch-size takes less".to_owned())).into()
+        }
+        other => anyhow!("{role}.onnx: {other}"),
+    }
 }

@@ -95,6 +95,8 @@ pub enum Trouble {
     Unsupported(Vec<String>),
     /// tract says why.
     Failed(String),
+    /// It needs more memory than there is.
+    OutOfMemory,
     /// tract crashed.
     Panicked(String),
     /// Another engine says why, its name in front.
@@ -118,6 +120,7 @@ impl fmt::Display for Trouble {
         match self {
             Trouble::Unsupported(operators) => write!(f, "tract has no {}", operators.join(", ")),
             Trouble::Failed(message) => write!(f, "tract: {message}"),
+            Trouble::OutOfMemory => f.write_str("tract: it needs more memory than it has; --memory gives it more"),
             Trouble::Panicked(message) => write!(f, "tract crashed: {message}"),
             Trouble::Elsewhere { message, .. } => f.write_str(message),
         }
@@ -126,7 +129,11 @@ impl fmt::Display for Trouble {
 
 impl From<anyhow::Error> for Trouble {
     fn from(e: anyhow::Error) -> Self {
-        Trouble::Failed(one_line(&format!("{e:#}")))
+        match format!("{e:#}") {
+            // How the standard library says it of a vector; tract hands errors of kernels on as texts.
+            text if text.contains("memory allocation failed") => Trouble::OutOfMemory,
+            text => Trouble::Failed(one_line(&text)),
+        }
     }
 }
 

@@ -158,7 +158,7 @@ fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T, Trouble> {
         Ok(result) => Ok(result?),
         Err(_) => match MESSAGE.take() {
             text if text.contains("failed to allocate") || text.contains("capacity overflow") => {
-                Err(Trouble::Failed("it needs more memory than it has; --memory gives it more".to_owned()))
+                Err(Trouble::OutOfMemory)
             }
             text => Err(Trouble::Panicked(one_line(&text))),
         },
@@ -209,8 +209,10 @@ fn to_tract(tensor: &tensors::Tensor) -> Result<Tensor> {
         ($($name:ident: $datum:ident: $t:ty),*) => {
             match tensor.element() {
                 $(ElementType::$name => {
-                    let elements: Vec<$t> = elements(tensor.bytes(), <$t>::from_le_bytes).collect();
-                    Tensor::from_shape(tensor.dims(), &elements)
+                    let mut own: Vec<$t> = Vec::new();
+                    own.try_reserve_exact(tensor.bytes().len() / size_of::<$t>())?;
+                    own.extend(elements(tensor.bytes(), <$t>::from_le_bytes));
+                    Tensor::from_shape(tensor.dims(), &own)
                 })*
                 ElementType::Bool => {
                     Tensor::from_shape(tensor.dims(), &tensor.bytes().iter().map(|&b| b != 0).collect::<Vec<bool>>())
@@ -227,7 +229,7 @@ fn from_tract(tensor: Arc<Tensor>) -> Result<tensors::Tensor> {
     let Some(element) = element_type(tensor.datum_type()) else {
         bail!("tensors of type {:?} are not handed out", tensor.datum_type())
     };
-    tensors::Tensor::new(element, tensor.shape(), tensor.as_bytes().to_vec())
+    tensors::Tensor::new(element, tensor.shape(), copied(tensor.as_bytes())?)
 }
 
 /// Sizes, which may come as symbolic dimensions, as the integers that they are; any other tensor as it is.
@@ -241,7 +243,15 @@ fn sized(tensor: Arc<Tensor>) -> Result<Arc<Tensor>> {
 /// The elements as float64, whatever the element type.
 fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     let wide = tensor.cast_to_dt(DatumType::F64).map_err(shown)?;
-    Ok(wide.try_as_plain_ram().map_err(shown)?.as_slice::<f64>().map_err(shown)?.to_vec())
+    copied(wide.try_as_plain_ram().map_err(shown)?.as_slice::<f64>().map_err(shown)?)
+}
+
+/// A copy, which large tensors may have no room for.
+fn copied<T: Copy>(elements: &[T]) -> Result<Vec<T>> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(elements.len())?;
+    copy.extend_from_slice(elements);
+    Ok(copy)
 }
 
 /// An error of tract's as one of ours.
