@@ -139,7 +139,10 @@ impl Tensor {
 }
 
 /// The elements of little-endian bytes.
-pub(super) fn elements<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> impl Iterator<Item = T> {
+pub(super) fn elements<const N: usize, T>(
+    bytes: &[u8],
+    read: impl Fn([u8; N]) -> T,
+) -> impl ExactSizeIterator<Item = T> {
     bytes.as_chunks::<N>().0.iter().map(move |&bytes| read(bytes))
 }
 

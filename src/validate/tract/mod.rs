@@ -209,10 +209,8 @@ fn to_tract(tensor: &tensors::Tensor) -> Result<Tensor> {
         ($($name:ident: $datum:ident: $t:ty),*) => {
             match tensor.element() {
                 $(ElementType::$name => {
-                    let mut own: Vec<$t> = Vec::new();
-                    own.try_reserve_exact(tensor.bytes().len() / size_of::<$t>())?;
-                    own.extend(elements(tensor.bytes(), <$t>::from_le_bytes));
-                    Tensor::from_shape(tensor.dims(), &own)
+                    let elements: Vec<$t> = collected(elements(tensor.bytes(), <$t>::from_le_bytes))?;
+                    Tensor::from_shape(tensor.dims(), &elements)
                 })*
                 ElementType::Bool => {
                     Tensor::from_shape(tensor.dims(), &tensor.bytes().iter().map(|&b| b != 0).collect::<Vec<bool>>())
@@ -229,7 +227,7 @@ fn from_tract(tensor: Arc<Tensor>) -> Result<tensors::Tensor> {
     let Some(element) = element_type(tensor.datum_type()) else {
         bail!("tensors of type {:?} are not handed out", tensor.datum_type())
     };
-    tensors::Tensor::new(element, tensor.shape(), copied(tensor.as_bytes())?)
+    tensors::Tensor::new(element, tensor.shape(), collected(tensor.as_bytes().iter().copied())?)
 }
 
 /// Sizes, which may come as symbolic dimensions, as the integers that they are; any other tensor as it is.
@@ -243,15 +241,15 @@ fn sized(tensor: Arc<Tensor>) -> Result<Arc<Tensor>> {
 /// The elements as float64, whatever the element type.
 fn values(tensor: &Tensor) -> Result<Vec<f64>> {
     let wide = tensor.cast_to_dt(DatumType::F64).map_err(shown)?;
-    copied(wide.try_as_plain_ram().map_err(shown)?.as_slice::<f64>().map_err(shown)?)
+    collected(wide.try_as_plain_ram().map_err(shown)?.as_slice::<f64>().map_err(shown)?.iter().copied())
 }
 
-/// A copy, which large tensors may have no room for.
-fn copied<T: Copy>(elements: &[T]) -> Result<Vec<T>> {
-    let mut copy = Vec::new();
-    copy.try_reserve_exact(elements.len())?;
-    copy.extend_from_slice(elements);
-    Ok(copy)
+/// The elements of a tensor, for which there may be no room.
+fn collected<T>(elements: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>> {
+    let mut own = Vec::new();
+    own.try_reserve_exact(elements.len())?;
+    own.extend(elements);
+    Ok(own)
 }
 
 /// An error of tract's as one of ours.
