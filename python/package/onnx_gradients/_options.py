@@ -113,51 +113,7 @@ class Deriving(Writing, total=False):
 
 
 class Making(Running, total=False):
-    """How a model is made trainable.
-
-    Attributes
-    ----------
-    loss_model : path
-        A model of one more loss.
-    train, freeze : str or iterable of str
-        Patterns of weights that are trained, or not.
-    last_layers : int
-        Train the last layers only.
-    lora, lora_alpha : int, float
-        Train LoRA matrices of that rank in place of the weights; their factor is lora_alpha / lora.
-    accumulate : int
-        How many micro-batches make a step.
-    batch_norm : {'inference', 'train'}
-        The mode of BatchNormalization.
-    dropout : ``"train"``, or mapping of str to float
-        The model's own Dropout nodes, or tensors with the share that is dropped.
-    momentum, beta1, beta2, epsilon, weight_decay : float
-        Numbers of the optimizer, PyTorch's without.
-    no_decay : str or iterable of str
-        Patterns of weights without decay.
-    lr_group : mapping of str to float
-        Factors on the learning rate, by pattern.
-    clip_norm, clip_value : float
-        The most that the norm of all gradients, or an element, may be.
-    loss_scale : float
-        The scale that the loss starts with.
-    metric : str or iterable of str
-        ``accuracy``, ``top-K``, ``mae``, ``mse``, ``gradient-norm``, of one output as ``METRIC:OUTPUT``.
-    no_metrics : bool
-        Whether there are none.
-    memory_budget : float or str
-        The most that a step may hold at a time: 0.5, ``"50%"``, ``"300MB"``.
-    stop_gradients : str or iterable of str
-        Tensors that count as constants.
-    gradient_functions : path or iterable of path
-        Files with gradients of your own operators.
-    rounding : {'straight-through', 'true'}
-        What gradients make of rounding in quantization.
-    preview_operators : bool
-        Whether updates are operators of ai.onnx.preview.training.
-    seed : int
-        What random initial values follow from.
-    """
+    """How a model is made trainable: :func:`trainable` says what each key is."""
 
     loss_model: PathLike | None
     train: Names | None
