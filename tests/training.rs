@@ -519,6 +519,25 @@ fn lora_stands_beside_integers() {
 }
 
 #[test]
+fn lora_stands_beside_a_table_of_integers() {
+    let table = |attributes: &str| {
+        let text = format!(
+            r#"g (int64[N,3] i) => (float y) <uint8[2,8] b = {{0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7}}, float[2,1] s = {{1, 2}}>
+            {{ y = com.microsoft.GatherBlockQuantized <block_size = 16{attributes}> (b, i, s) }}"#
+        );
+        Trainable::new([LossSpec::new("mse")]).lora(2, 2.0).build(&parse(17, &text))
+    };
+    // 16 columns are packed into 8 bytes; the type of what comes out is that of the scales.
+    let artifacts = table("").unwrap_or_else(|e| panic!("{e:#}"));
+    let adapters: Vec<_> =
+        artifacts.manifest.lora.iter().map(|a| (a.weight.as_str(), a.shapes, a.left_first)).collect();
+    assert_eq!(adapters, [("b", [[2, 2], [2, 16]], false)]);
+    assert_eq!(artifacts.manifest.lora[0].beside.as_ref().map(|b| b.lookup), Some(true));
+    // Columns that are looked up make no rows that a product could be added to.
+    assert!(table(", gather_axis = 1").map_or(true, |a| a.manifest.lora.is_empty()));
+}
+
+#[test]
 fn weights_out_of_reach_are_named() {
     let text = r#"<ir_version: 8, opset_import: ["": 17, "own": 1]>
         g (float[N,2] x, bool c) => (float[N,2] y) <float[2,2] w = {1, 2, 3, 4}>

@@ -3,7 +3,7 @@
 pub mod facts;
 
 use super::Slot::*;
-use super::properties::{Apart, IntegerLayer, Rows};
+use super::properties::{Apart, Rows};
 use super::{Call, Rule, Slot, activation, rule};
 use crate::expr::{Expr, View};
 use crate::graph::{Node, Poles};
@@ -13,7 +13,8 @@ use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)]).facts(|c| facts::matmul(c, 0, 1, c.element(0).or(c.element(1))))
+    rule("MatMul", "dA = dY Bᵀ, dB = Aᵀ dY", &[Try(matmul_a), Try(matmul_b)])
+        .facts(|c| facts::matmul(c, 0, 1, c.element(0).or(c.element(1))))
         .apart(Apart::Rows(|_| Some(Rows { alpha: 1.0, beta: 1.0, transposed: false })))
         .linear(2)
         .contracts()
@@ -25,7 +26,8 @@ pub const RULES: &[Rule] = &[
         "Gemm",
         "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes; dC = β dY",
         &[Formula(|c| gemm_a(c, c.dy())), Formula(|c| gemm_b(c, c.dy())), Broadcast(|c| gemm_c(c, c.dy()))],
-    ).facts(facts::gemm)
+    )
+    .facts(facts::gemm)
     .attributes("alpha beta transA transB")
     .apart(Apart::Rows(gemm_rows))
     .linear(2)
@@ -39,7 +41,8 @@ pub const RULES: &[Rule] = &[
         "FusedGemm",
         "with d = dy act'(α op(A) op(B) + β C), read from y: those of Gemm with d in place of dy",
         &[Formula(|c| gemm_a(c, inner(c))), Formula(|c| gemm_b(c, inner(c))), Broadcast(|c| gemm_c(c, inner(c)))],
-    ).facts(facts::gemm)
+    )
+    .facts(facts::gemm)
     .attributes("activation activation_alpha activation_beta activation_gamma alpha beta transA transB")
     .weights(&[0, 1, 2])
     .layer()
@@ -49,45 +52,30 @@ pub const RULES: &[Rule] = &[
         "Einsum",
         "dxᵢ = the Einsum of dy and the other operands to the indices of xᵢ, on the diagonal where one is repeated",
         &[TryEach(einsum)],
-    ).facts(facts::einsum)
+    )
+    .facts(facts::einsum)
     .linear(usize::MAX)
     .contracts()
     .equal(facts::equal_in_einsum)
     .weights(&[0, 1, 2])
     .layer()
     .attributes("equation"),
-    rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Try(det)]).facts(facts::det)
+    rule("Det", "dX = dy cof X, the determinants of its minors with alternating signs", &[Try(det)])
+        .facts(facts::det)
         .poles(Poles::Somewhere)
         .note("singular matrices have their true gradient"),
-    rule("FusedMatMul", FUSED, FUSED_OPERANDS).facts(facts::fused_matmul)
+    rule("FusedMatMul", FUSED, FUSED_OPERANDS)
+        .facts(facts::fused_matmul)
         .attributes("alpha transA transB transBatchA transBatchB")
         .weights(&[0, 1])
         .layer()
         .domain("com.microsoft"),
-    rule("TransposeMatMul", FUSED, FUSED_OPERANDS).facts(facts::fused_matmul)
+    rule("TransposeMatMul", FUSED, FUSED_OPERANDS)
+        .facts(facts::fused_matmul)
         .attributes("alpha transA transB")
         .weights(&[0, 1])
         .layer()
         .domain("com.microsoft"),
-    rule(
-        "MatMulNBits",
-        "with W = (q - zero point) scale, unpacked: dA = dY W, dscale = Σ (q - zero point) dYᵀ A, dzero = -Σ scale dYᵀ A, \
-         dbias = Σ dY",
-        &[
-            Try(n_bits_a),
-            Stop("quantized weights"),
-            Try(n_bits_scales),
-            Try(n_bits_zero_points),
-            Stop("indices of groups"),
-            Broadcast(|c| c.dy()),
-        ],
-    ).facts(facts::matmul_n_bits)
-    .ranks(&[None, None, None, None, None, Some(1)])
-    .attributes("K N bits block_size accuracy_level")
-    .integer_layer(IntegerLayer::Whole)
-    .weights(&[2, 3, 5])
-    .layer()
-    .domain("com.microsoft"),
 ];
 
 const FUSED: &str = "dA = α dY op(B)ᵀ, dB = α op(A)ᵀ dY, transposed back where the operator transposes";
@@ -389,109 +377,4 @@ fn det<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     order.extend([row, row + 2, row + 1, row + 3]);
     let odd = (all + b.range(n)).modulo(b.int(2)).cast_like(x);
     Ok(dy * (1.0 - 2.0 * odd) * minors.transpose(&order).det())
-}
-
-/// Packed weights: N rows of blocks, each block of `size` numbers of some bits that share a scale and a zero point.
-struct Packed<'g> {
-    rows: i64,
-    columns: i64,
-    blocks: i64,
-    size: i64,
-    bits: i64,
-    /// For each column the block whose scale and zero point are its; without it the one that it is in.
-    groups: Option<Expr<'g>>,
-}
-
-impl<'g> Packed<'g> {
-    fn new(c: &Call<'g>) -> Result<Self> {
-        let (rows, columns, size) = (c.int("N", 0), c.int("K", 0), c.int("block_size", 0));
-        let bits = c.int("bits", 4);
-        ensure!(matches!(bits, 2 | 4 | 8), "weights of {bits} bits are not known here: 2, 4 and 8 are");
-        ensure!(
-            rows > 0 && columns > 0 && size > 0,
-            "N = {rows}, K = {columns}, block_size = {size}: not all positive"
-        );
-        ensure!(columns.checked_add(size).is_some(), "block_size = {size} is out of range");
-        Ok(Packed { rows, columns, blocks: (columns + size - 1) / size, size, bits, groups: c.opt(4) })
-    }
-
-    /// Bytes as the numbers that they are made of, the lowest bits first, along a new last axis.
-    fn unpack(&self, bytes: Expr<'g>) -> Result<Expr<'g>> {
-        let b = bytes.builder();
-        let bytes = bytes.cast(ElementType::Int32);
-        let numbers = |values: &[f64]| b.numbers(values, &[values.len() as i64], ElementType::Int32);
-        let shifts: Vec<f64> = (0..8 / self.bits).map(|i| f64::from(1 << (i * self.bits))).collect();
-        let shifted = bytes.unsqueeze(&[bytes.rank()?]) / numbers(&shifts);
-        Ok(shifted.modulo(numbers(&[f64::from(1 << self.bits)])))
-    }
-
-    /// The numbers, `[N, blocks, block_size]`, or `[N, K]` where there are groups.
-    fn numbers(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let q = self.unpack(c.input(1))?.reshape_to(&[self.rows, self.blocks, -1]).cast_like(c.x());
-        let q = q.narrow(2, 0, self.size);
-        Ok(if self.groups.is_some() { self.matrix(q) } else { q })
-    }
-
-    /// Numbers in blocks as a matrix of N rows and K columns.
-    fn matrix(&self, e: Expr<'g>) -> Expr<'g> {
-        e.reshape_to(&[self.rows, -1]).narrow(1, 0, self.columns)
-    }
-
-    /// One number a block, such that it broadcasts to the numbers.
-    fn spread(&self, e: Expr<'g>) -> Expr<'g> {
-        match self.groups {
-            Some(groups) => e.reshape_to(&[self.rows, self.blocks]).gather(groups, 1),
-            None => e.reshape_to(&[self.rows, self.blocks, 1]),
-        }
-    }
-
-    /// The transpose of [`Packed::spread`]: for each entry of `parameter` the sum over the numbers that share it.
-    fn total(&self, e: Expr<'g>, parameter: Expr<'g>) -> Expr<'g> {
-        let sums = match self.groups {
-            Some(groups) => parameter.cast_like(e).reshape_to(&[self.rows, self.blocks]).ungather(groups, e, 1),
-            None => e.sum_out(&[2]),
-        };
-        sums.cast_like(parameter).reshape_like(parameter)
-    }
-
-    /// q - zero point
-    fn steps(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let (a, q) = (c.x(), self.numbers(c)?);
-        Ok(match c.opt(3) {
-            None => q - f64::from(1 << (self.bits - 1)),
-            Some(zero) if zero.is_float() => q - self.spread(zero.cast_like(a)),
-            Some(zero) => {
-                let zero = self.unpack(zero)?.reshape_to(&[self.rows, -1]).narrow(1, 0, self.blocks);
-                q - self.spread(zero.cast_like(a))
-            }
-        })
-    }
-
-    /// The gradient of the weights, in the layout of [`Packed::numbers`].
-    fn gradient(&self, c: &Call<'g>) -> Result<Expr<'g>> {
-        let (a, dy) = (c.x(), c.dy());
-        let dw = dy.stacked_before(1).gemm(true, a.stacked_before(1), false, 1.0);
-        if self.groups.is_some() {
-            return Ok(dw);
-        }
-        let missing = self.blocks.checked_mul(self.size).context("block_size is out of range")? - self.columns;
-        Ok(dw.pad(c.builder().ints(&[0, 0, 0, missing]), None).reshape_to(&[self.rows, self.blocks, self.size]))
-    }
-}
-
-fn n_bits_a<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (a, p) = (c.x(), Packed::new(c)?);
-    let weights = p.steps(c)? * p.spread(c.input(2).cast_like(a));
-    Ok(c.dy().matmul(p.matrix(weights)))
-}
-
-fn n_bits_scales<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let p = Packed::new(c)?;
-    Ok(p.total(p.gradient(c)? * p.steps(c)?, c.input(2)))
-}
-
-/// The gradient of zero points, where they are floating-point numbers and not packed.
-fn n_bits_zero_points<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let p = Packed::new(c)?;
-    Ok(p.total(-p.gradient(c)? * p.spread(c.input(2).cast_like(c.x())), c.input(3)))
 }

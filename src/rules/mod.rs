@@ -21,6 +21,7 @@ mod ml;
 mod normalization;
 mod opaque;
 mod optimizers;
+mod packed;
 mod pooling;
 mod ports;
 pub(crate) mod properties;
@@ -155,7 +156,7 @@ pub struct Rule {
     pub gives: Gives,
     /// Whether its second input is a kernel.
     pub convolves: bool,
-    /// Whether its second input is a weight of integers, and what stands around it.
+    /// Whether it has a weight of integers, and what stands around it.
     pub integer_layer: IntegerLayer,
     /// Whether it normalizes by statistics.
     pub normalizes: bool,
@@ -368,6 +369,7 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
         normalization::RULES,
         opaque::RULES,
         optimizers::RULES,
+        packed::RULES,
         pooling::RULES,
         quantization::RULES,
         quantized::RULES,

@@ -6,7 +6,7 @@
 use super::{Integers, Rule};
 use crate::expr::View;
 use crate::graph::{Dim, Linear, Node, Poles, Traits};
-use crate::onnx::{AttributeProto, ElementType};
+use crate::onnx::{AttributeProto, ElementType, attribute};
 
 /// How the elements of the first output follow from those of an input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +77,19 @@ pub enum Axis {
     Named(&'static str, i64),
 }
 
+impl Axis {
+    /// The axis of a tensor of that rank that a node with these attributes means, counted from the front; `None` where
+    /// the tensor has no such axis.
+    pub(crate) fn of(self, attributes: &[AttributeProto], rank: usize) -> Option<usize> {
+        let axis = match self {
+            Axis::At(axis) => axis,
+            Axis::Named(name, default) => attribute::get_int(attributes, name).unwrap_or(default),
+        };
+        let from_front = if axis < 0 { axis + rank as i64 } else { axis };
+        usize::try_from(from_front).ok().filter(|&axis| axis < rank)
+    }
+}
+
 /// What the integers of an input count, so that valid ones can be made up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -115,7 +128,7 @@ pub enum Gives {
     FromAxis,
 }
 
-/// What stands around an operator whose second input is a weight of integers, a matrix of rows and columns.
+/// What stands around an operator that has a matrix of integers for a weight, rows and columns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum IntegerLayer {
     /// It is no such operator.
@@ -127,6 +140,9 @@ pub enum IntegerLayer {
     Scaled,
     /// Floating-point numbers go in and come out.
     Whole,
+    /// The weight is its first input, a table: the floating-point numbers of those places along that axis come out that
+    /// the second input names.
+    Table(Axis),
 }
 
 /// What an operator computes of integers, as far as it tells where an index comes from and how large it may be.
@@ -214,7 +230,7 @@ impl Rule {
         self
     }
 
-    /// Its second input is a weight of integers: rows and columns, or as many as the attributes `K` and `N` say.
+    /// It has a weight of integers: rows and columns, or as many as the attributes `K` and `N` say.
     pub const fn integer_layer(mut self, layer: IntegerLayer) -> Self {
         self.integer_layer = layer;
         self

@@ -61,9 +61,10 @@ pub fn beside(graph: &GraphProto, loaded: &Loaded, name: &str) -> Option<(Beside
         }
         IntegerLayer::Scaled => (real()?, y, matrix()?, false),
         IntegerLayer::Whole => (first, y, matrix()?, false),
-        // It has no row: no gradient passes through it.
-        IntegerLayer::No if node.op_type() == "GatherBlockQuantized" && int("gather_axis").unwrap_or(0) == 0 => {
-            let (rows, columns) = (*sizes(name)?.first()?, fact(y)?.shape?.last()?.known()?);
+        IntegerLayer::Table(axis) => {
+            let dims = sizes(name).filter(|dims| axis.of(&node.attribute, dims.len()) == Some(0))?;
+            // Several numbers may lie in a byte: what comes out says how many columns there are.
+            let (&[rows, _], columns) = (dims.as_slice(), fact(y)?.shape?.last()?.known()?) else { return None };
             (node.input.get(1)?.as_str(), y, [rows, columns], true)
         }
         IntegerLayer::No => return None,

@@ -201,13 +201,8 @@ impl Walk<'_> {
         let bound = |size| Bound { size, scale: carried.scale, offset: carried.offset, share: carried.share };
         let table = |i: usize| node.input.get(i).and_then(|name| self.shape(name));
         let along = |i: usize, axis: Axis| {
-            let axis = match axis {
-                Axis::At(axis) => axis,
-                Axis::Named(attribute, default) => attribute::get_int(&node.attribute, attribute).unwrap_or(default),
-            };
             let shape = table(i)?;
-            let from_front = if axis < 0 { axis + shape.len() as i64 } else { axis };
-            shape.get(usize::try_from(from_front).ok()?).copied()
+            shape.get(axis.of(&node.attribute, shape.len())?).copied()
         };
         let (mut found, mut tuples, mut spread) = (None, vec![], vec![]);
         match counts {

@@ -45,6 +45,12 @@ def cases():
     n_bits = dict(K=40, N=3, bits=4, block_size=16)
     yield "MatMulNBits", [normal(2, 40), packed, scales, normal(3, 3) + F(8), None, normal(3)], 1, n_bits
     yield "MatMulNBits", [normal(2, 40), packed, scales, None, rng.integers(0, 3, 40).astype(I)], 1, n_bits
+    table, rows = rng.integers(0, 256, (3, 10)).astype(np.uint8), np.array([[0, 2], [-1, 1]], L)
+    for bits in (2, 4, 8):
+        blocks = -(-80 // bits // 16)
+        zeros = rng.integers(0, 256, (3, -(-blocks * bits // 8))).astype(np.uint8)
+        for last in ([], [zeros]):
+            yield "GatherBlockQuantized", [table, rows, normal(3, blocks), *last], 1, dict(bits=bits, block_size=16)
 
     words, segments = ints(1, 3, 3, 0, 4, 1).reshape(2, 3), ints(0, 1, 1, 0, 0, 1).reshape(2, 3)
     tables = [normal(5, 8), normal(4, 8), normal(2, 8), normal(8), normal(8)]

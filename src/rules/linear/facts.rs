@@ -142,9 +142,3 @@ pub fn fused_matmul(c: &Known) -> Result<Vec<Fact>> {
     };
     Ok(vec![tensor(c.element(0).or(c.element(1)), shape)])
 }
-
-/// The weight is `[N, K]` in blocks of few bits.
-pub fn matmul_n_bits(c: &Known) -> Result<Vec<Fact>> {
-    let shape = c.shape(0).and_then(<[Dim]>::split_last).map(|(_, outer)| [outer, &[c.int("N", 0).into()]].concat());
-    Ok(vec![tensor(c.element(0), shape)])
-}

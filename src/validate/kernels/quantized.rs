@@ -3,12 +3,14 @@
 
 use super::linear::product;
 use super::{Array, Call, Element, Row, broadcast, each_index, row};
+use crate::onnx::ElementType;
 use anyhow::{Result, ensure};
 
 const MICROSOFT: &str = "com.microsoft";
 
 pub const ROWS: &[Row] = &[
     row("DynamicQuantizeMatMul", dynamic_matmul).domain(MICROSOFT),
+    row("GatherBlockQuantized", look_up).domain(MICROSOFT),
     row("MatMulIntegerToFloat", matmul_to_float).domain(MICROSOFT),
     row("QGemm", gemm).domain(MICROSOFT),
     row("QLinearAdd", |c| pairwise(c, |a, b| a + b)).domain(MICROSOFT),
@@ -176,4 +178,48 @@ fn matmul_to_float(c: &Call) -> Result<Vec<Array>> {
 /// With A as it is: its rounding is within the operator, and no slope shows through it.
 fn dynamic_matmul(c: &Call) -> Result<Vec<Array>> {
     biased(product(c.x()?, &dequantized(c, 1, 2, 3, false)?)?, c.opt(4), 0)
+}
+
+/// The number at an index of what `bits` bits each are packed into bytes of along the last axis, the lowest first.
+fn unpacked(bytes: &Array, bits: usize, index: &[usize]) -> f64 {
+    let Some((&last, outer)) = index.split_last() else { return 0.0 };
+    let byte = bytes.at(&[outer, &[last * bits / 8]].concat()) as u32;
+    f64::from((byte >> (last * bits % 8)) & ((1 << bits) - 1))
+}
+
+/// `(data - zero point) scale` of the places along an axis that the indices name, in blocks along another axis, or the
+/// same; zeros where there is no such place.
+fn look_up(c: &Call) -> Result<Vec<Array>> {
+    let (data, indices, scales) = (c.x()?, c.input(1)?, c.input(2)?);
+    let (rank, many, bytes) = (data.rank(), indices.rank(), c.types.first() == Some(&Some(ElementType::Uint8)));
+    let (along, blocked) = (c.axis(c.int("gather_axis", 0), rank)?, c.axis(c.int("quantize_axis", 1), rank)?);
+    let (bits, block) = (if bytes { c.int("bits", 4) as usize } else { 8 }, c.int("block_size", 128) as usize);
+    ensure!(matches!(bits, 2 | 4 | 8) && scales.rank() == rank, "bits, or scales");
+    ensure!(!bytes || (along == 0 && blocked + 1 == rank && rank > 1), "the axes of bytes");
+    let mut sizes = data.dims.clone();
+    sizes[rank - 1] *= if bytes { 8 / bits } else { 1 };
+    let (size, blocks) = (data.dims[along], scales.dims[blocked]);
+    ensure!(blocks == if block == 0 { 1 } else { sizes[blocked].div_ceil(block) }, "{blocks} scales");
+    let fits = |a: usize| a == blocked || scales.dims[a] == 1 || scales.dims[a] == sizes[a];
+    ensure!((0..rank).all(fits), "scales {:?} of {:?}", scales.dims, data.dims);
+    let dims = [&sizes[..along], &indices.dims, &sizes[along + 1..]].concat();
+    let y = Array::from_fn(&dims, |i| {
+        let named = indices.at(&i[along..along + many]) as i64;
+        let named = if named < 0 { named + size as i64 } else { named };
+        if !(0..size as i64).contains(&named) {
+            return 0.0;
+        }
+        let place = [&i[..along], &[named as usize], &i[along + many..]].concat();
+        let mut step = place.clone();
+        step[blocked] = place[blocked].checked_div(block).unwrap_or(0);
+        let q = if bytes { unpacked(data, bits, &place) } else { data.at(&place) };
+        let zero = match c.opt(3) {
+            Some(zeros) if bytes => unpacked(zeros, bits, &step),
+            Some(zeros) => zeros.at(&step),
+            None if bytes => f64::from(1u32 << (bits - 1)),
+            None => 0.0,
+        };
+        (q - zero) * scales.broadcast_at(&step)
+    })?;
+    Ok(vec![y.of(Element::Like(2))])
 }
