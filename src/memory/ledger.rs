@@ -38,13 +38,14 @@ pub struct Ledger {
     pub stays: Vec<bool>,
     /// For each value of the graph the node that computes it.
     pub makers: Vec<Option<u32>>,
+    /// For each value of the graph the tensor that holds its elements; `None` for what is there anyway.
+    pub tensors: Vec<Option<u32>>,
 }
 
 impl Ledger {
     /// Over steps in topological order; `ends` are held to the end.
     pub fn new(graph: &Graph, sizes: &Sizes<'_>, steps: &[Step], ends: impl IntoIterator<Item = ValueId>) -> Self {
         let mut ledger = Ledger { makers: vec![None; graph.value_count()], ..Ledger::default() };
-        // For each value the tensor that holds its elements.
         let mut tensors: Vec<Option<u32>> = vec![None; graph.value_count()];
         for (i, step) in steps.iter().enumerate() {
             let node = graph.node(step.node);
@@ -78,6 +79,7 @@ impl Ledger {
         }
         ledger.stays = vec![false; ledger.bytes.len()];
         ends.into_iter().filter_map(|end| tensors[end.number()]).for_each(|t| ledger.stays[t as usize] = true);
+        ledger.tensors = tensors;
         ledger
     }
 

@@ -1,17 +1,18 @@
 //! What a step of training holds in memory at its peak: an estimate from the sizes of tensors.
 
-use crate::graph::{Dim, Graph, IdMap, IdSet, Loaded, ValueId};
-use crate::memory::MOST;
+use crate::graph::write::Step;
+use crate::graph::{Graph, IdSet, Loaded, ValueId};
+use crate::memory::{Ledger, MOST, Sizes};
+use crate::onnx::ModelProto;
 use crate::onnx::proto::{tensor_shape_proto::dimension::Value as Size, type_proto::Value as Type};
-use crate::onnx::{ElementType, ModelProto};
 use crate::training::OPTIMIZERS;
 use crate::{Gradients, Model, rules};
 use serde::Serialize;
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The memory of a step in bytes, each tensor held from the node that computes it to the last one that takes it, in the
-/// order of the nodes. What engines need beside it, as work space of their kernels, is not in it.
+/// order of the nodes; one that only shows another in a new shape takes nothing. What engines need beside it, as work
+/// space of their kernels, is not in it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Memory {
     /// All initializers and constants.
@@ -52,7 +53,7 @@ pub fn memory(
     sizes: &BTreeMap<String, i64>,
 ) -> Memory {
     let graph = &loaded.graph;
-    let counted = Sizes { graph, sizes, open: RefCell::default(), unknown: Cell::default() };
+    let counted = Sizes::said(graph, sizes);
     let fixed = fixed(graph);
     let mut found = Memory {
         weights: fixed.iter().map(|&v| counted.bytes(v)).sum(),
@@ -67,59 +68,24 @@ pub fn memory(
     found.optimizers = kept.map(|o| (o.name, elements * o.states.len() as u64 * 4)).collect();
     let name = |v: &ValueId| graph.value(*v).name.as_deref().unwrap_or_default().to_owned();
     let named = |list: &[ValueId]| list.iter().map(name).collect::<Vec<_>>();
+    let mut open = BTreeSet::new();
     if !weights.is_empty() {
         let built = Gradients::new(named(ys), named(weights)).build_onto(Model::from(model.clone())).ok();
         found.backward = built.and_then(|built| {
             let whole = rules::load(&built.model.proto).ok()?;
             let ends: Vec<ValueId> =
                 built.gradients.iter().filter_map(|g| whole.names.get(g.name.as_deref()?).copied()).collect();
-            let within = Sizes { graph: &whole.graph, sizes, open: RefCell::default(), unknown: Cell::default() };
+            let within = Sizes::said(&whole.graph, sizes);
             let most = peak(&whole.graph, &within, &ends);
-            counted.open.borrow_mut().append(&mut within.open.borrow_mut());
-            counted.unknown.set(counted.unknown.get().max(within.unknown.get()));
+            open.extend(within.open());
+            found.unknown = within.unknown();
             Some(most)
         });
     }
-    found.open = counted.open.take().into_iter().collect();
-    found.unknown = counted.unknown.get();
+    open.extend(counted.open());
+    found.open = open.into_iter().collect();
+    found.unknown = found.unknown.max(counted.unknown());
     found
-}
-
-/// The sizes of tensors, and what they depend on that is not known.
-struct Sizes<'a> {
-    graph: &'a Graph,
-    sizes: &'a BTreeMap<String, i64>,
-    open: RefCell<BTreeSet<String>>,
-    unknown: Cell<usize>,
-}
-
-impl Sizes<'_> {
-    fn bytes(&self, value: ValueId) -> u64 {
-        let fact = self.graph.fact(value);
-        let bits = fact.element.and_then(ElementType::bits);
-        let (Some(shape), Some(bits)) = (&fact.shape, bits) else {
-            self.unknown.set(self.unknown.get() + 1);
-            return 0;
-        };
-        let named = |name: &str| {
-            let size = self.sizes.get(name).copied();
-            if size.is_none() {
-                self.open.borrow_mut().insert(name.to_owned());
-            }
-            // One that is not given makes the whole unknown, and is said.
-            Some(size.unwrap_or(1))
-        };
-        let size = |dim: &Dim| match dim {
-            Dim::Known(n) => Some(*n),
-            dim => self.graph.dims.evaluate(*dim, &named),
-        };
-        let elements =
-            shape.iter().try_fold(1u64, |all, dim| Some(all.saturating_mul(u64::try_from(size(dim)?).ok()?)));
-        if elements.is_none() {
-            self.unknown.set(self.unknown.get() + 1);
-        }
-        elements.unwrap_or(0).saturating_mul(bits as u64).div_ceil(8).min(MOST)
-    }
 }
 
 /// Initializers, and what Constant nodes hold.
@@ -132,29 +98,15 @@ fn fixed(graph: &Graph) -> IdSet<ValueId> {
 }
 
 /// The most bytes that are held at a time while the nodes of the main graph run in their order; outputs of the model
-/// are held to the end, `apart` is not counted.
+/// are held to the end, inputs all the time. `apart` is not counted.
 fn peak(graph: &Graph, sizes: &Sizes<'_>, apart: &[ValueId]) -> u64 {
     let scope = graph.scope(Graph::MAIN);
-    let mut last: IdMap<ValueId, usize> = IdMap::default();
-    for (n, &id) in scope.nodes.iter().enumerate() {
-        last.extend(super::flow::taken(graph, id, graph.node(id)).map(|v| (v, n)));
+    let steps: Vec<Step> = scope.nodes.iter().map(|&id| Step::of(id)).collect();
+    let mut ledger = Ledger::new(graph, sizes, &steps, scope.outputs.iter().copied());
+    for tensor in apart.iter().filter_map(|v| ledger.tensors[v.number()]) {
+        ledger.bytes[tensor as usize] = 0;
     }
-    last.extend(scope.outputs.iter().map(|&v| (v, usize::MAX)));
-    let mut free = fixed(graph);
-    free.extend(apart);
-    let (mut held, mut most) = (0u64, 0u64);
-    for &input in scope.inputs.iter().filter(|v| !free.contains(v)) {
-        held = held.saturating_add(sizes.bytes(input));
-    }
-    let mut ends: BTreeMap<usize, u64> = BTreeMap::new();
-    for (n, &id) in scope.nodes.iter().enumerate() {
-        for &output in graph.node(id).outputs.iter().flatten().filter(|v| !free.contains(v)) {
-            let bytes = sizes.bytes(output);
-            held = held.saturating_add(bytes);
-            *ends.entry(last.get(&output).copied().unwrap_or(n)).or_default() += bytes;
-        }
-        most = most.max(held);
-        held = held.saturating_sub(ends.remove(&n).unwrap_or(0));
-    }
-    most
+    let fixed = fixed(graph);
+    let inputs = scope.inputs.iter().filter(|v| !fixed.contains(v)).map(|&v| sizes.bytes(v));
+    inputs.fold(ledger.peak(0..steps.len() as u32).0, u64::saturating_add)
 }
