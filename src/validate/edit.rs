@@ -2,8 +2,21 @@
 
 use crate::onnx::proto::tensor_shape_proto::dimension::Value as Dim;
 use crate::onnx::proto::{TensorShapeProto, type_proto};
-use crate::onnx::{ElementType, ModelProto, NodeProto, TypeProto, ValueInfoProto};
+use crate::onnx::{
+    ElementType, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, attribute, canonical_domain,
+};
+use crate::rules::newest;
 use std::collections::{HashMap, HashSet};
+
+/// What the output of a node is filled with, where its row says that an attribute holds that: float32 zeros where the
+/// node leaves it out, which are written into it.
+pub fn filling(node: &mut NodeProto) -> Option<&mut TensorProto> {
+    let name = newest(canonical_domain(node.domain()), node.op_type())?.fills?;
+    if attribute::find(&node.attribute, name).is_none() {
+        node.attribute.push(attribute::tensor(name, TensorProto::from_float32(&[1], &[0.0])));
+    }
+    node.attribute.iter_mut().find(|a| a.name() == name)?.t.as_deref_mut()
+}
 
 /// The element type of a value that is a tensor.
 pub fn element_type(r#type: Option<&TypeProto>) -> Option<ElementType> {

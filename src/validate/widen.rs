@@ -3,6 +3,7 @@
 //! Every floating-point tensor becomes float64. Where an operator takes float32 only, a Cast stands before and after
 //! it.
 
+use super::edit::filling;
 use crate::onnx::proto::type_proto;
 use crate::onnx::{
     CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
@@ -82,14 +83,7 @@ fn rewrite(mut node: NodeProto, nodes: &mut Vec<NodeProto>) -> Result<()> {
     for (name, default) in rule.types {
         element_attribute(&mut node, name, *default);
     }
-    if let Some(name) = rule.fills {
-        match node.attribute.iter_mut().find(|a| a.name() == name).and_then(|a| a.t.as_mut()) {
-            Some(value) => widen(value)?,
-            None => node
-                .attribute
-                .push(attribute::tensor(name, TensorProto::from_floats(ElementType::Double, &[1], &[0.0])?)),
-        }
-    }
+    filling(&mut node).map_or(Ok(()), widen)?;
     let (inputs, outputs) = rule.single;
     let prefix = node.output.first().cloned().unwrap_or_default();
     for &i in inputs {

@@ -1,14 +1,13 @@
 //! The copy of a model that is handed to tract: what tract cannot run, or runs wrongly, said in another way; and what
 //! cannot be said in another way, found before it runs.
 
+use super::super::edit::filling;
 use super::kernels::COMPUTED;
 use crate::expr::Expr;
 use crate::expr::rewrite::{Here, Named, Rewrite};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
-use crate::onnx::{
-    CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
-};
-use crate::rules::{OPERATORS, newest};
+use crate::onnx::{CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TypeProto, attribute, canonical_domain};
+use crate::rules::OPERATORS;
 use crate::validate::kernels;
 use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
@@ -60,10 +59,8 @@ fn normalize_graph(graph: &mut GraphProto) -> Result<()> {
         {
             node.attribute = vec![attribute::tensor("value", value)];
         }
-        let fills = newest(canonical_domain(node.domain()), node.op_type()).and_then(|r| r.fills);
-        if let Some(name) = fills.filter(|name| attribute::find(&node.attribute, name).is_none()) {
-            node.attribute.push(attribute::tensor(name, TensorProto::from_float32(&[1], &[0.0])));
-        }
+        // tract asks for what the standard lets a node leave out.
+        filling(node);
     }
     // What a graph gives out has to come from a node: tract forgets the types of inputs and constants that are outputs.
     let copied: Vec<(usize, String)> = {
