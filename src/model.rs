@@ -11,7 +11,7 @@ use crate::onnx::{
 use crate::rules;
 use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// An ONNX model.
@@ -144,47 +144,54 @@ impl Model {
         let loaded = rules::load(&self.proto)?;
         let elements: HashMap<&str, ElementType> =
             loaded.graph.named().filter_map(|(n, f)| Some((n, f.element?))).collect();
-        let mut unknown = Vec::new();
-        for (name, shape) in computed {
-            let own = loaded.names.get(name).and_then(|&id| loaded.graph.fact(id).shape.as_deref());
+        for (name, shape) in &computed {
+            let own = loaded.names.get(*name).and_then(|&id| loaded.graph.fact(id).shape.as_deref());
             if let Some(own) = own {
                 let own: Vec<Dimension> = own.iter().map(|d| dimension(d.known().map(Dim::DimValue))).collect();
                 let fits = agree(&own, &shape.dim, true);
                 let own = || TensorShapeProto { dim: own.clone() };
-                ensure!(fits, "{}: the tensor has the shape {}", said(name, &shape), sizes(&own()));
-            }
-            let element = elements.get(name).map(|&e| e as i32);
-            if !self.proto.graph.iter_mut().any(|g| declare_computed(g, name, element, &shape)) {
-                let hint = did_you_mean(name, elements.keys().copied());
-                unknown.push((name, format!("--shape: the model has no '{name}'{hint}")));
+                ensure!(fits, "{}: the tensor has the shape {}", said(name, shape), sizes(&own()));
             }
         }
-        let Some((first, _)) = unknown.first() else { return Ok(()) };
-        let said: Vec<&str> = unknown.iter().map(|(_, said)| said.as_str()).collect();
+        let tensor = |(name, shape): &(&str, TensorShapeProto)| {
+            let elem_type = elements.get(name).map(|&e| e as i32);
+            ((*name).to_owned(), type_proto::Tensor { elem_type, shape: Some(shape.clone()) })
+        };
+        let wanted: HashMap<String, type_proto::Tensor> = computed.iter().map(tensor).collect();
+        let mut found = HashSet::new();
+        self.proto.graph.iter_mut().for_each(|g| declare_computed(g, &wanted, &mut found));
+        let unknown: Vec<&str> = computed.iter().map(|(name, _)| *name).filter(|n| !found.contains(*n)).collect();
+        let Some(first) = unknown.first() else { return Ok(()) };
+        let said =
+            |name: &&str| format!("--shape: the model has no '{name}'{}", did_you_mean(name, elements.keys().copied()));
+        let said: Vec<String> = unknown.iter().map(said).collect();
         Err(Error::name(said.join("; ")).with_tensor(first).into())
     }
 }
 
-/// Declares the shape of a tensor that a node of a graph, or of a body in it, computes. Returns whether there is one.
-fn declare_computed(graph: &mut GraphProto, name: &str, element: Option<i32>, shape: &TensorShapeProto) -> bool {
-    let own = graph.node.iter().any(|n| n.output.iter().any(|o| o == name));
-    let initial = graph.initializer.iter().any(|t| t.name() == name);
-    if own {
-        if !graph.output.iter().chain(&graph.value_info).any(|v| v.name() == name) {
-            graph.value_info.push(ValueInfoProto { name: Some(name.to_owned()), ..Default::default() });
-        }
-        let tensor = type_proto::Tensor { elem_type: element, shape: Some(shape.clone()) };
-        let new = || TypeProto { value: Some(Value::TensorType(tensor)), ..Default::default() };
-        if let Some(info) = graph.output.iter_mut().chain(&mut graph.value_info).find(|v| v.name() == name) {
-            match info.r#type.as_mut().and_then(|t| t.value.as_mut()) {
-                Some(Value::TensorType(tensor)) => tensor.shape = Some(shape.clone()),
-                _ => info.r#type = Some(new()),
-            }
-            note_given(info);
-        }
+/// Declares the types of tensors that nodes of a graph, or of bodies in it, compute. `found` are those that are there,
+/// initializers among them.
+fn declare_computed(graph: &mut GraphProto, wanted: &HashMap<String, type_proto::Tensor>, found: &mut HashSet<String>) {
+    let there = |name: &&str| wanted.contains_key(*name);
+    found.extend(graph.initializer.iter().map(|t| t.name()).filter(there).map(str::to_owned));
+    let outputs = graph.node.iter().flat_map(|n| &n.output).map(String::as_str);
+    let own: BTreeSet<String> = outputs.filter(there).map(str::to_owned).collect();
+    let mut open = own.clone();
+    for info in graph.output.iter().chain(&graph.value_info) {
+        open.remove(info.name());
     }
-    let inner = graph.node.iter_mut().flat_map(NodeProto::bodies_mut);
-    inner.fold(own || initial, |found, body| declare_computed(body, name, element, shape) || found)
+    let new = |name: String| ValueInfoProto { name: Some(name), ..Default::default() };
+    graph.value_info.extend(open.into_iter().map(new));
+    for info in graph.output.iter_mut().chain(&mut graph.value_info).filter(|v| own.contains(v.name())) {
+        let Some(tensor) = wanted.get(info.name()) else { continue };
+        match info.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+            Some(Value::TensorType(declared)) => declared.shape = tensor.shape.clone(),
+            _ => info.r#type = Some(TypeProto { value: Some(Value::TensorType(tensor.clone())), ..Default::default() }),
+        }
+        note_given(info);
+    }
+    found.extend(own);
+    graph.node.iter_mut().flat_map(NodeProto::bodies_mut).for_each(|body| declare_computed(body, wanted, found));
 }
 
 /// Whether two shapes may be one. A number in the place of a name is not what is known, unless that is `open`.
