@@ -124,6 +124,16 @@ kinds! {
     Internal, internal, "internal", "A fault of this tool, which its authors want to know of";
 }
 
+/// Makes room for so many elements more of what is about to be read or computed.
+///
+/// # Errors
+/// There is none: [`Error::OutOfMemory`].
+pub(crate) fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<(), Error> {
+    let bytes = more.saturating_mul(size_of::<T>());
+    let room = list.try_reserve(more);
+    room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for {bytes} bytes of it")))
+}
+
 impl Details {
     fn new(message: impl fmt::Display) -> Self {
         let message = message.to_string();

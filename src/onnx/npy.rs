@@ -2,8 +2,7 @@
 
 use super::file::{check_tensor, read_whole, replace};
 use super::{ElementType, TensorProto};
-use crate::error::InFile;
-use crate::error::{Error, OrKind};
+use crate::error::{self, Error, InFile, OrKind};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
@@ -159,8 +158,7 @@ impl Header {
         let word = if self.char == TypeChar::Complex { self.size / 2 } else { self.size };
         let buffer = |bytes: usize| -> Result<Vec<u8>> {
             let mut buffer = Vec::new();
-            let room = buffer.try_reserve_exact(bytes);
-            room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for {bytes} bytes of it")))?;
+            error::reserve(&mut buffer, bytes)?;
             buffer.resize(bytes, 0);
             Ok(buffer)
         };

@@ -1,8 +1,7 @@
 //! Samples that stay in their files: of each tensor where its elements lie, of which a batch is read at a time.
 
 use super::state::{self, State};
-use crate::error::Error;
-use crate::error::InFile;
+use crate::error::{self, InFile};
 use crate::onnx::{ElementType, TensorProto, file, npy};
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
@@ -152,8 +151,7 @@ pub fn open_arrays(files: &[PathBuf], wanted: &dyn Fn(&str) -> bool) -> Result<H
 
 /// Appends up to so many bytes of a file, from a place on; returns how many there are.
 fn read_at(mut file: &File, start: u64, length: u64, bytes: &mut Vec<u8>) -> Result<usize> {
-    let room = bytes.try_reserve(usize::try_from(length)?);
-    room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {length} bytes")))?;
+    error::reserve(bytes, usize::try_from(length)?)?;
     file.seek(SeekFrom::Start(start)).map_err(file::plain)?;
     file.take(length).read_to_end(bytes).map_err(file::plain)
 }

@@ -20,8 +20,7 @@ pub use external::{is_inside, load_external, locations, rebase_external};
 
 use super::proto::TensorProto;
 use super::{ModelProto, order};
-use crate::error::InFile;
-use crate::error::{Error, OrKind};
+use crate::error::{self, Error, InFile, OrKind};
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use encode::Encoded;
@@ -108,9 +107,7 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Bytes>> {
         return Ok(None);
     }
     let (mut buffer, size) = (Vec::new(), usize::try_from(metadata.len()).unwrap_or(0));
-    buffer
-        .try_reserve_exact(size)
-        .map_err(|_| Error::out_of_memory(format_args!("there is no memory for its {size} bytes")))?;
+    error::reserve(&mut buffer, size)?;
     if !metadata.is_file() {
         buffer.extend(await_writer(&file)?);
     }

@@ -7,6 +7,7 @@ mod normalize;
 
 use super::engine::{Engine, Precision, Run, Trouble, one_line};
 use super::tensors::{self, Tensors, elements};
+use crate::error;
 use crate::onnx::{ElementType, ModelProto};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use prost::Message;
@@ -247,7 +248,7 @@ fn values(tensor: &Tensor) -> Result<Vec<f64>> {
 /// The elements of a tensor, for which there may be no room.
 fn collected<T>(elements: impl ExactSizeIterator<Item = T>) -> Result<Vec<T>> {
     let mut own = Vec::new();
-    own.try_reserve_exact(elements.len())?;
+    error::reserve(&mut own, elements.len())?;
     own.extend(elements);
     Ok(own)
 }
