@@ -196,8 +196,7 @@ fn slice<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let Some(starts) = c.list_at(1, "starts") else { return Ok(dy) };
     let axes = c.list_at(3, "axes");
     let steps = c.opt(4);
-    let count = starts.known_dim(0).or_else(|| axes?.known_dim(0));
-    ensure!(count.is_none_or(|n| n <= rank as i64), "it slices more axes than the {rank} of its input");
+    let count = parts::sliced_axes(starts.known_dim(0).or_else(|| axes?.known_dim(0)), rank)?;
     let axes = match (axes, count) {
         (Some(axes), _) => axes,
         (None, Some(n)) => b.ints(&(0..n).collect::<Vec<i64>>()),

@@ -102,6 +102,12 @@ pub fn unique(c: &Known) -> Result<Vec<Fact>> {
 /// What stands for "to the end", or for "to the beginning" when negative.
 const FAR: i64 = i32::MAX as i64;
 
+/// How many axes a Slice has bounds for: no more than its input has.
+pub fn sliced_axes(bounds: Option<i64>, rank: usize) -> Result<Option<i64>> {
+    ensure!(bounds.is_none_or(|n| n <= rank as i64), "it slices more axes than the {rank} of its input");
+    Ok(bounds)
+}
+
 /// Bounds are attributes before version 10, inputs since.
 pub fn slice(c: &Known) -> Result<Vec<Fact>> {
     let Some(input) = c.input(0) else { return Ok(vec![]) };
@@ -110,11 +116,11 @@ pub fn slice(c: &Known) -> Result<Vec<Fact>> {
         return Ok(vec![Fact { value, ..tensor(input.element, None) }]);
     };
     let (starts, ends) = (c.sizes(1, "starts"), c.sizes(2, "ends"));
-    let (count, rank) = (length(&starts).or_else(|| length(&ends)), shape.len());
-    ensure!(count.is_none_or(|n| n <= rank), "it slices more axes than the {rank} of its input");
+    let count = length(&starts).or_else(|| length(&ends)).map(|n| n as i64);
+    let count = sliced_axes(count, shape.len())?;
     let axes = match c.integers(3, "axes") {
         Parameter::Known(axes) => Some(axes),
-        Parameter::Absent => count.map(|n| (0..n as i64).collect()),
+        Parameter::Absent => count.map(|n| (0..n).collect()),
         Parameter::Unknown(_) => None,
     };
     let Some(axes) = axes else {
