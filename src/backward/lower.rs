@@ -15,7 +15,7 @@
 use super::{Aggregation, Flow, Pass};
 use crate::error::Error;
 use crate::expr::rewrite::{Here, Named, Rewrite, Rewritten};
-use crate::expr::{Builder, Expr};
+use crate::expr::{Builder, Expr, GRADIENT_DOMAINS, is_gradient};
 use crate::graph::{Graph, IdMap, IdSet, NodeId, ValueId};
 use crate::model::Model;
 use crate::onnx::order::{arranged, by_needs};
@@ -25,12 +25,10 @@ use crate::rules::{self, OPERATORS};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::{HashMap, HashSet};
 
-/// The domain of the node, and the name that old exporters gave it.
-const DOMAINS: [&str; 2] = ["ai.onnx.preview.training", "ai.onnx.preview"];
-
 /// What to do first where one of these operators, named with their domains, has no gradient because it is one.
 pub(super) fn remedy<'a>(mut operators: impl Iterator<Item = &'a str>) -> &'static str {
-    match operators.any(|op| op == "ai.onnx.preview.training.Gradient" || op == "ai.onnx.preview.Gradient") {
+    let is = |op: &str| op.strip_suffix(".Gradient").is_some_and(|domain| GRADIENT_DOMAINS.contains(&domain));
+    match operators.any(is) {
         true => "write Gradient nodes out first (grad --lower), ",
         false => "",
     }
@@ -99,7 +97,7 @@ impl Model {
         let demand = |(node, output)| format!("{node} has got the output '{output}', which its gradient needs");
         warnings.extend(demanded.into_iter().map(demand));
         if !nodes.is_empty() && !uses_domain(&model.proto) {
-            model.proto.opset_import.retain(|o| !DOMAINS.contains(&o.domain()));
+            model.proto.opset_import.retain(|o| !GRADIENT_DOMAINS.contains(&o.domain()));
         }
         // Calls of functions stay as they are and were not looked into: what they take had no known shape until now.
         if !nodes.is_empty() && !model.proto.functions.is_empty() {
@@ -251,10 +249,6 @@ fn split_changed(graph: &Graph, nodes: Vec<NodeId>, mut changed: IdSet<ValueId>)
     })
 }
 
-fn is_gradient(node: &NodeProto) -> bool {
-    DOMAINS.contains(&node.domain()) && node.op_type() == "Gradient"
-}
-
 /// Whether a node, or one in its bodies, is wanted. Nesting is as deep as protobuf allows.
 fn any_node(node: &NodeProto, wanted: &impl Fn(&NodeProto) -> bool) -> bool {
     wanted(node) || node.bodies().any(|body| body.node.iter().any(|n| any_node(n, wanted)))
@@ -283,7 +277,7 @@ fn check_places(model: &ModelProto) -> Result<()> {
 fn uses_domain(model: &ModelProto) -> bool {
     let nodes = model.graph.iter().flat_map(|g| &g.node);
     let functions = model.functions.iter().flat_map(|f| &f.node);
-    nodes.chain(functions).any(|node| any_node(node, &|n| DOMAINS.contains(&n.domain())))
+    nodes.chain(functions).any(|node| any_node(node, &|n| GRADIENT_DOMAINS.contains(&n.domain())))
 }
 
 /// What a node needs before it: its inputs, what its bodies use, and the tensors that a `Gradient` node names.

@@ -16,7 +16,7 @@ mod zero;
 
 pub use builder::Builder;
 pub(crate) use ops::Zeros;
-pub use ops::{Along, ConvLike, PREVIEW, Pool, Resized, Rounding, View};
+pub use ops::{Along, ConvLike, GRADIENT_DOMAINS, PREVIEW, Pool, Resized, Rounding, View, is_gradient};
 
 use crate::graph::{Dim, Fact, Producer, Scalar, ValueId};
 use crate::onnx::ElementType;

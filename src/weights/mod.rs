@@ -12,6 +12,7 @@ mod tests;
 
 pub use quantized::{Grid, Quantized};
 
+use crate::expr::is_gradient;
 use crate::graph::{Graph, IdSet, Loaded, ValueId};
 use crate::onnx::{ElementType, ModelProto, NodeProto, TensorProto, attribute};
 use crate::record::Record;
@@ -551,7 +552,7 @@ pub fn none_found<'t>(model: &ModelProto, tensors: impl Iterator<Item = (&'t str
             node.op_type()
         ));
     }
-    if nodes.any(|n| n.op_type() == "Gradient" && n.domain().starts_with("ai.onnx.preview")) {
+    if nodes.any(|n| is_gradient(n)) {
         looked.push("a Gradient node hides what it differentiates: write it out first (grad --lower)".to_owned());
     }
     looked.join("; ")

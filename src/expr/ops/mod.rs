@@ -20,7 +20,7 @@ mod views;
 
 pub use construct::Along;
 pub(crate) use delay::Zeros;
-pub use preview::PREVIEW;
+pub use preview::{GRADIENT_DOMAINS, PREVIEW, is_gradient};
 pub use quantization::Rounding;
 pub use views::View;
 

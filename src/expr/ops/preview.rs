@@ -1,13 +1,21 @@
-//! The optimizers of [ai.onnx.preview.training][spec], which few runtimes have.
+//! [ai.onnx.preview.training][spec]: its optimizers, which few runtimes have, and its operator Gradient.
 //!
 //! [spec]: https://onnx.ai/onnx/operators/
 
 use super::{Builder, Expr};
-use crate::onnx::AttributeProto;
 use crate::onnx::attribute::{float, string};
+use crate::onnx::{AttributeProto, NodeProto};
 
 /// The domain of ONNX's own optimizers, which few runtimes have.
 pub const PREVIEW: &str = "ai.onnx.preview.training";
+
+/// The domain of Gradient, and the name that old exporters gave it.
+pub const GRADIENT_DOMAINS: [&str; 2] = [PREVIEW, "ai.onnx.preview"];
+
+/// Whether a node says by name what is to be differentiated.
+pub fn is_gradient(node: &NodeProto) -> bool {
+    GRADIENT_DOMAINS.contains(&node.domain()) && node.op_type() == "Gradient"
+}
 
 impl Builder {
     /// One step of SGD with momentum for a weight, its gradient and its velocity, which are `tensors` in this order:
