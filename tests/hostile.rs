@@ -230,6 +230,41 @@ fn what_is_declared_wrongly_decides_nothing() {
     assert!(warnings.contains("contradicts its nodes"), "{warnings}");
 }
 
+/// A rank that one node requires and another cannot take is not believed: what is written then loads nevertheless.
+#[test]
+fn ranks_that_contradict_each_other_decide_nothing() {
+    let graphs = [
+        // What Concat requires of r, r has not, whatever u is: its rank makes sizes of 1, of which x is no continuation.
+        (8, "g (float[N,2,H,5] x, w) => (y) { u = o.Unknown(w) r = ReduceProd(u) y = Concat<axis = 0>(r, x) }"),
+        (
+            8,
+            "g (float[N,2,H,5] x, w) => (y) { u = o.Unknown(w) r = ReduceSum(u) s = Neg(r) y = Concat<axis = 1>(s, x) }",
+        ),
+        // Two nodes require two ranks of one tensor, the one of them in a call that is not on the way.
+        (
+            17,
+            "g (float[2,3,32] x, c, float[5,2] s) => (y, z) <int32[2] last = {2, 2}, int32 total = {3}> {
+            y, k = com.microsoft.GroupQueryAttention
+                <num_heads = 4, kv_num_heads = 2, do_rotary = 1> (x, \"\", \"\", \"\", \"\", last, total, c, s)
+            z = m.F(c, k)
+        }
+        <domain: \"m\", opset_import: [\"\": 17]> F (c, k) => (z) { z = Conv(k, c) }",
+        ),
+    ];
+    for ((opset, graph), functions) in graphs.into_iter().flat_map(|g| [(g, false), (g, true)]) {
+        let imports = format!("[\"\": {opset}, \"com.microsoft\": 1, \"m\": 1, \"o\": 1]");
+        // With functions, and bodies in what is written, everything is loaded twice.
+        let more = "<domain: \"m\", opset_import: [\"\": 17]> G (a) => (b) { b = Neg(a) }";
+        let text = format!("<ir_version: 8, opset_import: {imports}> {graph} {}", if functions { more } else { "" });
+        let model = Model::from(text::parse(&text).unwrap());
+        let request = Gradients::new([Wanted::from("y")], [Wanted::from("x")]);
+        let Ok(written) = request.build(&model) else { panic!("{graph}: {}", request.build(&model).unwrap_err()) };
+        let again = onnx_gradients::internals::load(&written.model.proto).unwrap();
+        let fact = again.graph.fact(again.names[written.gradients[0].name.as_ref().unwrap().as_str()]);
+        assert_eq!(fact.rank(), again.graph.fact(again.names["x"]).rank(), "{graph}");
+    }
+}
+
 #[test]
 fn sums_of_many_operands_are_refused() {
     let names: Vec<String> = (0..3000).map(|i| format!("x{i}")).collect();

@@ -469,6 +469,12 @@ impl Graph {
         self.broken.contains(&branch)
     }
 
+    /// Whether a scope is a branch of an If that cannot be computed, or lies in one.
+    pub fn is_dead(&self, scope: ScopeId) -> bool {
+        let mut around = std::iter::successors(Some(scope), |&s| self.scope(s).parent);
+        !self.broken.is_empty() && around.any(|s| self.is_broken(s))
+    }
+
     /// Appends a node, the facts of whose outputs are [`Graph::infer`]red, to a scope.
     pub fn push(&mut self, scope: ScopeId, new: NewNode, facts: Vec<Fact>) -> NodeId {
         let id = NodeId(Number::new(self.nodes.len()));

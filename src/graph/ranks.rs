@@ -5,7 +5,9 @@
 //! or its inference is asked: of those that it accepts, with outputs of the ranks that are known or required by then,
 //! only one may be left.
 
-use super::{Bodies, Container, Dim, Fact, Graph, IdMap, NewNode, Node, NodeId, Number, Producer, Shape, ValueId};
+use super::{
+    Bodies, Container, Dim, Fact, Graph, IdMap, IdSet, NewNode, Node, NodeId, Number, Producer, Shape, ValueId,
+};
 
 /// Tensors of more dimensions are left alone.
 const MAX_RANK: usize = 8;
@@ -13,22 +15,31 @@ const MAX_RANK: usize = 8;
 /// How often what is found may help to find more, back and forth through the graph.
 const MAX_ROUNDS: usize = 4;
 
-/// Completes the facts of tensors whose rank is not known by what their consumers require.
+/// Completes the facts of tensors whose rank is not known by what their consumers require. Where nodes cannot take what
+/// follows from that, no run comes to an end, and what is written of such a model says so: a requirement that leads to
+/// a contradiction is not believed.
 pub fn complete(graph: &mut Graph) {
     let unknown = |graph: &Graph, id: ValueId| graph.fact(id).shape.is_none();
     if !(0..graph.values.len()).any(|i| unknown(graph, ValueId(Number::new(i)))) {
         return;
     }
+    let mut refused = IdSet::default();
     for _ in 0..MAX_ROUNDS {
-        let required = requirements(graph);
+        let required = requirements(graph, &refused);
         if required.is_empty() {
             return;
         }
+        let mut trial = Trial { required: &required, before: IdMap::default() };
         for (&id, &rank) in &required {
             let shape = shape_of_rank(graph, id, rank);
-            graph.fact_mut(id).shape = Some(shape);
+            let fact = graph.fact(id).clone();
+            trial.set(graph, id, Fact { shape: Some(shape), ..fact });
         }
-        infer_again(graph, required);
+        let contradicted = trial.infer_again(graph);
+        if !contradicted.is_empty() {
+            trial.undo(graph);
+            refused.extend(contradicted);
+        }
     }
 }
 
@@ -45,8 +56,9 @@ fn as_new(node: &Node) -> NewNode {
     }
 }
 
-/// The ranks that consumers require of tensors whose rank is not known, from the last node to the first.
-fn requirements(graph: &Graph) -> IdMap<ValueId, usize> {
+/// The ranks that consumers require of tensors whose rank is not known, from the last node to the first, but
+/// of those that are refused.
+fn requirements(graph: &Graph, refused: &IdSet<ValueId>) -> IdMap<ValueId, usize> {
     let mut required: IdMap<ValueId, usize> = IdMap::default();
     for node in graph.nodes.iter().rev() {
         if !node.bodies.is_empty() {
@@ -54,7 +66,8 @@ fn requirements(graph: &Graph) -> IdMap<ValueId, usize> {
         }
         let open = |i: &usize| node.inputs[*i].is_some_and(|v| graph.fact(v).shape.is_none() && is_own(graph, node, v));
         for i in (0..node.inputs.len()).filter(open) {
-            let Some(value) = node.inputs[i].filter(|v| !required.contains_key(v)) else { continue };
+            let asked = |v: &ValueId| !required.contains_key(v) && !refused.contains(v);
+            let Some(value) = node.inputs[i].filter(asked) else { continue };
             if let Some(rank) = only_rank(graph, node, i, &required) {
                 required.insert(value, rank);
             }
@@ -192,28 +205,97 @@ fn shape_of_rank(graph: &Graph, id: ValueId, rank: usize) -> Shape {
     by_node().unwrap_or_else(|| any_shape(graph, rank))
 }
 
-/// Finds the facts of the nodes behind the changed tensors again, and fills in what was not known.
-fn infer_again(graph: &mut Graph, changed: IdMap<ValueId, usize>) {
-    let mut changed: super::IdSet<ValueId> = changed.into_keys().collect();
-    for i in 0..graph.nodes.len() {
-        let node = &graph.nodes[i];
-        let bodies_change =
-            || node.bodies.iter().any(|&(_, body)| graph.scope(body).outputs.iter().any(|o| changed.contains(o)));
-        if !node.inputs.iter().flatten().any(|v| changed.contains(v)) && !bodies_change() {
-            continue;
+/// What is known while it is tried out what ranks that are required lead to.
+struct Trial<'r> {
+    required: &'r IdMap<ValueId, usize>,
+    /// What was known before of what has changed.
+    before: IdMap<ValueId, Fact>,
+}
+
+impl Trial<'_> {
+    fn set(&mut self, graph: &mut Graph, id: ValueId, fact: Fact) {
+        let old = std::mem::replace(graph.fact_mut(id), fact);
+        self.before.entry(id).or_insert(old);
+    }
+
+    fn undo(self, graph: &mut Graph) {
+        for (id, fact) in self.before {
+            *graph.fact_mut(id) = fact;
         }
-        let new = as_new(node);
-        let Ok(facts) = graph.infer(&new) else { continue };
-        for (output, found) in graph.node(NodeId(Number::new(i))).outputs.clone().into_iter().zip(facts) {
-            let Some(id) = output else { continue };
-            let fact = graph.fact_mut(id);
-            let more =
-                (fact.shape.is_none() && found.shape.is_some()) || (fact.value.is_none() && found.value.is_some());
-            fact.element = fact.element.or(found.element);
-            fact.shape = fact.shape.take().or(found.shape);
-            fact.value = fact.value.take().or(found.value);
-            if more {
-                changed.insert(id);
+    }
+
+    /// Finds the facts of the nodes behind the changed tensors again, and fills in what was not known. Returns the
+    /// required ranks of which a node that runs in any run cannot take what follows.
+    fn infer_again(&mut self, graph: &mut Graph) -> IdSet<ValueId> {
+        let (mut contradicted, mut seen) = (IdSet::default(), IdSet::default());
+        for i in 0..graph.nodes.len() {
+            let id = NodeId(Number::new(i));
+            let node = graph.node(id);
+            let changed = |v: &ValueId| self.before.contains_key(v);
+            let bodies_change = || node.bodies.iter().any(|&(_, body)| graph.scope(body).outputs.iter().any(changed));
+            let required = |o: &ValueId| self.required.contains_key(o);
+            if !node.inputs.iter().flatten().any(changed)
+                && !node.outputs.iter().flatten().any(required)
+                && !bodies_change()
+            {
+                continue;
+            }
+            match self.inferred(graph, node) {
+                Some(facts) => {
+                    for (output, found) in graph.node(id).outputs.clone().into_iter().zip(facts) {
+                        output.into_iter().for_each(|output| self.learn(graph, output, found.clone()));
+                    }
+                }
+                None if graph.is_dead(node.scope) => (),
+                None => self.roots(graph, id, &mut seen, &mut contradicted),
+            }
+        }
+        contradicted
+    }
+
+    /// What is inferred of the outputs of a node; nothing where it contradicts what is known, or required.
+    fn inferred(&self, graph: &Graph, node: &Node) -> Option<Vec<Fact>> {
+        let rank = |v: &Option<ValueId>| v.and_then(|v| graph.fact(v).rank());
+        let other = |a: Option<usize>, b: Option<usize>| a.zip(b).is_some_and(|(a, b)| a != b);
+        let ranks = graph.traits(node).ranks;
+        let facts = graph.infer(&as_new(node)).ok()?;
+        let contradicts = node.inputs.iter().zip(ranks).any(|(input, &own)| other(rank(input), own))
+            || node.outputs.iter().zip(&facts).any(|(output, found)| other(rank(output), found.rank()));
+        (!contradicts).then_some(facts)
+    }
+
+    /// Completes what is known of a tensor by what its node computes. Of sizes that stand for any the node's are taken.
+    fn learn(&mut self, graph: &mut Graph, id: ValueId, found: Fact) {
+        let own = graph.fact(id).clone();
+        let any = self.required.contains_key(&id);
+        let more =
+            (found.shape.is_some() && (own.shape.is_none() || any)) || (found.value.is_some() && own.value.is_none());
+        let shape = if any { found.shape.or(own.shape) } else { own.shape.or(found.shape) };
+        let fact = Fact {
+            container: own.container,
+            element: own.element.or(found.element),
+            shape,
+            value: own.value.or(found.value),
+        };
+        match more {
+            true => self.set(graph, id, fact),
+            false => *graph.fact_mut(id) = fact,
+        }
+    }
+
+    /// Adds the required ranks from which follows what a node takes, or gives out, but of what was seen before.
+    fn roots(&self, graph: &Graph, node: NodeId, seen: &mut IdSet<ValueId>, roots: &mut IdSet<ValueId>) {
+        let ends = graph.node(node).outputs.iter().chain(&graph.node(node).inputs);
+        let mut open: Vec<ValueId> = ends.flatten().copied().chain(graph.captures(node)).collect();
+        while let Some(id) = open.pop() {
+            if !self.before.contains_key(&id) || !seen.insert(id) {
+                continue;
+            }
+            if self.required.contains_key(&id) {
+                roots.insert(id);
+            } else if let Some((producer, _)) = graph.producer(id) {
+                let bodies = graph.node(producer).bodies.iter().flat_map(|(_, body)| &graph.scope(*body).outputs);
+                open.extend(graph.node(producer).inputs.iter().flatten().chain(bodies));
             }
         }
     }

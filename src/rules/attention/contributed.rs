@@ -38,7 +38,7 @@ pub const RULES: &[Rule] = &[
         &[Through(group_query)],
     )
     .facts(facts::group_query_attention)
-    .ranks(&[Some(3), Some(3), Some(3), Some(4), Some(4)])
+    .ranks(&[Some(3), Some(3), Some(3), Some(4), Some(4), None, None, Some(2), Some(2)])
     .attributes(
         "causal do_rotary k_quant_type kv_num_heads local_window_size num_heads qk_output rotary_interleaved scale \
          smooth_softmax softcap v_quant_type",
