@@ -124,6 +124,9 @@ kinds! {
     Internal, internal, "internal", "A fault of this tool, which its authors want to know of";
 }
 
+/// How the message of [`reserve`] begins.
+pub(crate) const NO_MEMORY: &str = "there is no memory for";
+
 /// Makes room for so many elements more of what is about to be read or computed.
 ///
 /// # Errors
@@ -131,7 +134,7 @@ kinds! {
 pub(crate) fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<(), Error> {
     let bytes = more.saturating_mul(size_of::<T>());
     let room = list.try_reserve(more);
-    room.map_err(|_| Error::out_of_memory(format_args!("there is no memory for {bytes} bytes of it")))
+    room.map_err(|_| Error::out_of_memory(format_args!("{NO_MEMORY} {bytes} bytes of it")))
 }
 
 impl Details {

@@ -4,7 +4,7 @@ use super::engine::{Engine, Precision, Run, Trouble};
 use super::integers::Integers;
 use super::sizes::Sizes;
 use super::tensors::Tensors;
-use super::{Options, draw, edit};
+use super::{Options, edit};
 use crate::onnx::file::load_external;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::tensor_shape_proto::Dimension;
@@ -85,7 +85,7 @@ impl<'a> Case<'a> {
 
     /// Whether all inputs are given, so that there are no others to try.
     pub fn is_given(&self) -> bool {
-        draw::free_inputs(&self.model).all(|i| self.options.inputs.contains_key(i.name()))
+        edit::free_inputs(&self.model).all(|i| self.options.inputs.contains_key(i.name()))
     }
 
     /// Whether the time that was given is over.
@@ -131,7 +131,7 @@ fn uses(graph: Option<&GraphProto>, element: ElementType) -> bool {
 fn claims(model: &ModelProto) -> Vec<(String, Vec<Option<i64>>)> {
     let Some(graph) = &model.graph else { return vec![] };
     let computed = edit::computed(model);
-    let declared = |v: &ValueInfoProto| computed.contains(v.name()) && draw::declared(v).is_some();
+    let declared = |v: &ValueInfoProto| computed.contains(v.name()) && edit::declared(v).is_some();
     if !graph.value_info.iter().chain(&graph.output).any(declared) {
         return vec![];
     }
@@ -149,7 +149,7 @@ fn claims(model: &ModelProto) -> Vec<(String, Vec<Option<i64>>)> {
             Some(DimValue(n)) if n > 0 && given => Some(n),
             _ => None,
         };
-        Some(draw::declared(v)?.iter().map(number).collect())
+        Some(edit::declared(v)?.iter().map(number).collect())
     };
     let infos = graph.value_info.iter().chain(&graph.output).filter(|v| unknown(v.name()));
     infos.filter_map(|v| Some((v.name().to_owned(), numbers(v)?))).collect()

@@ -5,10 +5,10 @@ use super::edit;
 use super::integers::Kind;
 use super::sizes::Scale;
 use super::tensors::{self, Tensor, Tensors};
-use crate::onnx::proto::{tensor_shape_proto, type_proto};
-use crate::onnx::{ElementType, ModelProto, ValueInfoProto};
+use crate::onnx::ElementType;
+use crate::onnx::proto::tensor_shape_proto;
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// An input of more elements is not made up.
@@ -120,21 +120,6 @@ pub fn others(main: Draw, sizes_are_free: bool) -> Vec<Draw> {
     floats.into_iter().enumerate().map(draw).collect()
 }
 
-/// The inputs of a model that have no default.
-pub fn free_inputs(model: &ModelProto) -> impl Iterator<Item = &ValueInfoProto> {
-    let graph = model.graph.as_ref();
-    let defaults: HashSet<&str> = graph.into_iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
-    graph.into_iter().flat_map(|g| &g.input).filter(move |i| !defaults.contains(i.name()))
-}
-
-/// The dimensions of a value, where they are declared.
-pub fn declared(input: &ValueInfoProto) -> Option<&[tensor_shape_proto::Dimension]> {
-    match input.r#type.as_ref()?.value.as_ref()? {
-        type_proto::Value::TensorType(t) => t.shape.as_ref().map(|s| s.dim.as_slice()),
-        _ => None,
-    }
-}
-
 /// A value for each input of a model, in the model's own types.
 ///
 /// # Errors
@@ -145,8 +130,8 @@ pub fn make(case: &Case, sizes: &BTreeMap<String, i64>, draw: Draw) -> Result<Te
     for (name, given) in &options.inputs {
         tensors.insert(name.clone(), Arc::new(tensors::tensor(given).with_context(|| format!("input '{name}'"))?));
     }
-    let inputs = free_inputs(&case.model).count();
-    for (i, input) in free_inputs(&case.model).enumerate() {
+    let inputs = edit::free_inputs(&case.model).count();
+    for (i, input) in edit::free_inputs(&case.model).enumerate() {
         let name = input.name();
         let Some(element) = edit::element_type(input.r#type.as_ref()) else { bail!("input '{name}' is no tensor") };
         if let Some(given) = options.inputs.get(name) {
@@ -158,7 +143,7 @@ pub fn make(case: &Case, sizes: &BTreeMap<String, i64>, draw: Draw) -> Result<Te
             );
             continue;
         }
-        let dims: Vec<usize> = match declared(input) {
+        let dims: Vec<usize> = match edit::declared(input) {
             Some(dims) => dims.iter().map(|d| size(d, sizes)).collect(),
             None => vec![2, 3],
         };

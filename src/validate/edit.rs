@@ -1,6 +1,6 @@
 //! Small changes of models in protobuf, and questions about them: parts cut out, tensors opened to become inputs.
 
-use crate::onnx::proto::tensor_shape_proto::dimension::Value as Dim;
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
 use crate::onnx::proto::{TensorShapeProto, type_proto};
 use crate::onnx::{
     ElementType, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, attribute, canonical_domain,
@@ -23,6 +23,21 @@ pub fn element_type(r#type: Option<&TypeProto>) -> Option<ElementType> {
     use type_proto::Value;
     match r#type?.value.as_ref()? {
         Value::TensorType(t) => Some(ElementType::from_number(t.elem_type())),
+        _ => None,
+    }
+}
+
+/// The inputs of a model that have no default.
+pub fn free_inputs(model: &ModelProto) -> impl Iterator<Item = &ValueInfoProto> {
+    let graph = model.graph.as_ref();
+    let defaults: HashSet<&str> = graph.into_iter().flat_map(|g| &g.initializer).map(|t| t.name()).collect();
+    graph.into_iter().flat_map(|g| &g.input).filter(move |i| !defaults.contains(i.name()))
+}
+
+/// The dimensions of a value, where they are declared.
+pub fn declared(input: &ValueInfoProto) -> Option<&[Dimension]> {
+    match input.r#type.as_ref()?.value.as_ref()? {
+        type_proto::Value::TensorType(t) => t.shape.as_ref().map(|s| s.dim.as_slice()),
         _ => None,
     }
 }

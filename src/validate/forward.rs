@@ -5,7 +5,6 @@ use super::case::Case;
 use super::draw::{self, Draw};
 use super::engine::{Precision, Trouble};
 use super::tensors::{Tensor, Tensors};
-use super::wide::{doubled, feed_weights};
 use super::{OutputCheck, Stop, edit, skipped, widen};
 use crate::onnx::ElementType;
 use crate::record::Record;
@@ -128,8 +127,8 @@ fn run_part(case: &Case, names: &[String], feeds: &Tensors, typed: bool) -> Resu
         return case.prepare(&part, feeds, Precision::Own)?.run(feeds);
     }
     widen::to_double(&mut part)?;
-    let mut feeds = doubled(feeds)?;
-    feed_weights(&mut part, &HashSet::new(), &mut feeds)?;
+    let mut feeds = widen::doubled(feeds)?;
+    widen::feed_weights(&mut part, &HashSet::new(), &mut feeds)?;
     case.prepare(&part, &feeds, Precision::Double)?.run(&feeds)
 }
 

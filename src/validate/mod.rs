@@ -7,6 +7,7 @@
 compile_error!("validation runs in an engine: the features `tract` and `onnxruntime` have one each");
 
 mod case;
+mod choice;
 mod draw;
 mod edit;
 pub(crate) mod engine;
@@ -27,7 +28,7 @@ mod verdict;
 mod wide;
 mod widen;
 
-pub use engine::Choice as Engine;
+pub use choice::Choice as Engine;
 pub use report::{GradientCheck, OutputCheck, Status, Validation};
 pub use run::{random_inputs, run};
 

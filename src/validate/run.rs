@@ -1,7 +1,8 @@
 //! Runs a model once.
 
 use super::case::Case;
-use super::engine::{Choice, Precision};
+use super::choice::Choice;
+use super::engine::Precision;
 use super::tensors::{Tensors, tensor};
 use super::{Options, forward};
 use crate::error::Error;

@@ -3,7 +3,7 @@
 //! What is inferred of the model's tensors says which sizes have to be equal (a product contracts them) and which are
 //! too small (a window does not fit, and some tensor would have a negative size).
 
-use super::{Options, draw};
+use super::{Options, edit};
 use crate::graph::facts::opposite;
 use crate::graph::{Bodies, Dim, Dims, Graph, Loaded, NodeId, Shape};
 use crate::onnx::ModelProto;
@@ -53,10 +53,10 @@ impl Sizes {
             fixed.entry(symbol).or_insert(size);
         }
         let mut symbols = Vec::new();
-        for input in draw::free_inputs(model) {
+        for input in edit::free_inputs(model) {
             // What is given binds its symbols.
             let given = options.inputs.get(input.name());
-            for (i, dim) in draw::declared(input).into_iter().flatten().enumerate() {
+            for (i, dim) in edit::declared(input).into_iter().flatten().enumerate() {
                 let Some(DimParam(symbol)) = &dim.value else { continue };
                 if let Some(&size) = given.and_then(|t| t.dims.get(i)) {
                     fixed.entry(symbol.clone()).or_insert(size);
@@ -243,7 +243,7 @@ fn sizes_of_seeds(model: &ModelProto, record: &Record) -> Vec<(String, i64)> {
     let mut sizes = Vec::new();
     for seed in &record.seeds {
         let dims = seed.seed.as_deref().and_then(|s| constants.get(s)).map_or(&[][..], |seed| &seed.dims);
-        let declared = outputs.get(seed.y.as_str()).and_then(|y| draw::declared(y)).unwrap_or_default();
+        let declared = outputs.get(seed.y.as_str()).and_then(|y| edit::declared(y)).unwrap_or_default();
         for (dim, &size) in declared.iter().zip(dims) {
             if let Some(DimParam(symbol)) = &dim.value {
                 sizes.push((symbol.clone(), size));

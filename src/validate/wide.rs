@@ -7,50 +7,9 @@ use super::forward::{self, Point};
 use super::slopes::{self, Target};
 use super::tensors::{self, Tensor, Tensors};
 use super::{Stop, edit, skipped, widen};
-use crate::onnx::{ElementType, ModelProto};
+use crate::onnx::ModelProto;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-/// Floating-point inputs in float64.
-///
-/// # Errors
-/// There are none for tensors that an engine has taken.
-pub fn doubled(feeds: &Tensors) -> Result<Tensors, Trouble> {
-    let double = |t: &Arc<Tensor>| match t.is_float() {
-        true => anyhow::Ok(Arc::new(t.cast(ElementType::Double)?)),
-        false => Ok(t.clone()),
-    };
-    feeds.iter().map(|(name, t)| Ok((name.clone(), double(t)?))).collect()
-}
-
-/// Constants that may be shapes, scales or axes stay constants.
-const SMALL: usize = 64;
-
-/// Makes large floating-point initializers inputs, and those that are xs: they can be perturbed then, and need not go
-/// through protobuf once more.
-///
-/// # Errors
-/// Initializers whose elements cannot be read.
-pub fn feed_weights(model: &mut ModelProto, xs: &HashSet<String>, feeds: &mut Tensors) -> Result<(), Trouble> {
-    let Some(graph) = &mut model.graph else { return Ok(()) };
-    let mut kept = Vec::new();
-    for tensor in std::mem::take(&mut graph.initializer) {
-        let large = tensor.element_count().is_some_and(|n| n > SMALL);
-        if tensor.element_type() == ElementType::Double && (large || xs.contains(tensor.name())) {
-            let name = tensor.name().to_owned();
-            // What is fed already is a default that was overridden.
-            if !feeds.contains_key(&name) {
-                feeds.insert(name.clone(), Arc::new(tensors::tensor(&tensor)?));
-            }
-            graph.input.retain(|i| i.name() != name);
-            graph.input.push(edit::double_input(&name));
-        } else {
-            kept.push(tensor);
-        }
-    }
-    graph.initializer = kept;
-    Ok(())
-}
 
 /// The whole model in float64, with the values of all that matters.
 pub struct Wide {
@@ -99,8 +58,8 @@ pub fn run(case: &Case, point: &Point) -> Result<Wide, Stop> {
     let names = unique(case.gradients().into_iter().chain(seeds).chain(cut.iter().cloned()).chain(xs.iter().cloned()));
     edit::prune(&mut model, &names);
     widen::to_double(&mut model)?;
-    let mut feeds = doubled(&point.feeds)?;
-    feed_weights(&mut model, &xs, &mut feeds)?;
+    let mut feeds = widen::doubled(&point.feeds)?;
+    widen::feed_weights(&mut model, &xs, &mut feeds)?;
     let values = case.prepare(&model, &feeds, Precision::Double).and_then(|plan| plan.run(&feeds));
     let values = values.map_err(|t| not_compared(&t))?;
     for (name, own) in &point.outputs {

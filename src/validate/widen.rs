@@ -3,7 +3,9 @@
 //! Every floating-point tensor becomes float64. Where an operator takes float32 only, a Cast stands before and after
 //! it.
 
-use super::edit::filling;
+use super::edit::{double_input, filling};
+use super::engine::Trouble;
+use super::tensors::{self, Tensor, Tensors};
 use crate::onnx::proto::type_proto;
 use crate::onnx::{
     CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, attribute, canonical_domain,
@@ -11,6 +13,8 @@ use crate::onnx::{
 use crate::rules::newest;
 use anyhow::Result;
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::Arc;
 
 const DOUBLE: i64 = ElementType::Double as i64;
 
@@ -130,4 +134,45 @@ fn element_attribute(node: &mut NodeProto, name: &str, default: Option<ElementTy
     if named.map(ElementType::from_number).or(default).is_some_and(ElementType::is_float) {
         set_int(node, name, DOUBLE);
     }
+}
+
+/// Floating-point inputs in float64.
+///
+/// # Errors
+/// There are none for tensors that an engine has taken.
+pub fn doubled(feeds: &Tensors) -> Result<Tensors, Trouble> {
+    let double = |t: &Arc<Tensor>| match t.is_float() {
+        true => anyhow::Ok(Arc::new(t.cast(ElementType::Double)?)),
+        false => Ok(t.clone()),
+    };
+    feeds.iter().map(|(name, t)| Ok((name.clone(), double(t)?))).collect()
+}
+
+/// Constants that may be shapes, scales or axes stay constants.
+const SMALL: usize = 64;
+
+/// Makes large floating-point initializers inputs, and those that are xs: they can be perturbed then, and need not go
+/// through protobuf once more.
+///
+/// # Errors
+/// Initializers whose elements cannot be read.
+pub fn feed_weights(model: &mut ModelProto, xs: &HashSet<String>, feeds: &mut Tensors) -> Result<(), Trouble> {
+    let Some(graph) = &mut model.graph else { return Ok(()) };
+    let mut kept = Vec::new();
+    for tensor in std::mem::take(&mut graph.initializer) {
+        let large = tensor.element_count().is_some_and(|n| n > SMALL);
+        if tensor.element_type() == ElementType::Double && (large || xs.contains(tensor.name())) {
+            let name = tensor.name().to_owned();
+            // What is fed already is a default that was overridden.
+            if !feeds.contains_key(&name) {
+                feeds.insert(name.clone(), Arc::new(tensors::tensor(&tensor)?));
+            }
+            graph.input.retain(|i| i.name() != name);
+            graph.input.push(double_input(&name));
+        } else {
+            kept.push(tensor);
+        }
+    }
+    graph.initializer = kept;
+    Ok(())
 }

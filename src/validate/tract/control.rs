@@ -1,7 +1,7 @@
 //! Loop and Scan: a body that runs once a trip. Its sizes need not be known before.
 
-use super::kernels::{Built, operator};
-use super::sized;
+use super::convert::sized;
+use super::operator::{Built, operator};
 use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
 use tract_onnx::model::ParsingContext;

@@ -1,6 +1,8 @@
 //! The kernels as operators of tract: those that it lacks, computes wrongly, or has in float32 only.
 
-use super::{control, datum_type, element_type, sized, values};
+use super::control;
+use super::convert::{datum_type, element_type, sized, values};
+use super::operator::{Built, operator};
 use crate::onnx::proto::attribute_proto;
 use crate::onnx::{ElementType, NodeProto, canonical_domain};
 use crate::validate::kernels::{self, Array, Call, Element, Row};
@@ -11,55 +13,6 @@ use std::sync::LazyLock;
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb;
 use tract_onnx::tract_hir::internal::*;
-
-pub type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
-
-/// What tract asks of every operator of ours beside what it computes: no two are equal, and nothing is known of the
-/// outputs before they are computed but what `facts` says of the first, from the first input.
-macro_rules! operator {
-    ($of:ty, name: $name:expr, outputs: $outputs:expr, facts: $facts:expr) => {
-        impl PartialEq for $of {
-            fn eq(&self, _: &Self) -> bool {
-                false
-            }
-        }
-        impl Eq for $of {}
-
-        impl Op for $of {
-            fn name(&self) -> StaticName {
-                let name: fn(&$of) -> String = $name;
-                name(self).into()
-            }
-
-            not_a_typed_op!();
-        }
-
-        impl InferenceOp for $of {
-            fn infer_facts(
-                &mut self,
-                inputs: TVec<&InferenceFact>,
-                outputs: TVec<&InferenceFact>,
-                observed: TVec<&InferenceFact>,
-            ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
-                let owned = |facts: TVec<&InferenceFact>| facts.into_iter().cloned().collect::<TVec<_>>();
-                let (inputs, mut outputs, observed) = (owned(inputs), owned(outputs), owned(observed));
-                let facts: fn(&$of, &InferenceFact, &mut InferenceFact) = $facts;
-                if let (Some(x), Some(y)) = (inputs.first(), outputs.first_mut()) {
-                    facts(self, x, y);
-                }
-                Ok((inputs, outputs, observed))
-            }
-
-            fn nboutputs(&self) -> TractResult<usize> {
-                let outputs: fn(&$of) -> usize = $outputs;
-                Ok(outputs(self))
-            }
-
-            as_op!();
-        }
-    };
-}
-pub(super) use operator;
 
 /// When the kernel stands in for tract's.
 #[derive(Clone, Copy)]

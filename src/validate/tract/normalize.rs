@@ -1,13 +1,13 @@
 //! The copy of a model that is handed to tract: what tract cannot run, or runs wrongly, said in another way; and what
 //! cannot be said in another way, found before it runs.
 
-use super::super::edit::filling;
 use super::kernels::COMPUTED;
 use crate::expr::Expr;
 use crate::expr::rewrite::{Here, Named, Rewrite};
 use crate::onnx::proto::{tensor_shape_proto, type_proto};
 use crate::onnx::{CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TypeProto, attribute, canonical_domain};
 use crate::rules::OPERATORS;
+use crate::validate::edit::filling;
 use crate::validate::kernels;
 use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
