@@ -210,7 +210,7 @@ impl EngineArgs {
 
     /// After how many seconds the validation ends.
     fn seconds(&self) -> u64 {
-        self.time.unwrap_or(super::running::USUAL)
+        self.time.unwrap_or(super::values::USUAL)
     }
 
     /// The sizes that are given for symbolic dimensions.

@@ -2,7 +2,8 @@
 //! what they do with them: read, write, validate, print.
 
 use super::console::{self, Stream};
-use super::running::{RunArgs, USUAL, failure};
+use super::running::{RunArgs, failure};
+use super::values::USUAL;
 use crate::Error;
 use crate::backward::read_functions;
 use crate::error::InFile;

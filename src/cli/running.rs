@@ -10,11 +10,6 @@ use std::collections::BTreeMap;
 #[cfg(feature = "validate")]
 use std::time::Instant;
 
-/// The most that a validation takes, in seconds.
-pub const USUAL: u64 = 30;
-/// The same where the model is a step of training, whose gradients the same rules make: a user waits for the folder.
-pub const OF_A_STEP: u64 = 15;
-
 /// Whether what was made is run, and on what.
 #[derive(clap::Args)]
 pub struct RunArgs {

@@ -2,7 +2,7 @@
 
 use super::console::Stream;
 use super::options;
-use super::running::{OF_A_STEP, RunArgs, ensure_valid, failure, report, summary};
+use super::running::{RunArgs, ensure_valid, failure, report, summary};
 use super::table::Table;
 use crate::Model;
 use crate::error::InFile;
@@ -158,7 +158,7 @@ pub fn run(args: &Args) -> Result<()> {
     args.running.declare(&mut model)?;
     let artifacts = request(args, &model)?.build(&model)?;
     let (call, evidence) = (&artifacts.record.name, artifacts.evidence()?);
-    let validation = args.running.validation(call, &evidence, OF_A_STEP, || None)?;
+    let validation = args.running.validation(call, &evidence, super::values::OF_A_STEP, || None)?;
     if failure(&validation).is_some() {
         let kept = format!("{} is not written; --no-validate writes it all the same", args.output.display());
         super::note(format_args!("warning: {kept}"));

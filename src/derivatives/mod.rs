@@ -61,10 +61,11 @@ pub use claim::{Claim, Kind};
 pub use evidence::{Evidence, evidence};
 pub use explain::{Class, Explain, Method};
 pub use matrices::{Hessian, Jacobian, Mode};
-pub use per_sample::{Kept, PerSample};
+pub use per_sample::PerSample;
 pub use products::{Hvp, Jvp, Vjp};
 #[cfg(feature = "validate")]
 pub use reduce::{Reduced, reduce};
+pub use samples::Kept;
 
 use crate::expr::Expr;
 use crate::model::Model;

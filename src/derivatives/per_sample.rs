@@ -2,7 +2,7 @@
 
 use super::claim::{Claim, Kind};
 use super::products::of_x;
-use super::samples::Together;
+use super::samples::{Kept, Together, clipping, norm};
 use super::workspace::Workspace;
 use super::{Derived, Entry};
 use crate::backward::Gradients;
@@ -10,20 +10,6 @@ use crate::expr::Expr;
 use crate::graph::{Dim, Fact};
 use crate::model::Model;
 use anyhow::{Context, Result, bail, ensure};
-
-/// What is kept of the gradients of samples.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub enum Kept {
-    /// All: of each x a tensor `<name>/<x>` of shape `[N] + x.shape`.
-    #[default]
-    Each,
-    /// The Euclidean norm of all gradients of each sample: `<name>/norms` of shape `[N]`.
-    Norms,
-    /// The norms, and the sums over the samples of gradients that are scaled down to at most this norm, of x's shape:
-    /// what DP-SGD adds its noise to (Abadi et al. 2016, "Deep learning with differential privacy").
-    Clipped(f64),
-}
 
 /// A request for gradients of each sample of a batch.
 ///
@@ -186,16 +172,4 @@ impl PerSample {
         }
         Ok(entries)
     }
-}
-
-/// The norm of gradients, from the sums of the squares of each.
-pub(super) fn norm<'g>(squares: impl IntoIterator<Item = Expr<'g>>) -> Result<Expr<'g>> {
-    let sum = squares.into_iter().reduce(|sum, square| sum + square.cast_like(sum));
-    Ok(sum.context("the ys depend on none of the xs")?.sqrt())
-}
-
-/// What gradients are multiplied by to have at most the norm `bound`.
-pub(super) fn clipping<'g>(norm: Expr<'g>, bound: f64) -> Expr<'g> {
-    // The small number keeps a gradient of zero from being divided by zero.
-    (norm.like(bound) / (norm + 1e-6)).min(norm.like(1.0))
 }

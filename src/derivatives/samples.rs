@@ -8,14 +8,27 @@
 //! a sample it is `|x| |dz|`, of several the Gram matrices of both know it (Goodfellow 2015, "Efficient per-example
 //! gradient computations").
 
-use super::per_sample::{Kept, clipping, norm};
 use super::workspace::Workspace;
 use crate::expr::Expr;
 use crate::graph::{Dim, Graph, IdMap, IdSet, Node, NodeId, ValueId};
 use crate::rules;
 use crate::rules::properties::{Apart, Moves, Random, Rows};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::cell::RefCell;
+
+/// What is kept of the gradients of samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub enum Kept {
+    /// All: of each x a tensor `<name>/<x>` of shape `[N] + x.shape`.
+    #[default]
+    Each,
+    /// The Euclidean norm of all gradients of each sample: `<name>/norms` of shape `[N]`.
+    Norms,
+    /// The norms, and the sums over the samples of gradients that are scaled down to at most this norm, of x's shape:
+    /// what DP-SGD adds its noise to (Abadi et al. 2016, "Deep learning with differential privacy").
+    Clipped(f64),
+}
 
 /// What is kept of the gradients, one for each x; and the norms.
 type Found<'g> = (Vec<Option<Expr<'g>>>, Option<Expr<'g>>);
@@ -344,4 +357,16 @@ impl<'g> Use<'g> {
     fn samples_first(&self, e: Expr<'g>) -> Result<Expr<'g>> {
         Ok(e.move_axis(self.axis, 0).reshape(Expr::concat(&[self.z.dims([self.axis]), self.x.shape()], 0)))
     }
+}
+
+/// The norm of gradients, from the sums of the squares of each.
+pub(super) fn norm<'g>(squares: impl IntoIterator<Item = Expr<'g>>) -> Result<Expr<'g>> {
+    let sum = squares.into_iter().reduce(|sum, square| sum + square.cast_like(sum));
+    Ok(sum.context("the ys depend on none of the xs")?.sqrt())
+}
+
+/// What gradients are multiplied by to have at most the norm `bound`.
+pub(super) fn clipping<'g>(norm: Expr<'g>, bound: f64) -> Expr<'g> {
+    // The small number keeps a gradient of zero from being divided by zero.
+    (norm.like(bound) / (norm + 1e-6)).min(norm.like(1.0))
 }

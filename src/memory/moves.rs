@@ -2,9 +2,10 @@
 //! large tensor go for a small one (the mask of a Relu) before it, what only replaces a tensor by another behind it.
 
 use super::Ledger;
-use super::order::WORTH;
 use std::cmp::Reverse;
 
+/// From how many bytes on another order than that in which nodes were written is worth being read.
+pub const WORTH: u64 = 4096;
 /// How often nodes are moved, and how many moves of a kind are tried for that.
 const MOVES: usize = 16;
 /// A tensor that more nodes take is left where it is.

@@ -7,7 +7,8 @@
 //! nodes were written, and each output with what it needs; the best one is taken, and what was written first where it
 //! makes no difference.
 
-use super::{LARGE, Ledger, Sizes, ledger, moves};
+use super::moves::{self, WORTH};
+use super::{LARGE, Ledger, Sizes, ledger};
 use crate::graph::write::Step;
 use crate::graph::{Graph, NodeId, ValueId};
 use std::cmp::Reverse;
@@ -17,8 +18,6 @@ use std::collections::BinaryHeap;
 const AHEAD: usize = 12;
 /// Of how many nodes that take a tensor it is looked which one follows.
 const WIDE: usize = 16;
-/// From how many bytes on another order than that in which nodes were written is worth being read.
-pub const WORTH: u64 = 4096;
 
 /// What is tried for an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
