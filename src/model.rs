@@ -1,7 +1,7 @@
 //! A model with the folder that its external data lie in.
 
 use crate::error::{Error, OrKind};
-use crate::onnx::file::{self, WriteOptions};
+use crate::onnx::file::{self, Appended, Ready, WriteOptions};
 use crate::onnx::proto::TensorShapeProto;
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Dim};
 use crate::onnx::proto::type_proto::{self, Value};
@@ -13,6 +13,7 @@ use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// An ONNX model.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +26,9 @@ pub struct Model {
     /// The bytes of the file that it was read from, which its weights share. What the model has in common with them is
     /// written as it was.
     pub(crate) source: Option<Bytes>,
+    /// Nodes that stand behind those of `proto`. Only a model that nobody does anything with but write it has such:
+    /// see [`Gradients::build_file`](crate::Gradients::build_file).
+    pub(crate) appended: Option<Arc<Appended>>,
     /// The file that it was read from, as it was named.
     pub(crate) file: Option<String>,
 }
@@ -41,6 +45,7 @@ impl Model {
             proto,
             folder: Some(file::folder(path).to_owned()),
             source: Some(source),
+            appended: None,
             file: Some(path.display().to_string()),
         })
     }
@@ -53,7 +58,7 @@ impl Model {
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Result<Self, Error> {
         let source = bytes.into();
         let proto = file::read_bytes(source.clone())?;
-        Ok(Model { proto, folder: None, source: Some(source), file: None })
+        Ok(Model { proto, folder: None, source: Some(source), appended: None, file: None })
     }
 
     /// The bytes of the model's file.
@@ -62,8 +67,13 @@ impl Model {
     /// What one file cannot hold: more than 2 GiB without external data.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::new();
-        file::write_stream(&self.proto, self.source.as_ref(), &mut bytes).or_kind(Error::unsupported)?;
+        file::write_stream(&self.proto, self.ready(), &mut bytes).or_kind(Error::unsupported)?;
         Ok(bytes)
+    }
+
+    /// What there is of its file.
+    pub(crate) fn ready(&self) -> Ready<'_> {
+        Ready { source: self.source.as_ref(), appended: self.appended.as_deref() }
     }
 
     /// Writes the model to a file that does not exist yet, all of it or nothing.
@@ -85,7 +95,7 @@ impl Model {
 
     fn written(&self, path: &Path, force: bool) -> Result<Vec<String>> {
         let mut notes = Vec::new();
-        let options = WriteOptions { force, source: self.source.as_ref(), ..WriteOptions::default() };
+        let options = WriteOptions { force, ready: self.ready(), ..WriteOptions::default() };
         let moves =
             |from: &&Path| !file::same_file(from, file::folder(path)) && !file::locations(&self.proto).is_empty();
         match self.folder.as_deref().filter(moves) {
@@ -225,6 +235,6 @@ fn sizes(shape: &TensorShapeProto) -> String {
 
 impl From<ModelProto> for Model {
     fn from(proto: ModelProto) -> Self {
-        Model { proto, folder: None, source: None, file: None }
+        Model { proto, folder: None, source: None, appended: None, file: None }
     }
 }

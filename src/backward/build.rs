@@ -8,9 +8,11 @@ use super::{Flow, Pass};
 use crate::error::Error;
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
-use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
+use crate::graph::{EachValue, Fact, Graph, IdMap, IdSet, Loaded, Origin, Producer, ValueId};
 use crate::memory;
 use crate::model::Model;
+#[cfg(feature = "cli")]
+use crate::onnx::file;
 use crate::onnx::{ElementType, ModelProto, Names, TensorProto};
 use crate::record::{Gradient, Record, SeedOf};
 use anyhow::{Context, Result, ensure};
@@ -64,10 +66,21 @@ impl Gradients {
     /// As [`Gradients::build`].
     pub fn build_onto(&self, model: Model) -> Result<Output, Error> {
         let file = model.file.clone();
-        self.appended(model).map_err(|e| Error::from(e).in_file(file))
+        self.appended(model, Form::Model).map_err(|e| Error::from(e).in_file(file))
     }
 
-    fn appended(&self, model: Model) -> Result<Output> {
+    /// As [`Gradients::build_onto`], for who does nothing with the model but write it: the new nodes are in bytes only,
+    /// which takes half of the memory, and not in [`Model::proto`].
+    ///
+    /// # Errors
+    /// As [`Gradients::build`].
+    #[cfg(feature = "cli")]
+    pub(crate) fn build_file(&self, model: Model) -> Result<Output, Error> {
+        let file = model.file.clone();
+        self.appended(model, Form::File).map_err(|e| Error::from(e).in_file(file))
+    }
+
+    fn appended(&self, model: Model, form: Form) -> Result<Output> {
         let Opened { mut model, loaded, ys, xs, stops, seeds: given } = self.open(model)?;
         let names = names_of(&loaded, &model.proto);
         let scope = free_scope(self.scope(), names.iter());
@@ -113,7 +126,18 @@ impl Gradients {
         let proto = &mut model.proto;
         // What the builder and the pass have kept of nodes goes before these are written.
         let graph = builder.into_graph();
-        let written = write::write(&graph, proto, &request, taken)?;
+        let written = match form {
+            #[cfg(feature = "cli")]
+            // Which outputs are dropped, and with them which nodes, is found out in the model; data in other files move
+            // with it.
+            Form::File if !self.only_gradients && file::locations(proto).is_empty() => {
+                let mut nodes = file::Appended::default();
+                let written = write::write_into(&graph, proto, &request, taken, &mut |node| nodes.push(&node))?;
+                model.appended = Some(nodes.into());
+                written
+            }
+            _ => write::write(&graph, proto, &request, taken)?,
+        };
         for (node, output) in &written.demanded {
             warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
         }
@@ -125,13 +149,23 @@ impl Gradients {
             stops: stops.into_iter().map(|s| s.name).collect(),
             straight_through: self.straight_through,
         };
-        record.attach(proto)?;
+        record.attach(&mut model.proto)?;
         let mut output = Output { model, gradients, seeds, nodes_added: written.nodes, warnings, record, memory };
         if self.only_gradients {
             output.drop_model_outputs();
         }
         Ok(output)
     }
+}
+
+/// What becomes of the new nodes.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// They are in the model.
+    Model,
+    /// They may be in bytes only.
+    #[cfg(feature = "cli")]
+    File,
 }
 
 /// The seeds that are constants: one may be folded into what is multiplied by it, and who checks the gradients later
@@ -152,7 +186,7 @@ fn seeds_of<'s>(
     ys: &[Chosen],
     seed_of: &dyn Fn(usize) -> &'s Seed,
     seeded: &[(ValueId, ValueId)],
-    names: &IdMap<ValueId, Rc<str>>,
+    names: &EachValue<Rc<str>>,
 ) -> Vec<SeedOf> {
     let mut seeded = seeded.iter().peekable();
     let seed_of = |(i, y): (usize, &Chosen)| {
@@ -334,7 +368,9 @@ impl<'g> Building<'g, '_> {
 
 /// Every name of a tensor or a node, in bodies too: what new names must differ from.
 pub(crate) fn names_of(loaded: &Loaded, model: &ModelProto) -> Names {
-    let mut names: Names = loaded.names.keys().chain(&loaded.inner_names).cloned().collect();
+    let mut names = Names::default();
+    names.reserve(loaded.names.len() + loaded.inner_names.len());
+    names.extend(loaded.names.keys().chain(&loaded.inner_names).cloned());
     if let Some(graph) = &model.graph {
         let nodes = graph.node.iter().map(|n| n.name());
         names.extend(nodes.chain(graph.value_info.iter().map(|v| v.name())));

@@ -561,7 +561,7 @@ pub fn temporary(model: &Model) -> Result<tempfile::NamedTempFile> {
         Some(folder) => builder.tempfile_in(folder)?,
         None => builder.tempfile()?,
     };
-    crate::onnx::file::write_stream(&model.proto, model.source.as_ref(), file.as_file_mut())?;
+    crate::onnx::file::write_stream(&model.proto, model.ready(), file.as_file_mut())?;
     file.flush()?;
     Ok(file)
 }

@@ -162,9 +162,9 @@ pub fn input() -> Result<Bytes> {
 /// It is larger than a model can be, or nobody reads it.
 pub fn write_model(model: &Model) -> Result<()> {
     if !is_within() {
-        return file::write_stream(&model.proto, model.source.as_ref(), io::stdout());
+        return file::write_stream(&model.proto, model.ready(), io::stdout());
     }
-    let pieces = file::pieces(&model.proto, model.source.as_ref())?;
+    let pieces = file::pieces(&model.proto, model.ready())?;
     INSIDE.with_borrow_mut(|inside| {
         if let Some(inside) = inside {
             inside.model = pieces;

@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
     let to = file::folder(&args.output);
     file::unload_external(&mut proto, to, &|old| data_name(&args.output, old), args.force)?;
     let source = model.source.take();
-    Model { proto, folder: Some(to.to_owned()), source, file: None }.write(&args.output, args.force)?;
+    Model { proto, folder: Some(to.to_owned()), source, appended: None, file: None }.write(&args.output, args.force)?;
     for note in &notes {
         super::note(format_args!("note: {note}"));
     }

@@ -91,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let request = request(args, &model)?;
     let again = args.files.validates().then(|| model.clone());
-    let mut output = request.build_onto(model)?;
+    let mut output = request.build_file(model)?;
     // Gradients are compared with what the ys do: what is validated still holds them.
     let whole = (args.files.only_gradients && args.files.validates()).then(|| output.model.clone());
     if args.files.only_gradients {

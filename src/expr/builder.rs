@@ -32,7 +32,11 @@ pub struct Builder {
     nodes: RefCell<IdMap<u64, SmallVec<[NodeId; 2]>>>,
     /// By how they are encoded the attributes of nodes, numbered: those that are equal are one.
     attributes: RefCell<HashMap<Vec<u8>, Numbered>>,
+    /// What nodes without attributes have; its number is 0.
+    no_attributes: Rc<[AttributeProto]>,
     strings: RefCell<FxHashMap<&'static str, Rc<str>>>,
+    /// The standard's domain, which nearly every node has.
+    empty: Rc<str>,
     error: RefCell<Option<Error>>,
     /// The input of the node at hand that the recorded error is about.
     blamed: Cell<Option<usize>>,
@@ -60,7 +64,9 @@ impl Builder {
             graph: RefCell::new(graph),
             nodes: RefCell::default(),
             attributes: RefCell::default(),
+            no_attributes: [].into(),
             strings: RefCell::default(),
+            empty: "".into(),
             error: RefCell::default(),
             blamed: Cell::new(None),
             wild: RefCell::default(),
@@ -274,7 +280,9 @@ impl Builder {
             let mut nodes = self.nodes.borrow_mut();
             let list = nodes.entry(hash).or_default();
             // Of two that compute the same the later one is visible where the earlier one is not.
-            list.retain(|id| Some(*id) != known);
+            if known.is_some() {
+                list.retain(|id| Some(*id) != known);
+            }
             list.push(node);
         }
         self.outputs(node)
@@ -294,13 +302,16 @@ impl Builder {
 
     /// The attributes, of which equal ones are kept once and have one number.
     fn shared(&self, attributes: Vec<AttributeProto>) -> Numbered {
+        if attributes.is_empty() {
+            return (0, self.no_attributes.clone());
+        }
         let mut encoded = Vec::with_capacity(attributes.iter().map(|a| a.encoded_len() + 2).sum());
         for attribute in &attributes {
             // Encoding into a vector, which grows, does not fail.
             let _ = attribute.encode_length_delimited(&mut encoded);
         }
         let mut known = self.attributes.borrow_mut();
-        let next = known.len();
+        let next = known.len() + 1;
         known.entry(encoded).or_insert_with(|| (next, attributes.into())).clone()
     }
 
@@ -383,6 +394,9 @@ impl Builder {
     }
 
     pub(super) fn string(&self, text: &'static str) -> Rc<str> {
+        if text.is_empty() {
+            return self.empty.clone();
+        }
         self.strings.borrow_mut().entry(text).or_insert_with(|| text.into()).clone()
     }
 }

@@ -1,7 +1,9 @@
 //! Loads a model into a [`Graph`], with the bodies of its control flow.
 
 use super::fact::{Container, Fact};
-use super::{Bodies, Dim, Dims, Graph, NewNode, Operators, Origin, Protocol, ScopeId, ValueId, control, facts, ranks};
+use super::{
+    Bodies, Dim, Dims, Graph, NewNode, Operators, Origin, OutputName, Protocol, ScopeId, ValueId, control, facts, ranks,
+};
 use crate::error::{At, Error, OrKind};
 use crate::onnx::attribute;
 use crate::onnx::inline::inline_functions;
@@ -12,6 +14,7 @@ use crate::onnx::{
 };
 use crate::record::Record;
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use smallvec::SmallVec;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -180,6 +183,7 @@ fn load_with(
         inner_names: HashSet::new(),
         warnings: Vec::new(),
         strings: HashSet::new(),
+        empty: "".into(),
         no_attributes: [].into(),
         // Files older than this list every initializer among the inputs, where it cannot mean "to be overridden".
         overridable: model.ir_version() >= 4,
@@ -248,6 +252,7 @@ pub fn load_body(graph: &mut Graph, proto: &GraphProto, inputs: &[Fact]) -> Resu
         inner_names: HashSet::new(),
         warnings: Vec::new(),
         strings: HashSet::new(),
+        empty: "".into(),
         no_attributes: [].into(),
         overridable: true,
         free: false,
@@ -272,7 +277,10 @@ struct Loader<'r> {
     /// Whether what graphs declare of outputs of nodes is believed.
     declared: Declared,
     warnings: Vec<String>,
+    /// Operators, domains and names of attributes, each kept once.
     strings: HashSet<Rc<str>>,
+    /// The standard's domain, which nearly every node has.
+    empty: Rc<str>,
     /// What nodes without attributes have.
     no_attributes: Rc<[AttributeProto]>,
     overridable: bool,
@@ -289,7 +297,8 @@ impl Loader<'_> {
     /// Loads the contents of a graph into an empty scope and leaves its names on the stack. `input_facts` is what a
     /// control-flow node knows of the inputs of its body.
     fn scope(&mut self, proto: &GraphProto, scope: ScopeId, input_facts: Option<&[Fact]>) -> Result<()> {
-        self.scopes.push(HashMap::new());
+        let count = proto.node.len() + proto.input.len() + proto.initializer.len();
+        self.scopes.push(HashMap::with_capacity(count));
         let inputs: HashSet<&str> = proto.input.iter().map(|i| i.name()).collect();
         let mut initializers: HashMap<&str, Fact> = HashMap::new();
         for tensor in &proto.initializer {
@@ -305,7 +314,7 @@ impl Loader<'_> {
         }
         for (i, input) in proto.input.iter().enumerate() {
             let declared = fact_of_type(input.r#type.as_ref(), &self.graph.dims);
-            let name = self.string(input.name());
+            let name: Rc<str> = input.name().into();
             let fact = match (initializers.get(input.name()), input_facts.and_then(|f| f.get(i))) {
                 (Some(initial), _) => initial.clone(),
                 (None, Some(known)) => merge_declared(known.clone(), &declared),
@@ -348,14 +357,14 @@ impl Loader<'_> {
     }
 
     fn initializer(&mut self, scope: ScopeId, name: &str, fact: Fact) -> Result<()> {
-        let name = self.string(name);
+        let name: Rc<str> = name.into();
         let id = self.graph.push_initializer(scope, Some(name.clone()), fact);
         self.bind(name, id)
     }
 
     /// An initializer of a body, as a node: the backward pass may have to write the body again, with its constants.
     fn constant(&mut self, scope: ScopeId, tensor: &TensorProto, fact: Fact) -> Result<()> {
-        let name = self.string(tensor.name());
+        let name: Rc<str> = tensor.name().into();
         let new = NewNode {
             op_type: self.string(CONSTANT),
             outputs: [Some(Some(name.clone()))].into_iter().collect(),
@@ -368,7 +377,7 @@ impl Loader<'_> {
     }
 
     /// The tensors that a node takes, all of which have been come to.
-    fn inputs(&self, proto: &NodeProto) -> Result<smallvec::SmallVec<[Option<ValueId>; 4]>> {
+    fn inputs(&self, proto: &NodeProto) -> Result<SmallVec<[Option<ValueId>; 4]>> {
         let input = |name: &String| {
             match name.as_str() {
             "" => Ok(None),
@@ -407,14 +416,20 @@ impl Loader<'_> {
             true => self.no_attributes.clone(),
             false => attributes.into_iter().cloned().collect(),
         };
+        let outputs: SmallVec<[Option<OutputName>; 1]> =
+            proto.output.iter().map(|o| (!o.is_empty()).then(|| Some(o.as_str().into()))).collect();
+        // Many nodes are called like what they compute.
+        let like_output = || outputs.iter().flatten().flatten().find(|o| ***o == *proto.name()).cloned();
+        let name = Some(proto.name()).filter(|name| !name.is_empty());
+        let name = name.map(|name| like_output().unwrap_or_else(|| name.into()));
         let mut new = NewNode {
             op_type: self.string(proto.op_type()),
             domain: self.string(canonical_domain(proto.domain())),
             inputs,
-            outputs: proto.output.iter().map(|o| (!o.is_empty()).then(|| Some(self.string(o)))).collect(),
+            outputs,
             attributes,
             bodies: Vec::new(),
-            name: (!proto.name().is_empty()).then(|| self.string(proto.name())),
+            name,
             origin: Origin::Model,
             stop: stops(proto),
         };
@@ -615,6 +630,7 @@ impl Loader<'_> {
 
     fn string(&mut self, text: &str) -> Rc<str> {
         match self.strings.get(text) {
+            _ if text.is_empty() => self.empty.clone(),
             Some(string) => string.clone(),
             None => {
                 let string: Rc<str> = text.into();

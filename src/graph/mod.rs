@@ -7,6 +7,7 @@
 
 mod control;
 pub mod dim;
+mod each;
 pub mod fact;
 pub mod facts;
 mod load;
@@ -15,6 +16,7 @@ mod ranks;
 pub mod write;
 
 pub use dim::{Dim, Dims, Symbol};
+pub use each::{EachValue, ValueSet};
 pub use fact::{Container, Fact, Scalar, Shape, Value};
 pub use load::{
     Loaded, Place, Replace, Replacement, calls_functions, fact_of_type, load, load_beside, load_body, load_replacing,
@@ -193,6 +195,9 @@ pub struct Graph {
     scopes: Vec<Scope>,
     /// The symbolic sizes.
     pub dims: Dims,
+    /// The version of the standard's operators, which is asked for with every node.
+    standard: i64,
+    /// Those of other domains.
     opsets: HashMap<Rc<str>, i64>,
     operators: Operators,
     /// What nodes choose, or leave.
@@ -209,12 +214,15 @@ impl Graph {
 
     /// An empty main graph, whose operators are those of the given versions of domains.
     pub fn new(opsets: impl IntoIterator<Item = (Rc<str>, i64)>, operators: Operators) -> Self {
+        let mut opsets: HashMap<Rc<str>, i64> =
+            opsets.into_iter().map(|(domain, version)| (canonical_domain(&domain).into(), version)).collect();
         Graph {
             values: Vec::new(),
             nodes: Vec::new(),
             scopes: vec![Scope::default()],
             dims: Dims::default(),
-            opsets: opsets.into_iter().map(|(domain, version)| (canonical_domain(&domain).into(), version)).collect(),
+            standard: opsets.remove("").unwrap_or(1),
+            opsets,
             operators,
             alternatives: IdSet::default(),
             like: IdMap::default(),
@@ -224,7 +232,10 @@ impl Graph {
 
     /// The version of the standard's operators, or of another domain's; 1 where the model does not say.
     pub fn opset(&self, domain: &str) -> i64 {
-        self.opsets.get(domain).copied().unwrap_or(1)
+        match domain {
+            "" => self.standard,
+            domain => self.opsets.get(domain).copied().unwrap_or(1),
+        }
     }
 
     /// An empty graph in place of this one, which is given out.

@@ -1,6 +1,6 @@
 //! Writes what the backward pass has appended to a [`Graph`] behind the nodes of the model that it was loaded from.
 
-use super::{Fact, Graph, IdMap, IdSet, NodeId, Origin, Producer, ScopeId, ValueId};
+use super::{EachValue, Fact, Graph, IdMap, IdSet, NodeId, Origin, Producer, ScopeId, ValueId};
 use crate::onnx::proto::{NodeProto, OperatorSetIdProto, tensor_shape_proto::dimension};
 use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto::Dimension, type_proto};
 use crate::onnx::{GraphProto, ModelProto, Names, attribute};
@@ -53,14 +53,16 @@ pub struct Written {
     /// How many nodes have been added to the main graph.
     pub nodes: usize,
     /// The names that the new values have got.
-    pub names: IdMap<ValueId, Rc<str>>,
+    pub names: EachValue<Rc<str>>,
     /// Outputs that forward nodes have got in addition: the node, and the name of the output.
     pub demanded: Vec<(String, String)>,
 }
 
 /// The new nodes of the main graph on which values depend, in the order in which they were appended.
 pub fn needed(graph: &Graph, values: impl IntoIterator<Item = ValueId>) -> Vec<NodeId> {
-    let mut nodes: Vec<NodeId> = live_nodes(graph, Graph::MAIN, values.into_iter()).into_iter().collect();
+    let mut seen = vec![false; graph.node_count()];
+    let new = |id: NodeId| !std::mem::replace(&mut seen[id.number()], true);
+    let mut nodes = live_nodes(graph, Graph::MAIN, values.into_iter(), new);
     nodes.sort_unstable();
     nodes
 }
@@ -70,6 +72,26 @@ pub fn needed(graph: &Graph, values: impl IntoIterator<Item = ValueId>) -> Vec<N
 /// # Errors
 /// `graph` is not that of `model`.
 pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Names) -> Result<Written> {
+    let mut nodes = Vec::with_capacity(request.steps.len());
+    let written = write_into(graph, model, request, taken, &mut |node| nodes.push(node))?;
+    if let Some(graph) = &mut model.graph {
+        graph.node.reserve_exact(nodes.len());
+        graph.node.append(&mut nodes);
+    }
+    Ok(written)
+}
+
+/// As [`write()`], the nodes handed on in the order in which they are to stand behind those of `model`.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_into(
+    graph: &Graph,
+    model: &mut ModelProto,
+    request: &Request,
+    taken: Names,
+    into: &mut dyn FnMut(NodeProto),
+) -> Result<Written> {
     let imports = model.opset("").is_some();
     let version = model.opset_or_default();
     let proto = model.graph.as_mut().context("the model holds no graph")?;
@@ -83,6 +105,7 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
         placed: main.iter().copied().zip(placed.iter().cloned()).collect(),
         instead: None,
     };
+    writer.unique.reserve(request.steps.len());
     writer.unique.extend(request.outputs.iter().chain(&request.inputs).map(|(_, name)| name.as_str()));
     let mut written = Written::default();
     for (k, &id) in main.iter().enumerate().take(proto.node.len()) {
@@ -97,11 +120,9 @@ pub fn write(graph: &Graph, model: &mut ModelProto, request: &Request, taken: Na
             written.demanded.push((graph.describe(id), node.output[i].clone()));
         }
     }
-    proto.node.reserve_exact(request.steps.len());
     for step in &request.steps {
         writer.instead = step.instead.clone();
-        let node = writer.node(step.node);
-        proto.node.push(node);
+        into(writer.node(step.node));
     }
     written.nodes = request.steps.len();
     for (value, name) in &request.inputs {
@@ -136,13 +157,13 @@ pub fn part(
     demanded: impl IntoIterator<Item = (ValueId, NodeId)>,
     unique: &mut Names,
 ) -> Part {
-    let live = live_nodes(graph, inside, outputs.keys().copied());
+    let mut seen = IdSet::default();
+    let mut ids = live_nodes(graph, inside, outputs.keys().copied(), |id| seen.insert(id));
     let (placed, unique_names) = (IdMap::default(), std::mem::take(unique));
     let mut writer = Writer { graph, scope, names: outputs, unique: unique_names, placed, instead: None };
     for (output, node) in demanded {
         writer.name_value(output, node, "output");
     }
-    let mut ids: Vec<NodeId> = live.into_iter().collect();
     ids.sort_unstable();
     let nodes = ids.into_iter().map(|id| (id, writer.node(id))).collect();
     *unique = writer.unique;
@@ -150,13 +171,20 @@ pub fn part(
 }
 
 /// The new nodes of a scope on which the outputs depend, also from inside bodies.
-fn live_nodes(graph: &Graph, scope: ScopeId, outputs: impl Iterator<Item = ValueId>) -> IdSet<NodeId> {
-    let mut live = IdSet::default();
+/// `new` says of each whether it is met for the first time.
+fn live_nodes(
+    graph: &Graph,
+    scope: ScopeId,
+    outputs: impl Iterator<Item = ValueId>,
+    mut new: impl FnMut(NodeId) -> bool,
+) -> Vec<NodeId> {
+    let mut live = Vec::new();
     let mut open: Vec<ValueId> = outputs.collect();
     while let Some(value) = open.pop() {
         let Producer::Node(id, _) = graph.value(value).producer else { continue };
         let node = graph.node(id);
-        if node.scope == scope && node.origin != Origin::Model && live.insert(id) {
+        if node.scope == scope && node.origin != Origin::Model && new(id) {
+            live.push(id);
             open.extend(node.inputs.iter().flatten());
             open.extend(graph.captures(id));
         }
@@ -164,10 +192,36 @@ fn live_nodes(graph: &Graph, scope: ScopeId, outputs: impl Iterator<Item = Value
     live
 }
 
-struct Writer<'a> {
+/// The names of values: of all that a model gets, or of the few that stand for one of its nodes.
+trait Naming {
+    fn name(&self, value: ValueId) -> Option<&Rc<str>>;
+    fn give(&mut self, value: ValueId, name: Rc<str>);
+}
+
+impl Naming for EachValue<Rc<str>> {
+    fn name(&self, value: ValueId) -> Option<&Rc<str>> {
+        self.get(&value)
+    }
+
+    fn give(&mut self, value: ValueId, name: Rc<str>) {
+        self.insert(value, name);
+    }
+}
+
+impl Naming for IdMap<ValueId, Rc<str>> {
+    fn name(&self, value: ValueId) -> Option<&Rc<str>> {
+        self.get(&value)
+    }
+
+    fn give(&mut self, value: ValueId, name: Rc<str>) {
+        self.insert(value, name);
+    }
+}
+
+struct Writer<'a, N> {
     graph: &'a Graph,
     scope: &'a str,
-    names: IdMap<ValueId, Rc<str>>,
+    names: N,
     unique: Names,
     /// The model's nodes, where their placement is wanted.
     placed: IdMap<NodeId, NodeProto>,
@@ -175,7 +229,7 @@ struct Writer<'a> {
     instead: Option<Rc<IdMap<ValueId, ValueId>>>,
 }
 
-impl Writer<'_> {
+impl<N: Naming> Writer<'_, N> {
     fn node(&mut self, id: NodeId) -> NodeProto {
         let node = self.graph.node(id);
         let forward = match node.origin {
@@ -194,11 +248,11 @@ impl Writer<'_> {
         let only = node.outputs.iter().flatten().count() == 1;
         let output = node.outputs.iter().enumerate().map(|(i, output)| match output {
             None => String::new(),
-            Some(output) => written(match self.names.get(output) {
+            Some(output) => written(match self.names.name(*output) {
                 Some(name) => name.clone(),
                 None => {
                     let unique = if only { name.clone() } else { self.unique.shared(&format!("{name}:{i}")) };
-                    self.names.insert(*output, unique.clone());
+                    self.names.give(*output, unique.clone());
                     unique
                 }
             }),
@@ -250,11 +304,11 @@ impl Writer<'_> {
     /// The name of a value: the model's, the one that it has got, or a new one.
     fn name_of(&mut self, value: ValueId, base: &str) -> Rc<str> {
         let value = taken(self.instead.as_deref(), value);
-        if let Some(name) = self.names.get(&value).or(self.graph.value(value).name.as_ref()) {
+        if let Some(name) = self.names.name(value).or(self.graph.value(value).name.as_ref()) {
             return name.clone();
         }
         let name = self.unique.shared(base);
-        self.names.insert(value, name.clone());
+        self.names.give(value, name.clone());
         name
     }
 

@@ -1,25 +1,30 @@
 //! Names: such as nothing has yet, and such as are like another.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, VacantEntry};
 use std::rc::Rc;
 
 /// Names that are taken.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names {
-    taken: HashSet<Rc<str>>,
-    /// How often a name was asked for that was taken: no number is tried twice.
-    asked: HashMap<Rc<str>, usize>,
+    /// Of each how often it was asked for when it was taken: no number is tried twice.
+    taken: HashMap<Rc<str>, u32>,
 }
 
 impl Names {
     /// Whether something has the name.
     pub(crate) fn contains(&self, name: &str) -> bool {
-        self.taken.contains(name)
+        self.taken.contains_key(name)
     }
 
     /// The taken names, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Rc<str>> {
-        self.taken.iter()
+        self.taken.keys()
+    }
+
+    /// Makes room for so many more.
+    pub(crate) fn reserve(&mut self, names: usize) {
+        self.taken.reserve(names);
     }
 
     /// Takes the name, or where it is taken `name_1`, `name_2` and so on.
@@ -29,24 +34,35 @@ impl Names {
 
     /// As [`Names::fresh`]; the name that is kept and the one that is given out are one.
     pub(crate) fn shared(&mut self, name: &str) -> Rc<str> {
-        let wanted: Rc<str> = name.into();
-        if self.taken.insert(wanted.clone()) {
-            return wanted;
-        }
-        let number = self.asked.entry(wanted).or_default();
+        let mut number = match self.taken.entry(name.into()) {
+            Entry::Vacant(free) => return take(free),
+            Entry::Occupied(mut taken) => count(taken.get_mut()),
+        };
         loop {
-            *number += 1;
-            let numbered: Rc<str> = format!("{name}_{number}").into();
-            if self.taken.insert(numbered.clone()) {
-                return numbered;
+            match self.taken.entry(format!("{name}_{number}").into()) {
+                Entry::Vacant(free) => return take(free),
+                Entry::Occupied(_) => number = self.taken.get_mut(name).map_or(number, count),
             }
         }
     }
 }
 
+fn take(free: VacantEntry<'_, Rc<str>, u32>) -> Rc<str> {
+    let name = free.key().clone();
+    free.insert(0);
+    name
+}
+
+fn count(asked: &mut u32) -> u32 {
+    *asked = asked.saturating_add(1);
+    *asked
+}
+
 impl<T: Into<Rc<str>>> Extend<T> for Names {
     fn extend<I: IntoIterator<Item = T>>(&mut self, names: I) {
-        self.taken.extend(names.into_iter().map(Into::into));
+        names.into_iter().for_each(|name| {
+            self.taken.entry(name.into()).or_default();
+        });
     }
 }
 

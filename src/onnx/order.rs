@@ -19,7 +19,7 @@ pub fn sort(graph: &mut GraphProto) {
 /// Whether every node takes what stands before it, or comes from outside.
 fn is_sorted(graph: &GraphProto) -> bool {
     // From the end: what is taken must not be computed by a node that comes later.
-    let mut later: HashSet<&str> = HashSet::new();
+    let mut later: HashSet<&str> = HashSet::with_capacity(graph.node.len());
     graph.node.iter().rev().all(|node| {
         later.extend(node.output.iter().map(String::as_str).filter(|o| !o.is_empty()));
         let mut fits = true;

@@ -387,18 +387,29 @@ pub fn all() -> impl Iterator<Item = &'static Rule> {
     FAMILIES.iter().copied().flatten()
 }
 
-/// The rows by domain and operator, in the order of the families.
-static TABLE: LazyLock<FxHashMap<(&str, &str), Vec<&'static Rule>>> = LazyLock::new(|| {
+/// The rows by operator, whatever its domain, in the order of the families.
+static TABLE: LazyLock<FxHashMap<&str, Vec<&'static Rule>>> = LazyLock::new(|| {
     let mut table: FxHashMap<_, Vec<_>> = FxHashMap::default();
     for rule in all() {
-        table.entry((rule.domain, rule.op)).or_default().push(rule);
+        table.entry(rule.op).or_default().push(rule);
     }
     table
 });
 
+/// The rows for an operator, in the order of the families.
+fn rows(domain: &str, op: &str) -> impl Iterator<Item = &'static Rule> {
+    // The standard's domain is empty. To compare empty texts takes some processors as long as all the rest: they may
+    // lie where there is no memory.
+    let of_domain = move |r: &&Rule| match domain {
+        "" => r.domain.is_empty(),
+        domain => r.domain == domain,
+    };
+    TABLE.get(op).into_iter().flatten().copied().filter(of_domain)
+}
+
 /// The row for an operator at a version of its domain.
 pub fn find(domain: &str, op: &str, version: i64) -> Option<&'static Rule> {
-    TABLE.get(&(domain, op))?.iter().find(|r| (r.since..=r.until).contains(&version)).copied()
+    rows(domain, op).find(|r| (r.since..=r.until).contains(&version))
 }
 
 /// The row for a node's operator, at the version that its model imports.
@@ -424,7 +435,7 @@ pub fn drawing(graph: &Graph, id: NodeId) -> Option<String> {
 
 /// The row for the newest version of an operator: for what does not change from version to version.
 pub fn newest(domain: &str, op: &str) -> Option<&'static Rule> {
-    TABLE.get(&(domain, op))?.iter().max_by_key(|r| r.since).copied()
+    rows(domain, op).max_by_key(|r| r.since)
 }
 
 /// Loads a model whose operators are those of the table.

@@ -66,7 +66,7 @@ impl Artifacts {
             graph.initializer.extend(initial);
         }
         self.record.attach(&mut proto)?;
-        Ok(Model { proto, folder: self.inference.folder.clone(), source: None, file: None })
+        Ok(Model { proto, folder: self.inference.folder.clone(), source: None, appended: None, file: None })
     }
 
     /// Checks that [`Artifacts::write`] may write into a folder, before there is anything to be written.
@@ -109,7 +109,7 @@ impl Artifacts {
         for ((_, model), entry) in self.models.iter().zip(&self.manifest.models) {
             file::write(model, &place.path().join(&entry.file), Default::default())?;
         }
-        let options = WriteOptions { source: self.inference.source.as_ref(), ..Default::default() };
+        let options = WriteOptions { ready: self.inference.ready(), ..Default::default() };
         let mut inference = self.inference.proto.clone();
         // Data keep their names, unless one of these files has it.
         let own = self.manifest.models.iter().map(|entry| entry.file.as_str());

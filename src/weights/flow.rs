@@ -3,7 +3,7 @@
 //!
 //! Each is one walk over the nodes, forwards or backwards, so that all of it takes time in proportion to the graph.
 
-use crate::graph::{Graph, IdMap, IdSet, Linear, Node, NodeId, ScopeId, ValueId};
+use crate::graph::{EachValue, Graph, IdMap, IdSet, Linear, Node, NodeId, ScopeId, ValueId, ValueSet};
 use crate::onnx::ElementType;
 use crate::rules::properties::Gives;
 use crate::rules::{self, Moves, Rule, Slot};
@@ -121,30 +121,30 @@ pub struct Flow<'a> {
     /// The node in whose body a scope is.
     owners: IdMap<ScopeId, NodeId>,
     /// Values that are made of constants by moving elements.
-    held: IdSet<ValueId>,
+    held: ValueSet,
     /// Values of which functions that weights are written as make what is used.
-    parameters: IdSet<ValueId>,
+    parameters: ValueSet,
     /// Values that go into a softmax.
-    scores: IdSet<ValueId>,
+    scores: ValueSet,
     /// Values that end in sines and cosines, whatever comes between.
-    periodic: IdSet<ValueId>,
+    periodic: ValueSet,
     /// Values that are squared, and nothing else, whatever moves their elements before that.
-    squared: IdSet<ValueId>,
+    squared: ValueSet,
     /// Values of which an output of the graph is made by moving, shifting and scaling by constants, and nothing else.
-    closing: IdSet<ValueId>,
-    stages: IdMap<ValueId, Stage>,
+    closing: ValueSet,
+    stages: EachValue<Stage>,
     /// Values that depend on inputs of the graph, and on no weight: on banks of filters at most, whose result is
     /// squared. Whether they do that.
-    unlearned: IdMap<ValueId, bool>,
+    unlearned: EachValue<bool>,
     /// Values from which a path leads to a layer.
-    before_layers: IdSet<ValueId>,
-    reach: IdMap<ValueId, Reach>,
+    before_layers: ValueSet,
+    reach: EachValue<Reach>,
     /// Inputs of the graph, moved, shifted and scaled by constants.
-    raw: IdSet<ValueId>,
-    narrow: IdMap<ValueId, Narrow>,
-    roles: IdMap<ValueId, Role>,
+    raw: ValueSet,
+    narrow: EachValue<Narrow>,
+    roles: EachValue<Role>,
     /// How many layers lie behind a value, on the longest path.
-    depth: IdMap<ValueId, usize>,
+    depth: EachValue<usize>,
 }
 
 impl<'a> Flow<'a> {
@@ -173,19 +173,19 @@ impl<'a> Flow<'a> {
             rows,
             owners,
             held: constants.into_iter().collect(),
-            parameters: IdSet::default(),
-            scores: IdSet::default(),
-            periodic: IdSet::default(),
-            squared: IdSet::default(),
-            closing: IdSet::default(),
-            stages: IdMap::default(),
-            unlearned: IdMap::default(),
-            before_layers: IdSet::default(),
-            reach: IdMap::default(),
-            raw: IdSet::default(),
-            narrow: IdMap::default(),
-            roles: IdMap::default(),
-            depth: IdMap::default(),
+            parameters: ValueSet::default(),
+            scores: ValueSet::default(),
+            periodic: ValueSet::default(),
+            squared: ValueSet::default(),
+            closing: ValueSet::default(),
+            stages: EachValue::default(),
+            unlearned: EachValue::default(),
+            before_layers: ValueSet::default(),
+            reach: EachValue::default(),
+            raw: ValueSet::default(),
+            narrow: EachValue::default(),
+            roles: EachValue::default(),
+            depth: EachValue::default(),
         };
         flow.find_held();
         flow.look_behind();
@@ -313,11 +313,11 @@ impl<'a> Flow<'a> {
     /// From the end to the beginning: what lies behind each value.
     fn look_behind(&mut self) {
         let inside = self.layers_inside();
-        let mut aperiodic: IdSet<ValueId> = self.graph.scope(Graph::MAIN).outputs.iter().copied().collect();
-        let mut used: IdSet<ValueId> = IdSet::default();
-        let mut unsquared: IdSet<ValueId> = aperiodic.clone();
+        let mut aperiodic: ValueSet = self.graph.scope(Graph::MAIN).outputs.iter().copied().collect();
+        let mut used: ValueSet = ValueSet::default();
+        let mut unsquared: ValueSet = aperiodic.clone();
         // Values that leave the graph unlike those that go on, and those that are used a second time.
-        let (leaving, mut again) = (aperiodic.clone(), IdSet::default());
+        let (leaving, mut again) = (aperiodic.clone(), ValueSet::default());
         for id in self.nodes.clone().into_iter().rev() {
             let node = self.graph.node(id);
             let row = self.row(id);
@@ -345,7 +345,7 @@ impl<'a> Flow<'a> {
                 && row.is_some_and(|r| matches!(r.moves, Moves::InOrder | Moves::Transposed) || Self::pairs(r));
             for &(_, body) in &node.bodies {
                 for &output in &self.graph.scope(body).outputs {
-                    let known = self.depth.entry(output).or_default();
+                    let known = self.depth.or_default(output);
                     *known = depth.max(*known);
                     aperiodic.insert(output);
                     unsquared.insert(output);
@@ -371,7 +371,7 @@ impl<'a> Flow<'a> {
                 }
                 // What a body uses from outside is counted where the body uses it.
                 if k < direct {
-                    let known = self.depth.entry(input).or_default();
+                    let known = self.depth.or_default(input);
                     *known = (depth + layers).max(*known);
                 }
                 if leads {
@@ -382,9 +382,9 @@ impl<'a> Flow<'a> {
                 }
             }
         }
-        self.squared = used.iter().filter(|v| !unsquared.contains(v)).copied().collect();
-        self.closing.retain(|v| !again.contains(v) && !leaving.contains(v));
-        self.periodic = used.into_iter().filter(|v| !aperiodic.contains(v)).collect();
+        self.squared = used.clone().without(&unsquared);
+        self.closing = std::mem::take(&mut self.closing).without(&again).without(&leaving);
+        self.periodic = used.without(&aperiodic);
     }
 
     /// From the beginning to the end: what each value depends on.
@@ -543,7 +543,7 @@ impl<'a> Flow<'a> {
             for (i, input) in node.inputs.iter().enumerate() {
                 let Some(input) = *input else { continue };
                 let how = self.used(row, node, i, &behind);
-                let role = self.roles.entry(input).or_default();
+                let role = self.roles.or_default(input);
                 let parametrizes = row.is_some_and(|r| r.parametrizes) && self.held.contains(&input);
                 let of_parameter = node.outputs.iter().flatten().any(|o| self.parameters.contains(o));
                 let bounds = row.is_some_and(|r| r.linear == Linear::Never);

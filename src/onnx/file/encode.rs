@@ -3,7 +3,7 @@
 use super::super::proto::{StringStringEntryProto, tensor_proto::DataLocation};
 use super::super::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use super::splice::{self, Content, Item, Items};
-use super::wire;
+use super::{Ready, wire};
 use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -41,6 +41,41 @@ pub enum Piece<'a> {
     Tensor(&'a TensorProto),
 }
 
+/// Nodes as they stand in a file, behind the others of a graph.
+#[derive(Clone, Debug, Default)]
+pub struct Appended {
+    full: Vec<Bytes>,
+    last: Vec<u8>,
+}
+
+impl Appended {
+    /// One more node.
+    #[cfg(feature = "cli")]
+    pub fn push(&mut self, node: &NodeProto) {
+        /// The bytes that one piece of memory holds.
+        const PIECE: usize = 1 << 20;
+        if self.last.len() >= PIECE {
+            let full = std::mem::replace(&mut self.last, Vec::with_capacity(PIECE + PIECE / 8));
+            self.full.push(full.into());
+        }
+        if holds_messages(node) {
+            let mut pieces = Pieces::default();
+            pieces.node(1, node);
+            self.last.extend(pieces.to_vec());
+        } else {
+            encode_key(1, WireType::LengthDelimited, &mut self.last);
+            encode_varint(node.encoded_len() as u64, &mut self.last);
+            node.encode_raw(&mut self.last);
+        }
+    }
+
+    /// All that there are, in pieces.
+    fn pieces(&self) -> impl Iterator<Item = Bytes> {
+        let last = Some(&self.last).filter(|last| !last.is_empty()).map(|last| Bytes::copy_from_slice(last));
+        self.full.iter().cloned().chain(last)
+    }
+}
+
 /// What goes out into the data file of that name, each with its offset.
 #[derive(Default)]
 pub struct External<'a> {
@@ -52,7 +87,7 @@ pub struct External<'a> {
 impl<'a> Encoded<'a> {
     /// Prepares a model; with the name of a data file, without the elements of its larger initializers. What it has in
     /// common with its `source`, the file that it was read from, is written as there.
-    pub fn new(model: &'a ModelProto, data_file: Option<&'a str>, source: Option<&Bytes>) -> Self {
+    pub fn new(model: &'a ModelProto, data_file: Option<&'a str>, ready: Ready<'_>) -> Self {
         let mut external = External { location: data_file, ..External::default() };
         // All fields are named, so that one that is added to the schema cannot be forgotten here.
         let frame = ModelProto {
@@ -69,8 +104,8 @@ impl<'a> Encoded<'a> {
             functions: Vec::new(),
             configuration: model.configuration.clone(),
         };
-        if let Some(source) = source
-            && let Some(pieces) = spliced(&frame, model, source, &mut external)
+        if let Some(source) = ready.source
+            && let Some(pieces) = spliced(&frame, model, source, ready.appended, &mut external)
         {
             return Encoded { pieces, external };
         }
@@ -78,7 +113,7 @@ impl<'a> Encoded<'a> {
         let mut pieces = Pieces::default();
         pieces.message(&frame);
         if let Some(graph) = &model.graph {
-            pieces.nested(7, graph_pieces(graph, &mut external));
+            pieces.nested(7, graph_pieces(graph, ready.appended, &mut external));
         }
         for function in &model.functions {
             pieces.nested(25, function_pieces(function));
@@ -118,6 +153,7 @@ fn spliced<'a>(
     frame: &ModelProto,
     model: &'a ModelProto,
     source: &Bytes,
+    appended: Option<&Appended>,
     external: &mut External<'a>,
 ) -> Option<Pieces<'a>> {
     let mut items = Items::of(&frame.encode_to_vec().into())?;
@@ -130,6 +166,9 @@ fn spliced<'a>(
                 Some(_) => Content::Pieces(node_pieces(node, external)),
             };
             fields.push(Item { tag: 1, content });
+        }
+        for piece in appended.iter().flat_map(|a| a.pieces()) {
+            fields.push(Item { tag: 1, content: Content::Written(piece) });
         }
         for tensor in &graph.initializer {
             fields.push(Item { tag: 5, content: Content::Pieces(tensor_pieces(tensor, Some(&mut *external))) });
@@ -283,12 +322,13 @@ impl Piece<'_> {
     }
 }
 
-fn graph_pieces<'a>(graph: &'a GraphProto, external: &mut External<'a>) -> Pieces<'a> {
+fn graph_pieces<'a>(graph: &'a GraphProto, appended: Option<&Appended>, external: &mut External<'a>) -> Pieces<'a> {
     let mut pieces = Pieces::default();
     pieces.message(&graph.frame());
     for node in &graph.node {
         pieces.nested(1, node_pieces(node, external));
     }
+    appended.iter().flat_map(|a| a.pieces()).for_each(|piece| pieces.push(Piece::Raw(piece)));
     for tensor in &graph.initializer {
         pieces.nested(5, tensor_pieces(tensor, Some(&mut *external)));
     }
@@ -372,8 +412,8 @@ fn attribute_pieces<'a>(a: &'a AttributeProto, external: &mut External<'a>) -> P
     });
     a.t.iter().for_each(|t| pieces.nested(5, tensor_pieces(t, None)));
     a.tensors.iter().for_each(|t| pieces.nested(10, tensor_pieces(t, None)));
-    a.g.iter().for_each(|g| pieces.nested(6, graph_pieces(g, external)));
-    a.graphs.iter().for_each(|g| pieces.nested(11, graph_pieces(g, external)));
+    a.g.iter().for_each(|g| pieces.nested(6, graph_pieces(g, None, external)));
+    a.graphs.iter().for_each(|g| pieces.nested(11, graph_pieces(g, None, external)));
     pieces
 }
 

@@ -15,6 +15,7 @@ pub mod wire;
 
 pub use census::operators;
 pub use diff::{Change, Difference, diff};
+pub use encode::Appended;
 pub(crate) use external::{forget_external, load_external_kept, unload_external};
 pub use external::{is_inside, load_external, locations, rebase_external};
 
@@ -43,7 +44,7 @@ pub fn read(path: &Path) -> Result<ModelProto> {
 }
 
 /// Reads a model file as [`read`] does, and keeps its bytes, which the model's weights share: for
-/// [`WriteOptions::source`].
+/// [`Ready::source`].
 ///
 /// # Errors
 /// As [`read`].
@@ -201,12 +202,21 @@ pub(crate) fn plain(error: std::io::Error) -> anyhow::Error {
     }
 }
 
-/// How [`write()`] writes.
-#[derive(Clone, Copy, Debug)]
-pub struct WriteOptions<'a> {
+/// What there is in bytes of a file that is to be written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ready<'a> {
     /// The bytes of the file that the model was read from. What the model has in common with it is written as there,
     /// byte for byte, and fields of a newer version of the format, of which nothing is known here, stay.
     pub source: Option<&'a Bytes>,
+    /// Nodes that come behind those of the model's graph.
+    pub appended: Option<&'a Appended>,
+}
+
+/// How [`write()`] writes.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions<'a> {
+    /// What there is already.
+    pub ready: Ready<'a>,
     /// Whether an existing file is replaced.
     pub force: bool,
     /// The size in bytes above which initializers go into an external data file. At most, and by default, protobuf's
@@ -216,7 +226,7 @@ pub struct WriteOptions<'a> {
 
 impl Default for WriteOptions<'_> {
     fn default() -> Self {
-        WriteOptions { source: None, force: false, limit: LARGEST }
+        WriteOptions { ready: Ready::default(), force: false, limit: LARGEST }
     }
 }
 
@@ -248,9 +258,9 @@ pub fn ensure_writable(path: &Path, force: bool) -> Result<()> {
 }
 
 fn write_files(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Result<()> {
-    let source = options.source;
+    let ready = options.ready;
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return write_stream(model, source, File::options().write(true).open(path).map_err(plain)?);
+        return write_stream(model, ready, File::options().write(true).open(path).map_err(plain)?);
     }
     let name = path.file_name().and_then(|n| n.to_str()).context("its name is not valid text")?;
     let data_name = format!("{name}.data");
@@ -259,11 +269,11 @@ fn write_files(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Re
         ensure!(!overwritten, "the model has external data in '{location}': choose another name");
     }
     let limit = options.limit.min(LARGEST);
-    let encoded = Encoded::new(model, None, source);
+    let encoded = Encoded::new(model, None, ready);
     if encoded.len() <= limit {
         return replace(path, options.force, |file| encoded.write(file));
     }
-    let encoded = Encoded::new(model, Some(&data_name), source);
+    let encoded = Encoded::new(model, Some(&data_name), ready);
     ensure!(
         encoded.len() <= LARGEST,
         "the model is larger than 2 GB, the limit of protobuf, even without its initializers"
@@ -275,12 +285,12 @@ fn write_files(model: &ModelProto, path: &Path, options: WriteOptions<'_>) -> Re
     })
 }
 
-/// Writes a model to a stream, what it has in common with its source as there; see [`WriteOptions::source`].
+/// Writes a model to a stream, what it has in common with its source as there; see [`Ready::source`].
 ///
 /// # Errors
 /// The stream fails; a model above protobuf's limit of 2 GB.
-pub fn write_stream(model: &ModelProto, source: Option<&Bytes>, mut out: impl Write) -> Result<()> {
-    encoded(model, source)?.write(&mut out)?;
+pub fn write_stream(model: &ModelProto, ready: Ready<'_>, mut out: impl Write) -> Result<()> {
+    encoded(model, ready)?.write(&mut out)?;
     Ok(out.flush()?)
 }
 
@@ -288,12 +298,12 @@ pub fn write_stream(model: &ModelProto, source: Option<&Bytes>, mut out: impl Wr
 ///
 /// # Errors
 /// A model above protobuf's limit of 2 GB.
-pub(crate) fn pieces(model: &ModelProto, source: Option<&Bytes>) -> Result<Vec<Bytes>> {
-    Ok(encoded(model, source)?.into_pieces())
+pub(crate) fn pieces(model: &ModelProto, ready: Ready<'_>) -> Result<Vec<Bytes>> {
+    Ok(encoded(model, ready)?.into_pieces())
 }
 
-fn encoded<'a>(model: &'a ModelProto, source: Option<&Bytes>) -> Result<Encoded<'a>> {
-    let encoded = Encoded::new(model, None, source);
+fn encoded<'a>(model: &'a ModelProto, ready: Ready<'_>) -> Result<Encoded<'a>> {
+    let encoded = Encoded::new(model, None, ready);
     ensure!(encoded.len() <= LARGEST, "the model is larger than 2 GB, the limit of protobuf: write it to a file");
     Ok(encoded)
 }

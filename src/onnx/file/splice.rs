@@ -13,6 +13,7 @@ use super::encode::{External, Piece, Pieces, function_pieces, node_pieces, tenso
 use super::wire::{self, Field, Message};
 use bytes::Bytes;
 use prost::Message as _;
+use rustc_hash::FxHashMap;
 use std::collections::HashMap;
 
 /// A field that is to be written.
@@ -29,6 +30,8 @@ pub enum Content<'a> {
     Pieces(Pieces<'a>),
     /// A node without bodies, which is put into pieces where it is written: a model has many.
     Node(&'a NodeProto),
+    /// Fields of that number, written one behind the other: new ones, which stand for none of the file.
+    Written(Bytes),
     /// A message by its fields.
     Items(Items<'a>),
     /// A field that is written already, with its number.
@@ -38,7 +41,7 @@ pub enum Content<'a> {
 /// The fields that a message is to have.
 #[derive(Default)]
 pub struct Items<'a> {
-    of_tag: HashMap<u32, Vec<Option<Item<'a>>>>,
+    of_tag: FxHashMap<u32, Vec<Option<Item<'a>>>>,
     /// The numbers in the order in which they came.
     order: Vec<u32>,
 }
@@ -72,7 +75,7 @@ pub fn message<'a>(kind: &Message, old: &Bytes, new: Items<'a>) -> Option<Pieces
     let old = wire::fields(old)?;
     let Items { mut of_tag, order } = new;
     // The new content of each field, in the place of the old.
-    let mut places: HashMap<u32, Vec<usize>> = HashMap::new();
+    let mut places: FxHashMap<u32, Vec<usize>> = FxHashMap::default();
     old.iter().enumerate().for_each(|(i, field)| places.entry(field.tag).or_default().push(i));
     let mut matched: Vec<Option<(usize, bool)>> = vec![None; old.len()];
     for (tag, new) in &of_tag {
@@ -83,7 +86,7 @@ pub fn message<'a>(kind: &Message, old: &Bytes, new: Items<'a>) -> Option<Pieces
         }
     }
     let mut out = Pieces::default();
-    let mut written: HashMap<u32, usize> = HashMap::new();
+    let mut written: FxHashMap<u32, usize> = FxHashMap::default();
     for (at, field) in old.iter().enumerate() {
         let Some(known) = kind.field(field.tag) else {
             out.push(Piece::Raw(field.whole.clone()));
@@ -186,7 +189,7 @@ fn key(known: &wire::Known, item: &Item<'_>) -> Option<Bytes> {
 /// Whether a field of the file says what the new one says.
 fn is_same(known: &wire::Known, old: &Field, item: &Item<'_>) -> bool {
     match &item.content {
-        Content::Items(_) => false,
+        Content::Items(_) | Content::Written(_) => false,
         Content::Field(field) if field.whole == old.whole => true,
         Content::Field(field) => match known.message() {
             Some(kind) => respelled(kind.name, &old.payload).is_some_and(|bytes| bytes == field.payload),
@@ -241,6 +244,7 @@ fn changed<'a>(out: &mut Pieces<'a>, known: &wire::Known, old: &Field, item: Ite
             };
         }
         Content::Field(field) => (field.whole.clone(), Items::of(&field.payload)),
+        Content::Written(bytes) => return out.push(Piece::Raw(bytes)),
         Content::Node(node) => {
             let content = Content::Pieces(node_pieces(node, &mut External::default()));
             return changed(out, known, old, Item { tag: item.tag, content });
@@ -264,6 +268,7 @@ fn write<'a>(out: &mut Pieces<'a>, item: Item<'a>) {
         Content::Field(field) => out.push(Piece::Raw(field.whole)),
         Content::Pieces(pieces) => out.nested(item.tag, pieces),
         Content::Node(node) => out.node(item.tag, node),
+        Content::Written(bytes) => out.push(Piece::Raw(bytes)),
         Content::Items(items) => {
             let mut pieces = Pieces::default();
             items.into_all().for_each(|item| write(&mut pieces, item));

@@ -147,13 +147,31 @@ fn a_model_comes_back_and_shares_the_buffer() -> Result<()> {
     file::write(&model, &path, WriteOptions::default())?;
     assert_same(&file::read(&path)?, &model);
     let mut stream = Vec::new();
-    file::write_stream(&model, None, &mut stream)?;
+    file::write_stream(&model, Default::default(), &mut stream)?;
     assert_eq!(stream, fs::read(&path)?);
     let bytes = bytes::Bytes::from(stream);
     let range = bytes.as_ptr_range();
     let mut read = file::read_bytes(bytes.clone())?;
     assert!(range.contains(&initializer(&mut read).raw_data.as_ref().unwrap().as_ptr()));
     assert_eq!(entries(folder.path()), ["m.onnx"]);
+    Ok(())
+}
+
+#[test]
+#[cfg(feature = "cli")]
+fn appended_nodes_are_the_bytes_of_the_same_nodes_in_the_model() -> Result<()> {
+    let source = bytes::Bytes::from(model().encode_to_vec());
+    let new: Vec<_> = model().graph.unwrap().node.into_iter().cycle().take(60_000).collect();
+    let (mut appended, mut whole) = (file::Appended::default(), model());
+    new.iter().for_each(|node| appended.push(node));
+    whole.graph.as_mut().unwrap().node.extend(new);
+    for source in [Some(&source), None] {
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        file::write_stream(&whole, file::Ready { source, appended: None }, &mut a)?;
+        file::write_stream(&model(), file::Ready { source, appended: Some(&appended) }, &mut b)?;
+        assert!(a == b);
+        assert!(a.len() > 2 << 20, "more than one piece");
+    }
     Ok(())
 }
 
