@@ -85,8 +85,12 @@ impl<'g> Expr<'g> {
                 matches!(target[i], Dim::Symbol(_)) && own[extra + i] != target[i] && own[extra + i] != Dim::Known(1)
             })
             .collect();
-        let dy = self.sum_out(&leading);
-        let dy = dy.sum(&certain);
+        // One reduction over all of them: engines go through the tensor once, where two of them write most of it anew.
+        let summed: Vec<usize> = leading.iter().copied().chain(certain.iter().map(|&i| extra + i)).collect();
+        let dy = match certain.is_empty() {
+            true => self.sum_out(&leading),
+            false => self.sum(&summed).squeeze(&leading),
+        };
         if unclear.is_empty() {
             return Ok(dy);
         }
