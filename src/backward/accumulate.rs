@@ -44,6 +44,9 @@ impl<'g> Accumulator<'g> {
         if aggregation == Aggregation::AddN && self.terms.len() <= FEW {
             self.factor();
         }
+        if aggregation == Aggregation::AddN && self.terms.len() > 1 {
+            self.terms = Expr::with_joined_pieces(&self.terms).into();
+        }
         let sum = match self.terms.as_slice() {
             [] => return self.zero.then_some(Flow::Zero),
             [only] => *only,

@@ -3,9 +3,30 @@
 use super::{Builder, Expr};
 use crate::expr::normalize_axis;
 use crate::onnx::ElementType;
-use crate::onnx::attribute::{float, int, ints, string};
+use crate::onnx::attribute::{self, float, int, ints, string};
 use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
 use std::iter;
+
+/// A part of a tensor that is zero before and behind it along an axis.
+struct Piece<'g> {
+    part: Expr<'g>,
+    axis: usize,
+    before: i64,
+    size: i64,
+    behind: i64,
+}
+
+impl<'g> Piece<'g> {
+    /// The sum of pieces each of which begins where the one before it ends.
+    fn join(pieces: &[(usize, Self)]) -> Option<Expr<'g>> {
+        let ([(_, first), ..], [.., (_, last)]) = (pieces, pieces) else { return None };
+        let b = first.part.builder;
+        let parts: Vec<_> = pieces.iter().map(|(_, p)| p.part).collect();
+        let joined = Expr::concat(&parts, first.axis);
+        Some(joined.pad_axis(first.axis, b.ints(&[first.before]), b.ints(&[last.behind])))
+    }
+}
 
 impl Builder {
     /// Lists of integers one behind the other: the sizes of a tensor, axis by axis. A tensor without axes has the empty
@@ -34,6 +55,56 @@ impl<'g> Expr<'g> {
                 first.builder.emit("Concat", &inputs, vec![int("axis", axis as i64)])
             }
         }
+    }
+
+    /// Terms of a sum, tensors of one shape, with those joined that are pieces between zeros, one behind the other
+    /// along an axis, as slices of one tensor give them back: where they cover it, they are the sum.
+    pub(crate) fn with_joined_pieces(terms: &[Expr<'g>]) -> Vec<Expr<'g>> {
+        let pieces = terms.iter().enumerate().filter_map(|(i, &term)| Some((i, term.between_zeros()?)));
+        let mut pieces: Vec<(usize, Piece<'g>)> = pieces.collect();
+        if pieces.len() < 2 {
+            return terms.to_vec();
+        }
+        pieces.sort_by_key(|(_, p)| (p.axis, p.before));
+        // What is joined so far, by the axis and the place along it where the last part ends.
+        let mut open: BTreeMap<(usize, i64), Vec<(usize, Piece<'g>)>> = BTreeMap::new();
+        let mut closed = Vec::new();
+        for (i, piece) in pieces {
+            let mut joined = open.remove(&(piece.axis, piece.before)).unwrap_or_default();
+            let end = (piece.axis, piece.before + piece.size);
+            joined.push((i, piece));
+            closed.extend(open.insert(end, joined));
+        }
+        closed.extend(open.into_values());
+        let mut sums: Vec<Option<Expr<'g>>> = terms.iter().copied().map(Some).collect();
+        for joined in closed {
+            if let [(first, _), _, ..] = joined[..] {
+                joined.iter().for_each(|&(i, _)| sums[i] = None);
+                sums[first] = Piece::join(&joined);
+            }
+        }
+        sums.into_iter().flatten().collect()
+    }
+
+    /// What stands between zeros, where this is a Pad along one axis which the pass has written.
+    fn between_zeros(self) -> Option<Piece<'g>> {
+        let part = self.operand_of("Pad")?;
+        let pads = {
+            let graph = self.builder.graph();
+            let (id, _) = graph.producer(self.id)?;
+            let node = graph.node(id);
+            let plain = node.inputs.get(2).is_none_or(Option::is_none)
+                && node.attributes.iter().all(|a| a.name() == "pads");
+            let listed = attribute::get_ints(&node.attributes, "pads").map(<[i64]>::to_vec);
+            let given = node.inputs.get(1).copied().flatten();
+            plain.then(|| listed.or_else(|| graph.fact(given?).ints()))??
+        };
+        let (before, behind) = pads.split_at(pads.len() / 2);
+        let mut padded = (0..before.len()).filter(|&a| before[a] != 0 || behind.get(a) != Some(&0));
+        let (axis, None) = (padded.next()?, padded.next()) else { return None };
+        let (before, behind) = (*before.get(axis)?, *behind.get(axis)?);
+        let size = part.known_dim(axis)?;
+        (before >= 0 && behind >= 0 && size > 0).then_some(Piece { part, axis, before, size, behind })
     }
 
     /// The part `starts[i] .. ends[i]` in steps along `axes[i]`, numbers known at build time.
