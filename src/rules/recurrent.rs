@@ -179,7 +179,7 @@ impl<'g> Unit<'_, 'g> {
 
     /// What multiplies a step's rows with a matrix that is the same in all steps.
     fn multiplies(&self, matrix: Expr<'g>) -> impl Fn(Expr<'g>) -> Expr<'g> {
-        matrix.multiplies(self.before.known_dim(1))
+        matrix.multiplies(self.before.known_dim(1), self.before.known_dim(0))
     }
 
     /// A factor of what a step gives, which is none behind the end of a sequence.

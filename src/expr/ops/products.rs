@@ -8,11 +8,22 @@ use crate::onnx::{AttributeProto, ElementType};
 /// A matrix of so many elements is large next to [`FEW_ROWS`].
 const LARGE_MATRIX: i64 = 1 << 19;
 
-/// Fewer rows are multiplied without laying out anything, more of them take longer than that.
-const FEW_ROWS: std::ops::RangeInclusive<i64> = 8..=64;
+/// One row is multiplied without laying out anything, more than these take longer than that.
+const FEW_ROWS: std::ops::RangeInclusive<i64> = 2..=64;
+
+/// In so many steps it pays to transpose a matrix before them.
+const MANY_STEPS: i64 = 6;
 
 /// With so many elements behind each other behind an axis, what goes along that axis is fast.
 const LONG_ROW: i64 = 64;
+
+/// How many blocks the rows of a transposed matrix, of that length, are best laid in where they are multiplied with
+/// `count` columns, and how long these are: more than one, if any length divides that of the rows.
+fn blocks(length: i64, count: i64) -> Option<(i64, i64)> {
+    let longest = if count >= 32 && length > 1024 { 1024 } else { 512 };
+    let fitting = (longest / 2 + 1..=longest.min(length / 2)).rev().find(|n| length % n == 0)?;
+    Some((length / fitting, fitting))
+}
 
 impl<'g> Expr<'g> {
     /// The matrix product `[..., n, k] · [..., k, m] -> [..., n, m]` of two tensors of one type, whose dimensions
@@ -22,13 +33,21 @@ impl<'g> Expr<'g> {
         self.builder.emit("MatMul", &[Some(self), Some(other)], vec![])
     }
 
-    /// The product of rows, `count` at a time where that is known, with this matrix, which is the same in all steps of
-    /// a loop. Of few rows and a large matrix most of the time is spent on laying out the right factor, so here the
-    /// rows are that factor: `(Bᵀ Aᵀ)ᵀ`, of which Bᵀ is computed once, before the loop.
-    pub fn multiplies(self, count: Option<i64>) -> impl Fn(Expr<'g>) -> Expr<'g> {
+    /// The product of rows, `count` at a time where that is known, with this matrix, which is the same in all `steps`
+    /// of a loop, or in many where that is not known. Of few rows and a large matrix most of the time is spent on
+    /// laying out the right factor, so here the rows are that factor: `(Bᵀ Aᵀ)ᵀ`, of which Bᵀ is computed once, before
+    /// the loop. Where its rows are long, Bᵀ lies in blocks of columns behind each other, which are read from end to
+    /// end, and the products of the blocks are added up.
+    pub fn multiplies(self, count: Option<i64>, steps: Option<i64>) -> impl Fn(Expr<'g>) -> Expr<'g> {
         let large = self.fact().element_count().is_some_and(|n| n >= LARGE_MATRIX);
-        let turned = (large && count.is_some_and(|n| FEW_ROWS.contains(&n))).then(|| self.transposed());
+        let few = large && steps.is_none_or(|n| n >= MANY_STEPS) && count.is_some_and(|n| FEW_ROWS.contains(&n));
+        let blocks = self.known_dim(0).zip(count).and_then(|(length, count)| blocks(length, count));
+        let in_blocks = move |e: Expr<'g>| blocks.map_or(e, |(n, length)| e.reshape_to(&[n, length, -1]));
+        let turned = few.then(|| in_blocks(self).transposed());
         move |rows| match turned {
+            Some(turned) if blocks.is_some() => {
+                turned.matmul(in_blocks(rows.transposed())).sum_out(&[0]).transposed()
+            }
             Some(turned) => turned.matmul(rows.transposed()).transposed(),
             None => rows.matmul(self),
         }
