@@ -4,10 +4,23 @@ use super::{FEW_TAPS, MAX_TAPS, NARROW, Window};
 use crate::expr::{ConvLike, Expr};
 use anyhow::Result;
 
-/// From so many windows an image on, a product of elements for each of many taps is faster than a convolution.
-const MANY_WINDOWS: i64 = 36;
+/// From so many windows an image on, products of rows are faster than a convolution in which each channel is a group,
+/// of kernels with less than [`WIDE`] times as many taps.
+const MANY_WINDOWS: i64 = 25;
+const WIDE: i64 = 3;
 
-/// The same of few taps, where windows lie further apart.
+/// Where there are more windows below each other than so many kernels, most of the products of rows are of rows that no
+/// window sees together.
+const TALL: i64 = 24;
+
+/// So many elements of all windows are more than caches hold from one product of elements to the next.
+const LARGE: i64 = 3 << 19;
+
+/// Up to so many taps beside each other, what they meet is laid side by side.
+const MAX_COLUMNS: i64 = 31;
+
+/// From so many windows an image on, a product of elements for each of few taps is faster than a convolution, where
+/// windows lie further apart.
 const MANY_STEPS: i64 = 196;
 
 impl<'g> Window<'g> {
@@ -16,11 +29,14 @@ impl<'g> Window<'g> {
     pub fn weights(&self, image: Expr<'g>, windows: Expr<'g>, weights: Expr<'g>, group: i64) -> Expr<'g> {
         let b = image.builder();
         let dense = self.geometry.is_dense();
+        let channels = weights.known_dim(1);
+        let depthwise = group > 1 && channels == Some(1) && weights.known_dim(0) == Some(group);
+        if depthwise && let Some(sizes) = self.few_rows(windows) {
+            return b.attempt(|| self.weights_by_rows(image, windows, weights, sizes));
+        }
         let Some(taps) = self.taps().filter(|&t| t <= MAX_TAPS && (dense || b.slices_in_steps())) else {
             return self.weights_by_convolution(image, windows, weights, group);
         };
-        let channels = weights.known_dim(1);
-        let depthwise = group > 1 && channels == Some(1) && weights.known_dim(0) == Some(group);
         let each = self.few_for_each_channel(windows, taps);
         // Under large windows an image of colours has many taps for each of few channels.
         let colours = group == 1 && channels.is_some_and(|c| c <= 4) && taps > FEW_TAPS;
@@ -42,6 +58,48 @@ impl<'g> Window<'g> {
             true => taps <= FEW_TAPS || (narrow && places >= MANY_WINDOWS),
             false => taps <= FEW_TAPS && places >= MANY_STEPS,
         }
+    }
+
+    /// How many windows and how many taps lie below each other, where products of rows are faster than a product of
+    /// elements for each tap.
+    fn few_rows(&self, windows: Expr<'g>) -> Option<(i64, i64)> {
+        let &[height, width] = self.kernel().ok()? else { return None };
+        let places = [windows.known_dim(2)?, windows.known_dim(3)?];
+        let (taps, count) = (height.saturating_mul(width), places[0].saturating_mul(places[1]));
+        let inside = |e: Expr<'g>| e.ints().is_some_and(|pads| pads.iter().all(|&p| p >= 0));
+        let plain = self.exact && self.geometry.is_dense() && inside(self.begin) && inside(self.end);
+        let many = taps > FEW_TAPS as i64 || windows.fact().element_count().is_some_and(|n| n >= LARGE);
+        let few = width <= MAX_COLUMNS && places[0] <= TALL.saturating_mul(height);
+        (plain && many && few && count >= MANY_WINDOWS && taps < WIDE.saturating_mul(count)).then_some((places[0], height))
+    }
+
+    /// The gradient of the weights where each channel of the image meets one window only, in single steps, as a product
+    /// of matrices for each channel: each row of windows with each row of what the taps of one column meet. Of these
+    /// products the weights' are those of rows that are as far apart as a tap and its window: they lie on diagonals,
+    /// which are columns where each row of the product is taken to be one element longer than it is.
+    fn weights_by_rows(
+        &self,
+        image: Expr<'g>,
+        windows: Expr<'g>,
+        weights: Expr<'g>,
+        (places, height): (i64, i64),
+    ) -> Result<Expr<'g>> {
+        let b = image.builder();
+        let width = self.kernel()?.last().copied().unwrap_or(1);
+        let (channels, rest) = (weights.dims([0]), b.ints(&[-1]));
+        let rows = |e: Expr<'g>| e.transpose(&[1, 2, 0, 3]);
+        let shaped = |e: Expr<'g>, rows: i64| e.reshape(b.joined(&[channels, b.ints(&[rows]), rest]));
+        let padded = rows(self.padded(image, None));
+        let column = |tap: i64| {
+            let end = if tap + 1 == width { i64::MAX } else { tap + 1 - width };
+            padded.narrow(3, tap, end).unsqueeze(&[2])
+        };
+        let met = Expr::concat(&(0..width).map(column).collect::<Vec<_>>(), 2);
+        let met = shaped(met, (places + height - 1) * width);
+        let products = shaped(rows(windows), places).gemm(false, met, true, 1.0).reshape(b.joined(&[channels, rest]));
+        let longer = products.pad(b.ints(&[0, 0, 0, places * width]), None);
+        let diagonals = shaped(longer, places).narrow(2, 0, height * width);
+        Ok(diagonals.sum_out(&[1]).reshape_like(weights))
     }
 
     /// The gradient of the weights where each channel of the image meets one window only: channels share nothing, and
