@@ -93,8 +93,8 @@ impl<'g> Expr<'g> {
             let graph = self.builder.graph();
             let (id, _) = graph.producer(self.id)?;
             let node = graph.node(id);
-            let plain = node.inputs.get(2).is_none_or(Option::is_none)
-                && node.attributes.iter().all(|a| a.name() == "pads");
+            let plain =
+                node.inputs.get(2).is_none_or(Option::is_none) && node.attributes.iter().all(|a| a.name() == "pads");
             let listed = attribute::get_ints(&node.attributes, "pads").map(<[i64]>::to_vec);
             let given = node.inputs.get(1).copied().flatten();
             plain.then(|| listed.or_else(|| graph.fact(given?).ints()))??

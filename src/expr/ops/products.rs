@@ -45,9 +45,7 @@ impl<'g> Expr<'g> {
         let in_blocks = move |e: Expr<'g>| blocks.map_or(e, |(n, length)| e.reshape_to(&[n, length, -1]));
         let turned = few.then(|| in_blocks(self).transposed());
         move |rows| match turned {
-            Some(turned) if blocks.is_some() => {
-                turned.matmul(in_blocks(rows.transposed())).sum_out(&[0]).transposed()
-            }
+            Some(turned) if blocks.is_some() => turned.matmul(in_blocks(rows.transposed())).sum_out(&[0]).transposed(),
             Some(turned) => turned.matmul(rows.transposed()).transposed(),
             None => rows.matmul(self),
         }

@@ -70,7 +70,8 @@ impl<'g> Window<'g> {
         let plain = self.exact && self.geometry.is_dense() && inside(self.begin) && inside(self.end);
         let many = taps > FEW_TAPS as i64 || windows.fact().element_count().is_some_and(|n| n >= LARGE);
         let few = width <= MAX_COLUMNS && places[0] <= TALL.saturating_mul(height);
-        (plain && many && few && count >= MANY_WINDOWS && taps < WIDE.saturating_mul(count)).then_some((places[0], height))
+        (plain && many && few && count >= MANY_WINDOWS && taps < WIDE.saturating_mul(count))
+            .then_some((places[0], height))
     }
 
     /// The gradient of the weights where each channel of the image meets one window only, in single steps, as a product
