@@ -31,8 +31,9 @@ from ._derivatives import (
 from ._loop import History
 from ._making import export, trainable
 from ._native import __version__
+from ._step import Step
 from .errors import Error
-from .trainer import Step, Trainer
+from .trainer import Trainer
 
 __all__ = [
     "Derivative",

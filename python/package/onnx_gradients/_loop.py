@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,22 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from ._models import PathLike
-    from .trainer import Step, Trainer
+    from ._step import Step
+
+
+class Trained(Protocol):
+    """What the loop asks of a trainer."""
+
+    manifest: dict[str, Any]
+
+    @property
+    def fixed_batch(self) -> int | None: ...
+    def step(self, batch: data.Batch, lr: float = ...) -> Step: ...
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, npt.ArrayLike]) -> None: ...
+    def save(self, path: PathLike) -> None: ...
+    def _opened(self, source: data.Source) -> data.Arrays | data.Stream: ...
+    def _evaluate(self, batches: Iterable[data.Batch]) -> Step: ...
 
 
 @dataclass
@@ -106,7 +121,7 @@ _COURSE, BEST = "onnx-gradients.course", "onnx-gradients.best:"
 
 
 def run(
-    trainer: Trainer, source: data.Source, epochs: int, batch_size: int | None, lr: float, schedule: schedules.ScheduleLike,
+    trainer: Trained, source: data.Source, epochs: int, batch_size: int | None, lr: float, schedule: schedules.ScheduleLike,
     warmup: int, *, validation: data.Source | None, held_out: float, patience: int | None, checkpoint: PathLike | None,
     resume: PathLike | None, log: PathLike | None, progress: bool | None, seed: int, steps_per_epoch: int | None,
     on_epoch: Callable[[dict[str, float]], object] | None,
@@ -219,7 +234,7 @@ def run(
     return History(course.rows)
 
 
-def _go_on(trainer: Trainer, path: Path, begun: _Course) -> tuple[_Course, dict[str, npt.NDArray[Any]] | None]:
+def _go_on(trainer: Trained, path: Path, begun: _Course) -> tuple[_Course, dict[str, npt.NDArray[Any]] | None]:
     """Takes over the state of a file, and how far it has come; with it the best state, where one is kept."""
     tensors, metadata = _safetensors.read(path)
     if _COURSE not in metadata:

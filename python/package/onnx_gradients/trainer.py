@@ -10,7 +10,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from ._command import Scratch
 from ._loop import History
 from ._making import export, trainable
 from ._options import Making
+from ._step import Step
 from .data import count
 from .errors import UsageError, from_runtime
 from .health import Health
@@ -36,22 +37,6 @@ _TYPES = {"float": "float32", "double": "float64"}
 
 def _dtype(name: str) -> np.dtype[Any]:
     return _safetensors.dtype(_TYPES.get(name, name))
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a step has come to.
-
-    Attributes
-    ----------
-    loss : float
-        The loss, before the step.
-    metrics : dict of str to float
-        The metrics of the manifest.
-    """
-
-    loss: float
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
