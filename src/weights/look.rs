@@ -1,0 +1,91 @@
+//! How the elements of a tensor look that is no weight: what masks, tables of positions and neutral scales hold.
+
+use crate::onnx::TensorProto;
+
+/// How elements that are no weights look.
+pub struct Look {
+    /// They hold infinities, or numbers that no weight has.
+    pub huge: bool,
+    /// They are zero, or so far below that nothing is left of what they are added to.
+    pub hides: bool,
+    /// They are zeros and ones, both.
+    pub bits: bool,
+    /// They are one whole number.
+    pub filling: bool,
+    /// They are zero.
+    pub zeros: bool,
+    /// Along each row the numbers grow or fall by equal steps.
+    pub lines: bool,
+    /// Along the rows stand sines and cosines of the same angles, beside one another or one half behind the other.
+    pub circles: bool,
+    /// They change nothing as a scale, all ones, or as a bias, all zeros.
+    pub neutral: bool,
+    /// The first of the rows is all ones or all zeros, as that of position 0, and the others are sines or cosines.
+    pub sines: bool,
+}
+
+impl Look {
+    /// `None` where the elements lie elsewhere or cannot be read.
+    pub fn at(tensor: &TensorProto) -> Option<Look> {
+        let values = tensor.floats().ok().filter(|v| !v.is_empty())?;
+        let all = |f: &dyn Fn(f64) -> bool| values.iter().all(|&v| f(v));
+        let any = |f: &dyn Fn(f64) -> bool| values.iter().any(|&v| f(v));
+        let columns = tensor.dims.last().and_then(|&d| usize::try_from(d).ok()).unwrap_or(1).clamp(1, values.len());
+        let row = |number: f64| values.iter().take(columns).all(|&v| v == number);
+        Some(Look {
+            huge: any(&|v| !v.is_finite() || v.abs() >= 1e30),
+            hides: all(&|v| v == 0.0 || v <= -1e3) && any(&|v| v != 0.0),
+            bits: all(&|v| v == 0.0 || v == 1.0) && any(&|v| v == 0.0) && any(&|v| v == 1.0),
+            filling: all(&|v| values.first() == Some(&v) && v.fract() == 0.0),
+            zeros: all(&|v| v == 0.0),
+            lines: are_lines(&values, columns),
+            circles: are_circles(&values, columns),
+            neutral: all(&|v| v == 1.0) || all(&|v| v == 0.0),
+            sines: all(&|v| v.abs() <= 1.0)
+                && (row(0.0) || row(1.0))
+                && values.len() > columns
+                && doubles(&values, columns),
+        })
+    }
+}
+
+/// Whether rows, of three numbers at least, grow or fall by equal steps, as what is added for distances does.
+fn are_lines(values: &[f64], columns: usize) -> bool {
+    /// Of a step, for numbers in half precision.
+    const ROUNDING: f64 = 1e-2;
+    let line = |row: &[f64]| {
+        let step = row[1] - row[0];
+        let even = |pair: &[f64]| (pair[1] - pair[0] - step).abs() <= ROUNDING * step.abs();
+        step != 0.0 && row.windows(2).all(even)
+    };
+    columns >= 3 && values.chunks_exact(columns).all(line)
+}
+
+/// Whether rows, of four numbers at least, hold sines and cosines of angles, which are not all the same.
+fn are_circles(values: &[f64], columns: usize) -> bool {
+    /// Tables may be rounded to half precision.
+    const ROUNDING: f64 = 5e-3;
+    if columns < 4 || !columns.is_multiple_of(2) || values.len() <= columns {
+        return false;
+    }
+    let circle = |a: f64, b: f64| (a * a + b * b - 1.0).abs() < ROUNDING;
+    let half = columns / 2;
+    let beside = |row: &[f64]| row.chunks_exact(2).all(|pair| circle(pair[0], pair[1]));
+    let behind = |row: &[f64]| row.iter().zip(&row[half..]).all(|(&a, &b)| circle(a, b));
+    let rows = || values.chunks_exact(columns);
+    let varied = rows().any(|row| row != &values[..columns]);
+    varied && (rows().all(beside) || rows().all(behind))
+}
+
+/// Whether the row of position 2 has the sines or cosines of the doubled angles of position 1, if there are so many
+/// rows. A table of words whose first one is padding begins with zeros as well.
+fn doubles(values: &[f64], columns: usize) -> bool {
+    /// Tables may be rounded to half precision.
+    const ROUNDING: f64 = 2e-2;
+    let mut rows = values.chunks_exact(columns).skip(1);
+    let (Some(first), Some(second)) = (rows.next(), rows.next()) else { return true };
+    first.iter().zip(second).all(|(&s, &t)| {
+        let sine = (t * t - 4.0 * s * s * (1.0 - s * s)).abs() < ROUNDING;
+        sine || (t - (2.0 * s * s - 1.0)).abs() < ROUNDING
+    })
+}
