@@ -170,32 +170,56 @@ fn projected<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     Ok(vec![Some(join_heads(scores.attend()?.y)), c.has_dy(1).then(present)])
 }
 
-fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
-    let b = c.builder();
+/// Q, K and V in heads, of one packed input or of three.
+fn queries_keys_values<'g>(c: &Call<'g>) -> Result<[Expr<'g>; 3]> {
     let (heads, stored) = (c.int("num_heads", 0), c.int("kv_num_heads", 0));
     ensure!(heads > 0 && stored > 0 && heads % stored == 0, "{heads} heads cannot share {stored} keys and values");
     let together = stored.checked_mul(2).and_then(|n| n.checked_add(heads)).context("too many heads")?;
+    match (c.opt(1), c.opt(2)) {
+        (Some(k), Some(v)) => Ok([split_heads(c.x(), heads)?, split_heads(k, stored)?, split_heads(v, stored)?]),
+        (None, None) => {
+            let all = c.x().reshape_to(&[0, 0, together, -1]).transpose(&[0, 2, 1, 3]);
+            let bounds = [(0, heads), (heads, heads + stored), (heads + stored, together)];
+            Ok(bounds.map(|(start, end)| all.narrow(1, start, end)))
+        }
+        _ => bail!("keys without values"),
+    }
+}
+
+/// How many keys each sequence has, and how many of them come before those of now, as columns; and how many all
+/// sequences have at most.
+fn lengths<'g>(c: &Call<'g>, steps: Expr<'g>) -> [Expr<'g>; 3] {
+    let integer = |e: Expr<'g>| e.cast(ElementType::Int64);
+    let count = integer(c.input(5)).reshape_to(&[-1, 1]) + 1;
+    let total = integer(c.input(6)).reshape_to(&[]);
+    let now = c.opt(16).map_or_else(|| count.min(steps), |n| integer(n).reshape_to(&[-1, 1]));
+    [count, count - now, total]
+}
+
+/// The keys that each query may attend to.
+fn allowed<'g>(c: &Call<'g>, q: Expr<'g>, k: Expr<'g>, count: Expr<'g>, before: Expr<'g>) -> Option<Expr<'g>> {
+    let b = c.builder();
+    let offset = c.opt(3).map(|_| before.unsqueeze(&[2, 3]));
+    let allowed = match c.flag("causal", true) {
+        // The keys of padding come after those of the queries that count.
+        true => Some(distances(q, k, offset).less_or_equal(b.int(0))),
+        false => Some(b.range(k.dim(2)).less(count.unsqueeze(&[1, 2]))),
+    };
+    match c.int("local_window_size", -1) {
+        window @ 1.. => both(allowed, distances(q, k, offset).greater(b.int(-window))),
+        _ => allowed,
+    }
+}
+
+fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     for name in ["k_quant_type", "v_quant_type"] {
         c.ensure_known(name, &c.string(name, "NONE"), &["NONE"]);
     }
     ensure!((12..16).all(|i| c.opt(i).is_none()), "scales of the cache and norms of Q and K have no gradient yet");
-    let [q, k, v] = match (c.opt(1), c.opt(2)) {
-        (Some(k), Some(v)) => [split_heads(c.x(), heads)?, split_heads(k, stored)?, split_heads(v, stored)?],
-        (None, None) => {
-            let all = c.x().reshape_to(&[0, 0, together, -1]).transpose(&[0, 2, 1, 3]);
-            let bounds = [(0, heads), (heads, heads + stored), (heads + stored, together)];
-            bounds.map(|(start, end)| all.narrow(1, start, end))
-        }
-        _ => bail!("keys without values"),
-    };
-    let integer = |i: usize| Ok::<_, anyhow::Error>(c.input(i).cast(ElementType::Int64));
+    ensure!(!c.has_dy(3), "output_qk has no gradient yet");
+    let [q, k, v] = queries_keys_values(c)?;
     let steps = q.dim(2);
-    // For each sequence: how many keys there are, and how many come before those of now.
-    let count = integer(5)?.reshape_to(&[-1, 1]) + 1;
-    let total = integer(6)?.reshape_to(&[]);
-    let now = c.opt(16).map_or_else(|| count.min(steps), |n| n.cast(ElementType::Int64).reshape_to(&[-1, 1]));
-    let before = count - now;
-
+    let [count, before, total] = lengths(c, steps);
     let (q, k) = match c.flag("do_rotary", false) {
         true => {
             let turn = turn(c, q, before, total)?;
@@ -206,7 +230,7 @@ fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (k, v, written) = match (c.opt(3), c.opt(4)) {
         (Some(past_k), Some(past_v)) => {
             let length = total.max(past_k.dim(2));
-            let place = b.range(length).unsqueeze(&[0]);
+            let place = c.builder().range(length).unsqueeze(&[0]);
             let written = place.less(before + steps).unsqueeze(&[1, 3]);
             let (k, v) = (placed(past_k, k, before, place), placed(past_v, v, before, place));
             (k, v, Some(written))
@@ -214,34 +238,14 @@ fn group_query<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
         (None, None) => (k, v, None),
         _ => bail!("past keys without past values"),
     };
-    let offset = c.opt(3).map(|_| before.unsqueeze(&[2, 3]));
-    let window = c.int("local_window_size", -1);
-    let mut allowed = match c.flag("causal", true) {
-        // The keys of padding come after those of the queries that count.
-        true => Some(distances(q, k, offset).less_or_equal(b.int(0))),
-        false => Some(b.range(k.dim(2)).less(count.unsqueeze(&[1, 2]))),
-    };
-    if window > 0 {
-        allowed = both(allowed, distances(q, k, offset).greater(b.int(-window)));
-    }
+    let allowed = allowed(c, q, k, count, before);
     let bias = c.opt(10).map(|bias| padded(bias, k)).transpose()?;
     let sink = match c.opt(11) {
         Some(sink) => Some(sink.reshape_to(&[1, -1, 1, 1])),
         None => (c.int("smooth_softmax", -1) > 0).then(|| q.like(0.0).reshape_to(&[1, 1, 1, 1])),
     };
-    let scores = Scores {
-        q,
-        k,
-        v,
-        scale: scale_of(q, given_scale(c)),
-        softcap: c.float("softcap", 0.0),
-        allowed,
-        bias,
-        sink,
-        may_be_blind: false,
-        precision: q.element()?.widened(),
-    };
-    ensure!(!c.has_dy(3), "output_qk has no gradient yet");
+    let (scale, softcap, precision) = (scale_of(q, given_scale(c)), c.float("softcap", 0.0), q.element()?.widened());
+    let scores = Scores { q, k, v, scale, softcap, allowed, bias, sink, may_be_blind: false, precision };
     let kept = |e: Expr<'g>| written.map_or(e, |written| e.where_(written));
     Ok(vec![Some(join_heads(scores.attend()?.y)), Some(kept(k)), Some(kept(v))])
 }

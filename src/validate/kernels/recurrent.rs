@@ -1,7 +1,7 @@
 //! RNN, GRU and LSTM, step by step, in both directions and with sequences of different lengths.
 
 use super::{Array, Call, Row, row};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 pub const ROWS: &[Row] = &[
     row("RNN", |c| run(c, 1, c.input(1)?, c.input(2)?)),
@@ -63,6 +63,100 @@ fn activation<'a>(c: &'a Call, names: &[String], i: usize, default: &'a str) -> 
     Ok(move |x| f(x, a, b))
 }
 
+/// What one direction computes with.
+struct Direction<'a> {
+    /// Its number.
+    d: usize,
+    c: &'a Call<'a>,
+    w: &'a Array,
+    r: &'a Array,
+    gates: usize,
+    hidden: usize,
+    /// f, g and h of the specification.
+    functions: [Box<dyn Fn(f64) -> f64>; 3],
+    /// What goes into a function is cut to ± this.
+    clip: f64,
+    /// Whether a cell forgets what it does not take in.
+    coupled: bool,
+    /// Whether the reset gate comes behind the product with the state.
+    linear: bool,
+}
+
+impl<'a> Direction<'a> {
+    fn new(c: &'a Call<'a>, d: usize, gates: usize, w: &'a Array, r: &'a Array) -> Result<Self> {
+        let attribute = |name: &str| c.node.attribute.iter().find(|a| a.name() == name);
+        let names: Vec<String> = attribute("activations")
+            .map(|a| a.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect())
+            .unwrap_or_default();
+        let first = d * if gates == 4 { 3 } else { gates.min(2) };
+        let defaults: [&str; 3] = if gates == 1 { ["tanh"; 3] } else { ["sigmoid", "tanh", "tanh"] };
+        let function = |i: usize| activation(c, &names, first + i, defaults[i]);
+        let functions: [Box<dyn Fn(f64) -> f64>; 3] =
+            [Box::new(function(0)?), Box::new(function(1)?), Box::new(function(2)?)];
+        let clip = attribute("clip").map_or(f64::INFINITY, |a| a.f().into());
+        let (coupled, linear) = (c.int("input_forget", 0) != 0, c.int("linear_before_reset", 0) != 0);
+        Ok(Direction { d, c, w, r, gates, hidden: r.dim(2), functions, clip, coupled, linear })
+    }
+
+    fn f(&self, x: f64) -> f64 {
+        (self.functions[0])(x.clamp(-self.clip, self.clip))
+    }
+
+    fn g(&self, x: f64) -> f64 {
+        (self.functions[1])(x.clamp(-self.clip, self.clip))
+    }
+
+    fn product(&self, weights: &Array, row: usize, values: &[f64], bias: usize) -> f64 {
+        let sum: f64 = values.iter().enumerate().map(|(k, v)| weights.at(&[self.d, row, k]) * v).sum();
+        sum + self.c.opt(3).map_or(0.0, |b| b.at(&[self.d, bias + row]))
+    }
+
+    fn of_x(&self, row: usize, x: &[f64]) -> f64 {
+        self.product(self.w, row, x, 0)
+    }
+
+    fn of_h(&self, row: usize, state: &[f64]) -> f64 {
+        self.product(self.r, row, state, self.gates * self.hidden)
+    }
+
+    /// What goes into a gate of unit `k`.
+    fn gate(&self, gate: usize, k: usize, x: &[f64], state: &[f64]) -> f64 {
+        let row = gate * self.hidden + k;
+        self.of_x(row, x) + self.of_h(row, state)
+    }
+
+    /// The next state, and the next cell where there is one.
+    fn step(&self, x: &[f64], state: &[f64], cell: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        match self.gates {
+            1 => ((0..self.hidden).map(|k| self.f(self.gate(0, k, x, state))).collect(), cell.to_vec()),
+            3 => (self.gru(x, state), cell.to_vec()),
+            _ => (0..self.hidden).map(|k| self.lstm(k, x, state, cell[k])).unzip(),
+        }
+    }
+
+    fn gru(&self, x: &[f64], state: &[f64]) -> Vec<f64> {
+        let of_all = |gate: usize| (0..self.hidden).map(|k| self.f(self.gate(gate, k, x, state))).collect::<Vec<_>>();
+        let (z, reset) = (of_all(0), of_all(1));
+        let kept: Vec<f64> = reset.iter().zip(state).map(|(r, h)| r * h).collect();
+        let next = |k: usize| {
+            let row = 2 * self.hidden + k;
+            let recurrent = if self.linear { reset[k] * self.of_h(row, state) } else { self.of_h(row, &kept) };
+            (1.0 - z[k]) * self.g(self.of_x(row, x) + recurrent) + z[k] * state[k]
+        };
+        (0..self.hidden).map(next).collect()
+    }
+
+    /// The next state and cell of unit `k`.
+    fn lstm(&self, k: usize, x: &[f64], state: &[f64], cell: f64) -> (f64, f64) {
+        let peephole = |gate: usize| self.c.opt(7).map_or(0.0, |p| p.at(&[self.d, gate * self.hidden + k]));
+        let gate = |gate: usize, cell: f64| self.f(self.gate(gate, k, x, state) + peephole(gate) * cell);
+        let i = gate(0, cell);
+        let forget = if self.coupled { 1.0 - i } else { gate(2, cell) };
+        let next = forget * cell + i * self.g(self.gate(3, k, x, state));
+        (gate(1, next) * (self.functions[2])(next), next)
+    }
+}
+
 /// `gates` is how many rows of weights each unit has.
 fn run(c: &Call, gates: usize, w: &Array, r: &Array) -> Result<Vec<Array>> {
     let x = c.x()?;
@@ -73,75 +167,28 @@ fn run(c: &Call, gates: usize, w: &Array, r: &Array) -> Result<Vec<Array>> {
     let (steps, batch) = if batch_first { (x.dim(1), x.dim(0)) } else { (x.dim(0), x.dim(1)) };
     let lengths = c.opt(4).map_or_else(|| vec![steps as i64; batch], Array::integers);
     ensure!(lengths.len() == batch, "one length a sequence");
-    let names: Vec<String> = (c.node.attribute.iter().find(|a| a.name() == "activations"))
-        .map(|a| a.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect())
-        .unwrap_or_default();
-    let kinds = if gates == 4 { 3 } else { gates.min(2) };
-    let clip = c.node.attribute.iter().find(|a| a.name() == "clip").map_or(f64::INFINITY, |a| a.f().into());
-    let (coupled, linear) = (c.int("input_forget", 0) != 0, c.int("linear_before_reset", 0) != 0);
     let mut y = Array::filled(&[steps, directions, batch, hidden], 0.0)?;
     let mut last = Array::filled(&[directions, batch, hidden], 0.0)?;
     let mut last_cell = last.clone();
-    let state = |a: Option<&Array>, d: usize, n: usize, h: usize| {
-        a.map_or(0.0, |a| if batch_first { a.at(&[n, d, h]) } else { a.at(&[d, n, h]) })
+    let initial = |a: Option<&Array>, d: usize, n: usize| -> Vec<f64> {
+        let at = |a: &Array, k: usize| if batch_first { a.at(&[n, d, k]) } else { a.at(&[d, n, k]) };
+        (0..hidden).map(|k| a.map_or(0.0, |a| at(a, k))).collect()
     };
     for d in 0..directions {
-        let defaults: [&str; 3] = if gates == 1 { ["tanh"; 3] } else { ["sigmoid", "tanh", "tanh"] };
-        let f = activation(c, &names, d * kinds, defaults[0])?;
-        let g = activation(c, &names, d * kinds + 1, defaults[1])?;
-        let h = activation(c, &names, d * kinds + 2, defaults[2])?;
+        let direction = Direction::new(c, d, gates, w, r)?;
         let reverse = d == 1 || c.string("direction", "forward") == "reverse";
         for (n, &length) in lengths.iter().enumerate().take(batch) {
-            let mut hidden_state: Vec<f64> = (0..hidden).map(|k| state(c.opt(5), d, n, k)).collect();
-            let mut cell: Vec<f64> = (0..hidden).map(|k| state(c.opt(6).filter(|_| gates == 4), d, n, k)).collect();
+            let mut state = initial(c.opt(5), d, n);
+            let mut cell = initial(c.opt(6).filter(|_| gates == 4), d, n);
             let length = usize::try_from(length).unwrap_or(0).min(steps);
             for step in 0..length {
                 let t = if reverse { length - 1 - step } else { step };
-                let input = |k: usize| if batch_first { x.at(&[n, t, k]) } else { x.at(&[t, n, k]) };
-                let bias = |row: usize, recurrent: bool| {
-                    c.opt(3).map_or(0.0, |b| b.at(&[d, row + if recurrent { gates * hidden } else { 0 }]))
-                };
-                let of_x =
-                    |row: usize| (0..width).map(|k| w.at(&[d, row, k]) * input(k)).sum::<f64>() + bias(row, false);
-                let of_h = |row: usize, state: &[f64]| {
-                    state.iter().enumerate().map(|(k, s)| r.at(&[d, row, k]) * s).sum::<f64>() + bias(row, true)
-                };
-                let clipped = |v: f64| v.clamp(-clip, clip);
-                let both = |gate: usize, k: usize, state: &[f64]| {
-                    let row = gate * hidden + k;
-                    of_x(row) + of_h(row, state)
-                };
-                let peephole = |gate: usize, k: usize| c.opt(7).map_or(0.0, |p| p.at(&[d, gate * hidden + k]));
-                let before = hidden_state.clone();
-                match gates {
-                    1 => (0..hidden).for_each(|k| hidden_state[k] = f(clipped(both(0, k, &before)))),
-                    3 => {
-                        let z: Vec<f64> = (0..hidden).map(|k| f(clipped(both(0, k, &before)))).collect();
-                        let reset: Vec<f64> = (0..hidden).map(|k| f(clipped(both(1, k, &before)))).collect();
-                        let kept: Vec<f64> = reset.iter().zip(&before).map(|(r, h)| r * h).collect();
-                        for k in 0..hidden {
-                            let row = 2 * hidden + k;
-                            let recurrent = if linear { reset[k] * of_h(row, &before) } else { of_h(row, &kept) };
-                            hidden_state[k] = (1.0 - z[k]) * g(clipped(of_x(row) + recurrent)) + z[k] * before[k];
-                        }
-                    }
-                    _ => {
-                        let old = cell.clone();
-                        for k in 0..hidden {
-                            let i = f(clipped(both(0, k, &before) + peephole(0, k) * old[k]));
-                            let forget = match coupled {
-                                true => 1.0 - i,
-                                false => f(clipped(both(2, k, &before) + peephole(2, k) * old[k])),
-                            };
-                            cell[k] = forget * old[k] + i * g(clipped(both(3, k, &before)));
-                            let o = f(clipped(both(1, k, &before) + peephole(1, k) * cell[k]));
-                            hidden_state[k] = o * h(cell[k]);
-                        }
-                    }
-                }
-                hidden_state.iter().enumerate().for_each(|(k, &v)| *y.at_mut(&[t, d, n, k]) = v);
+                let place = |k: usize| if batch_first { [n, t, k] } else { [t, n, k] };
+                let now: Vec<f64> = (0..width).map(|k| x.at(&place(k))).collect();
+                (state, cell) = direction.step(&now, &state, &cell);
+                state.iter().enumerate().for_each(|(k, &v)| *y.at_mut(&[t, d, n, k]) = v);
             }
-            hidden_state.iter().enumerate().for_each(|(k, &v)| *last.at_mut(&[d, n, k]) = v);
+            state.iter().enumerate().for_each(|(k, &v)| *last.at_mut(&[d, n, k]) = v);
             cell.iter().enumerate().for_each(|(k, &v)| *last_cell.at_mut(&[d, n, k]) = v);
         }
     }
@@ -150,6 +197,5 @@ fn run(c: &Call, gates: usize, w: &Array, r: &Array) -> Result<Vec<Array>> {
         false => vec![y, last, last_cell],
     };
     outputs.truncate(if gates == 4 { 3 } else { 2 });
-    outputs.first().context("no output")?;
     Ok(outputs)
 }
