@@ -6,7 +6,7 @@ use crate::graph::write::value_info;
 use crate::graph::{Node, ValueId, load_body};
 use crate::onnx::inline::inline_functions;
 use crate::onnx::proto::OperatorSetIdProto;
-use crate::onnx::{FunctionProto, GraphProto, ModelProto, NodeProto, canonical_domain};
+use crate::onnx::{FunctionProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, canonical_domain};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use prost::Message;
@@ -75,33 +75,38 @@ impl<'g> Pass<'g> {
             ..NodeProto::default()
         };
         let facts: Vec<_> = given.iter().map(|(_, e)| e.fact()).collect();
-        let graph = {
-            let graph = b.graph();
-            let declare = |name: &str, e: &Expr<'g>| value_info(&graph, name, graph.fact(e.id()));
-            let opset = OperatorSetIdProto { domain: Some(String::new()), version: Some(graph.opset("")) };
-            let own = OperatorSetIdProto { domain: function.domain.clone(), version: Some(graph.opset(&node.domain)) };
-            let model = ModelProto {
-                opset_import: vec![opset, own],
-                graph: Some(GraphProto {
-                    input: given.iter().map(|(name, e)| declare(name, e)).collect(),
-                    output: call
-                        .output
-                        .iter()
-                        .map(|name| crate::onnx::ValueInfoProto { name: Some(name.clone()), ..Default::default() })
-                        .collect(),
-                    node: vec![call],
-                    ..GraphProto::default()
-                }),
-                functions: vec![function.clone()],
-                ..ModelProto::default()
-            };
-            inline_functions(&model, &|_| true)?.graph.context("no graph")?
-        };
+        let graph = self.written_out(function, call, node, &given)?;
         let scope = load_body(&mut b.graph_mut(), &graph, &facts)?;
         let arguments: Vec<Expr<'g>> = given.into_iter().map(|(_, e)| e).collect();
         let (gradients, _) = b.splice(scope, &arguments);
         let inputs = node.inputs.iter().zip(gradients);
         Ok(inputs.filter_map(|(x, dx)| Some(((*x)?, Flow::Value(dx)))).filter(|(x, _)| wanted.contains(x)).collect())
+    }
+
+    /// A graph of the nodes that a call of a function stands for, its inputs the tensors that are given by name.
+    fn written_out(
+        &self,
+        function: &FunctionProto,
+        call: NodeProto,
+        node: &Node,
+        given: &[(String, Expr<'g>)],
+    ) -> Result<GraphProto> {
+        let graph = self.builder.graph();
+        let import =
+            |domain: String, of: &str| OperatorSetIdProto { domain: Some(domain), version: Some(graph.opset(of)) };
+        let output = |name: &String| ValueInfoProto { name: Some(name.clone()), ..Default::default() };
+        let model = ModelProto {
+            opset_import: vec![import(String::new(), ""), import(function.domain().to_owned(), &node.domain)],
+            graph: Some(GraphProto {
+                input: given.iter().map(|(name, e)| value_info(&graph, name, graph.fact(e.id()))).collect(),
+                output: call.output.iter().map(output).collect(),
+                node: vec![call],
+                ..GraphProto::default()
+            }),
+            functions: vec![function.clone()],
+            ..ModelProto::default()
+        };
+        inline_functions(&model, &|_| true)?.graph.context("no graph")
     }
 }
 

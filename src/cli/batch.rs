@@ -3,6 +3,7 @@
 mod compare;
 mod entry;
 mod page;
+mod process;
 mod reasons;
 mod settings;
 
@@ -28,10 +29,8 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Component, Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Run a command over many models, a process each, with limits, a report and the means to go on after an interruption
 #[derive(clap::Args)]
@@ -63,7 +62,7 @@ pub struct Args {
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=365 * 24 * 3600))]
     timeout: u64,
     /// Bytes of address space that each process has, with K, M or G behind them for more (Linux)
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = super::memory::bytes)]
     memory: Option<u64>,
     /// Go on with a report: a model with a line of the same contents, command and version is done
     #[arg(long)]
@@ -100,20 +99,6 @@ fn code(text: &str) -> Result<String> {
     ensure!(known.any(|code| code == text), "it is no code of an error; docs/errors.md lists them");
     Ok(text.to_owned())
 }
-
-fn bytes(text: &str) -> Result<u64> {
-    let (number, unit) = match text.char_indices().next_back() {
-        Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),
-        Some((at, 'm' | 'M')) => (&text[..at], 1 << 20),
-        Some((at, 'g' | 'G')) => (&text[..at], 1 << 30),
-        _ => (text, 1),
-    };
-    let number: u64 = number.parse().context("it is a number of bytes, as 2G")?;
-    number.checked_mul(unit).filter(|&n| n > 0).context("it is out of range")
-}
-
-/// How the names of folders begin whose contents are not kept.
-const SCRATCH: &str = ".batch-";
 
 /// A model, and where what comes of it lies in OUT.
 struct Job {
@@ -175,27 +160,54 @@ pub fn run(args: &Args) -> Result<()> {
     let made = fs::create_dir_all(&args.output).map_err(file::plain);
     made.with_context(|| format!("cannot make the folder '{}'", args.output.display()))?;
     let report = args.output.join("report.jsonl");
-    let done = earlier(args, &report)?;
-    let mut out = File::options().append(true).create(true).open(&report).map_err(file::plain)?;
+    let (lines, resumed) = lines(args, &takes, &jobs, &report)?;
+    // In the order of the models, one line each, however often it was interrupted.
+    let text = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;
+    file::replace(&report, true, |out| out.write_all(text.as_bytes()))?;
+    let lines: Vec<&Line> = lines.iter().collect();
+    let entries: Vec<Entry> = lines.iter().map(|line| Entry { line, success: is_success(line, args) }).collect();
+    let changes = old.as_deref().map(|old| compare::compare(old, &entries, |line| is_success(line, args)));
+    warnings.extend(old.as_deref().into_iter().flat_map(|old| compare::conditions(old, &lines)));
+    let reasons = reasons::reasons(&entries);
+    let page = page::page(&args.command, &entries, &reasons, changes.as_deref(), &warnings)?;
+    file::replace(&args.output.join("report.html"), true, |out| out.write_all(page.as_bytes()))?;
+    for warning in &warnings {
+        super::note(format_args!("warning: {warning}"));
+    }
+    let error = failed(args, &entries);
+    match args.json {
+        true => as_json(&entries, &reasons, resumed, changes.as_deref(), &warnings, error.as_ref())?,
+        false => as_text(&entries, &reasons, changes.as_deref())?,
+    }
+    error.map_or(Ok(()), |error| Err(Reported(error).into()))
+}
+
+/// A line for each model, in their order, and how many of them an earlier run has written. Those of this run are
+/// appended to the report as they come.
+fn lines(args: &Args, takes: &Takes, jobs: &[Job], report: &Path) -> Result<(Vec<Line>, usize)> {
+    let done = earlier(args, report)?;
+    let mut out = File::options().append(true).create(true).open(report).map_err(file::plain)?;
     // Of a model that has no line yet the contents are read when its turn comes.
-    let known = |job: &Job| done.contains_key(&job.name).then(|| key(job, args));
-    let keys: Vec<Option<String>> = jobs.iter().map(known).collect();
-    let is_done = |i: usize| done.get(&jobs[i].name).filter(|line| keys[i].as_ref() == Some(&line.key));
-    let open: Vec<usize> = (0..jobs.len()).filter(|&i| is_done(i).is_none()).collect();
-    let mut lines: HashMap<usize, Line> = (0..jobs.len()).filter_map(|i| Some((i, is_done(i)?.clone()))).collect();
-    let next = AtomicUsize::new(0);
-    let (sender, ended) = std::sync::mpsc::channel();
+    let keys: Vec<Option<String>> =
+        jobs.iter().map(|job| done.contains_key(&job.name).then(|| key(job, args))).collect();
+    let mut lines: BTreeMap<usize, Line> = BTreeMap::new();
+    for (i, (job, key)) in jobs.iter().zip(&keys).enumerate() {
+        let line = done.get(&job.name).filter(|line| key.as_ref() == Some(&line.key));
+        lines.extend(line.map(|line| (i, line.clone())));
+    }
+    let (resumed, open) = (lines.len(), (0..jobs.len()).filter(|i| !lines.contains_key(i)).collect::<Vec<_>>());
     let parallel = std::thread::available_parallelism().map_or(1, usize::from);
     let mut progress = Progress { start: Instant::now(), total: open.len(), ended: 0, failed: 0 };
-    let failure = Mutex::new(None);
+    let (next, mut failure) = (AtomicUsize::new(0), None);
+    let (sender, ended) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..args.jobs.unwrap_or(parallel).min(open.len()) {
             let sender = sender.clone();
-            let (open, jobs, keys, takes, next) = (&open, &jobs, &keys, &takes, &next);
+            let (open, keys, next) = (&open, &keys, &next);
             scope.spawn(move || {
                 while let Some(&i) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let key = keys[i].clone().unwrap_or_else(|| key(&jobs[i], args));
-                    let line = one(args, takes, &jobs[i], key);
+                    let line = process::one(args, takes, &jobs[i], key);
                     if sender.send((i, line)).is_err() {
                         return;
                     }
@@ -208,31 +220,16 @@ pub fn run(args: &Args) -> Result<()> {
             let written = serde_json::to_string(&line).map_err(anyhow::Error::from);
             let written = written.and_then(|text| Ok(out.write_all(format!("{text}\n").as_bytes())?));
             if let Err(error) = written {
-                failure.lock().map(|mut f| *f = Some(error)).ok();
+                failure = Some(error.context(report.display().to_string()));
                 next.store(usize::MAX / 2, Ordering::Relaxed);
             }
             progress.tick(!is_success(&line, args));
             lines.insert(i, line);
         }
     });
-    if let Some(error) = failure.into_inner().ok().flatten() {
-        return Err(error.context(report.display().to_string()));
-    }
+    failure.map_or(Ok(()), Err)?;
     progress.end();
-    let lines: Vec<&Line> = (0..jobs.len()).filter_map(|i| lines.get(&i)).collect();
-    // In the order of the models, one line each, however often it was interrupted.
-    let text = lines.iter().map(|line| Ok(serde_json::to_string(line)? + "\n")).collect::<Result<String>>()?;
-    file::replace(&report, true, |out| out.write_all(text.as_bytes()))?;
-    let entries: Vec<Entry> = lines.iter().map(|line| Entry { line, success: is_success(line, args) }).collect();
-    let changes = old.as_deref().map(|old| compare::compare(old, &entries, |line| is_success(line, args)));
-    warnings.extend(old.as_deref().into_iter().flat_map(|old| compare::conditions(old, &lines)));
-    let reasons = reasons::reasons(&entries);
-    let page = page::page(&args.command, &entries, &reasons, changes.as_deref(), &warnings)?;
-    file::replace(&args.output.join("report.html"), true, |out| out.write_all(page.as_bytes()))?;
-    for warning in &warnings {
-        super::note(format_args!("warning: {warning}"));
-    }
-    summary(args, &entries, &reasons, lines.len() - open.len(), changes.as_deref(), &warnings)
+    Ok((lines.into_values().collect(), resumed))
 }
 
 fn is_success(line: &Line, args: &Args) -> bool {
@@ -370,7 +367,7 @@ fn earlier(args: &Args, report: &Path) -> Result<HashMap<String, Line>> {
         return Ok(HashMap::new());
     }
     if args.resume || args.force {
-        tidy(&args.output);
+        process::tidy(&args.output);
     }
     if args.force {
         fs::remove_file(report).map_err(file::plain)?;
@@ -440,151 +437,6 @@ fn contents(hasher: &mut DefaultHasher, path: &Path) -> bool {
     found
 }
 
-/// Removes what a run that was killed has left of models that it had begun.
-fn tidy(output: &Path) {
-    for entry in fs::read_dir(output).into_iter().flatten().flatten() {
-        let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
-        if is_folder && entry.file_name().to_string_lossy().starts_with(SCRATCH) {
-            // What cannot be removed is in nobody's way.
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-/// Runs the command for one model.
-fn one(args: &Args, takes: &Takes, job: &Job, key: String) -> Line {
-    let start = Instant::now();
-    let bytes = fs::metadata(&job.path).map_or(0, |m| m.len());
-    let outcome = attempt(args, takes, job).unwrap_or_else(|error| {
-        let error = Error::from(error);
-        Outcome { code: error.code().to_owned(), message: Some(error.to_string()), exit: None, report: Value::Null }
-    });
-    // Protobuf ends at two gigabytes, and pipes may have no end.
-    let whole = (job.path.is_file() && bytes < 1 << 31).then(|| file::read_whole(&job.path).ok()).flatten();
-    let operators = whole.map(|whole| file::operators(&whole)).unwrap_or_default();
-    let seconds = (start.elapsed().as_secs_f64() * 1e3).round() / 1e3;
-    let Outcome { code, message, exit, report } = outcome;
-    let (model, command) = (job.name.clone(), job.command.clone());
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    Line { model, key, code, message, exit, seconds, bytes, operators, command, version, report }
-}
-
-/// What has become of a command.
-struct Outcome {
-    code: String,
-    message: Option<String>,
-    exit: Option<i32>,
-    report: Value,
-}
-
-/// Why nothing is known of the gradients, where a report says that they were not validated although they should have
-/// been.
-fn not_validated(report: &Value) -> Option<String> {
-    let validation = &report["validation"];
-    let skipped = |v: &&Value| v["status"] == "skipped" && v["reason"] != "--no-validate";
-    // `check` says of each call what it has found.
-    let calls =
-        report.as_object().into_iter().flat_map(|calls| calls.values()).filter(|call| call["gradients"].is_array());
-    let found = std::iter::once(validation).chain(calls).find(skipped)?;
-    Some(found["reason"].as_str().unwrap_or_default().to_owned())
-}
-
-fn attempt(args: &Args, takes: &Takes, job: &Job) -> Result<Outcome> {
-    let scratch =
-        args.no_write.then(|| tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&args.output)).transpose()?;
-    let folder = scratch.as_ref().map_or(args.output.as_path(), |s| s.path());
-    let target = folder.join(&job.name);
-    let mut command = console::program()?;
-    command.arg("--end-with-stdin").args(&job.command);
-    if takes.output {
-        fs::create_dir_all(file::folder(&target)).map_err(file::plain)?;
-        command.arg("-o").arg(&target);
-    }
-    for (taken, option) in [(takes.force && takes.output, "--force"), (takes.json, "--json")] {
-        if taken && !job.command.iter().any(|a| a == option) {
-            command.arg(option);
-        }
-    }
-    command.arg("--").arg(&job.path);
-    if let Some(memory) = args.memory {
-        command.env(console::MEMORY, memory.to_string());
-    }
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    // It closes when this process ends, however it does: the child then ends too.
-    let alive = child.stdin.take();
-    let said = reader(child.stdout.take())?;
-    let noted = reader(child.stderr.take())?;
-    let ended = wait(&mut child, Duration::from_secs(args.timeout))?;
-    drop(alive);
-    let Some(status) = ended else {
-        let message = format!("it has not ended within {} seconds; --timeout gives it more", args.timeout);
-        return Ok(Outcome { code: "timeout".to_owned(), message: Some(message), exit: None, report: Value::Null });
-    };
-    let text = |t: std::thread::JoinHandle<String>| t.join().unwrap_or_default();
-    let (said, noted) = (text(said), text(noted));
-    let report: Value = serde_json::from_str(&said).unwrap_or(Value::Null);
-    let last = || noted.lines().last().map(|line| line.trim_start_matches("error: ").to_owned());
-    let exit = status.code();
-    let failed =
-        |code: &str, message: Option<String>| Outcome { code: code.to_owned(), message, exit, report: report.clone() };
-    let no_memory = || noted.contains("memory allocation") || noted.contains("allocate memory");
-    let not_validated = not_validated(&report);
-    Ok(match exit {
-        Some(0) if not_validated.is_some() => failed("not-validated", not_validated),
-        Some(0) if args.round_trip => {
-            let (a, b) = (file::read_whole(&job.path)?, file::read_whole(&target)?);
-            let difference = file::diff(&a, &b).context("fields of a kind that no model has")?;
-            match difference.lost.iter().chain(difference.changed.iter().map(|c| &c.path)).next() {
-                Some(path) => failed("different", Some(format!("what is written has lost or changed {path}"))),
-                None => failed("ok", None),
-            }
-        }
-        Some(0) => failed("ok", None),
-        Some(1 | 2) if report["code"].is_string() => {
-            let message = report["message"].as_str().map(str::to_owned);
-            failed(report["code"].as_str().unwrap_or_default(), message)
-        }
-        Some(1 | 2) => failed("unsupported", last()),
-        // A panic ends by itself, unless it was for want of memory.
-        Some(101) if !no_memory() => failed("internal", last()),
-        // What ends by a signal under a limit of memory has most likely met it.
-        _ if args.memory.is_some() => {
-            failed("out-of-memory", Some(format!("it ended with {status}; --memory gives it more")))
-        }
-        _ if no_memory() => failed("out-of-memory", last()),
-        _ => failed("internal", Some(format!("it ended with {status}"))),
-    })
-}
-
-fn reader(pipe: Option<impl Read + Send + 'static>) -> Result<std::thread::JoinHandle<String>> {
-    /// More is not kept of what one model says.
-    const MOST: u64 = 64 << 20;
-    let pipe = pipe.context("no pipe")?;
-    Ok(std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let mut pipe = pipe;
-        let _ = pipe.by_ref().take(MOST).read_to_end(&mut bytes);
-        let _ = std::io::copy(&mut pipe, &mut std::io::sink());
-        String::from_utf8_lossy(&bytes).into_owned()
-    }))
-}
-
-/// How a process has ended; `None` for one that was ended because its time was over.
-fn wait(child: &mut Child, patience: Duration) -> Result<Option<ExitStatus>> {
-    let start = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if start.elapsed() > patience {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// What is shown while a batch runs, where somebody looks.
 struct Progress {
     start: Instant,
@@ -613,66 +465,74 @@ impl Progress {
     }
 }
 
-/// Prints how many there are of each reason, and fails where one has not succeeded.
-fn summary(
-    args: &Args,
+/// What the batch fails with, where a model has not succeeded.
+fn failed(args: &Args, entries: &[Entry]) -> Option<Error> {
+    let (failed, total) = (entries.iter().filter(|entry| !entry.success).count(), entries.len());
+    let report = args.output.join("report.jsonl");
+    let why = || format!("{failed} of {total} models have not succeeded; {} says why", report.display());
+    (failed > 0).then(|| Error::unsupported(why()))
+}
+
+/// How many models have succeeded, and the first of them.
+fn good<'e>(entries: &'e [Entry]) -> Option<(usize, &'e Line)> {
+    let mut good = entries.iter().filter(|entry| entry.line.code == "ok").map(|entry| entry.line);
+    let first = good.next()?;
+    Some((1 + good.count(), first))
+}
+
+/// Prints how many there are of each reason, for programs.
+fn as_json(
     entries: &[Entry],
     reasons: &[Reason],
     resumed: usize,
     changes: Option<&[Change]>,
     warnings: &[String],
+    error: Option<&Error>,
 ) -> Result<()> {
-    let total = entries.len();
-    let failed = entries.iter().filter(|entry| !entry.success).count();
-    let error = (failed > 0).then(|| {
-        let report = args.output.join("report.jsonl");
-        Error::unsupported(format_args!("{failed} of {total} models have not succeeded; {} says why", report.display()))
+    let ok = good(entries).map(|(count, _)| json!({ "code": "ok", "operator": null, "count": count }));
+    let codes = reasons.iter().map(|reason| {
+        let operator = (!reason.operator.is_empty()).then_some(reason.operator);
+        json!({
+            "code": reason.code, "operator": operator, "count": reason.models.len(), "what": reason.text,
+            "first": entries[reason.models[0]].line.model,
+        })
     });
-    let good: Vec<&Entry> = entries.iter().filter(|entry| entry.line.code == "ok").collect();
-    let first = |n: usize| entries[n].line.model.as_str();
-    let mut out = Stream::Report;
-    if args.json {
-        let ok = (!good.is_empty()).then(|| json!({ "code": "ok", "operator": null, "count": good.len() }));
-        let codes = reasons.iter().map(|reason| {
-            let operator = (!reason.operator.is_empty()).then_some(reason.operator);
-            json!({
-                "code": reason.code, "operator": operator, "count": reason.models.len(), "what": reason.text,
-                "first": first(reason.models[0]),
-            })
-        });
-        let mut report = json!({
-            "models": total, "resumed": resumed, "failed": failed, "codes": ok.into_iter().chain(codes).collect::<Vec<_>>(),
-            "warnings": warnings,
-        });
-        if let Some(changes) = changes {
-            report["changes"] = json!(changes);
-        }
-        if let Some(error) = &error {
-            super::failure::add(&mut report, error);
-        }
-        writeln!(out, "{report}")?;
-    } else {
-        let mut table = Table::new(["what", "code", "first"]);
-        if let Some(entry) = good.first() {
-            table.row([good.len().to_string(), "ok".to_owned(), entry.line.model.clone()]);
-        }
-        for reason in reasons {
-            table.row([reason.text.clone(), reason.code.to_owned(), first(reason.models[0]).to_owned()]);
-        }
-        write!(out, "{table}")?;
-        if let Some(changes) = changes {
-            let counts = compare::counts(changes).into_iter().map(|(way, n)| format!("{n} {}", way.name()));
-            let counts = counts.collect::<Vec<_>>().join(", ");
-            let counts = if counts.is_empty() { "nothing has changed" } else { &counts };
-            writeln!(out, "since the earlier report: {counts}")?;
-            let mut table = Table::new(["", "model", "what"]);
-            for change in changes {
-                table.row([change.way.name().to_owned(), change.model.clone(), change.what.clone()]);
-            }
-            if !changes.is_empty() {
-                write!(out, "{table}")?;
-            }
-        }
+    let mut report = json!({
+        "models": entries.len(), "resumed": resumed, "failed": entries.iter().filter(|entry| !entry.success).count(),
+        "codes": ok.into_iter().chain(codes).collect::<Vec<_>>(), "warnings": warnings,
+    });
+    if let Some(changes) = changes {
+        report["changes"] = json!(changes);
     }
-    error.map_or(Ok(()), |error| Err(Reported(error).into()))
+    if let Some(error) = error {
+        super::failure::add(&mut report, error);
+    }
+    writeln!(Stream::Report, "{report}")?;
+    Ok(())
+}
+
+/// Prints how many there are of each reason, for people.
+fn as_text(entries: &[Entry], reasons: &[Reason], changes: Option<&[Change]>) -> Result<()> {
+    let mut out = Stream::Report;
+    let mut table = Table::new(["what", "code", "first"]);
+    if let Some((count, first)) = good(entries) {
+        table.row([count.to_string(), "ok".to_owned(), first.model.clone()]);
+    }
+    for reason in reasons {
+        table.row([reason.text.clone(), reason.code.to_owned(), entries[reason.models[0]].line.model.clone()]);
+    }
+    write!(out, "{table}")?;
+    let Some(changes) = changes else { return Ok(()) };
+    let counts = compare::counts(changes).into_iter().map(|(way, n)| format!("{n} {}", way.name()));
+    let counts = counts.collect::<Vec<_>>().join(", ");
+    let counts = if counts.is_empty() { "nothing has changed" } else { &counts };
+    writeln!(out, "since the earlier report: {counts}")?;
+    let mut table = Table::new(["", "model", "what"]);
+    for change in changes {
+        table.row([change.way.name().to_owned(), change.model.clone(), change.what.clone()]);
+    }
+    if !changes.is_empty() {
+        write!(out, "{table}")?;
+    }
+    Ok(())
 }

@@ -128,34 +128,11 @@ fn look<'a>(args: &Args, model: &'a Model, flat: &'a ModelProto, loaded: &'a Loa
             &whole
         }
     };
-    let own = &file.graph;
-    let mut operators: BTreeMap<String, (usize, String)> = BTreeMap::new();
-    let nodes = &own.scope(Graph::MAIN).nodes;
-    for &id in nodes {
-        let node = own.node(id);
-        let op =
-            if node.domain.is_empty() { node.op_type.to_string() } else { format!("{}.{}", node.domain, node.op_type) };
-        operators.entry(op).or_insert_with(|| (0, support(own, id))).0 += 1;
-    }
-    // Which xs each y reaches, and what is missing on the way, is what the pass itself finds.
     let is_weight = |t: &&Tensor<'_>| t.kind == Kind::Weight;
     let parameters = constants.iter().filter(is_weight).filter_map(|t| loaded.names.get(t.name.as_str()).copied());
     let float = |v: &ValueId| graph.fact(*v).element.is_some_and(ElementType::is_float);
     let xs: Vec<ValueId> = given.iter().copied().filter(float).chain(parameters).collect();
-    let names = |ids: &[ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<String>>();
     let ys = selection.outputs();
-    // What lies inside a function has no name outside of it.
-    let mut asked = names(&xs);
-    asked.retain(|x| file.names.contains_key(x.as_str()));
-    let mut obstacles = Obstacles { model, xs: asked, builds: 0, found: Vec::new() };
-    obstacles.find(&names(&ys));
-    let connected = dependencies(rules::load(flat)?, &ys, &xs);
-    let reach = names(&ys)
-        .into_iter()
-        .zip(connected)
-        .zip(obstacles.found)
-        .map(|((y, connected), obstacle)| (y, if obstacle.is_some() { vec![] } else { names(&connected) }, obstacle))
-        .collect();
     let mut decisions = modes::decisions(flat, false, &[]);
     let chosen = Choice::default().select(flat, constants.clone(), &|_| None);
     let chosen = chosen.map_err(|error| decisions.push(error.to_string())).ok();
@@ -171,9 +148,9 @@ fn look<'a>(args: &Args, model: &'a Model, flat: &'a ModelProto, loaded: &'a Loa
         outputs: named(&scope.outputs),
         trained,
         decisions,
-        operators,
-        reach,
-        nodes: nodes.len(),
+        operators: operators(&file.graph),
+        reach: reach(model, flat, &selection, file, (&ys, &xs))?,
+        nodes: file.graph.scope(Graph::MAIN).nodes.len(),
         flow: Flow::new(graph, &xs, &ys),
         shared: survey::shared(flat, &constants),
         folded: survey::folded(flat),
@@ -181,6 +158,39 @@ fn look<'a>(args: &Args, model: &'a Model, flat: &'a ModelProto, loaded: &'a Loa
         memory,
         constants,
     })
+}
+
+/// Each operator with the number of its nodes and its gradient.
+fn operators(graph: &Graph) -> BTreeMap<String, (usize, String)> {
+    let mut operators: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for &id in &graph.scope(Graph::MAIN).nodes {
+        let node = graph.node(id);
+        let op =
+            if node.domain.is_empty() { node.op_type.to_string() } else { format!("{}.{}", node.domain, node.op_type) };
+        operators.entry(op).or_insert_with(|| (0, support(graph, id))).0 += 1;
+    }
+    operators
+}
+
+/// For each y the xs on which it depends, or what stands in the way: what the pass itself finds.
+fn reach(
+    model: &Model,
+    flat: &ModelProto,
+    selection: &Selection<'_>,
+    file: &Loaded,
+    (ys, xs): (&[ValueId], &[ValueId]),
+) -> Result<Vec<(String, Vec<String>, Option<String>)>> {
+    let names = |ids: &[ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<String>>();
+    // What lies inside a function has no name outside of it.
+    let mut asked = names(xs);
+    asked.retain(|x| file.names.contains_key(x.as_str()));
+    let mut obstacles = Obstacles { model, xs: asked, builds: 0, found: Vec::new() };
+    obstacles.find(&names(ys));
+    let connected = dependencies(rules::load(flat)?, ys, xs);
+    let of_y = |((y, connected), obstacle): ((String, Vec<ValueId>), Option<String>)| {
+        (y, if obstacle.is_some() { vec![] } else { names(&connected) }, obstacle)
+    };
+    Ok(names(ys).into_iter().zip(connected).zip(obstacles.found).map(of_y).collect())
 }
 
 /// The sizes of symbols that are given.

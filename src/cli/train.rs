@@ -88,32 +88,13 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let data = Data::read(&args.data, &manifest)?;
     let evaluation = args.eval_data.as_ref().map(|p| Data::read(p, &manifest)).transpose()?;
-    let options = Options {
-        epochs: args.epochs,
-        batch: args.batch_size.or(manifest.fixed_batch()?).unwrap_or(32),
-        rate: args.lr,
-        schedule: match args.schedule {
-            Shape::Constant => Schedule::Constant,
-            Shape::Linear => Schedule::Linear,
-            Shape::Cosine => Schedule::Cosine,
-        },
-        warmup: args.warmup,
-        seed: args.seed,
-        held_out: args.held_out,
-        checkpoint_every: args.checkpoint_every,
-    };
+    let options = options(args, &manifest)?;
     for (file, given) in [(Some(&args.data), Some(&data)), (args.eval_data.as_ref(), evaluation.as_ref())] {
         if let (Some(file), Some(given)) = (file, given.filter(|g| !g.skipped.is_empty())) {
             super::note(format_args!("{}: {} are not taken by the model", file.display(), listed(&given.skipped)));
         }
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Who asks a second time does not want to wait for the step. Without a handler a signal ends the process as
-        // ever.
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
-        let _ = signal_hook::flag::register(signal, stop.clone());
-    }
+    let stop = interrupted();
     let mut bar = Bar::new();
     let trained = train(&args.folder, &data, evaluation.as_ref(), &options, args.resume, &mut |event| {
         bar.show(&event);
@@ -139,6 +120,35 @@ pub fn run(args: &Args) -> Result<()> {
     writeln!(out, "loss {}", curve::line(&lines[0].1))?;
     writeln!(out, "checkpoint {}, curve {}", checkpoint.display(), curve.display())?;
     Ok(())
+}
+
+fn options(args: &Args, manifest: &Manifest) -> Result<Options> {
+    Ok(Options {
+        epochs: args.epochs,
+        batch: args.batch_size.or(manifest.fixed_batch()?).unwrap_or(32),
+        rate: args.lr,
+        schedule: match args.schedule {
+            Shape::Constant => Schedule::Constant,
+            Shape::Linear => Schedule::Linear,
+            Shape::Cosine => Schedule::Cosine,
+        },
+        warmup: args.warmup,
+        seed: args.seed,
+        held_out: args.held_out,
+        checkpoint_every: args.checkpoint_every,
+    })
+}
+
+/// Becomes true when the user asks the process to end.
+fn interrupted() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // Who asks a second time does not want to wait for the step. Without a handler a signal ends the process as
+        // ever.
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
+        let _ = signal_hook::flag::register(signal, stop.clone());
+    }
+    stop
 }
 
 fn loss(epoch: &Epoch, manifest: &Manifest) -> Option<f64> {

@@ -191,59 +191,37 @@ impl Explain {
         selected: Expr<'g>,
         vectors: &mut Vec<Vector>,
     ) -> Result<Expr<'g>> {
-        let b = w.builder();
         // The class is that of x itself wherever the gradient is taken.
-        let gradient_at = |other: Expr<'g>| w.again(&[(x, other), (selected, selected)], &[g]).first().copied();
-        let context = "a gradient without a value";
+        let gradient_at = |other: Expr<'g>| {
+            let found = w.again(&[(x, other), (selected, selected)], &[g]).first().copied();
+            found.context("a gradient without a value")
+        };
+        // A tensor of the user's instead of a number.
+        let mut given = |what: &str, fact: Fact| {
+            let (input, vector) = w.input(&format!("{what}/{name}"), fact);
+            vectors.push(Vector { of: name.to_owned(), name: vector });
+            input
+        };
         match &self.method {
             Method::Saliency | Method::GradCam { .. } => self.without_channels(g),
             Method::InputXGradient => Ok(x * g),
             Method::IntegratedGradients { steps, baseline } => {
                 ensure!(*steps > 0, "integrated gradients need one step at least");
-                let start = match baseline {
-                    Some(number) => x.full_like(*number),
-                    None => {
-                        let (input, vector) = w.input(&format!("baseline/{name}"), x.fact());
-                        vectors.push(Vector { of: name.to_owned(), name: vector });
-                        input
-                    }
-                };
-                let way = x - start;
-                let (points, weights) = gauss_legendre(*steps);
-                let element = x.element()?;
-                let list = |values: &[f64]| b.numbers(values, &[values.len() as i64], element);
-                let step = |sum: &[Expr<'g>], now: &[Expr<'g>]| {
-                    let (&[sum], &[point, weight]) = (sum, now) else { bail!("a step without its tensors") };
-                    let g = gradient_at(start + way * point).context(context)?;
-                    Ok((vec![sum + g * weight], vec![]))
-                };
-                let (sum, _) = b.run_along(&[x.zeros_like()], &[list(&points), list(&weights)], false, step)?;
-                Ok(way * *sum.first().context(context)?)
+                let start = baseline.map_or_else(|| given("baseline", x.fact()), |number| x.full_like(number));
+                integrated(x, start, *steps, &gradient_at)
             }
             Method::SmoothGrad { samples, noise, seed } => {
                 ensure!(*samples > 0, "SmoothGrad needs one sample at least");
-                let axes: Vec<usize> = (1..x.rank()?).collect();
-                let deviation = (x.maximum(&axes) - x.minimum(&axes)) * *noise;
                 let along = match seed {
                     None => {
                         let mut shape = vec![Dim::Known(*samples as i64)];
                         shape.extend(x.sizes()?);
-                        let fact = Fact::tensor(x.fact().element, Some(shape.into()));
-                        let (normal, vector) = w.input(&format!("noise/{name}"), fact);
-                        vectors.push(Vector { of: name.to_owned(), name: vector });
-                        normal
+                        given("noise", Fact::tensor(x.fact().element, Some(shape.into())))
                     }
-                    Some(_) => b.range(b.int(*samples as i64)),
+                    Some(_) => w.builder().range(w.builder().int(*samples as i64)),
                 };
-                let step = |sum: &[Expr<'g>], now: &[Expr<'g>]| {
-                    let (&[sum], &[now]) = (sum, now) else { bail!("a step without its tensors") };
-                    // Numbers that are drawn in the step are others in the next one.
-                    let normal = seed.map_or(now, |seed| x.random_normal_like(seed));
-                    let g = gradient_at(x + normal * deviation).context(context)?;
-                    Ok((vec![sum + g], vec![]))
-                };
-                let (sum, _) = b.run_along(&[x.zeros_like()], &[along], false, step)?;
-                self.without_channels(*sum.first().context(context)? * (1.0 / *samples as f64))
+                let sum = smoothed(x, along, *noise, *seed, &gradient_at)?;
+                self.without_channels(sum * (1.0 / *samples as f64))
             }
         }
     }
@@ -304,6 +282,45 @@ fn channel_axis(x: Expr<'_>, given: Option<i64>) -> Result<Option<usize>> {
         (None, 3) => Some(2),
         (None, _) => None,
     })
+}
+
+/// `(x - start) Σ weight gradient`, over points between both (Gauss-Legendre).
+fn integrated<'g>(
+    x: Expr<'g>,
+    start: Expr<'g>,
+    steps: usize,
+    gradient_at: &impl Fn(Expr<'g>) -> Result<Expr<'g>>,
+) -> Result<Expr<'g>> {
+    let (b, way, element) = (x.builder(), x - start, x.element()?);
+    let (points, weights) = gauss_legendre(steps);
+    let list = |values: &[f64]| b.numbers(values, &[values.len() as i64], element);
+    let step = |sum: &[Expr<'g>], now: &[Expr<'g>]| {
+        let (&[sum], &[point, weight]) = (sum, now) else { bail!("a step without its tensors") };
+        Ok((vec![sum + gradient_at(start + way * point)? * weight], vec![]))
+    };
+    let (sum, _) = b.run_along(&[x.zeros_like()], &[list(&points), list(&weights)], false, step)?;
+    Ok(way * *sum.first().context("a sum without a value")?)
+}
+
+/// The sum of the gradients at x with noise: as much of what lies `along` the steps, or of numbers that each step draws
+/// from a seed, as the range of x says.
+fn smoothed<'g>(
+    x: Expr<'g>,
+    along: Expr<'g>,
+    noise: f64,
+    seed: Option<i64>,
+    gradient_at: &impl Fn(Expr<'g>) -> Result<Expr<'g>>,
+) -> Result<Expr<'g>> {
+    let axes: Vec<usize> = (1..x.rank()?).collect();
+    let deviation = (x.maximum(&axes) - x.minimum(&axes)) * noise;
+    let step = |sum: &[Expr<'g>], now: &[Expr<'g>]| {
+        let (&[sum], &[now]) = (sum, now) else { bail!("a step without its tensors") };
+        // Numbers that are drawn in the step are others in the next one.
+        let normal = seed.map_or(now, |seed| x.random_normal_like(seed));
+        Ok((vec![sum + gradient_at(x + normal * deviation)?], vec![]))
+    };
+    let (sum, _) = x.builder().run_along(&[x.zeros_like()], &[along], false, step)?;
+    sum.first().copied().context("a sum without a value")
 }
 
 /// The points and weights of Gauss and Legendre's rule of `n` points on the interval from 0 to 1: the zeros of the

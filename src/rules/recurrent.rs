@@ -167,6 +167,16 @@ impl<'g> Unit<'_, 'g> {
         self.slope(y, x)
     }
 
+    /// What goes into a gate, with what the cell adds to it.
+    fn peep(&self, x: Expr<'g>, which: usize, cell: Expr<'g>) -> Expr<'g> {
+        self.peepholes.map_or(x, |p| x + p[which] * cell)
+    }
+
+    /// How much of a cell stays, of what goes into the gate and of how much is taken in.
+    fn forgets(&self, x: Expr<'g>, input: Expr<'g>) -> Result<Expr<'g>> {
+        if self.coupled { Ok(1.0 - input) } else { self.activate(0, x) }
+    }
+
     /// A function of single elements, and its slope.
     fn slope(&self, y: Expr<'g>, x: Expr<'g>) -> Result<[Expr<'g>; 2]> {
         let slopes = self.c.differentiate(&[(y, y.ones_like())], &[x])?;
@@ -266,20 +276,14 @@ fn gru<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
     Ok(Adjoint { gates: Expr::concat(&[gates, n], 2), recurrent, recurrent_bias: None, peepholes: None, states })
 }
 
-/// `C = f C₋ + i g`, `H = o φ(C)`: dC gains dH o φ', di = dC g, df = dC C₋, dg = dC i, do = dH φ, dC₋ = dC f. With
-/// peepholes the gates take p C₋, and that of the output p C.
-fn lstm<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
-    let first = u.cell.context("an LSTM has a cell")?;
-    let x = u.split(u.gates + u.before.matmul(u.recurrent.transposed()), 4);
-    let peep = |x: Expr<'g>, which: usize, cell: Expr<'g>| u.peepholes.map_or(x, |p| x + p[which] * cell);
-    let forget = |x: Expr<'g>, input: Expr<'g>| if u.coupled { Ok(1.0 - input) } else { u.activate(0, x) };
-    let [g, g_slope] = u.local(1, x[3])?;
-    // The cells are no output: they are computed again, of gates that are known where no cell has a part in them.
+/// The cells of all steps from the first on, in `x` what goes into the gates and in `g` what may be taken in. They are
+/// no output: they are computed again, of gates that are known where no cell has a part in them.
+fn cells<'g>(u: &Unit<'_, 'g>, x: &[Expr<'g>], g: Expr<'g>, first: Expr<'g>) -> Result<Expr<'g>> {
     let known = match u.peepholes {
         Some(_) => None,
         None => {
             let input = u.activate(0, x[0])?;
-            Some([input, forget(x[2], input)?])
+            Some([input, u.forgets(x[2], input)?])
         }
     };
     let held = u.valid.map(|valid| 1.0 - valid);
@@ -292,18 +296,27 @@ fn lstm<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
         let next = match known {
             Some(_) => now[1] * cell + now[0],
             None => {
-                let input = u.activate(0, peep(now[0], 0, cell))?;
-                let next = forget(peep(now[1], 2, cell), input)? * cell + input * now[2];
+                let input = u.activate(0, u.peep(now[0], 0, cell))?;
+                let next = u.forgets(u.peep(now[1], 2, cell), input)? * cell + input * now[2];
                 if held.is_some() { next * now[3] + cell * now[4] } else { next }
             }
         };
         Ok((vec![next], vec![next]))
     })?;
-    let cell = only(cells)?;
+    only(cells)
+}
+
+/// `C = f C₋ + i g`, `H = o φ(C)`: dC gains dH o φ', di = dC g, df = dC C₋, dg = dC i, do = dH φ, dC₋ = dC f. With
+/// peepholes the gates take p C₋, and that of the output p C.
+fn lstm<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
+    let first = u.cell.context("an LSTM has a cell")?;
+    let x = u.split(u.gates + u.before.matmul(u.recurrent.transposed()), 4);
+    let [g, g_slope] = u.local(1, x[3])?;
+    let cell = cells(u, &x, g, first)?;
     let before = shifted(cell, first, u.reverse);
 
-    let [i, i_slope] = u.local(0, peep(x[0], 0, before))?;
-    let [o, o_slope] = u.local(0, peep(x[1], 1, cell))?;
+    let [i, i_slope] = u.local(0, u.peep(x[0], 0, before))?;
+    let [o, o_slope] = u.local(0, u.peep(x[1], 1, cell))?;
     // The limit is for what the gates get, as runtimes have it.
     let [phi, phi_slope] = u.slope(u.activation(2)?.apply(cell)?, cell)?;
     let to_o = u.factor(phi * o_slope);
@@ -311,7 +324,7 @@ fn lstm<'g>(u: &Unit<'_, 'g>) -> Result<Adjoint<'g>> {
     let (f, to_i, to_f) = match u.coupled {
         true => (1.0 - i, u.factor((g - before) * i_slope), before.zeros_like()),
         false => {
-            let [f, f_slope] = u.local(0, peep(x[2], 2, before))?;
+            let [f, f_slope] = u.local(0, u.peep(x[2], 2, before))?;
             (f, u.factor(g * i_slope), u.factor(before * f_slope))
         }
     };

@@ -221,14 +221,7 @@ impl Trainable {
             loss: names.fresh(loss.to_owned()),
             norm: norm.then(|| names.fresh("gradient_norm".to_owned())),
         };
-        let several = plan.losses.len() > 1;
-        for spec in plan.losses.iter_mut().filter(|s| s.labels.is_none() && losses::find(&s.kind).is_some()) {
-            let base = match (several, step::output_of(spec, &subject.outputs)) {
-                (true, Ok(output)) => format!("labels/{output}"),
-                _ => "labels".to_owned(),
-            };
-            spec.labels = Some(names.fresh(base));
-        }
+        name_labels(&mut plan.losses, &subject.outputs, names);
         Ok(plan)
     }
 
@@ -363,4 +356,16 @@ fn copies(weights: &[Weight]) -> Vec<String> {
         )
     }));
     said
+}
+
+/// Gives the targets of each loss a name, where none is given.
+fn name_labels(losses: &mut [LossSpec], outputs: &[String], names: &mut Names) {
+    let several = losses.len() > 1;
+    for spec in losses.iter_mut().filter(|s| s.labels.is_none() && losses::find(&s.kind).is_some()) {
+        let base = match (several, step::output_of(spec, outputs)) {
+            (true, Ok(output)) => format!("labels/{output}"),
+            _ => "labels".to_owned(),
+        };
+        spec.labels = Some(names.fresh(base));
+    }
 }

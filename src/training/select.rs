@@ -4,7 +4,7 @@ use crate::Error;
 
 use crate::graph::{Loaded, ValueId};
 use crate::onnx::did_you_mean;
-use crate::onnx::{ElementType, GraphProto, ModelProto, TensorProto};
+use crate::onnx::{ElementType, GraphProto, ModelProto, NodeProto, TensorProto};
 use crate::weights::{self, Grid, Kind, Product, Quantized, Source, Tensor, listed};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -139,21 +139,9 @@ impl Choice {
                 why: format!("{}{but}", tensor.why),
             });
             if trained {
-                if let Some((beside, shape, element)) = beside {
-                    // Nothing is made of the integers: only the type of what comes out of the layer counts.
-                    let value = TensorProto::from_raw(element, &[0], Vec::new());
-                    let (name, source) = (tensor.name.clone(), tensor.source.clone());
-                    let beside = Some((beside, shape));
-                    chosen.weights.push(Weight { name, source, value, product: None, grid: None, beside });
-                    continue;
-                }
                 let node = nodes.get(tensor.name.as_str()).filter(|_| tensor.source == Source::Dequantized);
-                let (value, grid) = match node.and_then(|n| Some((n, Quantized::of(n, &constants)?))) {
-                    Some((node, q)) => (q.real().with_context(|| format!("'{}'", tensor.name))?, Some(q.grid(node))),
-                    None => (tensor.value.clone().into_owned(), None),
-                };
-                let (name, source, product) = (tensor.name.clone(), tensor.source.clone(), tensor.product.clone());
-                chosen.weights.push(Weight { name, source, value, product, grid, beside: None });
+                let quantized = node.and_then(|n| Some((*n, Quantized::of(n, &constants)?)));
+                chosen.weights.push(weight(tensor, beside, quantized)?);
             }
         }
         ensure!(!chosen.weights.is_empty(), "{}", nothing(model, &chosen.entries));
@@ -237,4 +225,23 @@ pub fn tensors<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Ve
 /// Whether a name is, or matches, a pattern of `*` and `?`.
 pub fn is_match(pattern: &str, name: &str) -> bool {
     pattern == name || crate::backward::matches(pattern, name)
+}
+
+/// A weight that is trained: its numbers, or those that its integers stand for; of integers beside which a product is
+/// trained only the type of what comes out of the layer.
+fn weight(
+    tensor: &Tensor<'_>,
+    beside: Option<(Beside, [i64; 2], ElementType)>,
+    quantized: Option<(&NodeProto, Quantized<'_>)>,
+) -> Result<Weight> {
+    let (name, source, product) = (tensor.name.clone(), tensor.source.clone(), tensor.product.clone());
+    if let Some((beside, shape, element)) = beside {
+        let value = TensorProto::from_raw(element, &[0], Vec::new());
+        return Ok(Weight { name, source, value, product: None, grid: None, beside: Some((beside, shape)) });
+    }
+    let (value, grid) = match quantized {
+        Some((node, q)) => (q.real().with_context(|| format!("'{name}'"))?, Some(q.grid(node))),
+        None => (tensor.value.clone().into_owned(), None),
+    };
+    Ok(Weight { name, source, value, product, grid, beside: None })
 }

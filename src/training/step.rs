@@ -29,6 +29,14 @@ pub struct Forward {
     budget: Option<Budget>,
 }
 
+/// What losses bring with them.
+struct Measured<'g> {
+    /// The inputs that hold targets.
+    labels: Vec<Input>,
+    decisions: Vec<String>,
+    metrics: Named<'g>,
+}
+
 /// The loss, its metrics, and the inputs that it wants.
 pub struct Total<'g> {
     /// The weighted sum of all losses.
@@ -183,57 +191,11 @@ impl Forward {
     /// # Errors
     /// Outputs that a loss cannot be computed from.
     pub fn total<'g>(&'g self, plan: &'g Plan, outputs: &[String]) -> Result<Total<'g>> {
-        let (mut labels, mut decisions) = (Vec::<Input>::new(), Vec::new());
-        let mut metrics: Named<'g> = Vec::new();
+        let mut found = Measured { labels: Vec::new(), decisions: Vec::new(), metrics: Vec::new() };
         let mut total: Option<Expr<'g>> = None;
         for spec in &plan.losses {
-            let loss = if losses::find(&spec.kind).is_none() && self.names.contains_key(spec.kind.as_str()) {
-                let loss = self.value(&spec.kind)?.widened();
-                let one = loss.fact().shape.is_none_or(|s| s.iter().all(|d| d.known() == Some(1)));
-                ensure!(
-                    one && loss.is_float(),
-                    "'{}' is no scalar of floating-point type, so it is no loss",
-                    spec.kind
-                );
-                loss.reshape_to(&[])
-            } else {
-                let name = output_of(spec, outputs)?;
-                let id = self.value(name)?.id();
-                let other = spec.other.as_ref().map(|o| self.value(o).map(Expr::id)).transpose()?;
-                let built = losses::build(&self.builder, spec, (name, id), other, |wanted| {
-                    let input = self.input(&wanted.name, wanted.fact.clone());
-                    let (fact, own) = (input.fact(), wanted.fact.shape.as_deref().unwrap_or_default());
-                    let fits = fact.element == wanted.fact.element && fact.shape.is_none_or(|s| s.len() == own.len());
-                    ensure!(fits, "the input '{}' does not fit the loss {} of '{name}'", wanted.name, spec.kind);
-                    if !labels.iter().any(|l| l.name == wanted.name) {
-                        labels.push(Input {
-                            name: wanted.name,
-                            r#type: wanted.fact.element.map(ElementType::name).unwrap_or_default(),
-                            shape: own.iter().map(|d| d.known()).collect(),
-                            classes: wanted.classes,
-                            ignore: wanted.ignore,
-                        });
-                    }
-                    Ok(input)
-                });
-                let built = built.with_context(|| format!("the loss {} of '{name}'", spec.kind))?;
-                decisions.extend(built.decisions.iter().cloned());
-                let before = metrics.len();
-                for (metric, own) in &plan.metrics {
-                    let suffix = if plan.losses.len() > 1 { format!("/{name}") } else { String::new() };
-                    let full = format!("{own}{suffix}");
-                    let twice = metrics.iter().skip(before).any(|(_, n)| *n == full);
-                    if twice || metric.output.as_deref().is_some_and(|o| o != name) {
-                        continue;
-                    }
-                    if let Some(value) = metric.of(&built)? {
-                        // Several losses of one output have targets of their own.
-                        let others = metrics.iter().take(before).filter(|(_, n)| n.starts_with(&full)).count();
-                        metrics.push((value, if others > 0 { format!("{full}_{others}") } else { full }));
-                    }
-                }
-                built.loss
-            };
+            let own = losses::find(&spec.kind).is_none() && self.names.contains_key(spec.kind.as_str());
+            let loss = if own { self.own_loss(&spec.kind)? } else { self.loss(plan, spec, outputs, &mut found)? };
             let loss = loss * spec.weight;
             total = Some(match total {
                 None => loss,
@@ -243,7 +205,63 @@ impl Forward {
         }
         let loss = total.context("no loss is given")?;
         self.check()?;
+        let Measured { labels, decisions, metrics } = found;
         Ok(Total { loss, metrics, labels, decisions })
+    }
+
+    /// A tensor of the model that is a loss already.
+    fn own_loss<'g>(&'g self, name: &str) -> Result<Expr<'g>> {
+        let loss = self.value(name)?.widened();
+        let one = loss.fact().shape.is_none_or(|s| s.iter().all(|d| d.known() == Some(1)));
+        ensure!(one && loss.is_float(), "'{name}' is no scalar of floating-point type, so it is no loss");
+        Ok(loss.reshape_to(&[]))
+    }
+
+    /// A loss of an output, with its targets as inputs of the model, and the metrics of that output.
+    fn loss<'g>(
+        &'g self,
+        plan: &'g Plan,
+        spec: &'g LossSpec,
+        outputs: &[String],
+        found: &mut Measured<'g>,
+    ) -> Result<Expr<'g>> {
+        let name = output_of(spec, outputs)?;
+        let id = self.value(name)?.id();
+        let other = spec.other.as_ref().map(|o| self.value(o).map(Expr::id)).transpose()?;
+        let labels = &mut found.labels;
+        let built = losses::build(&self.builder, spec, (name, id), other, |wanted| {
+            let input = self.input(&wanted.name, wanted.fact.clone());
+            let (fact, own) = (input.fact(), wanted.fact.shape.as_deref().unwrap_or_default());
+            let fits = fact.element == wanted.fact.element && fact.shape.is_none_or(|s| s.len() == own.len());
+            ensure!(fits, "the input '{}' does not fit the loss {} of '{name}'", wanted.name, spec.kind);
+            if !labels.iter().any(|l| l.name == wanted.name) {
+                labels.push(Input {
+                    name: wanted.name,
+                    r#type: wanted.fact.element.map(ElementType::name).unwrap_or_default(),
+                    shape: own.iter().map(|d| d.known()).collect(),
+                    classes: wanted.classes,
+                    ignore: wanted.ignore,
+                });
+            }
+            Ok(input)
+        });
+        let built = built.with_context(|| format!("the loss {} of '{name}'", spec.kind))?;
+        found.decisions.extend(built.decisions.iter().cloned());
+        let (before, metrics) = (found.metrics.len(), &mut found.metrics);
+        for (metric, own) in &plan.metrics {
+            let suffix = if plan.losses.len() > 1 { format!("/{name}") } else { String::new() };
+            let full = format!("{own}{suffix}");
+            let twice = metrics.iter().skip(before).any(|(_, n)| *n == full);
+            if twice || metric.output.as_deref().is_some_and(|o| o != name) {
+                continue;
+            }
+            if let Some(value) = metric.of(&built)? {
+                // Several losses of one output have targets of their own.
+                let others = metrics.iter().take(before).filter(|(_, n)| n.starts_with(&full)).count();
+                metrics.push((value, if others > 0 { format!("{full}_{others}") } else { full }));
+            }
+        }
+        Ok(built.loss)
     }
 
     fn check(&self) -> Result<()> {

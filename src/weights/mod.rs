@@ -215,7 +215,7 @@ pub fn none_found<'t>(model: &ModelProto, tensors: impl Iterator<Item = (&'t str
             node.op_type()
         ));
     }
-    if nodes.any(|n| is_gradient(n)) {
+    if nodes.any(is_gradient) {
         looked.push("a Gradient node hides what it differentiates: write it out first (grad --lower)".to_owned());
     }
     looked.join("; ")

@@ -225,12 +225,9 @@ fn multi_head(c: &Call) -> Result<Vec<Array>> {
     Ok(vec![join(&y)?, k, v, scores])
 }
 
-/// Heads that share keys, in a cache of which each sequence has used as much as it is told, and turned by their
-/// positions.
-fn group_query(c: &Call) -> Result<Vec<Array>> {
-    let (all, stored) = (heads(c, "num_heads")?, heads(c, "kv_num_heads")?);
-    ensure!((12..16).all(|i| c.opt(i).is_none()), "a quantized cache, or norms");
-    let (q, k, v) = match (c.opt(1), c.opt(2)) {
+/// Q of all heads, K and V of those that are stored: of three inputs, or of one that holds them together.
+fn in_groups(c: &Call, all: usize, stored: usize) -> Result<(Array, Array, Array)> {
+    Ok(match (c.opt(1), c.opt(2)) {
         (Some(k), Some(v)) => (split(c.x()?, || Ok(all))?, split(k, || Ok(stored))?, split(v, || Ok(stored))?),
         _ => {
             let together = split(c.x()?, || Ok(all.saturating_add(stored.saturating_mul(2))))?;
@@ -240,7 +237,15 @@ fn group_query(c: &Call) -> Result<Vec<Array>> {
             };
             (part(0, all)?, part(all, stored)?, part(all + stored, stored)?)
         }
-    };
+    })
+}
+
+/// Heads that share keys, in a cache of which each sequence has used as much as it is told, and turned by their
+/// positions.
+fn group_query(c: &Call) -> Result<Vec<Array>> {
+    let (all, stored) = (heads(c, "num_heads")?, heads(c, "kv_num_heads")?);
+    ensure!((12..16).all(|i| c.opt(i).is_none()), "a quantized cache, or norms");
+    let (q, k, v) = in_groups(c, all, stored)?;
     let (batch, steps) = (q.dim(0), q.dim(2));
     let last = c.input(5)?.integers();
     let total = *c.input(6)?.integers().first().context("total_sequence_length")?;
