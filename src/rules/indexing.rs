@@ -19,7 +19,7 @@ pub const RULES: &[Rule] = &[
     rule("Gather", "dx = dy, added up in the places of the indices", &[Try(gather), Stop("indices")])
         .facts(facts::gather)
         .moves(Parts)
-        .indices(&[read(1, Along(0, Named("axis", 0)))])
+        .indices(&[read(1, Along(0, Named("axis", 0))).from_end()])
         .weights(&[0])
         .layer()
         .view(View::Along("axis", 0))
@@ -27,7 +27,7 @@ pub const RULES: &[Rule] = &[
     rule("GatherElements", "dx = dy, added up in the places of the indices", &[Try(gather_elements), Stop("indices")])
         .facts(facts::gather_elements)
         .moves(Parts)
-        .indices(&[read(1, Along(0, Named("axis", 0)))])
+        .indices(&[read(1, Along(0, Named("axis", 0))).from_end()])
         .attributes("axis"),
     GATHER_ND,
     GATHER_ND.domain(MICROSOFT),
@@ -55,7 +55,7 @@ pub const RULES: &[Rule] = &[
     .attributes("axis mode"),
     rule("OneHot", "doff = Σ dy [not hit], don = Σ dy [hit]", &[Stop("indices"), Stop("a size"), Formula(one_hot)])
         .facts(facts::one_hot)
-        .indices(&[read(0, Below(1))])
+        .indices(&[read(0, Below(1)).from_end()])
         .attributes("axis"),
     RANGE,
     RANGE.domain(MICROSOFT),
@@ -91,7 +91,7 @@ const ALONG_AXIS: &[Slot] = &[
     Stop("indices"),
     Try(|c| Ok(scatter_updates(c, Places::along_axis(c)?))),
 ];
-const WRITTEN_ALONG_AXIS: &[Index] = &[written(1, Along(0, Named("axis", 0)))];
+const WRITTEN_ALONG_AXIS: &[Index] = &[written(1, Along(0, Named("axis", 0))).from_end()];
 const BY_TUPLES: &[Slot] = &[
     Formula(|c| scatter_data(c, Places::by_tuples(c))),
     Stop("indices"),

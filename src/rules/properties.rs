@@ -174,16 +174,26 @@ pub struct Index {
     /// Whether they name the places that something is written to: two that are equal have no order, and the result none
     /// either.
     pub written: bool,
+    /// Whether negative ones count from the end.
+    pub from_end: bool,
+}
+
+impl Index {
+    /// Negative ones count from the end.
+    pub const fn from_end(mut self) -> Self {
+        self.from_end = true;
+        self
+    }
 }
 
 /// The integers of an input, which are read from the places that they name.
 pub const fn read(input: usize, counts: Counts) -> Index {
-    Index { input, counts, written: false }
+    Index { input, counts, written: false, from_end: false }
 }
 
 /// The integers of an input, which name the places that something is written to.
 pub const fn written(input: usize, counts: Counts) -> Index {
-    Index { input, counts, written: true }
+    Index { input, counts, written: true, from_end: false }
 }
 
 impl Rule {

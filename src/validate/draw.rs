@@ -29,6 +29,8 @@ pub enum Floats {
     Falling,
     /// The same, above those of the one before it.
     Rising,
+    /// Whole numbers of both signs, from 1 to 3 in size.
+    Whole,
 }
 
 /// Which integers and truth values are drawn, where nothing says what they count.
@@ -40,10 +42,16 @@ pub enum Whole {
     Mask,
     /// Ones; true.
     Ones,
+    /// Zeros; false.
+    Zeros,
+    /// From -4 to 9; counts from 0 on, indices that count from the end.
+    Wide,
+    /// One number for all elements of an input.
+    Same,
 }
 
 /// A way to make up inputs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
     /// The sizes of symbols.
     pub scale: Scale,
@@ -61,6 +69,7 @@ const POSITIVE: Floats = Floats::Positive(0.05, 1.0);
 const ABOVE_ONE: Floats = Floats::Positive(1.05, 8.0);
 /// Sums of several of these are inside ±1, and powers of large multiples of them within 16 bits.
 const SMALL: Floats = Floats::Both(0.001, 0.05);
+const TINY: Floats = Floats::Both(1e-4, 9e-3);
 
 /// The ways in which a first input is looked for that the model runs on. Small distinct sizes come first: they tell
 /// axes apart.
@@ -94,30 +103,81 @@ pub fn attempts() -> Vec<Draw> {
     attempts
 }
 
-/// Other inputs than the first: other batch sizes, numbers that are large, tiny, zero, of one sign, other integers.
-pub fn others(main: Draw, sizes_are_free: bool) -> Vec<Draw> {
-    let batch = |first: i64| if sizes_are_free { Scale { first, ..main.scale } } else { main.scale };
-    let floats = match main.floats {
-        USUAL => vec![
-            (1, Floats::Both(0.001, 8.0)),
-            (3, Floats::Negative(0.05, 1.0)),
-            (5, ABOVE_ONE),
-            (2, Floats::Both(1e-4, 9e-3)),
-            (9, Floats::Zeros),
-            (1, Floats::Negative(1.0, 8.0)),
-            (3, Floats::Both(2.0, 8.0)),
-            (4, USUAL),
-        ],
-        POSITIVE => {
-            vec![(1, Floats::Positive(0.001, 8.0)), (3, ABOVE_ONE), (5, Floats::Positive(1e-4, 9e-3)), (9, POSITIVE)]
-        }
-        same => [1, 3, 5, 9].map(|first| (first, same)).to_vec(),
+/// So many of the other inputs are looked at in any case, as long as there is time, and the rest where that is quick.
+pub const IN_ANY_CASE: usize = 8;
+
+/// What other inputs are like: the size of the first symbol, that of the next, the numbers, and what is drawn for
+/// integers.
+const OTHERS: &[(i64, i64, Floats, Whole)] = &[
+    (1, 4, Floats::Both(0.001, 8.0), Whole::Several),
+    (3, 1, Floats::Negative(0.05, 1.0), Whole::Mask),
+    (5, 2, ABOVE_ONE, Whole::Several),
+    (2, 5, TINY, Whole::Mask),
+    (9, 3, Floats::Zeros, Whole::Several),
+    (1, 6, Floats::Negative(1.0, 8.0), Whole::Mask),
+    (3, 7, Floats::Both(2.0, 8.0), Whole::Wide),
+    (4, 8, USUAL, Whole::Zeros),
+    (6, 9, POSITIVE, Whole::Wide),
+    (7, 2, Floats::Both(1e-6, 9e-5), Whole::Several),
+    (8, 3, Floats::Both(0.5, 120.0), Whole::Mask),
+    (4, 1, Floats::Both(8.0, 20.0), Whole::Wide),
+    (2, 16, USUAL, Whole::Same),
+    (16, 3, Floats::Negative(1e-4, 9e-3), Whole::Several),
+    (1, 4, Floats::Whole, Whole::Wide),
+    (3, 17, Floats::Positive(1e-4, 9e-3), Whole::Zeros),
+    (17, 1, Floats::Negative(1.0, 120.0), Whole::Wide),
+    (2, 33, USUAL, Whole::Several),
+    (33, 2, USUAL, Whole::Wide),
+    (1, 1, Floats::Positive(1.0, 120.0), Whole::Same),
+    (5, 10, Floats::Zeros, Whole::Wide),
+    (10, 5, Floats::Whole, Whole::Mask),
+    (2, 3, USUAL, Whole::Wide),
+    (3, 12, SMALL, Whole::Wide),
+];
+
+/// The same, where a model takes positive numbers only.
+const OTHERS_ABOVE_ZERO: &[(i64, i64, Floats, Whole)] = &[
+    (1, 4, Floats::Positive(0.001, 8.0), Whole::Several),
+    (3, 1, ABOVE_ONE, Whole::Mask),
+    (5, 2, Floats::Positive(1e-4, 9e-3), Whole::Several),
+    (9, 5, POSITIVE, Whole::Zeros),
+    (2, 6, Floats::Positive(2.0, 8.0), Whole::Wide),
+    (6, 7, POSITIVE, Whole::Wide),
+    (7, 2, Floats::Positive(1e-6, 9e-5), Whole::Several),
+    (4, 8, Floats::Positive(1.0, 120.0), Whole::Same),
+    (8, 9, Floats::Positive(8.0, 20.0), Whole::Mask),
+    (16, 3, POSITIVE, Whole::Wide),
+    (3, 16, POSITIVE, Whole::Several),
+    (33, 2, POSITIVE, Whole::Wide),
+    (2, 33, POSITIVE, Whole::Wide),
+];
+
+/// Other inputs than the first: other sizes, other integers, numbers that are large, tiny, zero, whole, of one sign.
+/// Each with what stands in for it where the model does not run on it.
+pub fn others(main: Draw, sizes_are_free: bool) -> Vec<Vec<Draw>> {
+    let (others, same) = match main.floats {
+        USUAL => (OTHERS, None),
+        POSITIVE => (OTHERS_ABOVE_ZERO, None),
+        floats => (OTHERS_ABOVE_ZERO, Some(floats)),
     };
-    let draw = |(i, (first, floats)): (usize, (i64, Floats))| {
-        let whole = if main.whole == Whole::Several && i % 2 == 1 { Whole::Mask } else { main.whole };
-        Draw { scale: batch(first), floats, whole, seed: 1 + i as u64 }
-    };
-    floats.into_iter().enumerate().map(draw).collect()
+    let mut all = Vec::new();
+    for (i, &(first, next, floats, whole)) in others.iter().enumerate() {
+        let usual = Draw { floats: same.unwrap_or(floats), seed: 1 + i as u64, ..main };
+        let batch = Draw { scale: Scale { first, ..main.scale }, ..usual };
+        let sized = match main.scale {
+            Scale { first: a, next: b, distinct: false } if a == b => Scale { first, next: first, distinct: false },
+            Scale { next: ..=3, .. } => Scale { first, next, ..main.scale },
+            scale => Scale { first, ..scale },
+        };
+        let sized = Draw { scale: sized, ..usual };
+        let mut draws = match sizes_are_free {
+            true => vec![Draw { whole, ..sized }, sized, batch, usual],
+            false => vec![Draw { whole, ..usual }, usual],
+        };
+        draws.dedup();
+        all.push(draws);
+    }
+    all
 }
 
 /// A value for each input of a model, in the model's own types.
@@ -162,7 +222,7 @@ pub fn make(case: &Case, sizes: &BTreeMap<String, i64>, draw: Draw) -> Result<Te
                 (0..count).map(|_| float(&mut random, floats)).collect()
             }
             // A condition alone takes turns, so that both branches are visited, and with others every combination.
-            (None, ElementType::Bool) if count == 1 && draw.whole != Whole::Ones => {
+            (None, ElementType::Bool) if count == 1 && !matches!(draw.whole, Whole::Ones | Whole::Zeros) => {
                 vec![f64::from((draw.seed >> (i % 3)) & 1 == 0)]
             }
             (None, ElementType::Bool) => (0..count).map(|_| whole(&mut random, draw.whole, true)).collect(),
@@ -170,6 +230,11 @@ pub fn make(case: &Case, sizes: &BTreeMap<String, i64>, draw: Draw) -> Result<Te
                 Some(kind) => integers(case, kind, &dims, count, sizes, draw, &mut random),
                 None => (0..count).map(|_| whole(&mut random, draw.whole, false)).collect(),
             },
+        };
+        let written = || case.integers.kind(name).is_some_and(|k| k.written.is_some());
+        let values = match values.first() {
+            Some(&first) if draw.whole == Whole::Same && !element.is_float() && !written() => vec![first; count],
+            _ => values,
         };
         tensors.insert(name.to_owned(), Arc::new(Tensor::from_values(element, &dims, &values)?));
     }
@@ -189,6 +254,15 @@ pub fn random(dims: &[usize], seed: u64) -> Result<Tensor> {
     let mut random = fastrand::Rng::with_seed(seed);
     let values: Vec<f64> = (0..dims.iter().product()).map(|_| float(&mut random, USUAL)).collect();
     tensors::double(dims, &values)
+}
+
+/// How many elements the inputs have that are made up.
+pub fn count(case: &Case, sizes: &BTreeMap<String, i64>) -> usize {
+    let inputs = edit::free_inputs(&case.model).filter(|input| !case.options.inputs.contains_key(input.name()));
+    let dims = inputs.filter_map(edit::declared);
+    let elements =
+        |dims: &[tensor_shape_proto::Dimension]| dims.iter().map(|d| size(d, sizes)).fold(1, usize::saturating_mul);
+    dims.map(elements).fold(0, usize::saturating_add)
 }
 
 fn size(dim: &tensor_shape_proto::Dimension, sizes: &BTreeMap<String, i64>) -> usize {
@@ -227,6 +301,7 @@ fn float(random: &mut fastrand::Rng, floats: Floats) -> f64 {
         Floats::Negative(low, high) => -size(low, high),
         // Which input it is has been said before.
         Floats::Falling | Floats::Rising => size(0.1, 0.9),
+        Floats::Whole => f64::from(random.i8(1..4)) * if random.bool() { -1.0 } else { 1.0 },
         Floats::Zeros => match random.u8(0..3) {
             0 => 0.0,
             _ => float(random, USUAL),
@@ -236,10 +311,12 @@ fn float(random: &mut fastrand::Rng, floats: Floats) -> f64 {
 
 fn whole(random: &mut fastrand::Rng, whole: Whole, truth: bool) -> f64 {
     match whole {
-        Whole::Several if truth => f64::from(random.bool()),
-        Whole::Several => random.i64(0..4) as f64,
+        Whole::Several | Whole::Same | Whole::Wide if truth => f64::from(random.bool()),
+        Whole::Several | Whole::Same => random.i64(0..4) as f64,
         Whole::Mask => f64::from(random.u8(0..4) != 0),
         Whole::Ones => 1.0,
+        Whole::Zeros => 0.0,
+        Whole::Wide => random.i64(-4..10) as f64,
     }
 }
 
@@ -276,6 +353,15 @@ fn integers(
         };
         return (0..count).map(|place| value(place, random)).collect();
     }
+    // The same place, said from the end.
+    let sizes: Vec<Option<i64>> =
+        kind.bounds.iter().map(|b| b.size.filter(|_| b.from_end).and_then(evaluate)).collect();
+    let size = sizes
+        .first()
+        .copied()
+        .flatten()
+        .filter(|_| draw.whole == Whole::Wide && sizes.windows(2).all(|w| w[0] == w[1]));
+    let from_end = |value: i64, turned: bool| value - size.filter(|_| turned).unwrap_or(0);
     if let Some((low, high)) = range {
         let high = high.max(low + 1);
         if let Some(axis) = kind.written {
@@ -287,16 +373,27 @@ fn integers(
             let all = count <= order.len();
             let inner: usize = dims.iter().skip(along + 1).product::<usize>().max(1);
             let place = |i: usize| if all { i } else { i / inner % length };
-            return (0..count).map(|i| (low + order[place(i) % order.len()]) as f64).collect();
+            let value = |i: usize| low + order[place(i) % order.len()];
+            return (0..count).map(|i| from_end(value(i), i % 2 == 0) as f64).collect();
         }
         let low = if kind.counts { low.max(1).min(high - 1) } else { low };
-        return (0..count).map(|_| random.i64(low..high) as f64).collect();
+        let value = |random: &mut fastrand::Rng| {
+            let value = random.i64(low..high);
+            from_end(value, random.bool()) as f64
+        };
+        return (0..count).map(|_| value(random)).collect();
     }
     if kind.counts {
-        return (0..count).map(|_| random.i64(1..4) as f64).collect();
+        // Which number follows from the seed alone: inputs that confirm what one says have the same.
+        const TURNS: [i64; 8] = [0, 4, 9, 6, 8, 5, 10, 7];
+        let turn = TURNS[(draw.seed % 8) as usize];
+        let number = |random: &mut fastrand::Rng| if draw.whole == Whole::Wide { turn } else { random.i64(1..4) };
+        return (0..count).map(|_| number(random) as f64).collect();
     }
     if !kind.choices.is_empty() {
-        return (0..count).map(|_| kind.choices[random.usize(0..kind.choices.len())] as f64).collect();
+        let beside = |random: &mut fastrand::Rng| i64::from(draw.whole == Whole::Wide && random.bool());
+        let choice = |random: &mut fastrand::Rng| kind.choices[random.usize(0..kind.choices.len())] + beside(random);
+        return (0..count).map(|_| choice(random) as f64).collect();
     }
     (0..count).map(|_| whole(random, draw.whole, false)).collect()
 }

@@ -32,6 +32,8 @@ pub struct Kind {
 pub struct Bound {
     /// The size.
     pub size: Option<Dim>,
+    /// Whether negative ones count from the end.
+    pub from_end: bool,
     scale: i64,
     offset: i64,
     share: i64,
@@ -197,8 +199,10 @@ impl Walk<'_> {
     }
 
     fn index(&mut self, node: &NodeProto, index: &Index, carried: Carried) {
-        let &Index { input, counts, written, .. } = index;
-        let bound = |size| Bound { size, scale: carried.scale, offset: carried.offset, share: carried.share };
+        let &Index { input, counts, written, from_end } = index;
+        let Carried { scale, offset, share, .. } = carried;
+        let from_end = from_end && (scale, offset, share) == (1, 0, 1);
+        let bound = |size| Bound { size, from_end, scale, offset, share };
         let table = |i: usize| node.input.get(i).and_then(|name| self.shape(name));
         let along = |i: usize, axis: Axis| {
             let shape = table(i)?;

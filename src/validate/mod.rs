@@ -87,7 +87,7 @@ impl Default for Options {
             inputs: BTreeMap::new(),
             ranges: BTreeMap::new(),
             directions: 1,
-            others: 8,
+            others: 24,
             closely: true,
             budget: Duration::from_secs(20),
             engine: Engine::default(),

@@ -23,7 +23,9 @@ const TOGETHER: usize = 512;
 const MOST_TOGETHER: usize = 8192;
 const PARTS: usize = 32;
 /// Inputs that are tried to confirm a difference.
-const CONFIRMATIONS: u64 = 4;
+const CONFIRMATIONS: u64 = 8;
+/// The share of the time that the opening of a place takes which is quick.
+const QUICK: f64 = 0.05;
 
 /// What is said of a gradient against which one input speaks.
 const DOUBT: &str = "not compared: it is not the slope at one input, and no other one could be tried";
@@ -196,8 +198,18 @@ impl Verdict<'_> {
 
     /// Whether this share of the time is over.
     fn has_used(&self, share: f64) -> bool {
-        let budget = self.case.deadline.saturating_duration_since(self.start);
-        self.start.elapsed() >= Duration::from_secs_f64(budget.as_secs_f64() * share)
+        self.start.elapsed() >= self.share(share)
+    }
+
+    /// A share of the time.
+    fn share(&self, share: f64) -> Duration {
+        self.case.deadline.saturating_duration_since(self.start).mul_f64(share)
+    }
+
+    /// How long another place takes to open, about: as much longer as its inputs hold more elements.
+    fn costs(&self, main: Draw, draw: Draw) -> Duration {
+        let count = |draw: Draw| draw::count(self.case, &self.case.sizes.bind(draw.scale)).max(1) as f64;
+        self.opening.mul_f64((count(draw) / count(main)).clamp(1.0, 1e6))
     }
 
     /// Whether there is time for another place.
@@ -244,12 +256,16 @@ impl Verdict<'_> {
         if self.case.is_given() {
             return Ok(0);
         }
-        for draw in draw::others(main, self.case.sizes.are_free()) {
-            let over = self.has_used(0.9) || !self.can_open();
+        for (i, draws) in draw::others(main, self.case.sizes.are_free()).into_iter().enumerate() {
+            let over = self.has_used(if i < draw::IN_ANY_CASE { 0.9 } else { 0.5 }) || !self.can_open();
             if visited >= self.case.options.others || over || !self.ledgers.iter().any(Ledger::is_open) {
                 break;
             }
-            let Some(place) = Place::at(self.case, draw) else { continue };
+            let quick = |draw: &Draw| i < draw::IN_ANY_CASE || self.costs(main, *draw) < self.share(QUICK);
+            let mut draws = draws.into_iter().filter(quick);
+            let Some((draw, place)) = draws.find_map(|draw| Some((draw, Place::at(self.case, draw)?))) else {
+                continue;
+            };
             visited += 1;
             // What does not run beside this input says nothing about the others.
             let Ok(mut suspects) = self.look(&place, Look::Together) else { continue };

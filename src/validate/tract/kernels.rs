@@ -4,7 +4,7 @@ use super::control;
 use super::convert::{datum_type, element_type, sized, values};
 use super::operator::{Built, operator};
 use crate::onnx::proto::attribute_proto;
-use crate::onnx::{ElementType, NodeProto, canonical_domain};
+use crate::onnx::{ElementType, NodeProto, attribute, canonical_domain};
 use crate::validate::kernels::{self, Array, Call, Element, Row};
 use anyhow::{Context, Result, ensure};
 use prost::Message;
@@ -81,6 +81,8 @@ static ENGINE: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op
 /// Puts kernels in the place of those of tract that are missing or wrong; in float64 of those in float32, too.
 pub fn register(operators: &mut OnnxOpRegister, double: bool) {
     operators.insert("Cast", cast);
+    operators.insert("GatherND", tuples);
+    operators.insert("ScatterND", tuples);
     operators.insert("Loop", control::loop_);
     operators.insert("Scan", control::scan);
     for row in kernels::rows() {
@@ -150,6 +152,57 @@ impl EvalOp for Integers {
     fn eval(&self, context: &EvalContext, tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let results = self.0.eval(context, tensors)?.into_iter();
         results.map(|t| Ok(sized(t.into_arc_tensor())?.into_tvalue())).collect()
+    }
+}
+
+/// tract takes no tuples of indices that count from the end.
+fn tuples(context: &ParsingContext, node: &pb::NodeProto) -> Built {
+    let theirs = ENGINE.0.get(&node.op_type).with_context(|| format!("tract has no {}", node.op_type))?;
+    let (op, names) = theirs(context, node)?;
+    let skipped = attribute::get_int(&plain(node)?.attribute, "batch_dims").and_then(|n| usize::try_from(n).ok());
+    Ok((Box::new(FromFront { op, skipped: skipped.unwrap_or(0), alike: node.op_type == "ScatterND" }), names))
+}
+
+/// An operator whose second input holds tuples of indices, all of which count from the front.
+#[derive(Clone, Debug)]
+struct FromFront {
+    op: Box<dyn InferenceOp>,
+    /// The axes of the first input that come before those that are indexed.
+    skipped: usize,
+    /// Whether the output has the shape of the first input.
+    alike: bool,
+}
+
+operator!(
+    FromFront,
+    name: |op| format!("{} from the front", op.op.name()),
+    outputs: |_| 1,
+    facts: |op, x, y| {
+        y.datum_type = x.datum_type;
+        if op.alike {
+            y.shape = x.shape.clone();
+        }
+    }
+);
+
+impl EvalOp for FromFront {
+    not_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, mut tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        if let [x, indices, ..] = &*tensors
+            && indices.datum_type() == i64::datum_type()
+        {
+            let sizes = x.shape().get(self.skipped..).unwrap_or_default();
+            let width = indices.shape().last().copied().unwrap_or(1).max(1);
+            let mut turned = indices.clone().into_tensor();
+            for (i, index) in turned.try_as_plain_ram_mut()?.as_slice_mut::<i64>()?.iter_mut().enumerate() {
+                if let (true, Some(&size)) = (*index < 0, sizes.get(i % width)) {
+                    *index += size as i64;
+                }
+            }
+            tensors[1] = turned.into_tvalue();
+        }
+        self.op.eval(context, tensors)
     }
 }
 
