@@ -20,6 +20,7 @@ use crate::graph::{Graph, IdMap, NodeId, Producer, ValueId};
 use crate::rules::{self, Slot};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 
@@ -99,6 +100,12 @@ const NODES_OF_ZERO: u64 = 5;
 const WINDOWS: [usize; 11] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48];
 /// What moving a byte again costs against keeping one.
 const PRICES: [f64; 9] = [16.0, 4.0, 1.0, 0.4, 0.15, 0.06, 0.02, 0.005, 0.0];
+/// How many plans are freed of what they need not compute again.
+const REFINED: usize = 4;
+/// How often a price is sought between one at which a limit is met and one at which it is not.
+const BISECTED: usize = 3;
+/// How many plans are tried for that, times the nodes that each has.
+const TRIES: usize = 2_000_000;
 /// What a zero that tells a runtime when to begin takes, with all that leads to it.
 const ZERO: u64 = 64;
 
@@ -362,29 +369,74 @@ impl Net {
 
     /// The cheapest plan that meets a limit, and the least that any comes to.
     fn search(&self, limit: u64) -> (Option<Outcome>, u64) {
-        let (mut best, mut least): (Option<Outcome>, u64) = (None, u64::MAX);
+        let (mut best, mut least): (Vec<Outcome>, u64) = (Vec::new(), u64::MAX);
+        // Returns whether the plan meets the limit.
         let mut consider = |outcome: Outcome| {
             least = least.min(outcome.peak);
-            let cheaper = best.as_ref().is_none_or(|b| (outcome.cost, outcome.peak) < (b.cost, b.peak));
-            if outcome.peak <= limit && cheaper {
-                best = Some(outcome);
+            let meets = outcome.peak <= limit;
+            if meets {
+                let place = best.partition_point(|b| (b.cost, b.peak) <= (outcome.cost, outcome.peak));
+                best.insert(place, outcome);
+                best.truncate(REFINED);
             }
+            meets
         };
         let every = if self.nodes.len() > LARGE { 3 } else { 1 };
         consider(self.outcome(Vec::new(), &[0].into()));
         for &windows in WINDOWS.iter().step_by(every) {
             for growing in [false, true].into_iter().take(if windows > 2 { 2 } else { 1 }) {
                 let begins: Rc<[usize]> = self.windows(windows, growing).into();
+                let mut at = |price: f64| consider(self.outcome(self.plan(&begins, price), &begins));
+                let mut dear = None;
                 for &price in PRICES.iter().step_by(every) {
-                    consider(self.outcome(self.plan(&begins, price), &begins));
+                    if !at(price) {
+                        dear = Some(price);
+                    } else if let (Some(mut dear), true) = (dear.take(), price > 0.0) {
+                        // The highest price at which the limit is met asks for the least recomputation.
+                        let mut met = price;
+                        for _ in 0..BISECTED {
+                            let between = (dear * met).sqrt();
+                            if at(between) { met = between } else { dear = between }
+                        }
+                    }
                 }
             }
         }
-        (best, least)
+        let refined = best.into_iter().map(|outcome| self.refined(outcome, limit));
+        (refined.min_by_key(|outcome| (outcome.cost, outcome.peak)), least)
+    }
+
+    /// A plan without what it need not compute again to meet the limit: cuts are made window by window, and what each of
+    /// them saves may be more than is asked for.
+    fn refined(&self, mut best: Outcome, limit: u64) -> Outcome {
+        let mut tries = TRIES / self.nodes.len().max(1);
+        loop {
+            let before = best.cost;
+            // What is kept for a window is there in all that come before it.
+            let mut ends: Vec<(u32, usize)> =
+                best.plan.iter().enumerate().flat_map(|(w, nodes)| nodes.iter().map(move |&n| (n, w))).collect();
+            ends.sort_by_key(|&(n, w)| Reverse((self.cost[n as usize], w)));
+            for (node, last) in ends {
+                let windows = best.plan.iter().take(last + 1);
+                if tries == 0 || !windows.flatten().any(|&n| n == node) {
+                    continue;
+                }
+                tries -= 1;
+                let mut plan = best.plan.clone();
+                plan.iter_mut().take(last + 1).for_each(|nodes| nodes.retain(|&n| n != node));
+                let less = self.outcome(plan, &best.begins);
+                if less.peak <= limit && (less.cost, less.peak) < (best.cost, best.peak) {
+                    best = less;
+                }
+            }
+            if best.cost == before {
+                return best;
+            }
+        }
     }
 
     fn outcome(&self, plan: Plan, begins: &Rc<[usize]>) -> Outcome {
-        let (actions, _) = self.actions(&plan, begins);
+        let (actions, starts) = self.actions(&plan, begins);
         let cost = |action: &Action| match *action {
             Action::Own(_) => 0,
             Action::Again { node, delayed: None } => self.cost[node as usize],
@@ -394,7 +446,16 @@ impl Net {
             }
         };
         let cost = actions.iter().map(cost).sum();
-        Outcome { peak: self.held(&actions), plan, begins: begins.clone(), cost }
+        // Of what may be computed again some is not taken.
+        let mut written: Plan = vec![Vec::new(); plan.len()];
+        for (w, &start) in starts.iter().enumerate().take(plan.len()) {
+            let end = starts.get(w + 1).copied().unwrap_or(actions.len());
+            written[w].extend(actions[start..end].iter().filter_map(|action| match *action {
+                Action::Again { node, .. } => Some(node),
+                Action::Own(_) => None,
+            }));
+        }
+        Outcome { peak: self.held(&actions, &starts), plan: written, begins: begins.clone(), cost }
     }
 
     /// The places of the new nodes at which windows begin, so that each one asks for as many bytes for the first time;
@@ -421,8 +482,16 @@ impl Net {
         begins
     }
 
+    /// What is computed again in windows at a price. What a later window wants to be kept is not computed again in an
+    /// earlier one.
     fn plan(&self, begins: &[usize], price: f64) -> Plan {
         let mut kept: Vec<bool> = self.ledger.stays[..self.forward as usize].to_vec();
+        self.cuts(begins, price, &mut kept);
+        self.cuts(begins, price, &mut kept)
+    }
+
+    /// The same, window by window: what is kept already is, and what is to be kept is marked.
+    fn cuts(&self, begins: &[usize], price: f64, kept: &mut [bool]) -> Plan {
         let mut seen = vec![usize::MAX; self.forward as usize];
         let mut scratch = Scratch::new(self);
         let plan = begins.iter().enumerate().map(|(w, &begin)| {
@@ -436,7 +505,7 @@ impl Net {
                 }
             }
             // What has only just been computed when the backward nodes begin is not worth a layer.
-            self.cut(&asked, &mut kept, price, w > 0, &mut scratch)
+            self.cut(&asked, kept, price, w > 0, &mut scratch)
         });
         plan.collect()
     }
@@ -539,13 +608,18 @@ impl Net {
         (actions, starts)
     }
 
-    /// The most bytes that are held at a time when the forward nodes run, and then the actions.
-    fn held(&self, actions: &[Action]) -> u64 {
+    /// The most bytes that are held at a time when the forward nodes run, and then the actions, of which windows begin at
+    /// those places.
+    fn held(&self, actions: &[Action], starts: &[usize]) -> u64 {
         // Tensors that are computed again have numbers of their own behind the others.
         let mut bytes = self.ledger.bytes.clone();
         let mut now: IdMap<u32, u32> = IdMap::default();
         let mut entries: Vec<(Numbers, Numbers)> = Vec::with_capacity(actions.len());
-        for action in actions {
+        let mut starts = starts.iter().peekable();
+        for (place, action) in actions.iter().enumerate() {
+            while starts.next_if(|start| **start == place).is_some() {
+                now.clear();
+            }
             match *action {
                 Action::Own(node) => {
                     let entry = &self.ledger.entries[node as usize];
