@@ -406,8 +406,8 @@ impl Net {
         (refined.min_by_key(|outcome| (outcome.cost, outcome.peak)), least)
     }
 
-    /// A plan without what it need not compute again to meet the limit: cuts are made window by window, and what each of
-    /// them saves may be more than is asked for.
+    /// A plan without what it need not compute again to meet the limit: cuts are made window by window, and what each
+    /// of them saves may be more than is asked for.
     fn refined(&self, mut best: Outcome, limit: u64) -> Outcome {
         let mut tries = TRIES / self.nodes.len().max(1);
         loop {
@@ -608,8 +608,8 @@ impl Net {
         (actions, starts)
     }
 
-    /// The most bytes that are held at a time when the forward nodes run, and then the actions, of which windows begin at
-    /// those places.
+    /// The most bytes that are held at a time when the forward nodes run, and then the actions, of which windows begin
+    /// at those places.
     fn held(&self, actions: &[Action], starts: &[usize]) -> u64 {
         // Tensors that are computed again have numbers of their own behind the others.
         let mut bytes = self.ledger.bytes.clone();
