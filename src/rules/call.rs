@@ -364,11 +364,6 @@ impl<'g> Call<'g> {
         self.opt(input).or_else(|| self.ints(name).map(|values| self.builder().ints(&values)))
     }
 
-    /// A number that is an attribute in old versions and an input in new ones, in the element type of `like`.
-    pub fn number_at(&self, input: usize, name: &str, like: Expr<'g>) -> Option<Expr<'g>> {
-        self.opt(input).or_else(|| self.opt_float(name).map(|v| like.like(v)))
-    }
-
     /// The axes of the first input that a reduction is over: all where none are named.
     ///
     /// # Errors

@@ -139,12 +139,8 @@ impl<'g> Expr<'g> {
         })
     }
 
-    /// This tensor multiplied by `updates` in the places that `indices` names along an axis.
-    pub fn scatter_elements_mul(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
-        self.scatter_elements_mul_along(indices, updates, axis as i64)
-    }
-
-    /// As [`Expr::scatter_elements_mul`], along an axis that may be counted from the end, of a tensor of any rank.
+    /// This tensor multiplied by `updates` in the places that `indices` names along an axis, which may be counted from
+    /// the end; of a tensor of any rank.
     pub fn scatter_elements_mul_along(self, indices: Expr<'g>, updates: Expr<'g>, axis: i64) -> Expr<'g> {
         self.since(16, "ScatterElements with a product", || {
             let attributes = vec![int("axis", axis), string("reduction", "mul")];
