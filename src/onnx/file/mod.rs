@@ -6,6 +6,7 @@ mod check;
 mod diff;
 mod encode;
 mod external;
+mod pieces;
 mod splice;
 #[cfg(test)]
 mod tests;
@@ -15,9 +16,9 @@ pub mod wire;
 
 pub use census::operators;
 pub use diff::{Change, Difference, diff};
-pub use encode::Appended;
 pub(crate) use external::{forget_external, load_external_kept, unload_external};
 pub use external::{is_inside, load_external, locations, rebase_external};
+pub use pieces::Appended;
 
 use super::proto::TensorProto;
 use super::{ModelProto, order};

@@ -9,7 +9,7 @@ use super::super::proto::{
     TrainingInfoProto,
 };
 use super::super::{AttributeProto, FunctionProto, NodeProto, TensorProto, TypeProto, ValueInfoProto};
-use super::encode::{External, Piece, Pieces, function_pieces, node_pieces, tensor_pieces};
+use super::pieces::{External, Piece, Pieces, function_pieces, node_pieces, tensor_pieces};
 use super::wire::{self, Field, Message};
 use bytes::Bytes;
 use prost::Message as _;
