@@ -138,3 +138,27 @@ fn comments_fit_into_their_lines() {
     }
     assert!(found.is_empty(), "comments are at most 120 columns wide:\n{}", found.join("\n"));
 }
+
+/// The most lines of a function.
+const LONGEST: usize = 70;
+
+#[test]
+fn functions_are_read_without_scrolling() {
+    let mut found = Vec::new();
+    for (name, lines) in source() {
+        for (first, line) in lines.iter().enumerate() {
+            let code = line.trim_start();
+            let begins = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "const fn ", "pub const fn "];
+            if !begins.iter().any(|b| code.starts_with(b)) || code.ends_with([';', '}']) {
+                continue;
+            }
+            // The source is formatted: what ends a function stands below its first word.
+            let end = format!("{}}}", &line[..line.len() - code.len()]);
+            let length = lines[first..].iter().position(|l| l.trim_end() == end).map_or(1, |n| n + 1);
+            if length > LONGEST {
+                found.push(format!("{name}:{}: {length} lines: {code}", first + 1));
+            }
+        }
+    }
+    assert!(found.is_empty(), "functions have at most {LONGEST} lines:\n{}", found.join("\n"));
+}

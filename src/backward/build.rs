@@ -104,40 +104,21 @@ impl Gradients {
             return Err(error);
         }
         let Building { taken, inputs, .. } = call;
-        let name = |o: &Option<(ValueId, String)>| o.as_ref().map(|(_, name)| name.clone());
-        let gradient = |(x, o): (&Chosen, &_)| Gradient { x: x.name.clone(), name: name(o) };
+        let gradient = |(x, o): (&Chosen, &Option<(ValueId, String)>)| Gradient {
+            x: x.name.clone(),
+            name: o.as_ref().map(|(_, name)| name.clone()),
+        };
         let gradients: Vec<Gradient> = xs.iter().zip(&outputs).map(gradient).collect();
-        let mut distinct: Vec<(ValueId, String)> = Vec::new();
-        let mut seen = HashSet::new();
-        distinct.extend(outputs.into_iter().flatten().filter(|(_, name)| seen.insert(name.clone())));
+        let distinct = distinct(outputs);
         let seed_of = |i: usize| given.get(i).and_then(Option::as_ref).map_or(&self.common_seed, |given| &given.seed);
         let seeded: Vec<(ValueId, ValueId)> = seeded.iter().map(|(y, seed)| (*y, seed.id())).collect();
         let kept = kept_seeds(&y_ids, &seed_of, &seeded);
-        let (nodes, ends) = {
-            let graph = builder.graph();
-            let results: Vec<ValueId> = distinct.iter().map(|&(v, _)| v).collect();
-            let nodes = write::needed(&graph, results.iter().copied().chain(kept));
-            let own = if self.only_gradients { &[][..] } else { &graph.scope(Graph::MAIN).outputs };
-            (nodes, [&results, own].concat())
-        };
-        let (steps, memory) =
-            memory::schedule(&builder, nodes, &ends, memory::Again::Within(self.memory_budget.as_ref()))?;
+        let results: Vec<ValueId> = distinct.iter().map(|&(v, _)| v).collect();
+        let (steps, memory) = self.scheduled(&builder, results, kept)?;
         let request = Request { name: scope.clone(), inputs, outputs: distinct, steps, colocate: self.colocate };
-        let proto = &mut model.proto;
         // What the builder and the pass have kept of nodes goes before these are written.
         let graph = builder.into_graph();
-        let written = match form {
-            #[cfg(feature = "cli")]
-            // Which outputs are dropped, and with them which nodes, is found out in the model; data in other files move
-            // with it.
-            Form::File if !self.only_gradients && file::locations(proto).is_empty() => {
-                let mut nodes = file::Appended::default();
-                let written = write::write_into(&graph, proto, &request, taken, &mut |node| nodes.push(&node))?;
-                model.appended = Some(nodes.into());
-                written
-            }
-            _ => write::write(&graph, proto, &request, taken)?,
-        };
+        let written = self.write(form, &graph, &mut model, &request, taken)?;
         for (node, output) in &written.demanded {
             warnings.push(format!("{node} has got the output '{output}', which its gradient needs"));
         }
@@ -156,6 +137,46 @@ impl Gradients {
         }
         Ok(output)
     }
+
+    /// The new nodes that results and seeds need, in their order.
+    fn scheduled(
+        &self,
+        builder: &Builder,
+        results: Vec<ValueId>,
+        seeds: impl IntoIterator<Item = ValueId>,
+    ) -> Result<(Vec<write::Step>, Option<memory::Report>)> {
+        let (nodes, ends) = {
+            let graph = builder.graph();
+            let nodes = write::needed(&graph, results.iter().copied().chain(seeds));
+            let own = if self.only_gradients { &[][..] } else { &graph.scope(Graph::MAIN).outputs };
+            (nodes, [&results, own].concat())
+        };
+        memory::schedule(builder, nodes, &ends, memory::Again::Within(self.memory_budget.as_ref()))
+    }
+
+    /// Writes the new nodes behind those of the model.
+    fn write(
+        &self,
+        form: Form,
+        graph: &Graph,
+        model: &mut Model,
+        request: &Request,
+        taken: Names,
+    ) -> Result<write::Written> {
+        match form {
+            #[cfg(feature = "cli")]
+            // Which outputs are dropped, and with them which nodes, is found out in the model; data in other files move
+            // with it.
+            Form::File if !self.only_gradients && file::locations(&model.proto).is_empty() => {
+                let mut nodes = file::Appended::default();
+                let proto = &mut model.proto;
+                let written = write::write_into(graph, proto, request, taken, &mut |node| nodes.push(&node))?;
+                model.appended = Some(nodes.into());
+                Ok(written)
+            }
+            _ => write::write(graph, &mut model.proto, request, taken),
+        }
+    }
 }
 
 /// What becomes of the new nodes.
@@ -166,6 +187,12 @@ enum Form {
     /// They may be in bytes only.
     #[cfg(feature = "cli")]
     File,
+}
+
+/// Each output once: several xs may have the same gradient.
+fn distinct(outputs: Vec<Option<(ValueId, String)>>) -> Vec<(ValueId, String)> {
+    let mut seen = HashSet::new();
+    outputs.into_iter().flatten().filter(|(_, name)| seen.insert(name.clone())).collect()
 }
 
 /// The seeds that are constants: one may be folded into what is multiplied by it, and who checks the gradients later
@@ -278,23 +305,24 @@ impl<'g> Building<'g, '_> {
                 let values = value.floats()?;
                 self.builder.numbers(&values, &value.dims, element)
             }
-            Seed::Input(wanted) => {
-                let base = wanted.clone().unwrap_or_else(|| format!("{}/grad_ys/{}", self.scope, y.name));
-                if wanted.is_some() {
-                    ensure!(!self.taken.contains(&base), "the model has a tensor called '{base}' already");
-                }
-                let unique = self.taken.fresh(base);
-                let input = Fact { value: None, ..fact.clone() };
-                let id = self.builder.graph_mut().push_input(Graph::MAIN, None, input);
-                self.inputs.push((id, unique));
-                self.builder.expr(id)
-            }
+            Seed::Input(wanted) => self.seed_input(y, wanted.as_deref(), &fact)?,
         };
         if let Some(error) = self.builder.take_error() {
             return Err(error);
         }
         self.check(&called, &fact, &seed.fact())?;
         Ok(Some(seed))
+    }
+
+    /// An input of the model that holds the seed of a y.
+    fn seed_input(&mut self, y: &Chosen, wanted: Option<&str>, fact: &Fact) -> Result<Expr<'g>> {
+        let base = wanted.map_or_else(|| format!("{}/grad_ys/{}", self.scope, y.name), str::to_owned);
+        ensure!(wanted.is_none() || !self.taken.contains(&base), "the model has a tensor called '{base}' already");
+        let unique = self.taken.fresh(base);
+        let input = Fact { value: None, ..fact.clone() };
+        let id = self.builder.graph_mut().push_input(Graph::MAIN, None, input);
+        self.inputs.push((id, unique));
+        Ok(self.builder.expr(id))
     }
 
     fn check(&self, called: &str, y: &Fact, seed: &Fact) -> Result<()> {

@@ -403,38 +403,9 @@ impl Loader<'_> {
                 self.stand_in(&name)
             });
         }
-        let inputs = self.inputs(proto)?;
-        ensure!(
-            self.graph.opset("") >= 7 || !proto.attribute.iter().any(|a| a.name() == "broadcast" && a.i() != 0),
-            "it broadcasts by attributes, which operators do in opset 6 and before only"
-        );
-        let (graphs, attributes): (Vec<_>, Vec<_>) = proto.attribute.iter().partition(|a| a.g.is_some());
-        if proto.attribute.iter().any(|a| !a.graphs.is_empty()) {
-            return Err(Error::unsupported("an attribute that is a list of graphs is not supported").into());
-        }
-        let attributes = match attributes.is_empty() {
-            true => self.no_attributes.clone(),
-            false => attributes.into_iter().cloned().collect(),
-        };
-        let outputs: SmallVec<[Option<OutputName>; 1]> =
-            proto.output.iter().map(|o| (!o.is_empty()).then(|| Some(o.as_str().into()))).collect();
-        // Many nodes are called like what they compute.
-        let like_output = || outputs.iter().flatten().flatten().find(|o| ***o == *proto.name()).cloned();
-        let name = Some(proto.name()).filter(|name| !name.is_empty());
-        let name = name.map(|name| like_output().unwrap_or_else(|| name.into()));
-        let mut new = NewNode {
-            op_type: self.string(proto.op_type()),
-            domain: self.string(canonical_domain(proto.domain())),
-            inputs,
-            outputs,
-            attributes,
-            bodies: Vec::new(),
-            name,
-            origin: Origin::Model,
-            stop: stops(proto),
-        };
+        let mut new = self.without_bodies(proto)?;
         let mut broken = Vec::new();
-        for attribute in graphs {
+        for attribute in &proto.attribute {
             let Some(body) = &attribute.g else { continue };
             let id = match self.graph.traits_of(&new.domain, &new.op_type).bodies {
                 Bodies::Branches => self.branch(body, scope, &mut broken)?,
@@ -460,6 +431,40 @@ impl Loader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// A node without the bodies that it has.
+    fn without_bodies(&mut self, proto: &NodeProto) -> Result<NewNode> {
+        let inputs = self.inputs(proto)?;
+        ensure!(
+            self.graph.opset("") >= 7 || !proto.attribute.iter().any(|a| a.name() == "broadcast" && a.i() != 0),
+            "it broadcasts by attributes, which operators do in opset 6 and before only"
+        );
+        if proto.attribute.iter().any(|a| !a.graphs.is_empty()) {
+            return Err(Error::unsupported("an attribute that is a list of graphs is not supported").into());
+        }
+        let mut attributes = proto.attribute.iter().filter(|a| a.g.is_none()).peekable();
+        let attributes = match attributes.peek() {
+            None => self.no_attributes.clone(),
+            Some(_) => attributes.cloned().collect(),
+        };
+        let outputs: SmallVec<[Option<OutputName>; 1]> =
+            proto.output.iter().map(|o| (!o.is_empty()).then(|| Some(o.as_str().into()))).collect();
+        // Many nodes are called like what they compute.
+        let like_output = || outputs.iter().flatten().flatten().find(|o| ***o == *proto.name()).cloned();
+        let name = Some(proto.name()).filter(|name| !name.is_empty());
+        let name = name.map(|name| like_output().unwrap_or_else(|| name.into()));
+        Ok(NewNode {
+            op_type: self.string(proto.op_type()),
+            domain: self.string(canonical_domain(proto.domain())),
+            inputs,
+            outputs,
+            attributes,
+            bodies: Vec::new(),
+            name,
+            origin: Origin::Model,
+            stop: stops(proto),
+        })
     }
 
     /// Lets what is come to from now on take something else in the place of a tensor of the main graph, if it is to.

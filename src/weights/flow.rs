@@ -111,6 +111,52 @@ enum Stage {
     Scaled,
 }
 
+/// What is known of the values of a graph while its nodes are gone through backwards.
+#[derive(Default)]
+struct Behind {
+    /// Outputs of the graph.
+    leaving: ValueSet,
+    /// Values that nodes take, and those that are taken a second time.
+    used: ValueSet,
+    again: ValueSet,
+    /// Values that something takes which is no way to a sine or cosine.
+    aperiodic: ValueSet,
+    /// Values that something takes which does not square them.
+    unsquared: ValueSet,
+}
+
+impl Behind {
+    /// Whether every output of a node is taken, and by nothing that puts it into `other`.
+    fn all_but(&self, node: &Node, other: &ValueSet) -> bool {
+        node.outputs.iter().flatten().all(|o| self.used.contains(o) && !other.contains(o))
+    }
+
+    /// Whether a node is a sine or cosine, or on the way to such and nowhere else.
+    fn is_periodic(&self, row: Option<&Rule>, node: &Node) -> bool {
+        let passes =
+            |r: &Rule| r.moves != Moves::Nothing || matches!(r.slots.first(), Some(Slot::Binary(_))) || r.layer;
+        row.is_some_and(|r| r.periodic || (passes(r) && self.all_but(node, &self.aperiodic)))
+    }
+
+    /// Whether a node squares what it takes, or moves it to where it is squared.
+    fn is_squared(&self, row: Option<&Rule>, node: &Node) -> bool {
+        let moves = |r: &Rule| r.moves != Moves::Nothing && self.all_but(node, &self.unsquared);
+        row.is_some_and(|r| raises(node, r.squares) || moves(r))
+    }
+
+    /// Whether a node moves, shifts or scales what an output of the graph is made of and nothing else; `closing` are
+    /// the values that are known to be that.
+    fn closes(&self, row: Option<&Rule>, node: &Node, closing: &ValueSet) -> bool {
+        let closed = |o: &ValueId| match self.used.contains(o) {
+            true => closing.contains(o) && !self.again.contains(o) && !self.leaving.contains(o),
+            false => self.leaving.contains(o),
+        };
+        node.outputs.len() == 1
+            && node.outputs.iter().flatten().all(closed)
+            && row.is_some_and(|r| matches!(r.moves, Moves::InOrder | Moves::Transposed) || Flow::pairs(r))
+    }
+}
+
 /// What is known of all values of a graph.
 pub struct Flow<'a> {
     graph: &'a Graph,
@@ -313,42 +359,25 @@ impl<'a> Flow<'a> {
     /// From the end to the beginning: what lies behind each value.
     fn look_behind(&mut self) {
         let inside = self.layers_inside();
-        let mut aperiodic: ValueSet = self.graph.scope(Graph::MAIN).outputs.iter().copied().collect();
-        let mut used: ValueSet = ValueSet::default();
-        let mut unsquared: ValueSet = aperiodic.clone();
-        // Values that leave the graph unlike those that go on, and those that are used a second time.
-        let (leaving, mut again) = (aperiodic.clone(), ValueSet::default());
+        let leaving: ValueSet = self.graph.scope(Graph::MAIN).outputs.iter().copied().collect();
+        let mut behind =
+            Behind { aperiodic: leaving.clone(), unsquared: leaving.clone(), leaving, ..Behind::default() };
         for id in self.nodes.clone().into_iter().rev() {
             let node = self.graph.node(id);
             let row = self.row(id);
-            let layer = self.is_layer(row, node);
             let depth = self.depth_behind(node);
-            let outputs = || node.outputs.iter().flatten();
             // What a loop begins with runs through its layers.
-            let layers = usize::from(layer) + inside.get(&id).copied().unwrap_or(0);
-            let leads = layers > 0 || outputs().any(|o| self.before_layers.contains(o));
-            let passes = row.is_some_and(|r| {
-                let pair = matches!(r.slots.first(), Some(Slot::Binary(_))) || r.layer;
-                r.moves != Moves::Nothing || pair
-            });
-            let ends = row.is_some_and(|r| r.periodic)
-                || (passes && outputs().all(|o| used.contains(o) && !aperiodic.contains(o)));
-            let squares = row.is_some_and(|r| raises(node, r.squares))
-                || (row.is_some_and(|r| r.moves != Moves::Nothing)
-                    && outputs().all(|o| used.contains(o) && !unsquared.contains(o)));
-            let closed = |o: &ValueId| match used.contains(o) {
-                true => self.closing.contains(o) && !again.contains(o) && !leaving.contains(o),
-                false => leaving.contains(o),
-            };
-            let closes = node.outputs.len() == 1
-                && outputs().all(closed)
-                && row.is_some_and(|r| matches!(r.moves, Moves::InOrder | Moves::Transposed) || Self::pairs(r));
+            let layers = usize::from(self.is_layer(row, node)) + inside.get(&id).copied().unwrap_or(0);
+            let leads = layers > 0 || node.outputs.iter().flatten().any(|o| self.before_layers.contains(o));
+            let ends = behind.is_periodic(row, node);
+            let squares = behind.is_squared(row, node);
+            let closes = behind.closes(row, node, &self.closing);
             for &(_, body) in &node.bodies {
                 for &output in &self.graph.scope(body).outputs {
                     let known = self.depth.or_default(output);
                     *known = depth.max(*known);
-                    aperiodic.insert(output);
-                    unsquared.insert(output);
+                    behind.aperiodic.insert(output);
+                    behind.unsquared.insert(output);
                     if leads {
                         self.before_layers.insert(output);
                     }
@@ -360,28 +389,27 @@ impl<'a> Flow<'a> {
             let captured = self.graph.captures(id);
             let direct = node.inputs.len();
             for (k, &input) in node.inputs.iter().flatten().chain(&captured).enumerate() {
-                if !used.insert(input) {
-                    again.insert(input);
-                }
-                if closes {
-                    self.closing.insert(input);
-                }
-                if !squares {
-                    unsquared.insert(input);
-                }
                 // What a body uses from outside is counted where the body uses it.
                 if k < direct {
                     let known = self.depth.or_default(input);
                     *known = (depth + layers).max(*known);
                 }
-                if leads {
-                    self.before_layers.insert(input);
+                if !behind.used.insert(input) {
+                    behind.again.insert(input);
                 }
-                if !ends {
-                    aperiodic.insert(input);
+                for (is_so, set) in [
+                    (closes, &mut self.closing),
+                    (!squares, &mut behind.unsquared),
+                    (leads, &mut self.before_layers),
+                    (!ends, &mut behind.aperiodic),
+                ] {
+                    if is_so {
+                        set.insert(input);
+                    }
                 }
             }
         }
+        let Behind { leaving, used, again, aperiodic, unsquared } = behind;
         self.squared = used.clone().without(&unsquared);
         self.closing = std::mem::take(&mut self.closing).without(&again).without(&leaving);
         self.periodic = used.without(&aperiodic);
@@ -430,59 +458,16 @@ impl<'a> Flow<'a> {
     fn look_at(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         let row = self.row(id);
-        let mut reach = node.inputs.iter().flatten().map(|v| self.reach_of(*v)).max().unwrap_or_default();
-        let inner = node.bodies.iter().flat_map(|&(_, body)| &self.graph.scope(body).outputs);
-        reach = inner.map(|v| self.reach_of(*v)).max().unwrap_or_default().max(reach);
-        if row.is_some_and(|r| r.shapes_only) {
-            reach = Reach::Nothing;
-        }
         let layer = self.is_layer(row, node);
-        let periodic = node.outputs.iter().flatten().all(|o| self.periodic.contains(o));
-        // A table that positions alone look up depends on nothing else; what other layers make of integers is a signal.
-        let looked_up = row.is_some_and(|r| r.moves != Moves::Nothing) && reach == Reach::Nothing;
-        if layer && !periodic && !looked_up {
-            reach = Reach::Signal;
-        }
-        let mut others = node.inputs.iter().flatten().filter(|v| !self.held.contains(v));
-        let (only, more) = (others.next().copied(), others.next().is_some());
-        let moved = Self::moved(row, node);
-        let first = node.inputs.first().copied().flatten();
-        // What is moved, or shifted and scaled by constants, stays what it is.
-        let source = match row {
-            Some(r) if r.moves != Moves::Nothing && moved.len() == 1 => first,
-            Some(r) if matches!(r.slots, [Slot::Binary(_), Slot::Binary(_)]) && !more => only,
-            _ => None,
-        };
-        let narrow = match source.and_then(|s| self.narrow.get(&s).copied()) {
-            Some(_) if row.is_some_and(|r| Self::pairs(r) && !r.scales()) => Some(Narrow::Biased),
-            Some(state) => Some(state),
-            None if layer => self.layer_output(row, node),
-            None if row.is_some_and(|r| r.sums) => first.and_then(|f| self.narrow.get(&f).copied()),
-            None => None,
-        };
-        let stage = match source.and_then(|s| self.stages.get(&s).copied()) {
-            Some(stage) if row.is_some_and(Self::pairs) => match (stage, row.is_some_and(Rule::scales)) {
-                (Stage::Bare, false) => Some(Stage::Biased),
-                (Stage::Biased, true) => Some(Stage::Scaled),
-                (Stage::Bare, true) => Some(Stage::Bare),
-                _ => None,
-            },
-            Some(stage) => Some(stage),
-            None if layer => Some(if self.has_bias(row, node) { Stage::Biased } else { Stage::Bare }),
-            None => None,
-        };
+        let reach = self.reach_behind(row, node, layer);
+        let source = self.source(row, node);
+        let narrow = self.narrow_behind(row, node, layer, source);
+        let stage = self.stage_behind(row, node, layer, source);
         let raw = source.is_some_and(|s| self.raw.contains(&s));
-        // Nothing learned: neither layers, but those of spectra, nor what stands in a place of their weights.
-        let mut data = node.inputs.iter().flatten().filter(|v| !self.held.contains(v)).peekable();
-        let unlearned = data.peek().is_some()
-            && node.bodies.is_empty()
-            && (!layer || self.is_spectrum((id, 0)))
-            && data.clone().all(|v| self.unlearned.contains_key(v) || self.reach_of(*v) == Reach::Nothing);
-        let measured = unlearned && (layer || data.any(|v| self.unlearned.get(v) == Some(&true)));
-        let unlearned = unlearned && reach == Reach::Signal;
+        let measured = self.measured_behind(id, layer).filter(|_| reach == Reach::Signal);
         for &output in node.outputs.iter().flatten() {
             self.reach.insert(output, reach);
-            if unlearned {
+            if let Some(measured) = measured {
                 self.unlearned.insert(output, measured);
             }
             if let Some(stage) = stage {
@@ -495,6 +480,69 @@ impl<'a> Flow<'a> {
                 self.narrow.insert(output, state);
             }
         }
+    }
+
+    /// What the outputs of a node depend on.
+    fn reach_behind(&self, row: Option<&Rule>, node: &Node, layer: bool) -> Reach {
+        let inner = node.bodies.iter().flat_map(|&(_, body)| &self.graph.scope(body).outputs);
+        let all = node.inputs.iter().flatten().chain(inner).map(|v| self.reach_of(*v)).max().unwrap_or_default();
+        let reach = if row.is_some_and(|r| r.shapes_only) { Reach::Nothing } else { all };
+        let periodic = node.outputs.iter().flatten().all(|o| self.periodic.contains(o));
+        // A table that positions alone look up depends on nothing else; what other layers make of integers is a signal.
+        let looked_up = row.is_some_and(|r| r.moves != Moves::Nothing) && reach == Reach::Nothing;
+        if layer && !periodic && !looked_up { Reach::Signal } else { reach }
+    }
+
+    /// The input that stays what it is in a node which moves it, or shifts or scales it by constants.
+    fn source(&self, row: Option<&Rule>, node: &Node) -> Option<ValueId> {
+        let mut others = node.inputs.iter().flatten().filter(|v| !self.held.contains(v));
+        let (only, more) = (others.next().copied(), others.next().is_some());
+        match row {
+            Some(r) if r.moves != Moves::Nothing && Self::moved(row, node).len() == 1 => {
+                node.inputs.first().copied()?
+            }
+            Some(r) if matches!(r.slots, [Slot::Binary(_), Slot::Binary(_)]) && !more => only,
+            _ => None,
+        }
+    }
+
+    /// What becomes of the one number that a layer gives out.
+    fn narrow_behind(&self, row: Option<&Rule>, node: &Node, layer: bool, source: Option<ValueId>) -> Option<Narrow> {
+        let first = node.inputs.first().copied().flatten();
+        match source.and_then(|s| self.narrow.get(&s).copied()) {
+            Some(_) if row.is_some_and(|r| Self::pairs(r) && !r.scales()) => Some(Narrow::Biased),
+            Some(state) => Some(state),
+            None if layer => self.layer_output(row, node),
+            None if row.is_some_and(|r| r.sums) => first.and_then(|f| self.narrow.get(&f).copied()),
+            None => None,
+        }
+    }
+
+    /// How far what a layer gives out has come.
+    fn stage_behind(&self, row: Option<&Rule>, node: &Node, layer: bool, source: Option<ValueId>) -> Option<Stage> {
+        match source.and_then(|s| self.stages.get(&s).copied()) {
+            Some(stage) if row.is_some_and(Self::pairs) => match (stage, row.is_some_and(Rule::scales)) {
+                (Stage::Bare, false) => Some(Stage::Biased),
+                (Stage::Biased, true) => Some(Stage::Scaled),
+                (Stage::Bare, true) => Some(Stage::Bare),
+                _ => None,
+            },
+            Some(stage) => Some(stage),
+            None if layer => Some(if self.has_bias(row, node) { Stage::Biased } else { Stage::Bare }),
+            None => None,
+        }
+    }
+
+    /// Whether what a node makes of inputs is the result of a bank of filters; `None` where something learned has a
+    /// part in it: a layer, but for those of spectra, or what stands in a place of its weights.
+    fn measured_behind(&self, id: NodeId, layer: bool) -> Option<bool> {
+        let node = self.graph.node(id);
+        let mut data = node.inputs.iter().flatten().filter(|v| !self.held.contains(v)).peekable();
+        let unlearned = data.peek().is_some()
+            && node.bodies.is_empty()
+            && (!layer || self.is_spectrum((id, 0)))
+            && data.clone().all(|v| self.unlearned.contains_key(v) || self.reach_of(*v) == Reach::Nothing);
+        unlearned.then(|| layer || data.any(|v| self.unlearned.get(v) == Some(&true)))
     }
 
     /// Whether a layer has more weights than one, of which one is a bias.

@@ -1,5 +1,5 @@
-//! A model as the bytes of its file: those of the file that it was read from where it says the same, and the elements of
-//! tensors from where they lie.
+//! A model as the bytes of its file: those of the file that it was read from where it says the same, and the elements
+//! of tensors from where they lie.
 
 use super::super::ModelProto;
 use super::pieces::{Appended, External, Piece, Pieces, function_pieces, graph_pieces, node_pieces, tensor_pieces};
