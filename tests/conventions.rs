@@ -158,3 +158,26 @@ fn the_first_of_equals_gets_all_in_large_pools_too() {
         assert!(found == expected, "{attributes}");
     }
 }
+
+/// Behind a Relu the smaller tensor of the maxima is masked in the place of all elements, if nothing else takes these.
+#[test]
+fn a_maximum_behind_a_relu_passes_what_the_relu_passes() {
+    let pooled = "y = MaxPool<kernel_shape=[2], strides=[2]>(r)";
+    let model = |nodes: &str| -> Model {
+        let head =
+            "<ir_version: 8, opset_import: [\"\": 18]> g (float[4] x) => (float[1,1,2] y) <int64[3] s = {1, 1, 4}>";
+        text::parse(&format!("{head} {{ c = Reshape(x, s) r = Relu(c) {nodes} }}")).unwrap().into()
+    };
+    let gradients = |nodes: &str, xs: &[&str]| -> (usize, Vec<Vec<f64>>) {
+        let output = Gradients::new(["y"], xs.iter().copied()).build(&model(nodes)).unwrap();
+        let computed = evaluate(&output.model.proto, &[("x", &[-1.0, 0.0, 3.0, 2.0], &[])]);
+        let masks = output.model.proto.graph.as_ref().unwrap().node.iter().filter(|n| n.op_type() == "Less").count();
+        (masks, output.gradients.iter().map(|g| computed[g.name.as_ref().unwrap()].floats().unwrap()).collect())
+    };
+    assert_eq!(gradients(pooled, &["x"]), (1, vec![vec![0.0, 0.0, 1.0, 0.0]]));
+    // The maximum's own gradient is asked for, where it is 0 as well.
+    assert_eq!(gradients(pooled, &["x", "r"]).1, [[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 0.0]]);
+    // Another node takes all elements.
+    let skipped = "p = MaxPool<kernel_shape=[2], strides=[2]>(r) m = ReduceSum(r) y = Add(p, m)";
+    assert_eq!(gradients(skipped, &["x"]).1, [[0.0, 0.0, 3.0, 2.0]]);
+}

@@ -10,7 +10,7 @@ use anyhow::{Error, Result, anyhow};
 use prost::Message;
 use rustc_hash::{FxBuildHasher, FxHashMap};
 use smallvec::SmallVec;
-use std::cell::{Cell, Ref, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, Ref, RefCell, RefMut};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::rc::Rc;
@@ -42,6 +42,10 @@ pub struct Builder {
     blamed: Cell<Option<usize>>,
     /// Values in which single elements may be infinite although all that the model computes is finite.
     pub(super) wild: RefCell<IdSet<ValueId>>,
+    /// Gradients that are zero where these values are not above 0.
+    pub(super) shut: RefCell<IdMap<ValueId, ValueId>>,
+    /// How many nodes of the model take each value, where somebody has asked.
+    pub(super) takers: OnceCell<Vec<u32>>,
     /// Values at which somebody asks for a gradient, or stops it.
     leaves: RefCell<IdSet<ValueId>>,
     pub(super) scope: Cell<ScopeId>,
@@ -70,6 +74,8 @@ impl Builder {
             error: RefCell::default(),
             blamed: Cell::new(None),
             wild: RefCell::default(),
+            shut: RefCell::default(),
+            takers: OnceCell::new(),
             leaves: RefCell::default(),
             scope: Cell::new(Graph::MAIN),
             forward: Cell::new(None),

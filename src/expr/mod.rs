@@ -10,6 +10,7 @@ mod bodies;
 mod builder;
 mod ops;
 pub mod rewrite;
+mod shut;
 mod tame;
 mod unbroadcast;
 mod zero;

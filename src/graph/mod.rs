@@ -287,6 +287,11 @@ impl Graph {
         }
     }
 
+    /// The nodes of all scopes, in the order in which they were appended.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter()
+    }
+
     /// How many nodes there are, in all scopes.
     pub fn node_count(&self) -> usize {
         self.nodes.len()

@@ -37,6 +37,10 @@ pub struct Traits {
     pub linear: Linear,
     /// The input that is added to what is linear in the others, where it is there.
     pub added: Option<usize>,
+    /// Whether its gradient is dy where its output is above 0, and zero elsewhere.
+    pub rectifies: bool,
+    /// Whether its gradient asks where elements of its inputs are those of its output.
+    pub compares: bool,
     /// Where its output is infinite though its inputs are not.
     pub poles: Poles,
     /// Whether each element of its output depends on those of its inputs in the same place, which broadcast, and on no

@@ -255,6 +255,8 @@ struct Net {
     heavy: Vec<bool>,
     /// Whether a forward node computes element by element.
     simple: Vec<bool>,
+    /// Whether the gradient of a forward node asks where elements of its inputs are those of its output.
+    compares: Vec<bool>,
     /// Whether only such nodes may run twice.
     only_simple: bool,
     /// The input of a forward node that can be delayed with the least bytes, and these.
@@ -331,6 +333,7 @@ impl Net {
             whole: cost.iter().sum::<u64>().max(1),
             once: nodes[..first].iter().map(|&id| rules::drawing(graph, id).is_some()).collect(),
             simple: nodes[..first].iter().map(|&id| graph.traits(graph.node(id)).elementwise).collect(),
+            compares: nodes[..first].iter().map(|&id| graph.traits(graph.node(id)).compares).collect(),
             only_simple: false,
             gate: nodes[..first].iter().map(|&id| gate(graph, sizes, id)).collect(),
             signals: nodes.iter().map(signal).collect(),
@@ -435,7 +438,32 @@ impl Net {
         }
     }
 
-    fn outcome(&self, plan: Plan, begins: &Rc<[usize]>) -> Outcome {
+    /// Computes again what is held against its inputs, where these are computed again in the same window: a runtime may
+    /// fuse, and so round, the nodes before them in another way, and no element would be found that is the maximum.
+    fn consistent(&self, plan: &mut Plan, begins: &[usize]) {
+        let mut again = vec![usize::MAX; self.first];
+        for (w, nodes) in plan.iter_mut().enumerate() {
+            nodes.iter().for_each(|&n| again[n as usize] = w);
+            let begin = begins.get(w).copied().unwrap_or_default();
+            let end = begins.get(w + 1).copied().unwrap_or(self.nodes.len() - self.first);
+            let taken = self.ledger.entries[self.first + begin..self.first + end].iter().flat_map(|entry| &entry.reads);
+            let makers = taken.filter(|&&t| t < self.forward).map(|&t| self.maker[t as usize]);
+            let mut compared: Vec<u32> = makers.filter(|&n| self.compares[n as usize]).collect();
+            compared.sort_unstable();
+            for n in compared {
+                let reads = &self.ledger.entries[n as usize].reads;
+                let anew = reads.iter().any(|&t| t < self.forward && again[self.maker[t as usize] as usize] == w);
+                if anew && again[n as usize] != w {
+                    again[n as usize] = w;
+                    nodes.push(n);
+                }
+            }
+            nodes.sort_unstable();
+        }
+    }
+
+    fn outcome(&self, mut plan: Plan, begins: &Rc<[usize]>) -> Outcome {
+        self.consistent(&mut plan, begins);
         let (actions, starts) = self.actions(&plan, begins);
         let cost = |action: &Action| match *action {
             Action::Own(_) => 0,

@@ -94,6 +94,7 @@ pub const RULES: &[Rule] = &[
         &[Formula(clip), Broadcast(clip_min), Broadcast(clip_max)],
     )
     .facts(facts::clip)
+    .compares()
     .arithmetic(Arithmetic::Within)
     .moves_integers()
     .attributes("min max")
@@ -117,8 +118,9 @@ pub const RULES: &[Rule] = &[
     rule("Acosh", "dx = dy / sinh y", &[Unary(|_x, y, dy| dy / y.sinh())]),
     rule("Atanh", "dx = dy / (1 - x²)", &[Unary(|x, _y, dy| dy / one_minus_square(x))]),
     // Activations.
-    rule("Relu", "dx = dy where y > 0", &[Unary(|_x, y, dy| dy.where_(y.above(0.0)))])
+    rule("Relu", "dx = dy where y > 0", &[Unary(|_x, y, dy| dy.where_open(y))])
         .facts(facts::relu)
+        .rectifies()
         .moves_integers()
         .note("0 at 0"),
     rule("LeakyRelu", "dx = dy where x > 0, else α dy", &[Formula(leaky_relu)])

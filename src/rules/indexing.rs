@@ -37,11 +37,13 @@ pub const RULES: &[Rule] = &[
         .attributes("axis"),
     rule("ScatterElements", SCATTERED, ALONG_AXIS)
         .facts(same)
+        .compares()
         .indices(WRITTEN_ALONG_AXIS)
         .attributes("axis reduction")
         .note(TIES),
     rule("ScatterND", SCATTERED, BY_TUPLES)
         .facts(same)
+        .compares()
         .indices(&[written(1, Tuples(0, ""))])
         .attributes("reduction")
         .note(TIES),

@@ -200,6 +200,10 @@ pub struct Rule {
     pub added: Option<usize>,
     /// Where its output is infinite though its inputs are not.
     pub poles: Poles,
+    /// Whether its gradient asks where elements of its inputs are those of its output.
+    pub compares: bool,
+    /// Whether its gradient is dy where its output is above 0, and zero elsewhere.
+    pub rectifies: bool,
     /// Whether each element of its output is a sum of products over whole axes of its inputs.
     pub contracts: bool,
     /// The input that lists the sizes of its output.
@@ -261,6 +265,8 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         linear: Linear::Never,
         added: None,
         poles: Poles::Nowhere,
+        compares: false,
+        rectifies: false,
         contracts: false,
         sizes: None,
         measures: false,

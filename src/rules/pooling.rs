@@ -42,6 +42,7 @@ pub const RULES: &[Rule] = &[
         .note("the first of equals gets all"),
     rule("MaxPool", "dx = dy where x is the largest of its window", &[Try(max)])
         .facts(facts::pool)
+        .compares()
         .moves_integers()
         .attributes("auto_pad ceil_mode dilations kernel_shape pads storage_order strides")
         .note("the first of equals gets all"),
@@ -84,7 +85,15 @@ fn global_max<'g>(c: &Call<'g>) -> Expr<'g> {
 }
 
 fn max<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
-    let (x, dy, b) = (c.x(), c.dy(), c.builder());
+    let (x, y, dy) = (c.x(), c.y(), c.dy());
+    match x.is_rectified_for_one() {
+        true => Ok(max_of(c, dy.where_open(y))?.note_shut(x)),
+        false => max_of(c, dy),
+    }
+}
+
+fn max_of<'g>(c: &Call<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
+    let (x, b) = (c.x(), c.builder());
     let window = Window::of(c, x, c.y(), None)?;
     if c.output(1).is_none()
         && let Some(dx) = window.unpool(x, c.y(), dy)?

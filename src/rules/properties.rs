@@ -387,6 +387,19 @@ impl Rule {
         self
     }
 
+    /// Its gradient asks where elements of its inputs are those of its output: both must come of one computation, since
+    /// a second one may be rounded otherwise.
+    pub const fn compares(mut self) -> Self {
+        self.compares = true;
+        self
+    }
+
+    /// Its gradient is dy where its output is above 0, and zero elsewhere.
+    pub const fn rectifies(mut self) -> Self {
+        self.rectifies = true;
+        self
+    }
+
     /// Each element of its output is a sum of products over whole axes of its inputs.
     pub const fn contracts(mut self) -> Self {
         self.contracts = true;
@@ -426,6 +439,8 @@ impl Rule {
             linear: if self.linear == Linear::Never { moved } else { self.linear },
             added: self.added,
             poles: self.poles,
+            compares: self.compares,
+            rectifies: self.rectifies,
             elementwise: self.is_elementwise(),
             contracts: self.contracts,
             sizes: self.sizes,

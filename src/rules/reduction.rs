@@ -33,6 +33,7 @@ pub const RULES: &[Rule] = &[
         .linear(1)
         .in_float32(),
     rule("ReduceMax", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
+        .compares()
         .facts(|c| facts::reduce(c, Some(value::max)))
         .attributes(AXES)
         .view(View::Over)
@@ -40,6 +41,7 @@ pub const RULES: &[Rule] = &[
         .note("ties share equally")
         .moves_integers(),
     rule("ReduceMin", "dx = dy [x = y] / Σ [x = y]", &[Try(extreme), Stop("axes")])
+        .compares()
         .facts(|c| facts::reduce(c, Some(value::min)))
         .attributes(AXES)
         .view(View::Over)
