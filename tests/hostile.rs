@@ -265,6 +265,17 @@ fn ranks_that_contradict_each_other_decide_nothing() {
     }
 }
 
+/// Scales that have not as many axes as the numbers that they scale are an error.
+#[test]
+fn scales_of_another_rank_are_refused() {
+    let graph = "g (float[3] s, int64[2] i) => (y) <uint8[3,8] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6}> {
+        y = com.microsoft.GatherBlockQuantized<block_size = 16, quantize_axis = 1, bits = 4>(w, i, s)
+    }";
+    let text = format!("<ir_version: 8, opset_import: [\"\": 17, \"com.microsoft\": 1]> {graph}");
+    let error = process(text::parse(&text).unwrap().encode_to_vec()).unwrap_err();
+    assert!(format!("{error:#}").contains("axis 1"), "{error:#}");
+}
+
 #[test]
 fn sums_of_many_operands_are_refused() {
     let names: Vec<String> = (0..3000).map(|i| format!("x{i}")).collect();

@@ -36,7 +36,7 @@ use accumulate::Accumulator;
 use anyhow::{Result, anyhow, bail};
 use reach::Known;
 use rounding::Rounding;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
 /// What arrives at a tensor. Absence of a flow is the third case: the tensor is not connected.
@@ -60,13 +60,15 @@ pub struct Pass<'g> {
     /// Of each node what gives its gradient, by number, where somebody has asked.
     known: RefCell<Vec<Option<Known<'g>>>>,
     rounding: Rounding,
+    /// Whether what is being written is for one of several ranks.
+    in_ranks: Cell<bool>,
 }
 
 impl<'g> Pass<'g> {
     /// A pass that sums gradients in the given way and lets none through the outputs `stops`.
     pub fn new(builder: &'g Builder, aggregation: Aggregation, stops: IdSet<ValueId>, own_rules: &'g [Rule]) -> Self {
         let (known, rounding) = (RefCell::default(), Rounding::default());
-        Pass { builder, aggregation, stops, own_rules, own_functions: &[], known, rounding }
+        Pass { builder, aggregation, stops, own_rules, own_functions: &[], known, rounding, in_ranks: Cell::new(false) }
     }
 
     /// The pass for which rounding counts as the identity, or not.
@@ -175,11 +177,16 @@ impl<'g> Pass<'g> {
             _ => None,
         });
         let dys: Vec<_> = dys.collect();
-        let found = self.by_rule(id, node, rule, dys.clone(), &wanted, only_zeros);
-        match (found, rule.view) {
-            (Err(error), Some(view)) => self.by_view(id, node, view, &dys, &wanted)?.ok_or(error),
-            (found, _) => found,
+        let error = match self.by_rule(id, node, rule, dys.clone(), &wanted, only_zeros) {
+            Err(error) => error,
+            found => return found,
+        };
+        if let Some(view) = rule.view
+            && let Some(found) = self.by_view(id, node, view, &dys, &wanted)?
+        {
+            return Ok(found);
         }
+        self.by_ranks(id, node, &dys, &wanted).ok_or(error)
     }
 
     /// The same of an operator that can be computed of views of few axes, by whose rules its gradient needs no rank.
@@ -196,6 +203,63 @@ impl<'g> Pass<'g> {
         let ys = outputs.into_iter().zip(dys).filter_map(|(y, dy)| Some((y?, (*dy)?))).collect();
         let gradients = self.led_to(ys, wanted).and_then(|g| self.checked(g, false));
         self.blame(gradients, id, None).map(Some)
+    }
+
+    /// The same of an operator on tensors of unknown rank, for each rank that these may have: which it is, is asked in
+    /// the run. `None` where that is not what is missing, or none of them helps.
+    fn by_ranks(
+        &'g self,
+        id: NodeId,
+        node: &Node,
+        dys: &[Option<Expr<'g>>],
+        wanted: &[ValueId],
+    ) -> Option<Vec<(ValueId, Flow<'g>)>> {
+        let b = self.builder;
+        // What is drawn again is another number.
+        if self.in_ranks.get() || !node.bodies.is_empty() || rules::drawing(&b.graph(), id).is_some() {
+            return None;
+        }
+        let through = |ranks: &[(ValueId, usize)]| {
+            let like = |y: Expr<'g>, dy: Expr<'g>| y.fact().rank().map_or(dy, |rank| dy.of_rank(rank));
+            let outputs = b.through_ranks(node, ranks).into_iter().zip(dys);
+            let ys = outputs.filter_map(|(y, dy)| Some((y?, like(y?, (*dy)?)))).collect();
+            let gradients = self.led_to(ys, wanted).and_then(|g| self.checked(g, false));
+            self.blame(gradients, id, None).ok()
+        };
+        let ways = b.graph().possible_ranks(node);
+        self.in_ranks.set(true);
+        // A rank of which the operator knows no gradient it does not take, or a run in which it has it fails.
+        let branches = ways.iter().filter_map(|ranks| {
+            let (scope, _) = b.open(vec![]);
+            Some((&ranks[..], scope, b.within(scope, || through(ranks))?))
+        });
+        let branches: Vec<_> = branches.collect();
+        let only = match branches[..] {
+            [(ranks, ..)] => Some(through(ranks)),
+            _ => None,
+        };
+        self.in_ranks.set(false);
+        if let Some(only) = only {
+            return only;
+        }
+        let connected = |i: &usize| branches.iter().any(|(.., found)| matches!(found[*i].1, Flow::Value(_)));
+        let connected: Vec<usize> = (0..branches.first()?.2.len()).filter(connected).collect();
+        for (_, scope, found) in &branches {
+            let dx = |&i: &usize| match found[i] {
+                (_, Flow::Value(dx)) => dx,
+                (x, Flow::Zero) => match self.cotangent(x) {
+                    Some(element) => b.zero_like(b.expr(x), element),
+                    None => b.expr(x).zeros_like(),
+                },
+            };
+            let outputs: Vec<_> = b.within(*scope, || connected.iter().map(dx).collect());
+            b.close(*scope, &outputs, 0);
+        }
+        let scopes: Vec<_> = branches.iter().map(|(ranks, scope, _)| (*ranks, *scope)).collect();
+        let dxs = if connected.is_empty() { vec![] } else { b.by_ranks(&scopes) };
+        let mut found: Vec<_> = wanted.iter().map(|&x| (x, Flow::Zero)).collect();
+        connected.into_iter().zip(dxs).for_each(|(i, dx)| found[i].1 = Flow::Value(dx));
+        self.blame(self.checked(found, false), id, None).ok()
     }
 
     /// The same by the slots of a row.
@@ -264,6 +328,8 @@ impl<'g> Pass<'g> {
         forward: rules::Forward,
         wanted: &[ValueId],
     ) -> Result<Vec<(ValueId, Flow<'g>)>> {
+        // What is written must be seen to be made of them.
+        self.builder.note_leaves(wanted.iter().copied());
         let outputs = forward(c)?;
         // A formula may compute in another type than its result has.
         let typed = |y: Expr<'g>, dy: Expr<'g>| (dy.fact().element.map_or(y, |element| y.cast(element)), dy);

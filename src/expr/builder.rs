@@ -57,6 +57,8 @@ pub struct Builder {
     /// A scope that no node is in, for what is not written.
     pub(super) orphan: ScopeId,
     pub(super) zeros: RefCell<IdMap<ValueId, Zero>>,
+    /// What is computed already of outputs of nodes that are written to be differentiated.
+    pub(super) computed: RefCell<IdMap<ValueId, ValueId>>,
 }
 
 impl Builder {
@@ -83,6 +85,7 @@ impl Builder {
             nothing,
             orphan,
             zeros: RefCell::default(),
+            computed: RefCell::default(),
         }
     }
 

@@ -90,6 +90,14 @@ impl<'g> Expr<'g> {
         self.fact().shape?.get(axis)?.known()
     }
 
+    /// The size of one dimension, of which a formula needs the number.
+    ///
+    /// # Errors
+    /// It is not known.
+    pub fn number_along(self, axis: usize) -> Result<i64> {
+        self.known_dim(axis).with_context(|| self.builder.graph().why_no_size(self.id, axis))
+    }
+
     /// The elements, where they are known integers.
     pub fn ints(self) -> Option<Vec<i64>> {
         self.fact().ints()

@@ -208,6 +208,12 @@ pub struct Graph {
     broken: IdSet<ScopeId>,
 }
 
+/// How errors call a tensor without a name.
+const UNNAMED: &str = "an intermediate tensor";
+
+/// How a user says the shape of a tensor.
+const SAID: &str = "(--shape NAME=1x64xT, or value_info in the model)";
+
 impl Graph {
     /// The main graph.
     pub const MAIN: ScopeId = ScopeId(0);
@@ -295,6 +301,11 @@ impl Graph {
     /// How many nodes there are, in all scopes.
     pub fn node_count(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Puts a scope inside another one, which sees all that it has taken from around it.
+    pub fn move_scope(&mut self, scope: ScopeId, parent: ScopeId) {
+        self.scopes[scope.0 as usize].parent = Some(parent);
     }
 
     /// Opens a scope inside `parent`.
@@ -399,6 +410,12 @@ impl Graph {
         }
     }
 
+    /// The ranks that those inputs of a node may have of which they are not known, one list for each way; none where
+    /// they are many.
+    pub fn possible_ranks(&self, node: &Node) -> Vec<Vec<(ValueId, usize)>> {
+        ranks::possible(self, node)
+    }
+
     /// Why the rank of a tensor is not known, and what helps.
     pub fn why_no_rank(&self, id: ValueId) -> String {
         let (first, node) = ranks::cause(self, id);
@@ -409,11 +426,17 @@ impl Graph {
             (None, Some(source)) => format!("the model does not say that of {source}"),
             (None, None) => "the model does not say it".to_owned(),
         };
-        let own = own.unwrap_or_else(|| "an intermediate tensor".to_owned());
+        let own = own.unwrap_or_else(|| UNNAMED.to_owned());
         let source = source.unwrap_or_else(|| own.clone());
-        format!(
-            "the rank of {own} is not known: {cause}; say the shape of {source} (--shape NAME=1x64xT, or value_info in the model)"
-        )
+        format!("the rank of {own} is not known: {cause}; say the shape of {source} {SAID}")
+    }
+
+    /// Why the size of an axis of a tensor is no number, and what helps.
+    pub fn why_no_size(&self, id: ValueId, axis: usize) -> String {
+        let Some(shape) = &self.fact(id).shape else { return self.why_no_rank(id) };
+        let own = self.value(id).name.as_deref().map_or_else(|| UNNAMED.to_owned(), |n| format!("'{n}'"));
+        let shape = self.dims.display(shape);
+        format!("the size of axis {axis} of {own}, which is {shape}, has to be a number; say its shape {SAID}")
     }
 
     /// Whether two tensors have the same shape in every run, also such of which not even the rank is known.

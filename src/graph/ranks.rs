@@ -12,6 +12,12 @@ use super::{
 /// Tensors of more dimensions are left alone.
 const MAX_RANK: usize = 8;
 
+/// Of so many inputs that may each have any rank all ways are tried out.
+const MAX_UNKNOWN: usize = 2;
+
+/// A node is written in at most so many ways.
+const MAX_WAYS: usize = MAX_RANK + 1;
+
 /// How often what is found may help to find more, back and forth through the graph.
 const MAX_ROUNDS: usize = 4;
 
@@ -87,39 +93,72 @@ fn only_rank(graph: &Graph, node: &Node, input: usize, required: &IdMap<ValueId,
     if let Some(&Some(rank)) = graph.traits(node).ranks.get(input) {
         return Some(rank);
     }
-    let new = as_new(node);
-    let known: Vec<Option<Fact>> = node
-        .inputs
-        .iter()
-        .map(|i| {
-            i.map(|i| {
-                let mut fact = graph.fact(i).clone();
-                if let (None, Some(&rank)) = (&fact.shape, required.get(&i)) {
-                    fact.shape = Some(any_shape(graph, rank));
-                }
-                fact
-            })
-        })
-        .collect();
-    let rank_of = |o: &Option<ValueId>| o.and_then(|o| graph.fact(o).rank().or_else(|| required.get(&o).copied()));
-    let outputs: Vec<Option<usize>> = node.outputs.iter().map(rank_of).collect();
-    let fits = |rank: &usize| {
-        let mut facts = known.clone();
-        let taken = node.inputs[input];
-        for (fact, id) in facts.iter_mut().zip(&node.inputs).filter(|(_, id)| **id == taken) {
-            *fact = id.and(fact.take()).map(|f| Fact { shape: Some(any_shape(graph, *rank)), ..f });
-        }
-        let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
-        graph.infer_from(&new, &facts).is_ok_and(|found| {
-            let contradicts = |(f, rank): (&Fact, &Option<usize>)| f.rank().zip(*rank).is_some_and(|(a, b)| a != b);
-            !found.iter().zip(&outputs).any(contradicts)
-        })
-    };
+    let taken = node.inputs[input]?;
+    let fits = |rank: &usize| takes(graph, node, required, &[(taken, any_shape(graph, *rank))]);
     let mut ranks = (0..=MAX_RANK).filter(fits);
     match (ranks.next(), ranks.next()) {
         (Some(rank), None) => Some(rank),
         _ => None,
     }
+}
+
+/// Whether a node can be computed of inputs of these shapes, and of what is known or required of the others; its
+/// outputs have the ranks that are known or required of them.
+fn takes(graph: &Graph, node: &Node, required: &IdMap<ValueId, usize>, shapes: &[(ValueId, Shape)]) -> bool {
+    let fact = |id: ValueId| {
+        let fact = graph.fact(id).clone();
+        let shape = match shapes.iter().find(|s| s.0 == id) {
+            Some((_, shape)) => Some(shape.clone()),
+            None => fact.shape.or_else(|| required.get(&id).map(|&rank| any_shape(graph, rank))),
+        };
+        Fact { shape, ..fact }
+    };
+    let facts: Vec<Option<Fact>> = node.inputs.iter().map(|i| i.map(fact)).collect();
+    let facts: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+    let rank_of = |o: &Option<ValueId>| o.and_then(|o| graph.fact(o).rank().or_else(|| required.get(&o).copied()));
+    let contradicts = |(f, o): (&Fact, &Option<ValueId>)| f.rank().zip(rank_of(o)).is_some_and(|(a, b)| a != b);
+    graph.infer_from(&as_new(node), &facts).is_ok_and(|found| !found.iter().zip(&node.outputs).any(contradicts))
+}
+
+/// The ranks that those inputs of a node may have of which they are not known, one list for each way in which the node
+/// can be computed; none where these are more than [`MAX_WAYS`].
+pub fn possible(graph: &Graph, node: &Node) -> Vec<Vec<(ValueId, usize)>> {
+    let ranks = graph.traits(node).ranks;
+    let unknown = |v: &ValueId| graph.fact(*v).shape.is_none() && graph.fact(*v).container == Container::Tensor;
+    // Tensors of one shape have one rank.
+    let mut groups: Vec<(Vec<ValueId>, Option<usize>)> = Vec::new();
+    for (i, input) in node.inputs.iter().enumerate() {
+        let Some(input) = input.filter(unknown) else { continue };
+        let own = ranks.get(i).copied().flatten();
+        match groups.iter_mut().find(|(values, _)| graph.same_shape(values[0], input)) {
+            Some((values, rank)) => {
+                values.push(input);
+                *rank = rank.or(own);
+            }
+            None => groups.push((vec![input], own)),
+        }
+    }
+    if groups.is_empty() || groups.len() > MAX_UNKNOWN {
+        return vec![];
+    }
+    let mut ways: Vec<Vec<usize>> = vec![vec![]];
+    for (_, rank) in &groups {
+        let own = rank.map_or(0..=MAX_RANK, |rank| rank..=rank);
+        ways = ways.iter().flat_map(|way| own.clone().map(move |rank| [&way[..], &[rank]].concat())).collect();
+    }
+    let none = IdMap::default();
+    let fits = |way: &Vec<usize>| {
+        let shapes = groups.iter().zip(way).flat_map(|((values, _), &rank)| {
+            let shape = any_shape(graph, rank);
+            values.iter().map(move |&v| (v, shape.clone()))
+        });
+        takes(graph, node, &none, &shapes.collect::<Vec<_>>())
+    };
+    ways.retain(fits);
+    let ranked = |way: Vec<usize>| {
+        groups.iter().zip(way).flat_map(|((values, _), rank)| values.iter().map(move |&v| (v, rank))).collect()
+    };
+    if ways.len() > MAX_WAYS { vec![] } else { ways.into_iter().map(ranked).collect() }
 }
 
 /// Which tensor leaves the rank of another to the run, and the node that computes it: the first on the way there.
@@ -133,7 +172,8 @@ pub fn cause(graph: &Graph, mut id: ValueId) -> (ValueId, Option<NodeId>) {
     };
     loop {
         let Some((node, _)) = graph.producer(id) else { return (id, None) };
-        match graph.node(node).inputs.iter().flatten().copied().find(unknown) {
+        // What a branch gives may be what it takes from around it.
+        match graph.node(node).inputs.iter().flatten().copied().chain(graph.captures(node)).find(unknown) {
             Some(before) => id = before,
             None => return (id, Some(node)),
         }

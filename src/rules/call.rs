@@ -194,7 +194,7 @@ impl<'g> Call<'g> {
 
     /// An output, as the forward node has computed it; `None` where the node leaves it out.
     pub fn output(&self, i: usize) -> Option<Expr<'g>> {
-        Some(self.precise(self.builder().expr((*self.node.outputs.get(i)?)?)))
+        Some(self.precise(self.builder().output_of((*self.node.outputs.get(i)?)?)))
     }
 
     /// Whether the model may put the first output aside where it is not finite, for what a Where takes in its place.
@@ -244,7 +244,7 @@ impl<'g> Call<'g> {
         match (self.opt_dy(i), self.node.outputs.get(i).copied().flatten()) {
             (Some(dy), _) => dy,
             (None, Some(id)) => {
-                let y = b.expr(id);
+                let y = b.output_of(id);
                 self.precise(self.pass.cotangent(id).map_or_else(|| y.zero(), |element| b.zero_like(y, element)))
             }
             (None, None) => b.zero_left_out(i, self.precision.or(self.opt(0).and_then(|x| x.fact().element))),

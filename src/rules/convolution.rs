@@ -7,7 +7,7 @@ use super::{Call, Rule, activation, rule};
 use crate::expr::{ConvLike, Expr};
 use crate::graph::Fact;
 use crate::graph::facts::{Known, at, tensor};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -51,6 +51,7 @@ pub const RULES: &[Rule] = &[
     .layer(),
     rule("CausalConvWithState", "through the convolution of past state and input", &[Through(causal)])
         .facts(causal_convolution)
+        .ranks(&[Some(3), Some(3), Some(1), Some(3)])
         .attributes("activation")
         .weights(&[1, 2])
         .layer(),
@@ -130,9 +131,7 @@ fn transposed_w<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn causal<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (x, w, b) = (c.x(), c.input(1), c.builder());
-    let (Some(channels), Some(taps)) = (w.known_dim(0), w.known_dim(2)) else {
-        bail!("the sizes of the weights are not known; add value_info to the model")
-    };
+    let (channels, taps) = (w.number_along(0)?, w.number_along(2)?);
     ensure!(channels > 0 && taps > 0, "the weights are empty");
     let past = match c.opt(3) {
         Some(past) => past,

@@ -147,7 +147,7 @@ impl<'g> Window<'g> {
         self.geometry
             .kernel
             .as_deref()
-            .context("the kernel's sizes are not known; write kernel_shape, or add value_info for the weights")
+            .context("the kernel's sizes are not known: the node has no kernel_shape; say the shape of its weights (--shape NAME=8x4x3x3, or value_info in the model)")
     }
 
     /// The kernel's sizes, of windows that are small enough to write a node for each tap.

@@ -12,6 +12,7 @@ mod parts;
 mod preview;
 mod products;
 mod quantization;
+mod ranks;
 mod reductions;
 mod sequences;
 mod shapes;

@@ -196,7 +196,11 @@ impl<'g> Expr<'g> {
     }
 
     /// The first input of the node that computes this, where it is a node of that operator which the pass has written.
+    /// Not where somebody asks for the gradient at this: what is computed of the input instead would not lead to it.
     pub(in crate::expr) fn operand_of(self, op: &str) -> Option<Expr<'g>> {
+        if self.builder.is_leaf(self.id) {
+            return None;
+        }
         let graph = self.builder.graph();
         let (node, _) = graph.producer(self.id)?;
         let node = graph.node(node);

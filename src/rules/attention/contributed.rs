@@ -101,7 +101,11 @@ fn biased<'g>(c: &Call<'g>, q: Expr<'g>, k: Expr<'g>, mask: usize, bias: usize) 
             match size {
                 size if size == times(2) => ends.and(place.greater_or_equal(part(1))),
                 size if size == batch || size == times(3).map(|n| b.dims(|d| d.add(n, 2.into()))) => ends,
-                _ => bail!("the size of {mask} as a multiple of the batch's is not known; add value_info to the model"),
+                _ => {
+                    // It is a list of ends, of starts and ends, or of more, by how long it is.
+                    let (length, batch) = (mask.number_along(0)?, k.number_along(0)?);
+                    bail!("{mask} has {length} elements, which is no multiple of the batch, {batch}, that is known")
+                }
             }
             .unsqueeze(&[1, 2])
         }
@@ -154,11 +158,10 @@ fn projected<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     ensure!((6..c.input_count()).all(|i| c.opt(i).is_none()), "shared buffers of keys and values have no gradient yet");
     let all = x.matmul(weights);
     let all = c.opt(2).map_or(all, |bias| all + bias);
-    let sizes = match (c.ints("qkv_hidden_sizes"), weights.known_dim(1)) {
-        (Some(sizes), _) if sizes.len() == 3 && sizes.iter().all(|&s| s > 0) => sizes,
-        (None, Some(total)) => vec![total / 3; 3],
-        (None, None) => bail!("the size of the weights is not known; add value_info to the model"),
-        _ => bail!("qkv_hidden_sizes is not a list of three sizes"),
+    let sizes = match c.ints("qkv_hidden_sizes") {
+        Some(sizes) if sizes.len() == 3 && sizes.iter().all(|&s| s > 0) => sizes,
+        Some(_) => bail!("qkv_hidden_sizes is not a list of three sizes"),
+        None => vec![weights.number_along(1)? / 3; 3],
     };
     let [q, k, v] = all.split(2, &sizes)[..] else { bail!("the product cannot be split into three") };
     let q = split_heads(q, heads)?;

@@ -6,7 +6,7 @@ use crate::graph::facts::{Known, at, tensor};
 use crate::onnx::ElementType;
 use crate::rules::Slot::*;
 use crate::rules::{Call, Rule, rule};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -16,6 +16,7 @@ pub const RULES: &[Rule] = &[
         &[Through(bucketed), Stop("a size"), Stop("a size")],
     )
     .facts(bucketed_facts)
+    .ranks(&[Some(2)])
     .attributes("is_bidirectional max_distance")
     .weights(&[0])
     .domain("com.microsoft"),
@@ -44,7 +45,7 @@ pub const RULES: &[Rule] = &[
 /// the buckets.
 fn bucketed<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let (table, b) = (c.x(), c.builder());
-    let buckets = table.known_dim(0).context("the number of buckets is not known; add value_info to the model")?;
+    let buckets = table.number_along(0)?;
     let (both, furthest) = (c.flag("is_bidirectional", false), c.int("max_distance", 0));
     let buckets = if both { buckets / 2 } else { buckets };
     let exact = buckets / 2;
