@@ -29,7 +29,7 @@ impl<'g> Pass<'g> {
         gradients.into_iter().map(check).collect()
     }
 
-    /// The same of what a formula for all inputs has found; what is wrong is said of the input that it is about.
+    /// Checks what a formula for all inputs has found; what is wrong is said of the input that it is about.
     pub(super) fn checked_each<T: IntoFlow<'g>>(
         &self,
         found: Result<Vec<(ValueId, T)>>,

@@ -57,7 +57,7 @@ pub struct Pass<'g> {
     own_rules: &'g [Rule],
     /// Functions that go before every row: the user's own gradients.
     own_functions: &'g [FunctionProto],
-    /// Of each node what gives its gradient, by number, where somebody has asked.
+    /// What gives the gradient of each node, by the node's number, where somebody has asked.
     known: RefCell<Vec<Option<Known<'g>>>>,
     rounding: Rounding,
     /// Whether what is being written is for one of several ranks.
@@ -189,8 +189,8 @@ impl<'g> Pass<'g> {
         self.by_ranks(id, node, &dys, &wanted).ok_or(error)
     }
 
-    /// The same of an operator that can be computed of views of few axes, by whose rules its gradient needs no rank.
-    /// `None` where that is not what is missing.
+    /// What the inputs get from a node whose rank is not known, of an operator that can be computed of views of few
+    /// axes: the gradients of that computation, which need no rank. `None` where the rank is not what is missing.
     fn by_view(
         &'g self,
         id: NodeId,
@@ -205,8 +205,8 @@ impl<'g> Pass<'g> {
         self.blame(gradients, id, None).map(Some)
     }
 
-    /// The same of an operator on tensors of unknown rank, for each rank that these may have: which it is, is asked in
-    /// the run. `None` where that is not what is missing, or none of them helps.
+    /// What the inputs get from a node on tensors of unknown rank, for each rank that these may have: which it is, is
+    /// asked in the run. `None` where the rank is not what is missing, or none of them helps.
     fn by_ranks(
         &'g self,
         id: NodeId,
@@ -262,7 +262,7 @@ impl<'g> Pass<'g> {
         self.blame(self.checked(found, false), id, None).ok()
     }
 
-    /// The same by the slots of a row.
+    /// What the inputs get by the slots of a row.
     fn by_rule(
         &'g self,
         id: NodeId,

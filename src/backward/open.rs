@@ -36,7 +36,8 @@ impl Gradients {
     /// Loads a model, and finds in it what the request is about.
     ///
     /// # Errors
-    /// Those of loading and of inlining; names of no tensor; seeds for what is no y, or of another number than the ys.
+    /// A model that cannot be loaded, functions that cannot be written out; names of no tensor; seeds for what is no y,
+    /// or of another number than the ys.
     pub(crate) fn open(&self, mut model: Model) -> Result<Opened> {
         let operators = operators_with(&self.rules);
         if !graph::calls_functions(&model.proto) {

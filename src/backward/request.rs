@@ -118,7 +118,7 @@ impl Gradients {
         self
     }
 
-    /// The same request for other tensors, without seeds.
+    /// This request about other tensors, without seeds.
     pub(crate) fn about(&self, ys: &[String], xs: &[String], stops: &[String]) -> Self {
         let wanted = |names: &[String]| names.iter().map(Wanted::from).collect();
         let (seeds, own_seeds, common_seed) = (vec![], vec![], Seed::Ones);

@@ -187,7 +187,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn lines(args: &Args, takes: &Takes, jobs: &[Job], report: &Path) -> Result<(Vec<Line>, usize)> {
     let done = earlier(args, report)?;
     let mut out = File::options().append(true).create(true).open(report).map_err(file::plain)?;
-    // Of a model that has no line yet the contents are read when its turn comes.
+    // The contents of a model that has no line yet are read when its turn comes.
     let keys: Vec<Option<String>> =
         jobs.iter().map(|job| done.contains_key(&job.name).then(|| key(job, args))).collect();
     let mut lines: BTreeMap<usize, Line> = BTreeMap::new();

@@ -197,13 +197,13 @@ impl EngineArgs {
         arguments
     }
 
-    /// The same for what is left of the time; `None` where that is nothing.
+    /// These options with what is left of the time; `None` where nothing is.
     pub fn after(&self, spent: Duration) -> Option<Self> {
         let time = self.seconds().checked_sub(spent.as_secs() + 1).filter(|&left| left > 0)?;
         Some(EngineArgs { time: Some(time), ..self.clone() })
     }
 
-    /// The same with another time where none is given.
+    /// These options with another time where none is given.
     pub fn within(&self, seconds: u64) -> Self {
         EngineArgs { time: self.time.or(Some(seconds)), ..self.clone() }
     }
@@ -282,9 +282,10 @@ pub fn run(args: &Args) -> Result<()> {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Line {
-    /// Of one gradient of a record, both by number, and what speaks against it where it is wrong.
+    /// What has been found of one gradient: the numbers of its record and its own, and what speaks against it where it
+    /// is wrong.
     Found(usize, usize, GradientCheck, Option<String>),
-    /// Of a record, all.
+    /// All that has been found of the record with that number.
     Ended(usize, Validation),
 }
 

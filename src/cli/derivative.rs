@@ -39,7 +39,7 @@ pub fn run(
     run_with(files, call.request()?, build)
 }
 
-/// The same, of any request.
+/// Loads, builds, runs and writes a derivative of any request.
 pub fn run_with(
     files: &FileArgs,
     request: Gradients,

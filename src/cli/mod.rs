@@ -114,7 +114,7 @@ pub fn run() -> ExitCode {
     run_of(std::env::args_os().collect()).into()
 }
 
-/// The same for arguments that a program gives, the first of which is the command's name.
+/// Runs the command line that a program gives, the first argument being the command's name; returns the exit code.
 pub fn run_of(arguments: Vec<OsString>) -> u8 {
     console::set_json(&arguments);
     let command = match Cli::try_parse_from(arguments.into_iter().map(plain_number)) {

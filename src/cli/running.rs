@@ -48,7 +48,7 @@ impl RunArgs {
     /// Declares the shapes that are given for tensors of a model.
     ///
     /// # Errors
-    /// Those of [`Model::declare`].
+    /// The errors of [`Model::declare`].
     pub fn declare(&self, model: &mut Model) -> Result<()> {
         self.shapes.declare(model)
     }

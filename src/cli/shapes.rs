@@ -19,7 +19,7 @@ impl ShapeArgs {
     /// Declares the shapes in a model.
     ///
     /// # Errors
-    /// Those of [`Model::declare`].
+    /// The errors of [`Model::declare`].
     pub fn declare(&self, model: &mut Model) -> Result<()> {
         Ok(model.declare(&self.shape)?)
     }

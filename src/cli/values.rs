@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The most that a validation takes, in seconds.
 pub const USUAL: u64 = 30;
-/// The same where the model is a step of training, whose gradients the same rules make: a user waits for the folder.
+/// The most that the validation of a training's step takes, in seconds: a user waits for the folder.
 pub const OF_A_STEP: u64 = 15;
 
 /// Names may hold any character, files and numbers hardly ever an equals sign.

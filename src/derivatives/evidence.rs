@@ -102,7 +102,7 @@ impl Claim {
                 let rows: Vec<String> = rows.into_iter().flatten().collect();
                 evidence.model = output.model;
                 match rows.is_empty() {
-                    // Of what has no gradient there is no Hessian.
+                    // A tensor without a gradient has no Hessian either.
                     true => evidence.records.push(self.record(vec![], vec![])),
                     false => self.support_matrices(evidence, &rows)?,
                 }

@@ -142,7 +142,7 @@ impl Workspace {
         self.stops.is_empty() && call.rules.is_empty() && call.functions.is_empty() && !call.straight_through
     }
 
-    /// The same, through a list of nodes.
+    /// The gradients of xs from the seeds of ys, through a list of nodes in topological order.
     pub fn through<'g>(
         &'g self,
         nodes: &[NodeId],

@@ -154,7 +154,7 @@ impl Builder {
         Some(self.take_blame()?.0)
     }
 
-    /// The same, with the input of the node at hand that it was for, where that is known.
+    /// As [`Builder::take_error`], with the input of the node at hand that it was for, where that is known.
     pub(crate) fn take_blame(&self) -> Option<(Error, Option<usize>)> {
         let input = self.blamed.take();
         Some((self.error.take()?, input))
@@ -288,7 +288,7 @@ impl Builder {
         if let Some(hash) = hash {
             let mut nodes = self.nodes.borrow_mut();
             let list = nodes.entry(hash).or_default();
-            // Of two that compute the same the later one is visible where the earlier one is not.
+            // Where two nodes compute the same, the later one is visible where the earlier one is not.
             if known.is_some() {
                 list.retain(|id| Some(*id) != known);
             }

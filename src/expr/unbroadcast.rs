@@ -109,7 +109,8 @@ impl<'g> Expr<'g> {
         Ok(parts.sum_out(&summed).reshape_like(x))
     }
 
-    /// The same where not even the ranks are known: the axes in which the shapes differ are found at run time.
+    /// The sum to the shape of x where not even the ranks are known: the axes in which the shapes differ are found at
+    /// run time.
     fn unbroadcast_of_any_rank(self, x: Expr<'g>) -> Expr<'g> {
         let b = self.builder();
         let (own, size) = (self.shape(), x.shape());

@@ -107,7 +107,7 @@ fn load_whole(
 /// Loads a model of which the same with all calls of functions written out is loaded already.
 ///
 /// # Errors
-/// Those of [`load`].
+/// The errors of [`load`].
 pub fn load_beside(model: &ModelProto, operators: Operators, whole: Loaded) -> Result<Loaded> {
     let known = known(whole);
     let beside = |declared| load_with(model, operators.clone(), known.clone(), declared, &mut ());

@@ -197,7 +197,7 @@ pub struct Graph {
     pub dims: Dims,
     /// The version of the standard's operators, which is asked for with every node.
     standard: i64,
-    /// Those of other domains.
+    /// The versions of other domains.
     opsets: HashMap<Rc<str>, i64>,
     operators: Operators,
     /// What nodes choose, or leave.
@@ -564,7 +564,7 @@ impl Graph {
     }
 
     /// Makes what has been written the model's own, as if it had been loaded: the nodes from `first` on in the arena.
-    /// Of those in the scope, which has `kept` other nodes, the given ones stay, under their names.
+    /// The scope had `kept` nodes before; of the new ones in it the given ones stay, under their names.
     pub fn adopt(
         &mut self,
         scope: ScopeId,

@@ -233,7 +233,7 @@ fn shape_of_rank(graph: &Graph, id: ValueId, rank: usize) -> Shape {
                 let other = |body: &(_, super::ScopeId)| given(body).is_none_or(|s| s.len() == rank);
                 fit.next().filter(|_| node.bodies.iter().filter(|b| other(b)).count() == 1)
             }
-            // As many sizes of one have gone as that leaves.
+            // All sizes of one have gone, if that leaves so many.
             _ if traits.squeezes => {
                 let input = graph.fact(node.inputs.first().copied().flatten()?).shape.clone()?;
                 let kept: Shape = input.iter().copied().filter(|&d| d != Dim::Known(1)).collect();

@@ -7,7 +7,7 @@ use std::rc::Rc;
 /// Names that are taken.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names {
-    /// Of each how often it was asked for when it was taken: no number is tried twice.
+    /// For each name how often it was asked for when it was taken: no number is tried twice.
     taken: HashMap<Rc<str>, u32>,
 }
 

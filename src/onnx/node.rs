@@ -219,7 +219,7 @@ impl ModelProto {
 }
 
 impl SparseTensorProto {
-    /// The same tensor with its zeros. Indices are numbers of places, or a row of coordinates for each element.
+    /// The tensor with its zeros written out. Indices are numbers of places, or a row of coordinates for each element.
     ///
     /// # Errors
     /// Parts that are missing or contradict each other; elements of less than a byte; a tensor that is too large.

@@ -51,7 +51,7 @@ pub const RULES: &[Rule] = &[
         .poles(Poles::Somewhere),
     rule("Sum", "dxᵢ = dy", &[EachBroadcast(|c, _| c.dy())]).values(value::sum),
     rule("Mean", "dxᵢ = dy / n", &[EachBroadcast(|c, _| c.dy() / c.input_count() as i64)]),
-    // The same elements.
+    // Operators that hand elements on.
     rule("Identity", "dx = dy", &[Unary(|_x, _y, dy| dy)]).facts(facts::identity).moves(Moves::InOrder),
     rule("Cast", "dx = dy in the type of x", &[Try(cast)])
         .facts(|c| facts::cast(c, c.type_attribute("to")))
@@ -200,7 +200,8 @@ fn modulo_b<'g>(a: Expr<'g>, b: Expr<'g>, y: Expr<'g>, dy: Expr<'g>) -> Expr<'g>
     -dy * ((a - y) / b + 0.5).floor()
 }
 
-/// Without the quotient 0 / 0, and that of what is no number behind a choice of something else.
+/// `dy / 2y`. At y = 0 only a dy that is not zero is divided: 0 / 0 would be no number, also where a Where has chosen
+/// something else and sends back dy = 0.
 fn sqrt<'g>(_x: Expr<'g>, y: Expr<'g>, dy: Expr<'g>) -> Expr<'g> {
     let divides = y.above(0.0).or(dy.is_nonzero());
     0.5 * dy / y.or_one(divides)

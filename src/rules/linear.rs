@@ -99,7 +99,7 @@ fn matrices<'g>(c: &Call<'g>) -> Result<[Expr<'g>; 3]> {
     Ok([a, b, dy])
 }
 
-/// The same where only the run knows which of the two is a vector.
+/// A, B and dY as stacks of matrices where only the run knows which of the two is a vector.
 fn matrices_of_any_rank<'g>(a: Expr<'g>, b: Expr<'g>, dy: Expr<'g>) -> [Expr<'g>; 3] {
     let to = dy.builder();
     let part = |sizes: Expr<'g>, from: Expr<'g>, end: Expr<'g>| {

@@ -60,11 +60,12 @@ pub type UnaryFormula = for<'g> fn(Expr<'g>, Expr<'g>, Expr<'g>) -> Expr<'g>;
 pub type BinaryFormula = for<'g> fn(Expr<'g>, Expr<'g>, Expr<'g>, Expr<'g>) -> Expr<'g>;
 /// The gradient of one input, from all that the call knows.
 pub type Formula = for<'g> fn(&Call<'g>) -> Expr<'g>;
-/// The same, of a formula that asks questions which may have no answer: a rank, an axis, what an attribute says.
+/// The gradient of one input, from a formula that asks questions which may have no answer: a rank, an axis, what an
+/// attribute says.
 pub type Asking = for<'g> fn(&Call<'g>) -> Result<Expr<'g>>;
 /// The gradient of the input with that number.
 pub type NumberedFormula = for<'g> fn(&Call<'g>, usize) -> Expr<'g>;
-/// The same, of a formula that asks questions.
+/// The gradient of the input with that number, from a formula that asks questions.
 pub type NumberedAsking = for<'g> fn(&Call<'g>, usize) -> Result<Expr<'g>>;
 /// The operator's outputs, built of other operators; the pass differentiates those.
 pub type Forward = for<'g> fn(&Call<'g>) -> Result<Vec<Option<Expr<'g>>>>;

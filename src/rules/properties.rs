@@ -32,12 +32,12 @@ pub enum Moves {
 /// Whether an operator draws random numbers: computed again, it draws others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Random {
-    /// It does not.
+    /// It draws none.
     #[default]
     Never,
-    /// It does.
+    /// It always draws some.
     Always,
-    /// It does where the input with that number is there and true.
+    /// It draws some where the input with that number is there and true.
     Where(usize),
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct Rows {
 /// An axis of a tensor, counted from the end where it is negative.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Axis {
-    /// The same for every node.
+    /// This one, for every node.
     At(i64),
     /// What an attribute says, and what holds without it.
     Named(&'static str, i64),
@@ -96,8 +96,8 @@ impl Axis {
 pub enum Counts {
     /// Each is an index into that axis of that input.
     Along(usize, Axis),
-    /// Those along the last axis are, one after the other, indices into the axes of that input; the first of them into
-    /// the axis that the attribute says, 0 without one.
+    /// The integers along the last axis are together one place of that input: the first is an index into the axis that
+    /// the attribute says, 0 without one, the next into the axis behind it, and so on.
     Tuples(usize, &'static str),
     /// Each is a number of elements of that axis of that input, from 1 to all of them.
     Length(usize, Axis),
@@ -124,7 +124,7 @@ pub enum Gives {
     /// Probabilities that add up to one along the axis that the attribute `axis` says, or their logarithms, of a
     /// softmax.
     AlongAxis,
-    /// The same, along all axes from that one on.
+    /// Probabilities, or logarithms, as for [`Gives::AlongAxis`], over all axes from that one on.
     FromAxis,
 }
 

@@ -27,7 +27,7 @@ pub struct Parts {
     pub inference: Model,
     /// The model with its parameters as inputs, in the modes of training.
     pub training: ModelProto,
-    /// The same in the modes of inference.
+    /// The model with its parameters as inputs, in the modes of inference.
     pub evaluation: ModelProto,
     /// What the models have in common.
     pub plan: Plan,

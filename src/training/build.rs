@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 struct Subject {
     /// The model as it was, its weights in memory.
     inference: Model,
-    /// The same without functions and defaults of inputs, and with the loss model.
+    /// The model without functions and defaults of inputs, and with the loss model.
     base: ModelProto,
     loaded: Loaded,
     losses: Vec<LossSpec>,

@@ -193,7 +193,7 @@ fn unnamed() -> Result<File> {
     tempfile::tempfile().context(NO_ROOM)
 }
 
-/// Those arrays of an archive that are wanted. What is not compressed stays where it is.
+/// The arrays of an archive that are wanted. What is not compressed stays where it is.
 fn npz(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Held> {
     let shared = Arc::new(File::open(path).map_err(file::plain)?);
     let mut archive = zip::ZipArchive::new(BufReader::new(&*shared)).context("not an .npz archive")?;

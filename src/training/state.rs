@@ -119,7 +119,7 @@ pub fn layout(mut file: &File, wanted: &dyn Fn(&str) -> bool) -> Result<(Vec<Lie
 pub struct Fingerprint(u64);
 
 impl Fingerprint {
-    /// That of nothing.
+    /// The fingerprint of no bytes, to which others are added.
     pub fn new() -> Self {
         Fingerprint(0xcbf2_9ce4_8422_2325)
     }

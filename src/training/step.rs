@@ -99,7 +99,7 @@ impl<'g> Updating<'g, '_> {
         Ok(new.map(|(new, old)| self.guarded(new, old)).collect())
     }
 
-    /// The same of several parameters, which are updated as one vector.
+    /// The new parameters and states of several parameters, which are updated as one vector.
     fn all(&self, parts: &[Part<'g, '_>]) -> Result<Vec<Vec<Expr<'g>>>> {
         let first = match parts {
             [] => return Ok(vec![]),
@@ -149,7 +149,7 @@ impl Forward {
         Ok(Forward { model, builder: Builder::new(graph), names, taken, inputs: RefCell::default(), budget: None })
     }
 
-    /// The same with a bound on what is held at a time.
+    /// With a bound on what is held at a time.
     pub fn within(self, budget: Option<Budget>) -> Self {
         Forward { budget, ..self }
     }

@@ -27,7 +27,7 @@ pub enum Floats {
     Zeros,
     /// Positive ones below 1, those of each input below those of the one before it: for the root of a difference.
     Falling,
-    /// The same, above those of the one before it.
+    /// Positive ones below 1, those of each input above those of the one before it.
     Rising,
     /// Whole numbers of both signs, from 1 to 3 in size.
     Whole,
@@ -135,7 +135,7 @@ const OTHERS: &[(i64, i64, Floats, Whole)] = &[
     (3, 12, SMALL, Whole::Wide),
 ];
 
-/// The same, where a model takes positive numbers only.
+/// Further inputs of a model that takes positive numbers only.
 const OTHERS_ABOVE_ZERO: &[(i64, i64, Floats, Whole)] = &[
     (1, 4, Floats::Positive(0.001, 8.0), Whole::Several),
     (3, 1, ABOVE_ONE, Whole::Mask),
@@ -353,7 +353,7 @@ fn integers(
         };
         return (0..count).map(|place| value(place, random)).collect();
     }
-    // The same place, said from the end.
+    // A place may be said from the end, by a negative number.
     let sizes: Vec<Option<i64>> =
         kind.bounds.iter().map(|b| b.size.filter(|_| b.from_end).and_then(evaluate)).collect();
     let size = sizes
@@ -369,7 +369,7 @@ fn integers(
             let along = usize::try_from(axis).unwrap_or(0).min(dims.len().saturating_sub(1));
             let order = shuffled((high - low).min(1 << 20), random);
             let length = dims.get(along).copied().unwrap_or(1).max(1);
-            // As many places as there are numbers, if there are: else those along the axis differ.
+            // All places differ where there are so many; else those along the axis do.
             let all = count <= order.len();
             let inner: usize = dims.iter().skip(along + 1).product::<usize>().max(1);
             let place = |i: usize| if all { i } else { i / inner % length };

@@ -77,7 +77,7 @@ impl From<anyhow::Error> for Miss {
 /// The inputs of a draw, where the model runs on them and is finite.
 ///
 /// # Errors
-/// It does not, or is not.
+/// The model does not run on the inputs, or is not finite there.
 pub fn at(case: &Case, draw: Draw) -> Result<Point, Miss> {
     let dims = case.sizes.bind(draw.scale);
     let feeds = draw::make(case, &dims, draw)?;

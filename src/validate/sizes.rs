@@ -190,7 +190,7 @@ impl Sizes {
             Some((self.evaluate(a, &bound)?, self.evaluate(b, &bound)?))
         };
         let holds = |sizes: &BTreeMap<String, i64>| both(sizes).is_some_and(|(a, b)| a == b);
-        // Of all sizes that differ only in what both are multiples of.
+        // One of the two sizes is made a multiple of the other.
         let Some((small, large)) = both(sizes).filter(|(a, b)| a != b && *a > 0 && *b > 0) else { return false };
         if small.max(large) % small.min(large) != 0 {
             return false;

@@ -256,7 +256,7 @@ impl<'a> Function<'a> {
 }
 
 impl Target {
-    /// The same, of a gradient that claims to be zero.
+    /// This target with a gradient that claims to be zero.
     pub fn without_gradient(&self) -> Target {
         Target { gradient: Arc::new(vec![0.0; self.base.len()]), ..self.clone() }
     }

@@ -120,7 +120,7 @@ impl Tensor {
         !self.is_float() || self.values().iter().all(|v| v.is_finite())
     }
 
-    /// The same numbers in another element type.
+    /// These numbers in another element type.
     ///
     /// # Errors
     /// As [`Tensor::from_values`].
@@ -131,7 +131,7 @@ impl Tensor {
         }
     }
 
-    /// The same tensor as protobuf has it.
+    /// This tensor as protobuf has it.
     pub fn to_proto(&self) -> TensorProto {
         let dims: Vec<i64> = self.dims.iter().map(|&d| d as i64).collect();
         TensorProto::from_raw(self.element, &dims, self.bytes.to_vec())

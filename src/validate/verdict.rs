@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Elements that are looked at together, at least.
 const TOGETHER: usize = 512;
-/// As many of a large gradient, which is looked at in so many parts. Those where kinks hide the slope are halved.
+/// Elements of a large gradient that are looked at together, at most; it is looked at in [`PARTS`] parts, and a part
+/// where kinks hide the slope is halved.
 const MOST_TOGETHER: usize = 8192;
 const PARTS: usize = 32;
 /// Inputs that are tried to confirm a difference.
@@ -288,7 +289,7 @@ impl Verdict<'_> {
         let mut suspects = Vec::new();
         let targets = self.targets(place, &mut suspects);
         let together = self.jointly(&function, &targets, rounding);
-        // Those come first of which nothing is known yet: the time may be over before all have been looked at.
+        // Gradients of which nothing is known yet come first: the time may be over before all have been looked at.
         let mut order: Vec<usize> = (0..targets.len()).collect();
         order.sort_by_key(|&i| self.ledgers[i].agreed > 0);
         for i in order {

@@ -40,7 +40,7 @@ pub struct Opened {
 /// Runs the model once, in float64.
 ///
 /// # Errors
-/// It does not run, or computes something else than in its own precision.
+/// The model does not run, or computes something else than in its own precision.
 pub fn run(case: &Case, point: &Point) -> Result<Wide, Stop> {
     let mut model = case.model.clone();
     let record = case.record;

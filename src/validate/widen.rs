@@ -1,4 +1,4 @@
-//! The same model in float64: differences of float32 numbers say little about a slope.
+//! A model as its copy in float64: differences of float32 numbers say little about a slope.
 //!
 //! Every floating-point tensor becomes float64. Where an operator takes float32 only, a Cast stands before and after
 //! it.

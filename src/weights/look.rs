@@ -51,7 +51,7 @@ impl Look {
 
 /// Whether rows, of three numbers at least, grow or fall by equal steps, as what is added for distances does.
 fn are_lines(values: &[f64], columns: usize) -> bool {
-    /// Of a step, for numbers in half precision.
+    /// The part of a step by which numbers in half precision may be off.
     const ROUNDING: f64 = 1e-2;
     let line = |row: &[f64]| {
         let step = row[1] - row[0];

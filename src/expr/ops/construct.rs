@@ -186,7 +186,8 @@ impl Builder {
         self.run(states, &tensors.iter().map(along).collect::<Vec<_>>(), step)
     }
 
-    /// The same along any axis of each tensor, in either direction. What is stacked lies as the first tensor does.
+    /// As [`Builder::run_along`], along any axis of each tensor, in either direction. What is stacked lies as the first
+    /// tensor does.
     ///
     /// # Errors
     /// As for [`Builder::run_along`].

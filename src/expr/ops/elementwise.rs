@@ -158,7 +158,7 @@ impl<'g> Expr<'g> {
         self * self
     }
 
-    /// The same value as a node of its own: for what needs a name that is not taken yet.
+    /// This value as the output of a node of its own: for what needs a name that is not taken yet.
     pub fn identity(self) -> Expr<'g> {
         self.builder.emit("Identity", &[Some(self)], vec![])
     }

@@ -34,7 +34,7 @@ struct Plan {
     first: i64,
     /// How many axes from the first on stay as they are.
     count: i64,
-    /// Those that the node is about, as the view counts them.
+    /// The axes that the node is about, as the view counts them.
     axes: Vec<i64>,
     all: bool,
     rows: bool,

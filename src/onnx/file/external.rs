@@ -37,10 +37,11 @@ pub fn forget_external(model: &mut ModelProto) {
     let Ok(()) = forgotten;
 }
 
-/// The same, and the tensors keep in mind where their elements lay: [`unload_external`] puts them there again.
+/// Reads the elements of external tensors, which keep in mind where these lay: [`unload_external`] puts them there
+/// again.
 ///
 /// # Errors
-/// Those of [`load_external`].
+/// The errors of [`load_external`].
 pub fn load_external_kept(model: &mut ModelProto, base: &Path) -> Result<()> {
     let mut files: HashMap<String, Bytes> = HashMap::new();
     visit::tensors_mut(model, &mut |tensor| {

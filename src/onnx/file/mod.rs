@@ -295,7 +295,7 @@ pub fn write_stream(model: &ModelProto, ready: Ready<'_>, mut out: impl Write) -
     Ok(out.flush()?)
 }
 
-/// The same bytes in pieces, of which those with weights share what the model holds.
+/// The bytes of a model's file in pieces; those with weights share what the model holds.
 ///
 /// # Errors
 /// A model above protobuf's limit of 2 GB.

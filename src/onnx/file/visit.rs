@@ -2,7 +2,7 @@
 
 use super::super::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 
-/// The same walk twice, by shared and by mutable reference. It is as deep as the protobuf was.
+/// The walk is written once for shared and for mutable references. It is as deep as the protobuf was.
 macro_rules! walk {
     ($model:ident, $graph:ident, $nodes:ident, $attribute:ident, $iter:ident $(, $mut:tt)?) => {
         /// Calls `visit` for each tensor of the model.

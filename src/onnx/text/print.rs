@@ -19,7 +19,7 @@ const SHOWN: usize = 8;
 
 /// A model as text; of tensors with more than 16 elements the first 8, then `...`.
 ///
-/// The same model gives the same text. Metadata, for which the syntax has no place, are comments.
+/// Equal models give equal texts. Metadata, for which the syntax has no place, are comments.
 pub fn print(model: &ModelProto) -> String {
     Printer { limit: WHOLE, ..Printer::default() }.model(model)
 }

@@ -26,7 +26,7 @@ pub fn size(c: &Known) -> Result<Vec<Fact>> {
     Ok(vec![Fact { value, ..tensor(Some(ElementType::Int64), Some(vec![])) }])
 }
 
-/// The same elements in the same order in another shape.
+/// The elements of the input, in their order, in another shape.
 fn relabeled(input: Option<&Fact>, shape: Option<Vec<Dim>>) -> Fact {
     let Some(input) = input else { return tensor(None, shape) };
     let value = match &input.value {

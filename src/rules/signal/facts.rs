@@ -24,7 +24,7 @@ pub fn dft(c: &Known) -> Result<Vec<Fact>> {
     let given = c.input(1).map(|_| c.scalar(1).unwrap_or_else(|| dims.fresh()));
     let length = match (given, shape.get(at)) {
         (Some(length), _) => length,
-        // As many as the half of a symmetric spectrum says, even or odd: the default is even.
+        // Half of a symmetric spectrum leaves two lengths, an even and an odd one: the default is the even one.
         (None, Some(_)) if onesided && inverse => dims.fresh(),
         (None, size) => size.copied().unwrap_or_else(|| dims.fresh()),
     };

@@ -32,7 +32,7 @@ pub enum AutoPad {
     Valid,
     /// As much as it takes for a window every stride, half of it on either side, an odd zero behind the image.
     SameUpper,
-    /// The same, with an odd zero before the image.
+    /// As [`Self::SameUpper`], with an odd zero before the image.
     SameLower,
 }
 
@@ -80,7 +80,7 @@ impl Geometry {
         })
     }
 
-    /// The same, if formulas can compute with its numbers.
+    /// This geometry, if formulas can compute with its numbers.
     ///
     /// # Errors
     /// One is negative, zero where that means nothing, or beyond 31 bits.

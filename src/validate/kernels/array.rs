@@ -48,12 +48,12 @@ impl Array {
         Array { dims: vec![], values: vec![value], element: Element::Like(0) }
     }
 
-    /// The same, of another element type in the end.
+    /// These elements, of another element type in the end.
     pub fn of(self, element: Element) -> Array {
         Array { element, ..self }
     }
 
-    /// The same elements in other dimensions.
+    /// These elements in other dimensions.
     pub fn reshaped(self, dims: &[usize]) -> Result<Array> {
         ensure!(self.values.len() == dims.iter().product::<usize>(), "{:?} cannot be {dims:?}", self.dims);
         Ok(Array { dims: dims.to_vec(), ..self })

@@ -26,7 +26,7 @@ type Runnable = Arc<SimplePlan<InferenceFact, Box<dyn InferenceOp>>>;
 /// A model with the shapes of its inputs fixed, ready to run many times.
 struct Plan {
     plan: Runnable,
-    /// The same without the analyser, which in some models contradicts what the nodes then compute.
+    /// The plan without the analyser, which in some models contradicts what the nodes then compute.
     unanalysed: Option<Runnable>,
     inputs: Vec<String>,
     outputs: Vec<String>,

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-/// The same model, for tract. The graph's outputs have the same order, not always the same names.
+/// A copy of a model for tract. The graph's outputs keep their order, not always their names.
 ///
 /// # Errors
 /// Sparse tensors whose parts contradict each other.
