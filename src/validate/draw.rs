@@ -338,50 +338,16 @@ fn integers(
         let width = dims.last().copied().unwrap_or(1).max(1);
         // What is indexed elsewhere by the same numbers bounds them, too.
         let highest = range.map_or(i64::MAX, |(_, high)| high.max(1));
-        let bounds: Vec<i64> = (0..width)
-            .map(|k| kind.tuples.get(k).copied().flatten().and_then(evaluate).unwrap_or(2).min(highest))
-            .collect();
-        let orders: Vec<Vec<i64>> = bounds.iter().map(|&n| shuffled(n.min(1 << 20), random)).collect();
-        let value = |place: usize, random: &mut fastrand::Rng| {
-            let (row, k) = (place / width, place % width);
-            // Rows that all differ: each coordinate goes through its values at its own pace.
-            let inner: i64 = bounds[k + 1..].iter().product::<i64>().max(1);
-            match kind.written {
-                Some(_) => orders[k][(row as i64 / inner) as usize % orders[k].len()] as f64,
-                None => random.i64(0..bounds[k]) as f64,
-            }
-        };
-        return (0..count).map(|place| value(place, random)).collect();
+        let bound = |k: usize| kind.tuples.get(k).copied().flatten().and_then(evaluate).unwrap_or(2).min(highest);
+        return tuples(kind, &(0..width).map(bound).collect::<Vec<_>>(), count, random);
     }
-    // A place may be said from the end, by a negative number.
-    let sizes: Vec<Option<i64>> =
-        kind.bounds.iter().map(|b| b.size.filter(|_| b.from_end).and_then(evaluate)).collect();
-    let size = sizes
-        .first()
-        .copied()
-        .flatten()
-        .filter(|_| draw.whole == Whole::Wide && sizes.windows(2).all(|w| w[0] == w[1]));
-    let from_end = |value: i64, turned: bool| value - size.filter(|_| turned).unwrap_or(0);
-    if let Some((low, high)) = range {
-        let high = high.max(low + 1);
-        if let Some(axis) = kind.written {
-            let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
-            let along = usize::try_from(axis).unwrap_or(0).min(dims.len().saturating_sub(1));
-            let order = shuffled((high - low).min(1 << 20), random);
-            let length = dims.get(along).copied().unwrap_or(1).max(1);
-            // All places differ where there are so many; else those along the axis do.
-            let all = count <= order.len();
-            let inner: usize = dims.iter().skip(along + 1).product::<usize>().max(1);
-            let place = |i: usize| if all { i } else { i / inner % length };
-            let value = |i: usize| low + order[place(i) % order.len()];
-            return (0..count).map(|i| from_end(value(i), i % 2 == 0) as f64).collect();
-        }
-        let low = if kind.counts { low.max(1).min(high - 1) } else { low };
-        let value = |random: &mut fastrand::Rng| {
-            let value = random.i64(low..high);
-            from_end(value, random.bool()) as f64
-        };
-        return (0..count).map(|_| value(random)).collect();
+    if let Some(range) = range {
+        // A place may be said from the end, by a negative number.
+        let sizes: Vec<Option<i64>> =
+            kind.bounds.iter().map(|b| b.size.filter(|_| b.from_end).and_then(evaluate)).collect();
+        let size = sizes.first().copied().flatten();
+        let size = size.filter(|_| draw.whole == Whole::Wide && sizes.windows(2).all(|w| w[0] == w[1]));
+        return places(kind, range, size.unwrap_or(0), dims, count, random);
     }
     if kind.counts {
         // Which number follows from the seed alone: inputs that confirm what one says have the same.
@@ -396,6 +362,53 @@ fn integers(
         return (0..count).map(|_| choice(random) as f64).collect();
     }
     (0..count).map(|_| whole(random, draw.whole, false)).collect()
+}
+
+/// Places of several numbers each, every number below its bound; where they are written to, all differ if there are so
+/// many: each number goes through its values at its own pace.
+fn tuples(kind: &Kind, bounds: &[i64], count: usize, random: &mut fastrand::Rng) -> Vec<f64> {
+    let orders: Vec<Vec<i64>> = bounds.iter().map(|&n| shuffled(n.min(1 << 20), random)).collect();
+    let mut value = |place: usize| {
+        let (row, k) = (place / bounds.len(), place % bounds.len());
+        let inner: i64 = bounds[k + 1..].iter().product::<i64>().max(1);
+        match kind.written {
+            Some(_) => orders[k][(row as i64 / inner) as usize % orders[k].len()] as f64,
+            None => random.i64(0..bounds[k]) as f64,
+        }
+    };
+    (0..count).map(&mut value).collect()
+}
+
+/// Places along an axis, from the first number of the range on and below the second; some of them less the size, which
+/// says them from the end.
+fn places(
+    kind: &Kind,
+    (low, high): (i64, i64),
+    size: i64,
+    dims: &[usize],
+    count: usize,
+    random: &mut fastrand::Rng,
+) -> Vec<f64> {
+    let high = high.max(low + 1);
+    let from_end = |value: i64, turned: bool| (if turned { value - size } else { value }) as f64;
+    if let Some(axis) = kind.written {
+        let axis = if axis < 0 { axis + dims.len() as i64 } else { axis };
+        let along = usize::try_from(axis).unwrap_or(0).min(dims.len().saturating_sub(1));
+        let order = shuffled((high - low).min(1 << 20), random);
+        let length = dims.get(along).copied().unwrap_or(1).max(1);
+        // All places differ where there are so many; else those along the axis do.
+        let all = count <= order.len();
+        let inner: usize = dims.iter().skip(along + 1).product::<usize>().max(1);
+        let place = |i: usize| if all { i } else { i / inner % length };
+        let value = |i: usize| low + order[place(i) % order.len()];
+        return (0..count).map(|i| from_end(value(i), i % 2 == 0)).collect();
+    }
+    let low = if kind.counts { low.max(1).min(high - 1) } else { low };
+    let value = |random: &mut fastrand::Rng| {
+        let value = random.i64(low..high);
+        from_end(value, random.bool())
+    };
+    (0..count).map(|_| value(random)).collect()
 }
 
 /// The numbers below one, in random order.

@@ -152,15 +152,7 @@ impl<'a> Function<'a> {
     /// # Errors
     /// The plan does not run beside its base.
     pub fn compare(&self, direction: &Direction, rounding: Rounding, tolerance: Tolerance) -> Result<Outcome, Trouble> {
-        let (mut claimed, mut squares) = (0.0, 0.0);
-        for (target, v) in direction {
-            for (g, v) in target.gradient.iter().zip(v) {
-                claimed += g * v;
-                squares += (g * v) * (g * v);
-            }
-        }
-        // How large the slope is along directions of this kind, on average; this one may happen to be flat.
-        let typical = if claimed.is_finite() { f64::sqrt(squares) } else { 0.0 };
+        let (claimed, typical) = claims(direction);
         let measured = |slope: f64, scale: f64| {
             let error = (slope - claimed).abs();
             let error = if error == 0.0 { 0.0 } else { error / scale.max(f64::MIN_POSITIVE) };
@@ -169,11 +161,8 @@ impl<'a> Function<'a> {
         let mut last: Option<f64> = None;
         let (mut differs, mut agrees, mut zero, mut hidden) = (None, None, false, true);
         for &h in rounding.steps() {
-            let [plus, minus] = self.pair(direction, h)?;
-            let [near_plus, near_minus] = self.pair(direction, h / 2.0)?;
-            let coarse = self.dot(&plus, &minus) / (2.0 * h);
-            let fine = self.dot(&near_plus, &near_minus) / h;
-            let slope = (4.0 * fine - coarse) / 3.0;
+            let around = self.around(direction, h)?;
+            let slope = (4.0 * around.fine - around.coarse) / 3.0;
             if !slope.is_finite() {
                 continue;
             }
@@ -200,15 +189,10 @@ impl<'a> Function<'a> {
                 agrees = agrees.or(Some(Outcome::Agrees(measured(beyond, size))));
                 continue;
             }
-            let bend =
-                |p: &[Vec<f64>], m: &[Vec<f64>], h: f64| (self.dot(p, &self.base) + self.dot(m, &self.base)).abs() / h;
-            let (far, near) = (bend(&plus, &minus, h), bend(&near_plus, &near_minus, h / 2.0));
-            let uncertainty = (coarse - fine).abs() + noise;
+            let uncertainty = (around.coarse - around.fine).abs() + noise;
             // What is no number is wrong by as much as the slope.
             let error = if claimed.is_finite() { error } else { 0.1 * slope.abs().max(10.0 * noise) };
-            // At a kink the slopes on both sides differ, however short the step.
-            let kink = near > 0.75 * far && near > 0.1 * error;
-            if !kink && error > 0.0 && uncertainty <= 0.1 * error {
+            if error > 0.0 && uncertainty <= 0.1 * error && !self.has_kink(&around, error) {
                 if last.is_some_and(|last| (last - slope).abs() <= 0.1 * error) {
                     differs = Some(Outcome::Differs(measured(slope, size)));
                 }
@@ -222,6 +206,23 @@ impl<'a> Function<'a> {
             _ if hidden => Outcome::Hidden,
             _ => Outcome::Rough,
         })
+    }
+
+    /// Runs the function at one step and at half of it, forwards and backwards.
+    fn around(&self, direction: &Direction, h: f64) -> Result<Around, Trouble> {
+        let (far, near) = (self.pair(direction, h)?, self.pair(direction, h / 2.0)?);
+        let coarse = self.dot(&far[0], &far[1]) / (2.0 * h);
+        let fine = self.dot(&near[0], &near[1]) / h;
+        Ok(Around { h, far, near, coarse, fine })
+    }
+
+    /// Whether the slopes on both sides differ by a part of an error, however short the step.
+    fn has_kink(&self, around: &Around, error: f64) -> bool {
+        let bend = |[plus, minus]: &[Vec<Vec<f64>>; 2], h: f64| {
+            (self.dot(plus, &self.base) + self.dot(minus, &self.base)).abs() / h
+        };
+        let (far, near) = (bend(&around.far, around.h), bend(&around.near, around.h / 2.0));
+        near > 0.75 * far && near > 0.1 * error
     }
 
     fn pair(&self, direction: &Direction, h: f64) -> Result<[Vec<Vec<f64>>; 2], Trouble> {
@@ -253,6 +254,28 @@ impl<'a> Function<'a> {
         let terms = self.seeds.iter().zip(a.iter().zip(b));
         terms.map(|((_, s), (a, b))| s.iter().zip(a.iter().zip(b)).map(|(s, (a, b))| s * (a - b)).sum::<f64>()).sum()
     }
+}
+
+/// The ys at ± one step and at ± half of it, and the slopes that each pair says.
+struct Around {
+    h: f64,
+    far: [Vec<Vec<f64>>; 2],
+    near: [Vec<Vec<f64>>; 2],
+    coarse: f64,
+    fine: f64,
+}
+
+/// The slope that the gradients claim, and how large it is along directions of this kind, on average: this one may
+/// happen to be flat.
+fn claims(direction: &Direction) -> (f64, f64) {
+    let (mut claimed, mut squares) = (0.0, 0.0);
+    for (target, v) in direction {
+        for (g, v) in target.gradient.iter().zip(v) {
+            claimed += g * v;
+            squares += (g * v) * (g * v);
+        }
+    }
+    (claimed, if claimed.is_finite() { f64::sqrt(squares) } else { 0.0 })
 }
 
 impl Target {
