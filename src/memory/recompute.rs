@@ -144,6 +144,35 @@ struct Outcome {
     cost: u64,
 }
 
+impl Limit {
+    /// The bytes that may be held, where so many are held without recomputation; `open` are sizes that nobody has said.
+    ///
+    /// # Errors
+    /// Bytes are counted for sizes that nobody has said.
+    fn bytes(&self, before: u64, open: &[String]) -> Result<u64> {
+        match (*self, open.first()) {
+            (Limit::Share(share), _) => Ok((share * before as f64) as u64),
+            (Limit::Bytes(bytes), None) => Ok(bytes),
+            (Limit::Bytes(_), Some(first)) => {
+                let message = format!("a budget in bytes asks for the sizes of {}", open.join(", "));
+                Err(Error::usage(message).with_remedy(Some(format!("--dim {first}=SIZE"))).into())
+            }
+        }
+    }
+}
+
+/// That a budget cannot be met, and which one can.
+fn unmet(limit: u64, least: u64, before: u64) -> Error {
+    let message = format!(
+        "the budget of {limit} bytes cannot be met: {least} bytes is the least that recomputation comes to, {before} are \
+         held without it"
+    );
+    let share = least as f64 / before.max(1) as f64;
+    let remedy =
+        format!("--memory-budget {least}, or {:.3} of what is held without it", (share * 1000.0).ceil() / 1000.0);
+    Error::out_of_memory(message).with_remedy(Some(remedy))
+}
+
 /// The new nodes with what is computed again, in their order; what has come of the budget, and what users should know.
 ///
 /// # Errors
@@ -160,16 +189,7 @@ pub fn recompute(
         let net = Net::new(&graph, &sizes, new.clone(), ends, Tried::Moves);
         let before = net.ledger.peak(0..net.ledger.entries.len() as u32).0;
         let open = sizes.open();
-        let limit = match budget.limit {
-            Limit::Share(share) => (share * before as f64) as u64,
-            Limit::Bytes(bytes) => {
-                if let Some(first) = open.first() {
-                    let message = format!("a budget in bytes asks for the sizes of {}", open.join(", "));
-                    return Err(Error::usage(message).with_remedy(Some(format!("--dim {first}=SIZE"))).into());
-                }
-                bytes
-            }
-        };
+        let limit = budget.limit.bytes(before, &open)?;
         (net, limit, before, open.into_iter().map(|name| (name, super::sizes::USUAL)).collect())
     };
     let (best, least) = net.search(limit);
@@ -188,16 +208,7 @@ pub fn recompute(
             best = Some((other, plan));
         }
     }
-    let Some((net, best)) = best else {
-        let message = format!(
-            "the budget of {limit} bytes cannot be met: {least} bytes is the least that recomputation comes to, \
-             {before} are held without it"
-        );
-        let share = least as f64 / before.max(1) as f64;
-        let remedy =
-            format!("--memory-budget {least}, or {:.3} of what is held without it", (share * 1000.0).ceil() / 1000.0);
-        return Err(Error::out_of_memory(message).with_remedy(Some(remedy)).into());
-    };
+    let (net, best) = best.ok_or_else(|| unmet(limit, least, before))?;
     let steps = net.write(builder, &best)?;
     let graph = builder.graph();
     let sizes = Sizes::new(&graph, &budget.sizes);

@@ -333,6 +333,15 @@ impl<'g> Expr<'g> {
         self.builder.attempt(|| self.transposed_slice(starts, steps, dy))
     }
 
+    /// A slice by computed numbers: each axis with its start, end and step, lists of one.
+    fn turned(self, axes: &[(usize, Expr<'g>, Expr<'g>, Expr<'g>)]) -> Expr<'g> {
+        let list = |f: fn(&(usize, Expr<'g>, Expr<'g>, Expr<'g>)) -> Expr<'g>| {
+            Expr::concat(&axes.iter().map(f).collect::<Vec<_>>(), 0)
+        };
+        let numbers: Vec<i64> = axes.iter().map(|t| t.0 as i64).collect();
+        self.slice_at(self.builder.ints(&numbers), list(|t| t.1), list(|t| t.2), list(|t| t.3))
+    }
+
     fn transposed_slice(self, starts: Expr<'g>, steps: Expr<'g>, dy: Expr<'g>) -> Result<Expr<'g>> {
         let b = self.builder;
         let rank = self.rank()?;
@@ -386,16 +395,8 @@ impl<'g> Expr<'g> {
             begins.push(begin);
             ends.push(size - begin - length);
         }
-        if !turned.is_empty() {
-            let axes: Vec<i64> = turned.iter().map(|t| t.0 as i64).collect();
-            let list = |f: fn(&(usize, Expr<'g>, Expr<'g>, Expr<'g>)) -> Expr<'g>| {
-                Expr::concat(&turned.iter().map(f).collect::<Vec<_>>(), 0)
-            };
-            dx = dx.slice_at(b.ints(&axes), list(|t| t.1), list(|t| t.2), list(|t| t.3));
-        }
-        if !spread.is_empty() {
-            dx = dx.spread(&spread)?;
-        }
+        let dx = if turned.is_empty() { dx } else { dx.turned(&turned) };
+        let dx = if spread.is_empty() { dx } else { dx.spread(&spread)? };
         if rank == 0 { Ok(dx) } else { Ok(dx.pad(Expr::concat(&[begins, ends].concat(), 0), None)) }
     }
 

@@ -235,7 +235,10 @@ impl<'g> Expr<'g> {
     }
 
     /// An axis brought to another size, linearly between the middles of elements: each new one is a sum over the old
-    /// ones, of which those nearer than one step count.
+    /// ones, of which those nearer than one step count. `size` has no dimensions; the other axes stay as they are.
+    ///
+    /// # Errors
+    /// The rank is not known.
     pub fn interpolated(self, axis: usize, size: Expr<'g>) -> anyhow::Result<Expr<'g>> {
         let b = self.builder();
         let (rank, old) = (self.rank()?, self.dim(axis));

@@ -110,7 +110,10 @@ impl<'a> Known<'a> {
         (element != ElementType::Undefined).then_some(element)
     }
 
-    /// The attribute that names an axis, counted from the front.
+    /// The attribute that names an axis of a tensor of that rank, counted from the front.
+    ///
+    /// # Errors
+    /// A tensor of that rank has no such axis.
     pub fn axis(&self, name: &str, default: i64, rank: usize) -> Result<usize> {
         axis(self.int(name, default), rank)
     }
