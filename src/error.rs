@@ -139,7 +139,7 @@ pub(crate) fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<(), Error> {
 
 impl Details {
     fn new(message: impl fmt::Display) -> Self {
-        let message = message.to_string();
+        let message = shortened(message.to_string());
         let remedy = advice(&message);
         Details { message, remedy, ..Details::default() }
     }
@@ -165,7 +165,7 @@ impl Error {
 
     /// The same kind and place with another message.
     pub(crate) fn with_message(mut self, message: String) -> Self {
-        self.details_mut().message = message;
+        self.details_mut().message = shortened(message);
         self
     }
 
@@ -180,7 +180,7 @@ impl Error {
     /// What a chain of causes comes to: the kind of the first cause that has one, else what the system said, else
     /// `other`.
     pub(crate) fn of(error: anyhow::Error, other: fn(String) -> Error) -> Error {
-        let message = format!("{error:#}");
+        let message = shortened(format!("{error:#}"));
         let kind = error.chain().find_map(|cause| cause.downcast_ref::<Error>()).cloned();
         let system = || {
             let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>())?;
@@ -204,6 +204,35 @@ impl Error {
         }
         result
     }
+}
+
+/// Words of a message that are longer stand for themselves by their beginning and end: names are as long as a file says.
+const LONG_WORD: usize = 400;
+
+/// A message that is longer is cut in its middle: what helps stands at the end.
+const LONG_MESSAGE: usize = 16_000;
+
+/// A message for people, whatever names a file holds.
+pub(crate) fn shortened(message: String) -> String {
+    if message.len() <= LONG_WORD {
+        return message;
+    }
+    let mut short = String::new();
+    for part in message.split_inclusive(char::is_whitespace) {
+        push_shortened(&mut short, part, LONG_WORD);
+    }
+    let mut whole = String::new();
+    push_shortened(&mut whole, &short, LONG_MESSAGE);
+    whole
+}
+
+/// Appends a text, or three quarters of what may be long from its beginning and a quarter from its end.
+fn push_shortened(to: &mut String, text: &str, longest: usize) {
+    if text.len() <= longest {
+        return to.push_str(text);
+    }
+    let (head, tail) = (text.floor_char_boundary(longest * 3 / 4), text.ceil_char_boundary(text.len() - longest / 4));
+    to.extend([&text[..head], "…", &text[tail..]]);
 }
 
 /// By the habit of our messages what helps stands at the end, behind a semicolon.
@@ -281,6 +310,19 @@ impl<T> OrKind<T> for anyhow::Result<T> {
 mod tests {
     use super::*;
     use anyhow::{Context, anyhow};
+
+    #[test]
+    fn names_in_messages_have_an_end() {
+        let (long, spaced) = ("ä".repeat(100_000), "a b ".repeat(100_000));
+        let error = Error::name(format_args!("no tensor is called '{long}'; the outputs are 'y'"));
+        assert!(error.to_string().len() < 500, "{error}");
+        assert!(error.to_string().starts_with("no tensor is called 'ä"), "{error}");
+        assert_eq!(error.details().remedy.as_deref(), Some("the outputs are 'y'"));
+        let error = Error::from(anyhow!("'{spaced}' is no tensor; name one").context(long));
+        assert!(error.to_string().len() < 20_000 && error.to_string().ends_with("name one"), "{error}");
+        let usual = "node 'n' (Add): no".repeat(30);
+        assert_eq!(Error::name(&usual).to_string(), usual);
+    }
 
     #[test]
     fn a_chain_has_the_kind_of_its_first_cause_that_has_one() {

@@ -67,9 +67,10 @@ impl<'g> Pass<'g> {
                 let contradict = |(a, b): (&Dim, &Dim)| a.known().zip(b.known()).is_some_and(|(a, b)| a != b);
                 ensure!(
                     own.len() == shape.len() && !own.iter().zip(shape.iter()).any(contradict),
-                    "its rule gives a gradient of shape {} for {}; please report this",
+                    "its rule gives a gradient of shape {} for {}; {}",
                     graph.dims.display(own),
-                    graph.dims.display(shape)
+                    graph.dims.display(shape),
+                    graph.why_shapes_contradict(self.builder.forward_node())
                 );
                 own.iter().zip(shape.iter()).map(|(&own, &dim)| if own.known().is_some() { own } else { dim }).collect()
             }

@@ -178,7 +178,7 @@ fn plain_number(argument: OsString) -> OsString {
 
 /// A line on stderr. Where stderr is closed, nobody is left to be told.
 fn note(text: impl Display) {
-    let _ = writeln!(Stream::Notes, "{}", one_line(&text.to_string()));
+    let _ = writeln!(Stream::Notes, "{}", one_line(&crate::error::shortened(text.to_string())));
 }
 
 /// Text with its control characters written out: names may hold any, line feeds too.

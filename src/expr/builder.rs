@@ -149,6 +149,16 @@ impl Builder {
         self.expr(self.nothing)
     }
 
+    /// What helps where the shapes do not go together that the gradient of the node at hand has to do with.
+    pub(crate) fn why_shapes_contradict(&self) -> String {
+        self.graph().why_shapes_contradict(self.forward_node())
+    }
+
+    /// The node whose gradient is being written.
+    pub(crate) fn forward_node(&self) -> Option<NodeId> {
+        self.forward.get()
+    }
+
     /// What could not be built since the last time that somebody asked.
     pub(crate) fn take_error(&self) -> Option<Error> {
         Some(self.take_blame()?.0)

@@ -72,9 +72,10 @@ impl<'g> Expr<'g> {
         let (own, target) = (self.sizes()?, x.sizes()?);
         ensure!(
             own.len() >= target.len(),
-            "a gradient of rank {} cannot be summed to rank {}",
+            "a gradient of rank {} cannot be summed to rank {}; {}",
             own.len(),
-            target.len()
+            target.len(),
+            self.builder().why_shapes_contradict()
         );
         let extra = own.len() - target.len();
         let leading: Vec<usize> = (0..extra).collect();

@@ -431,6 +431,30 @@ impl Graph {
         format!("the rank of {own} is not known: {cause}; say the shape of {source} {SAID}")
     }
 
+    /// What helps where the gradient of a node does not get the shape of its input. Formulas, and what they are made of,
+    /// agree about shapes unless the model says one that its nodes do not.
+    pub fn why_shapes_contradict(&self, node: Option<NodeId>) -> String {
+        match node.and_then(|node| self.declared_output(node)) {
+            Some(declared) => {
+                format!("{declared}, which does not go with that: correct it (--shape, or value_info in the model)")
+            }
+            None => "please report this".to_owned(),
+        }
+    }
+
+    /// What the model or its user declares of an output of a node, where that is all that is known of its shape.
+    fn declared_output(&self, id: NodeId) -> Option<String> {
+        let node = self.node(id);
+        let inferred = self.infer(&ranks::as_new(node)).unwrap_or_default();
+        let known = |i: usize| inferred.get(i).is_some_and(|f| f.shape.is_some());
+        let declared = |(i, output): (usize, &Option<ValueId>)| {
+            let value = self.value((*output)?);
+            let (name, shape) = (value.name.as_deref()?, value.fact.shape.as_ref()?);
+            (!known(i)).then(|| format!("'{name}' is declared to be {}", self.dims.display(shape)))
+        };
+        node.outputs.iter().enumerate().find_map(declared)
+    }
+
     /// Why the size of an axis of a tensor is no number, and what helps.
     pub fn why_no_size(&self, id: ValueId, axis: usize) -> String {
         let Some(shape) = &self.fact(id).shape else { return self.why_no_rank(id) };

@@ -50,7 +50,7 @@ pub fn complete(graph: &mut Graph) {
 }
 
 /// A node as it would be appended.
-fn as_new(node: &Node) -> NewNode {
+pub fn as_new(node: &Node) -> NewNode {
     NewNode {
         op_type: node.op_type.clone(),
         domain: node.domain.clone(),
