@@ -51,6 +51,9 @@ pub struct Args {
     json: bool,
 }
 
+/// A y, the xs on which it depends, and what stands in the way.
+type Reach = (String, Vec<String>, Option<String>);
+
 /// All that is found of a model.
 struct Seen<'a> {
     model: &'a ModelProto,
@@ -66,7 +69,7 @@ struct Seen<'a> {
     /// Each operator with the number of its nodes and its gradient.
     operators: BTreeMap<String, (usize, String)>,
     /// For each y the xs on which it depends, or what stands in the way.
-    reach: Vec<(String, Vec<String>, Option<String>)>,
+    reach: Vec<Reach>,
     nodes: usize,
     flow: Flow,
     shared: Vec<Shared>,
@@ -179,7 +182,7 @@ fn reach(
     selection: &Selection<'_>,
     file: &Loaded,
     (ys, xs): (&[ValueId], &[ValueId]),
-) -> Result<Vec<(String, Vec<String>, Option<String>)>> {
+) -> Result<Vec<Reach>> {
     let names = |ids: &[ValueId]| ids.iter().map(|&id| selection.name(id)).collect::<Vec<String>>();
     // What lies inside a function has no name outside of it.
     let mut asked = names(xs);

@@ -284,30 +284,6 @@ pub const fn opaque(op: &'static str, slots: &'static [Slot]) -> Rule {
 }
 
 impl Rule {
-    /// The attributes that the rule reads, or that do not change the formula. Any other on a node is an error.
-    pub const fn attributes(mut self, names: &'static str) -> Self {
-        self.attributes = names;
-        self
-    }
-
-    /// For an operator of another domain.
-    pub const fn domain(mut self, domain: &'static str) -> Self {
-        self.domain = domain;
-        self
-    }
-
-    /// Holds up to that version of the domain; a later meaning has a row of its own.
-    pub const fn until(mut self, version: i64) -> Self {
-        self.until = version;
-        self
-    }
-
-    /// Holds from that version of the domain on.
-    pub const fn since(mut self, version: i64) -> Self {
-        self.since = version;
-        self
-    }
-
     /// Right for quantized integers as for any elements.
     pub const fn moves_integers(mut self) -> Self {
         self.integers = Integers::Moved;
@@ -317,20 +293,6 @@ impl Rule {
     /// Counts quantized integers as the numbers that they are rounded from.
     pub const fn rounds(mut self) -> Self {
         self.integers = Integers::Rounded;
-        self
-    }
-
-    /// Computes in one type: that of the first floating-point input, float32 in place of half precision, in which sums
-    /// and roots lose too much. The formula finds all floating-point inputs, outputs and gradients in that type, and
-    /// what it returns is rounded to the type of each input.
-    pub const fn in_float32(mut self) -> Self {
-        self.in_float32 = true;
-        self
-    }
-
-    /// A convention or a limit that users should know.
-    pub const fn note(mut self, note: &'static str) -> Self {
-        self.note = note;
         self
     }
 

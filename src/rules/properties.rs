@@ -196,6 +196,106 @@ pub const fn written(input: usize, counts: Counts) -> Index {
     Index { input, counts, written: true, from_end: false }
 }
 
+/// The properties of a row that are one field each: what calls the method gives the field that value.
+macro_rules! properties {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident($($argument:ident: $type:ty),*) = $value:expr;)*) => {
+        impl Rule {
+            $(
+                $(#[$doc])*
+                $vis const fn $name(mut self $(, $argument: $type)*) -> Self {
+                    self.$name = $value;
+                    self
+                }
+            )*
+        }
+    };
+}
+
+properties! {
+    /// The attributes that the rule reads, or that do not change the formula. Any other on a node is an error.
+    pub fn attributes(names: &'static str) = names;
+    /// For an operator of another domain.
+    pub fn domain(domain: &'static str) = domain;
+    /// Holds up to that version of the domain; a later meaning has a row of its own.
+    pub fn until(version: i64) = version;
+    /// Holds from that version of the domain on.
+    pub fn since(version: i64) = version;
+    /// Computes in one type: that of the first floating-point input, float32 in place of half precision, in which sums
+    /// and roots lose too much. The formula finds all floating-point inputs, outputs and gradients in that type, and
+    /// what it returns is rounded to the type of each input.
+    pub fn in_float32() = true;
+    /// A convention or a limit that users should know.
+    pub fn note(note: &'static str) = note;
+    /// It draws random numbers.
+    pub fn random(when: Random) = when;
+    /// Its gradient is a convention, and not the slope of what it computes.
+    pub fn conventional() = true;
+    /// Its inputs with these numbers are weights, where they are constants: what training changes.
+    pub fn weights(inputs: &'static [usize]) = inputs;
+    /// What its first output is to a loss.
+    pub fn gives(gives: Gives) = gives;
+    /// Its second input is a kernel that goes over the axes behind batch and channels, its third a bias.
+    pub fn convolves() = true;
+    /// It has a weight of integers: rows and columns, or as many as the attributes `K` and `N` say.
+    pub fn integer_layer(layer: IntegerLayer) = layer;
+    /// It normalizes by statistics of its input, or by such as it is given.
+    pub fn normalizes() = true;
+    /// It drops out elements of its first input where it is in training mode.
+    pub fn drops_out() = true;
+    /// Its output is the numbers that its first input, quantized integers, stands for: by the second, a scale, and the
+    /// third, a zero point.
+    pub fn dequantizes() = true;
+    /// Its inputs with these numbers are statistics of data, which follow the data in training.
+    pub fn statistics(inputs: &'static [usize]) = inputs;
+    /// What it computes of the integers that go in.
+    pub fn arithmetic(arithmetic: Arithmetic) = arithmetic;
+    /// Which sizes of its inputs it takes for equal, where its slots do not say that they broadcast.
+    pub fn equal(equal: EqualSizes) = Some(equal);
+    /// It sums elements, and does nothing else.
+    pub fn sums() = true;
+    /// Training writes weights as it, so that they stay positive or bounded: what it takes is the weight then.
+    pub fn parametrizes() = true;
+    /// It raises to a power what stands among its first operands that many times.
+    pub fn squares(times: usize) = times;
+    /// It is a sine or cosine, as positions are written with.
+    pub fn periodic() = true;
+    /// It is the main operator of a layer of a network: the biases and scales that follow it belong to the same layer.
+    pub fn layer() = true;
+    /// Along which axes it computes each place by itself, where its slots do not say it.
+    pub(crate) fn apart(apart: Apart) = apart;
+    /// It can be computed of views of few axes where the rank of its input is not known.
+    pub(crate) fn view(view: View) = Some(view);
+    /// How many axes its inputs have, where it takes them with no other number of axes.
+    pub fn ranks(ranks: &'static [Option<usize>]) = ranks;
+    /// What the integers of its inputs count.
+    pub fn indices(indices: &'static [Index]) = indices;
+    /// Its output is filled with what an attribute holds as a tensor, or with float32 zeros without it.
+    pub fn fills(attribute: &'static str) = Some(attribute);
+    /// It has no float64 form: the inputs and outputs with these numbers are float32 at most.
+    pub fn single(inputs: &'static [usize], outputs: &'static [usize]) = (inputs, outputs);
+    /// Only the shapes and element types of its inputs matter, whatever they hold.
+    pub fn shapes_only() = true;
+    /// It is linear in each of its first inputs, so many: zeros of one make zeros of all outputs. What moves elements
+    /// of its first input into its first output need not say so.
+    pub fn linear(inputs: usize) = Linear::InEach(inputs);
+    /// The input with that number, where it is there, is added to what is linear in the others, or stands beside what
+    /// is moved.
+    pub fn added(input: usize) = Some(input);
+    /// Where its output is infinite though its inputs are not.
+    pub fn poles(poles: Poles) = poles;
+    /// Its gradient asks where elements of its inputs are those of its output: both must come of one computation, since
+    /// a second one may be rounded otherwise.
+    pub fn compares() = true;
+    /// Its gradient is dy where its output is above 0, and zero elsewhere.
+    pub fn rectifies() = true;
+    /// Each element of its output is a sum of products over whole axes of its inputs.
+    pub fn contracts() = true;
+    /// The input with that number lists the sizes of its output.
+    pub fn sizes(input: usize) = Some(input);
+    /// Axes of size 1 go: all of them where nothing says which.
+    pub fn squeezes() = true;
+}
+
 impl Rule {
     /// The first output holds elements of inputs, as `how` says. The formula is right for quantized integers, too: they
     /// move like any elements.
@@ -205,141 +305,14 @@ impl Rule {
         self
     }
 
-    /// It draws random numbers.
-    pub const fn random(mut self, when: Random) -> Self {
-        self.random = when;
-        self
-    }
-
-    /// Its gradient is a convention, and not the slope of what it computes.
-    pub const fn conventional(mut self) -> Self {
-        self.conventional = true;
-        self
-    }
-
     /// Whether its gradient is a convention in a request that counts rounding as the identity, or not.
     pub fn is_conventional(&self, straight_through: bool) -> bool {
         self.conventional || (straight_through && self.slots.iter().any(|s| matches!(s, super::Slot::Rounding(_))))
     }
 
-    /// Its inputs with these numbers are weights, where they are constants: what training changes.
-    pub const fn weights(mut self, inputs: &'static [usize]) -> Self {
-        self.weights = inputs;
-        self
-    }
-
-    /// What its first output is to a loss.
-    pub const fn gives(mut self, gives: Gives) -> Self {
-        self.gives = gives;
-        self
-    }
-
-    /// Its second input is a kernel that goes over the axes behind batch and channels, its third a bias.
-    pub const fn convolves(mut self) -> Self {
-        self.convolves = true;
-        self
-    }
-
-    /// It has a weight of integers: rows and columns, or as many as the attributes `K` and `N` say.
-    pub const fn integer_layer(mut self, layer: IntegerLayer) -> Self {
-        self.integer_layer = layer;
-        self
-    }
-
-    /// It normalizes by statistics of its input, or by such as it is given.
-    pub const fn normalizes(mut self) -> Self {
-        self.normalizes = true;
-        self
-    }
-
-    /// It drops out elements of its first input where it is in training mode.
-    pub const fn drops_out(mut self) -> Self {
-        self.drops_out = true;
-        self
-    }
-
-    /// Its output is the numbers that its first input, quantized integers, stands for: by the second, a scale, and the
-    /// third, a zero point.
-    pub const fn dequantizes(mut self) -> Self {
-        self.dequantizes = true;
-        self
-    }
-
-    /// Its inputs with these numbers are statistics of data, which follow the data in training.
-    pub const fn statistics(mut self, inputs: &'static [usize]) -> Self {
-        self.statistics = inputs;
-        self
-    }
-
-    /// What it computes of the integers that go in.
-    pub const fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
-        self.arithmetic = arithmetic;
-        self
-    }
-
-    /// Which sizes of its inputs it takes for equal, where its slots do not say that they broadcast.
-    pub const fn equal(mut self, equal: EqualSizes) -> Self {
-        self.equal = Some(equal);
-        self
-    }
-
     /// Whether it multiplies its operands, element by element.
     pub fn scales(&self) -> bool {
         self.arithmetic == Arithmetic::Product
-    }
-
-    /// It sums elements, and does nothing else.
-    pub const fn sums(mut self) -> Self {
-        self.sums = true;
-        self
-    }
-
-    /// Training writes weights as it, so that they stay positive or bounded: what it takes is the weight then.
-    pub const fn parametrizes(mut self) -> Self {
-        self.parametrizes = true;
-        self
-    }
-
-    /// It raises to a power what stands among its first operands that many times.
-    pub const fn squares(mut self, times: usize) -> Self {
-        self.squares = times;
-        self
-    }
-
-    /// It is a sine or cosine, as positions are written with.
-    pub const fn periodic(mut self) -> Self {
-        self.periodic = true;
-        self
-    }
-
-    /// It is the main operator of a layer of a network: the biases and scales that follow it belong to the same layer.
-    pub const fn layer(mut self) -> Self {
-        self.layer = true;
-        self
-    }
-
-    /// Along which axes it computes each place by itself, where its slots do not say it.
-    pub(crate) const fn apart(mut self, apart: Apart) -> Self {
-        self.apart = apart;
-        self
-    }
-
-    /// It can be computed of views of few axes where the rank of its input is not known.
-    pub(crate) const fn view(mut self, view: View) -> Self {
-        self.view = Some(view);
-        self
-    }
-
-    /// How many axes its inputs have, where it takes them with no other number of axes.
-    pub const fn ranks(mut self, ranks: &'static [Option<usize>]) -> Self {
-        self.ranks = ranks;
-        self
-    }
-
-    /// What the integers of its inputs count.
-    pub const fn indices(mut self, indices: &'static [Index]) -> Self {
-        self.indices = indices;
-        self
     }
 
     /// Its attributes that name the element type that it computes in or gives out, and the type without them: `None`
@@ -349,79 +322,10 @@ impl Rule {
         self
     }
 
-    /// Its output is filled with what an attribute holds as a tensor, or with float32 zeros without it.
-    pub const fn fills(mut self, attribute: &'static str) -> Self {
-        self.fills = Some(attribute);
-        self
-    }
-
-    /// It has no float64 form: the inputs and outputs with these numbers are float32 at most.
-    pub const fn single(mut self, inputs: &'static [usize], outputs: &'static [usize]) -> Self {
-        self.single = (inputs, outputs);
-        self
-    }
-
-    /// Only the shapes and element types of its inputs matter, whatever they hold.
-    pub const fn shapes_only(mut self) -> Self {
-        self.shapes_only = true;
-        self
-    }
-
-    /// It is linear in each of its first inputs, so many: zeros of one make zeros of all outputs. What moves elements
-    /// of its first input into its first output need not say so.
-    pub const fn linear(mut self, inputs: usize) -> Self {
-        self.linear = Linear::InEach(inputs);
-        self
-    }
-
-    /// The input with that number, where it is there, is added to what is linear in the others, or stands beside what
-    /// is moved.
-    pub const fn added(mut self, input: usize) -> Self {
-        self.added = Some(input);
-        self
-    }
-
-    /// Where its output is infinite though its inputs are not.
-    pub const fn poles(mut self, poles: Poles) -> Self {
-        self.poles = poles;
-        self
-    }
-
-    /// Its gradient asks where elements of its inputs are those of its output: both must come of one computation, since
-    /// a second one may be rounded otherwise.
-    pub const fn compares(mut self) -> Self {
-        self.compares = true;
-        self
-    }
-
-    /// Its gradient is dy where its output is above 0, and zero elsewhere.
-    pub const fn rectifies(mut self) -> Self {
-        self.rectifies = true;
-        self
-    }
-
-    /// Each element of its output is a sum of products over whole axes of its inputs.
-    pub const fn contracts(mut self) -> Self {
-        self.contracts = true;
-        self
-    }
-
-    /// The input with that number lists the sizes of its output.
-    pub const fn sizes(mut self, input: usize) -> Self {
-        self.sizes = Some(input);
-        self
-    }
-
     /// Its output lists the sizes of its input: all of them where no attribute says which.
     pub const fn measures(mut self) -> Self {
         self.measures = true;
         self.shapes_only()
-    }
-
-    /// Axes of size 1 go: all of them where nothing says which.
-    pub const fn squeezes(mut self) -> Self {
-        self.squeezes = true;
-        self
     }
 
     /// What a graph and formulas ask of it.
