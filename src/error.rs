@@ -206,7 +206,8 @@ impl Error {
     }
 }
 
-/// Words of a message that are longer stand for themselves by their beginning and end: names are as long as a file says.
+/// Words of a message that are longer stand for themselves by their beginning and end: names are as long as a file
+/// says.
 const LONG_WORD: usize = 400;
 
 /// A message that is longer is cut in its middle: what helps stands at the end.

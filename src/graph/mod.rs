@@ -431,8 +431,8 @@ impl Graph {
         format!("the rank of {own} is not known: {cause}; say the shape of {source} {SAID}")
     }
 
-    /// What helps where the gradient of a node does not get the shape of its input. Formulas, and what they are made of,
-    /// agree about shapes unless the model says one that its nodes do not.
+    /// What helps where the gradient of a node does not get the shape of its input. Formulas, and what they are made
+    /// of, agree about shapes unless the model says one that its nodes do not.
     pub fn why_shapes_contradict(&self, node: Option<NodeId>) -> String {
         match node.and_then(|node| self.declared_output(node)) {
             Some(declared) => {
