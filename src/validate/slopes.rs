@@ -158,7 +158,7 @@ impl<'a> Function<'a> {
             let error = if error == 0.0 { 0.0 } else { error / scale.max(f64::MIN_POSITIVE) };
             Measured { claimed, slope, error: if error.is_nan() { f64::INFINITY } else { error } }
         };
-        let mut last: Option<f64> = None;
+        let mut last: Option<(f64, f64)> = None;
         let (mut differs, mut agrees, mut zero, mut hidden) = (None, None, false, true);
         for &h in rounding.steps() {
             let around = self.around(direction, h)?;
@@ -192,11 +192,17 @@ impl<'a> Function<'a> {
             let uncertainty = (around.coarse - around.fine).abs() + noise;
             // What is no number is wrong by as much as the slope.
             let error = if claimed.is_finite() { error } else { 0.1 * slope.abs().max(10.0 * noise) };
-            if error > 0.0 && uncertainty <= 0.1 * error && !self.has_kink(&around, error) {
-                if last.is_some_and(|last| (last - slope).abs() <= 0.1 * error) {
+            // Steps that are longer than what the function does between them say anything, each something else.
+            let steady = |a: f64, b: f64, noise: f64| (a - b).abs() <= 0.1 * a.abs().max(b.abs()) + noise;
+            let is_sure = uncertainty <= 0.1 * error && steady(around.coarse, around.fine, noise);
+            if error > 0.0 && is_sure && !self.has_kink(&around, error) {
+                let confirms = |(before, noisy): (f64, f64)| {
+                    (before - slope).abs() <= 0.1 * error && steady(before, slope, noise + noisy)
+                };
+                if last.is_some_and(confirms) {
                     differs = Some(Outcome::Differs(measured(slope, size)));
                 }
-                last = Some(slope);
+                last = Some((slope, noise));
             }
         }
         Ok(match (agrees, differs) {
@@ -218,9 +224,7 @@ impl<'a> Function<'a> {
 
     /// Whether the slopes on both sides differ by a part of an error, however short the step.
     fn has_kink(&self, around: &Around, error: f64) -> bool {
-        let bend = |[plus, minus]: &[Vec<Vec<f64>>; 2], h: f64| {
-            (self.dot(plus, &self.base) + self.dot(minus, &self.base)).abs() / h
-        };
+        let bend = |[plus, minus]: &[Vec<Vec<f64>>; 2], h: f64| self.bend(plus, minus) / h;
         let (far, near) = (bend(&around.far, around.h), bend(&around.near, around.h / 2.0));
         near > 0.75 * far && near > 0.1 * error
     }
@@ -247,6 +251,17 @@ impl<'a> Function<'a> {
             }
         });
         values.collect()
+    }
+
+    /// Σ |seed (a - 2 y + b)|: kinks of different ys do not cancel.
+    fn bend(&self, a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
+        let mut sum = 0.0;
+        for (i, (_, seed)) in self.seeds.iter().enumerate() {
+            for (((s, y), a), b) in seed.iter().zip(&self.base[i]).zip(&a[i]).zip(&b[i]) {
+                sum += (s * ((a - y) + (b - y))).abs();
+            }
+        }
+        sum
     }
 
     /// ⟨seed, a - b⟩: the difference is taken before the sum, where less is lost.

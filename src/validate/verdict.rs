@@ -4,15 +4,17 @@
 //! where it agreed with a slope that is not zero; else nothing is known of it.
 
 use super::case::Case;
-use super::draw::{self, Draw};
+use super::draw::{self, Draw, Floats};
 use super::engine::Trouble;
 use super::forward::{self, Point};
 use super::sizes::Scale;
 use super::slopes::{Direction, Function, Measured, Outcome, Rounding, Target, Tolerance};
+use super::tensors::{Tensor, Tensors};
 use super::wide::{self, Opened, Wide, not_compared};
 use super::{GradientCheck, Stop, Tell, Validation, failed, listed, skipped};
 use crate::onnx::{GraphProto, canonical_domain};
 use crate::rules::{Rule, newest};
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,13 +38,21 @@ struct Place {
     point: Point,
     wide: Wide,
     opened: Opened,
+    /// The run in the model's own types with the gradients, once it has been asked for.
+    own: OnceCell<Option<Tensors>>,
 }
 
 impl Place {
     fn new(case: &Case, point: Point) -> Result<Place, Stop> {
         let wide = wide::run(case, &point)?;
         let opened = wide.open(case)?;
-        Ok(Place { point, wide, opened })
+        Ok(Place { point, wide, opened, own: OnceCell::new() })
+    }
+
+    /// What a gradient is in the model's own types.
+    fn own(&self, case: &Case, gradient: &str) -> Option<&Arc<Tensor>> {
+        let run = || Some(forward::with_gradients(case, &self.point).ok()??.0);
+        self.own.get_or_init(run).as_ref()?.get(gradient)
     }
 
     fn at(case: &Case, draw: Draw) -> Option<Place> {
@@ -138,6 +148,8 @@ struct Verdict<'a> {
     tell: Tell<'a>,
     random: fastrand::Rng,
     start: Instant,
+    /// The numbers of the first place.
+    usual: Floats,
     /// How long it took to get to the first place: another is opened only where as much time is left, so that what has
     /// been compared is not lost with it.
     opening: Duration,
@@ -162,11 +174,12 @@ pub fn run(case: &Case, validation: &mut Validation, tell: Tell) -> Result<(), S
     })?;
     validation.outputs = outputs;
     validation.dims = point.dims.clone();
-    let place = Place { point, wide, opened };
+    let place = Place { point, wide, opened, own: OnceCell::new() };
     let random = fastrand::Rng::with_seed(case.options.seed ^ 0x9e37_79b9_7f4a_7c15);
     let ledgers = case.record.gradients.iter().map(|_| Ledger::default()).collect();
     let opening = start.elapsed();
-    let mut verdict = Verdict { case, ledgers, checks: vec![], tell, random, start, opening };
+    let usual = place.point.draw.floats;
+    let mut verdict = Verdict { case, ledgers, checks: vec![], tell, random, start, usual, opening };
     verdict.main(&place, validation)?;
     if let Some(own) = own {
         for check in &mut validation.gradients {
@@ -307,6 +320,12 @@ impl Verdict<'_> {
                 continue;
             }
             if let Some(suspect) = self.alone(&function, i, target, rounding)? {
+                if let Doubt::Slope(m, None) = suspect.doubt
+                    && self.is_rounding(place, i, target, &m, None)
+                {
+                    self.ledgers[i].hidden += 1;
+                    continue;
+                }
                 self.ledgers[i].doubted = true;
                 self.report(i);
                 suspects.push(suspect);
@@ -467,7 +486,9 @@ impl Verdict<'_> {
                         chunk.iter().filter(used).for_each(|&e| self.ledgers[i].seen[e] = true);
                     }
                     Outcome::Differs(_) => {
-                        if let Some((element, m)) = self.locate(&function, &target, chunk, rounding, bound)? {
+                        if let Some((element, m)) = self.locate(&function, &target, chunk, rounding, bound)?
+                            && !self.is_rounding(place, i, &target, &m, Some(element))
+                        {
                             suspects.push(Suspect { gradient: i, doubt: Doubt::Slope(m, Some(element)) });
                             break;
                         }
@@ -531,6 +552,26 @@ impl Verdict<'_> {
             Outcome::Differs(m) if (m.slope - m.claimed).abs() > bound * m.claimed.abs().max(m.slope.abs()) => Some(m),
             _ => None,
         })
+    }
+
+    /// Whether a difference is no larger than what rounding to the model's own types makes of the gradient: far from
+    /// the numbers that models are made for, all that is left of some gradients is what two roundings differ by.
+    fn is_rounding(&self, place: &Place, i: usize, target: &Target, m: &Measured, element: Option<usize>) -> bool {
+        if place.point.draw.floats == self.usual || !m.claimed.is_finite() {
+            return false;
+        }
+        let name = self.case.record.gradients[i].name.as_deref().unwrap_or_default();
+        let Some(own) = place.own(self.case, name) else { return false };
+        if own.dims() != target.dims || !own.is_finite() {
+            return !own.is_finite();
+        }
+        let apart: Vec<f64> = own.values().iter().zip(&*target.gradient).map(|(a, b)| (a - b).abs()).collect();
+        let rounding = match element {
+            Some(e) if target.gradient[e] == 0.0 => apart[e] * target.reach,
+            Some(e) => apart[e] * (m.claimed / target.gradient[e]).abs(),
+            None => apart.iter().map(|a| a * a).sum::<f64>().sqrt() * target.reach,
+        };
+        (m.claimed - m.slope).abs() <= 16.0 * rounding
     }
 
     /// Looks at other inputs of the same kind: what disagrees at one of those, too, is wrong.
@@ -609,6 +650,9 @@ impl Verdict<'_> {
                     }
                 };
                 let Some(second) = second else { return Ok(None) };
+                if self.is_rounding(place, suspect.gradient, &target, &second, *element) {
+                    return Ok(None);
+                }
                 let ledger = &mut self.ledgers[suspect.gradient];
                 ledger.error = first.error.max(second.error);
                 if !first.claimed.is_finite() || !second.claimed.is_finite() {
