@@ -72,8 +72,19 @@ unary! {
 
 impl<'g> Expr<'g> {
     pub(in crate::expr) fn binary(self, op: &'static str, other: Expr<'g>) -> Expr<'g> {
-        let (left, right) = (self.ranked_for(other), other.ranked_for(self));
+        let left = self.once_for(other);
+        let right = if left == self { other.once_for(self) } else { other };
+        let (left, right) = (left.ranked_for(right), right.ranked_for(left));
         self.builder.emit(op, &[Some(left), Some(right)], vec![])
+    }
+
+    /// What this repeats, where it is an Expand that the pass has written and `other` has its shape: the operator
+    /// broadcasts by itself, in half the time.
+    fn once_for(self, other: Expr<'g>) -> Expr<'g> {
+        match self.operands_of_expand() {
+            Some((once, _)) if self.builder.opset() >= 8 && self != other && self.same_shape(other) => once,
+            _ => self,
+        }
     }
 
     /// A number without dimensions, with as many of size 1 as `other` has where the last of those is short. What
@@ -125,7 +136,13 @@ impl<'g> Expr<'g> {
         let rest = first.builder.without_zeros(terms);
         match rest.as_deref().unwrap_or(terms) {
             &[only] => only,
-            several => first.builder.emit("Sum", &several.iter().copied().map(Some).collect::<Vec<_>>(), vec![]),
+            several => {
+                // One of them has the shape of the sum, the others need not be repeated to it.
+                let whole = several.iter().position(|term| term.operands_of_expand().is_none()).unwrap_or(0);
+                let each = several.iter().enumerate();
+                let once = each.map(|(i, term)| if i == whole { *term } else { term.once_for(several[whole]) });
+                first.builder.emit("Sum", &once.map(Some).collect::<Vec<_>>(), vec![])
+            }
         }
     }
 
