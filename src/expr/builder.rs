@@ -373,6 +373,13 @@ impl Builder {
         outputs.into_iter().map(|o| self.expr(o.unwrap_or(self.nothing))).collect()
     }
 
+    /// Whether a value was written for the gradient of the node that is differentiated now.
+    pub(super) fn is_of_this_node(&self, id: ValueId) -> bool {
+        let graph = self.graph();
+        let current = self.forward.get().map(|node| Origin::Backward(Some(node)));
+        graph.producer(id).is_some_and(|(node, _)| current == Some(graph.node(node).origin))
+    }
+
     /// Whether what is known of a value's elements may be written into the graph in place of the value.
     ///
     /// Weights may not: whoever differentiates again, or trains, means the tensors and not the numbers that they hold

@@ -88,9 +88,11 @@ impl<'g> Expr<'g> {
             .collect();
         // One reduction over all of them: engines go through the tensor once, where two of them write most of it anew.
         let summed: Vec<usize> = leading.iter().copied().chain(certain.iter().map(|&i| extra + i)).collect();
-        let dy = match certain.is_empty() {
-            true => self.sum_out(&leading),
-            false => self.sum(&summed).squeeze(&leading),
+        let before_factors = if unclear.is_empty() { self.sum_before_factors(&summed) } else { None };
+        let dy = match before_factors {
+            Some(sum) => sum.squeeze(&leading),
+            None if certain.is_empty() => self.sum_out(&leading),
+            None => self.sum(&summed).squeeze(&leading),
         };
         if unclear.is_empty() {
             return Ok(dy);

@@ -107,6 +107,49 @@ impl<'g> Expr<'g> {
         factors.iter().rev().fold(None, apply).unwrap_or_else(one)
     }
 
+    /// The sum over axes, which stay with size 1, before what all terms of a sum are multiplied with: of products,
+    /// quotients and negatives that the rule has just written, with factors that do not change along these axes. What
+    /// other rules have written is needed by others, too. Not in half precision, where a sum overflows that the sum of
+    /// the products does not.
+    pub(in crate::expr) fn sum_before_factors(self, axes: &[usize]) -> Option<Expr<'g>> {
+        let wide = matches!(self.fact().element, Some(ElementType::Float | ElementType::Double));
+        let rank = self.fact().rank().filter(|_| wide)?;
+        let constant = |e: Expr<'g>| {
+            let shape = e.fact().shape?;
+            let beyond = rank.checked_sub(shape.len())?;
+            let one = |&axis: &usize| axis < beyond || shape.get(axis - beyond) == Some(&Dim::Known(1));
+            axes.iter().all(one).then_some(e)
+        };
+        let mut terms = self;
+        let mut factors = Vec::new();
+        while factors.len() < FACTORS && self.builder.is_of_this_node(terms.id) {
+            let (inner, factor) = if let Some((a, b)) = terms.operands_of("Mul") {
+                match (constant(a), constant(b)) {
+                    (_, Some(b)) if a.same_shape(self) => (a, Factor::Times(b)),
+                    (Some(a), _) if b.same_shape(self) => (b, Factor::Times(a)),
+                    _ => break,
+                }
+            } else if let Some((a, b)) = terms.operands_of("Div") {
+                match constant(b) {
+                    Some(b) if a.same_shape(self) => (a, Factor::Over(b)),
+                    _ => break,
+                }
+            } else if let Some(a) = terms.operand_of("Neg") {
+                (a, Factor::Minus)
+            } else {
+                break;
+            };
+            terms = inner;
+            factors.push(factor);
+        }
+        let apply = |sum: Expr<'g>, factor: &Factor<'g>| match *factor {
+            Factor::Times(by) => sum * by,
+            Factor::Over(by) => sum / by,
+            Factor::Minus => -sum,
+        };
+        (!factors.is_empty()).then(|| factors.iter().rev().fold(terms.sum(axes), apply))
+    }
+
     /// The two operands of a node of that operator which the pass has written.
     fn operands_of(self, op: &str) -> Option<(Expr<'g>, Expr<'g>)> {
         let first = self.operand_of(op)?;
