@@ -55,6 +55,9 @@ fn resize<'g>(c: &Call<'g>, roi: Option<usize>, scales: Option<usize>, sizes: Op
     let resizing = Resizing::of(c, roi, scales, sizes)?;
     // The form with a region looks at the middles of elements by default, the older ones at their corners.
     let repeats = repeats(c, roi.is_some());
+    if repeats && let Some(dx) = resizing.sum_of_squares(c.dy())? {
+        return Ok(dx);
+    }
     let mut dx = c.dy();
     for (i, &axis) in resizing.axes.iter().enumerate() {
         let along = resizing.along(i)?;
@@ -110,7 +113,14 @@ impl<'c, 'g> Resizing<'c, 'g> {
     fn along(&self, i: usize) -> Result<Along<'g>> {
         match (self.sizes, self.scales) {
             (Some(_), _) => Ok(Along::Size(self.y.dims([self.axes[i]]))),
-            (None, Some(scales)) => Ok(Along::Scale(self.at(scales, i))),
+            (None, Some(scales)) => {
+                // A scale counts as a constant, even where an initializer holds the list.
+                let known = scales.fact().floats().and_then(|numbers| numbers.get(i).copied());
+                Ok(Along::Scale(match known {
+                    Some(scale) => self.c.builder().numbers(&[scale], &[1], scales.element()?),
+                    None => self.at(scales, i),
+                }))
+            }
             (None, None) => bail!("neither scales nor sizes are given"),
         }
     }
@@ -144,6 +154,31 @@ impl<'c, 'g> Resizing<'c, 'g> {
             Along::Size(_) if self.common.is_some() => whole(self.common_numbers()?),
             Along::Size(_) => whole((self.y.known_dim(axis)?, self.x.known_dim(axis)?)),
         }
+    }
+
+    /// The sums of the neighbours that are copies of one element, where it is repeated along axes of an image alone:
+    /// means of windows beside each other, which engines compute faster than sums along one axis after the other.
+    fn sum_of_squares(&self, dy: Expr<'g>) -> Result<Option<Expr<'g>>> {
+        let rank = self.x.rank()?;
+        let known = (2..rank).all(|axis| self.x.known_dim(axis).is_some());
+        if !known || !(3..=5).contains(&rank) || dy.element()? != ElementType::Float {
+            return Ok(None);
+        }
+        let mut factors = vec![1; rank];
+        for (i, &axis) in self.axes.iter().enumerate() {
+            let along = self.along(i)?;
+            if self.keeps(axis, &along) {
+                continue;
+            }
+            match self.factor(axis, &along) {
+                Some(factor) if axis >= 2 => factors[axis] = factor,
+                _ => return Ok(None),
+            }
+        }
+        let window = &factors[2..];
+        let count = window.iter().fold(1.0, |n, &f| n * f as f64);
+        let mean = dy.average_pool_of(vec![ints("kernel_shape", window), ints("strides", window)]);
+        Ok(Some(mean * count))
     }
 
     /// What an axis is multiplied by, `[in, out]`, in the type of another tensor.
