@@ -176,6 +176,9 @@ impl<'c, 'g> Resizing<'c, 'g> {
             }
         }
         let window = &factors[2..];
+        if window.iter().all(|&factor| factor == 1) {
+            return Ok(None);
+        }
         let count = window.iter().fold(1.0, |n, &f| n * f as f64);
         let mean = dy.average_pool_of(vec![ints("kernel_shape", window), ints("strides", window)]);
         Ok(Some(mean * count))
