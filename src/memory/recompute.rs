@@ -236,14 +236,28 @@ pub fn recompute(
 /// Nodes cannot be written.
 pub fn freely(builder: &Builder, new: Vec<NodeId>, ends: &[ValueId]) -> Result<Vec<Step>> {
     let bound = BTreeMap::new();
-    let mut net = {
+    let net = |tried| {
         let graph = builder.graph();
-        Net::new(&graph, &Sizes::new(&graph, &bound), new, ends, Tried::Moves)
+        Net::new(&graph, &Sizes::new(&graph, &bound), new.clone(), ends, tried)
     };
-    match net.free() {
-        Some(best) => net.write(builder, &best),
-        None => Ok(net.nodes[net.first..].iter().map(|&node| Step::of(node)).collect()),
+    let first = net(Tried::Moves);
+    let plain = first.outcome(Vec::new(), &[0].into()).peak;
+    // Recomputation lets other tensors go in other orders.
+    let others = if plain < LITTLE { vec![] } else { vec![net(Tried::Nothing), net(Tried::Needed)] };
+    let mut nets: Vec<Net> = [first].into_iter().chain(others).collect();
+    let kinds = [(true, FREE, &FEW[..1], nets.len()), (false, UNFUSED, &FEW[..], 1)];
+    for (only_simple, share, windows, tried) in kinds.into_iter().filter(|_| plain >= LITTLE) {
+        let found = nets.iter_mut().take(tried).filter_map(|net| {
+            net.only_simple = only_simple;
+            Some((net.free(share, windows)?, net))
+        });
+        let best = found.min_by_key(|(plan, _)| (plan.peak, plan.cost));
+        if let Some((best, net)) = best.filter(|(best, _)| (best.peak as f64) < WORTH * plain as f64) {
+            return net.write(builder, &best);
+        }
     }
+    let steps = nets.first().into_iter().flat_map(|net| &net.nodes[net.first..]).map(|&node| Step::of(node));
+    Ok(steps.collect())
 }
 
 /// What is known of the nodes.
@@ -359,26 +373,15 @@ impl Net {
         }
     }
 
-    /// The plan that holds least of those that take next to no time, where it is worth being read.
-    fn free(&mut self) -> Option<Outcome> {
-        let plain = self.outcome(Vec::new(), &[0].into());
-        if plain.peak < LITTLE {
-            return None;
+    /// The plan that holds least of those that take at most that share of a step.
+    fn free(&self, share: f64, windows: &[usize]) -> Option<Outcome> {
+        let dear = (share * self.whole as f64) as u64;
+        let mut plans = Vec::new();
+        for &windows in windows {
+            let begins: Rc<[usize]> = self.windows(windows, false).into();
+            plans.extend(CHEAP.iter().map(|&price| self.outcome(self.plan(&begins, price), &begins)));
         }
-        for (only_simple, share, windows) in [(true, FREE, &FEW[..1]), (false, UNFUSED, &FEW)] {
-            self.only_simple = only_simple;
-            let dear = (share * self.whole as f64) as u64;
-            let mut plans = Vec::new();
-            for &windows in windows {
-                let begins: Rc<[usize]> = self.windows(windows, false).into();
-                plans.extend(CHEAP.iter().map(|&price| self.outcome(self.plan(&begins, price), &begins)));
-            }
-            let best = plans.into_iter().filter(|plan| plan.cost <= dear).min_by_key(|plan| (plan.peak, plan.cost));
-            if let Some(best) = best.filter(|best| (best.peak as f64) < WORTH * plain.peak as f64) {
-                return Some(best);
-            }
-        }
-        None
+        plans.into_iter().filter(|plan| plan.cost <= dear).min_by_key(|plan| (plan.peak, plan.cost))
     }
 
     /// The cheapest plan that meets a limit, and the least that any comes to.
