@@ -92,6 +92,8 @@ struct Ledger {
     doubted: bool,
     /// For each element whether it has been looked at by itself.
     seen: Vec<bool>,
+    /// The size of an element at the first place.
+    usual: f64,
     /// Whether it has agreed alone, not only with others.
     alone: bool,
 }
@@ -242,6 +244,7 @@ impl Verdict<'_> {
             check.shape = gradient.is_none_or(|g| x.is_some_and(|x| x.dims() == g.dims()));
             check.bound = place.rounding(self.case).bound();
             ledger.seen = vec![false; gradient.map_or(0, |g| g.count())];
+            ledger.usual = check.norm.unwrap_or(0.0) / f64::sqrt(ledger.seen.len().max(1) as f64);
         }
         let paths = Paths::new(place.opened.model.graph.as_ref());
         for (g, ledger) in self.case.record.gradients.iter().zip(&mut self.ledgers) {
@@ -559,6 +562,10 @@ impl Verdict<'_> {
     fn is_rounding(&self, place: &Place, i: usize, target: &Target, m: &Measured, element: Option<usize>) -> bool {
         if place.point.draw.floats == self.usual || !m.claimed.is_finite() {
             return false;
+        }
+        // So small are differences of equal numbers in float64.
+        if m.claimed.abs().max(m.slope.abs()) <= 1e-12 * self.ledgers[i].usual * target.reach {
+            return true;
         }
         let name = self.case.record.gradients[i].name.as_deref().unwrap_or_default();
         let Some(own) = place.own(self.case, name) else { return false };
