@@ -70,13 +70,9 @@ impl<'g> Expr<'g> {
             return Ok(summed.unbroadcast(x));
         }
         let (own, target) = (self.sizes()?, x.sizes()?);
-        ensure!(
-            own.len() >= target.len(),
-            "a gradient of rank {} cannot be summed to rank {}; {}",
-            own.len(),
-            target.len(),
-            self.builder().why_shapes_contradict()
-        );
+        let why = || self.builder().why_shapes_contradict();
+        let (have, want) = (own.len(), target.len());
+        ensure!(have >= want, "a gradient of rank {have} cannot be summed to rank {want}; {}", why());
         let extra = own.len() - target.len();
         let leading: Vec<usize> = (0..extra).collect();
         let certain: Vec<usize> =

@@ -33,8 +33,8 @@ const SHARED: &[(&str, When)] = &[
     ("GroupNormalization", When::Double),
     ("LayerNormalization", When::Double),
     ("MatMul", When::Shapes(|shapes| empty(shapes) || shapes.iter().all(|s| s.len() == 1))),
-    // tract knows no cyclic borders, and crops by no computed amounts.
-    ("Pad", When::Node(|c| c.string("mode", "") == "wrap" || c.int(COMPUTED, 0) != 0)),
+    // tract knows no cyclic borders, reflects an image once only, and crops by no computed amounts.
+    ("Pad", When::Node(|c| matches!(c.string("mode", ""), "reflect" | "wrap") || c.int(COMPUTED, 0) != 0)),
     ("RMSNormalization", When::Double),
     // It divides by the number of elements, which may be zero.
     ("ReduceL1", When::Shapes(empty)),
