@@ -90,22 +90,23 @@ impl<'g> Expr<'g> {
             None if certain.is_empty() => self.sum_out(&leading),
             None => self.sum(&summed).squeeze(&leading),
         };
-        if unclear.is_empty() {
-            return Ok(dy);
-        }
+        Ok(if unclear.is_empty() { dy } else { dy.summed_where_one(x, &unclear) })
+    }
+
+    /// The sum over the axes of those listed in which x has the size 1: only the run knows which they are.
+    fn summed_where_one(self, x: Expr<'g>, unclear: &[usize]) -> Expr<'g> {
         let b = self.builder();
         let (mut split, mut summed) = (Vec::new(), Vec::new());
-        for i in 0..target.len() {
+        for i in 0..x.fact().rank().unwrap_or_default() {
             if unclear.contains(&i) {
-                let (own, size) = (dy.dims([i]), x.dims([i]));
+                let (own, size) = (self.dims([i]), x.dims([i]));
                 split.extend([size, own / size.max(b.ints(&[1]))]);
                 summed.push(split.len() - 1);
             } else {
-                split.push(dy.dims([i]));
+                split.push(self.dims([i]));
             }
         }
-        let parts = dy.reshape(b.joined(&split));
-        Ok(parts.sum_out(&summed).reshape_like(x))
+        self.reshape(b.joined(&split)).sum_out(&summed).reshape_like(x)
     }
 
     /// The sum to the shape of x where not even the ranks are known: the axes in which the shapes differ are found at

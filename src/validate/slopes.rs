@@ -105,6 +105,14 @@ pub struct Measured {
     pub error: f64,
 }
 
+impl Measured {
+    fn new(claimed: f64, slope: f64, scale: f64) -> Self {
+        let error = (slope - claimed).abs();
+        let error = if error == 0.0 { 0.0 } else { error / scale.max(f64::MIN_POSITIVE) };
+        Measured { claimed, slope, error: if error.is_nan() { f64::INFINITY } else { error } }
+    }
+}
+
 /// What a direction says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
@@ -153,11 +161,7 @@ impl<'a> Function<'a> {
     /// The plan does not run beside its base.
     pub fn compare(&self, direction: &Direction, rounding: Rounding, tolerance: Tolerance) -> Result<Outcome, Trouble> {
         let (claimed, typical) = claims(direction);
-        let measured = |slope: f64, scale: f64| {
-            let error = (slope - claimed).abs();
-            let error = if error == 0.0 { 0.0 } else { error / scale.max(f64::MIN_POSITIVE) };
-            Measured { claimed, slope, error: if error.is_nan() { f64::INFINITY } else { error } }
-        };
+        let measured = |slope: f64, scale: f64| Measured::new(claimed, slope, scale);
         let mut last: Option<(f64, f64)> = None;
         let (mut differs, mut agrees, mut zero, mut hidden) = (None, None, false, true);
         for &h in rounding.steps() {

@@ -193,6 +193,24 @@ pub fn run(case: &Case, validation: &mut Validation, tell: Tell) -> Result<(), S
     verdict.conclude(validation)
 }
 
+/// What is wrong with a gradient, by what was measured at two inputs: of one element, or along a random direction.
+fn wrong(first: &Measured, second: &Measured, element: Option<usize>, rounding: Rounding) -> String {
+    if !first.claimed.is_finite() || !second.claimed.is_finite() {
+        let (first, second) = (first.slope, second.slope);
+        return format!("is not finite, where the slope is: {first:.5e}, and {second:.5e} at another input");
+    }
+    let (place, bound) = match element {
+        Some(element) => (format!("in element {element}"), rounding.element_bound().unwrap_or_default()),
+        None => ("along a random direction".to_owned(), rounding.bound()),
+    };
+    let error = first.error.max(second.error);
+    format!(
+        "is not the slope: relative error {error:.1e}, bound {bound:.0e}; {place} it says {:.6e}, the slope is {:.6e}; at \
+         another input {:.6e} and {:.6e}",
+        first.claimed, first.slope, second.claimed, second.slope
+    )
+}
+
 impl Verdict<'_> {
     /// Takes down what a direction says of a gradient.
     fn take(&mut self, i: usize, outcome: Outcome) {
@@ -660,23 +678,8 @@ impl Verdict<'_> {
                 if self.is_rounding(place, suspect.gradient, &target, &second, *element) {
                     return Ok(None);
                 }
-                let ledger = &mut self.ledgers[suspect.gradient];
-                ledger.error = first.error.max(second.error);
-                if !first.claimed.is_finite() || !second.claimed.is_finite() {
-                    return says(format!(
-                        "is not finite, where the slope is: {:.5e}, and {:.5e} at another input",
-                        first.slope, second.slope
-                    ));
-                }
-                let (place, bound) = match element {
-                    Some(element) => (format!("in element {element}"), rounding.element_bound().unwrap_or_default()),
-                    None => ("along a random direction".to_owned(), rounding.bound()),
-                };
-                says(format!(
-                    "is not the slope: relative error {:.1e}, bound {bound:.0e}; {place} it says {:.6e}, the slope is {:.6e}; \
-                     at another input {:.6e} and {:.6e}",
-                    ledger.error, first.claimed, first.slope, second.claimed, second.slope
-                ))
+                self.ledgers[suspect.gradient].error = first.error.max(second.error);
+                says(wrong(first, &second, *element, rounding))
             }
             _ => Ok(None),
         }
