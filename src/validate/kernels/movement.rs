@@ -87,6 +87,11 @@ fn pad(c: &Call) -> Result<Vec<Array>> {
         first[axis] = pads[i];
     }
     let mode = c.string("mode", "constant");
+    let beyond =
+        |axis: usize| first[axis].max(dims[axis] as i64 - x.dims[axis] as i64 - first[axis]) >= x.dims[axis] as i64;
+    // Without a scatter that adds, gradients reflect once: engines take no more, other sizes are tried.
+    let once = mode == "reflect" && c.opset < 16;
+    ensure!(!once || !(0..x.rank()).any(|a| first[a].max(0) > 0 && beyond(a)), "it reflects more than there is");
     let inside = |place: i64, size: usize| {
         let (size, last) = (size as i64, size as i64 - 1);
         match mode {
