@@ -342,7 +342,7 @@ impl Verdict<'_> {
             }
             if let Some(suspect) = self.alone(&function, i, target, rounding)? {
                 if let Doubt::Slope(m, None) = suspect.doubt
-                    && self.is_rounding(place, i, target, &m, None)
+                    && self.says_nothing(place, i, target, &m, None)
                 {
                     self.ledgers[i].hidden += 1;
                     continue;
@@ -508,7 +508,7 @@ impl Verdict<'_> {
                     }
                     Outcome::Differs(_) => {
                         if let Some((element, m)) = self.locate(&function, &target, chunk, rounding, bound)?
-                            && !self.is_rounding(place, i, &target, &m, Some(element))
+                            && !self.says_nothing(place, i, &target, &m, Some(element))
                         {
                             suspects.push(Suspect { gradient: i, doubt: Doubt::Slope(m, Some(element)) });
                             break;
@@ -575,11 +575,16 @@ impl Verdict<'_> {
         })
     }
 
-    /// Whether a difference is no larger than what rounding to the model's own types makes of the gradient: far from
-    /// the numbers that models are made for, all that is left of some gradients is what two roundings differ by.
-    fn is_rounding(&self, place: &Place, i: usize, target: &Target, m: &Measured, element: Option<usize>) -> bool {
-        if place.point.draw.floats == self.usual || !m.claimed.is_finite() {
+    /// Whether a difference says nothing, since the numbers are far from those that models are made for: where the
+    /// model itself has infinite ones on the way, `log(exp(x))` of -800, no gradient is asked for; and all that is left
+    /// of some gradients is what two roundings differ by, so that a difference may be no larger than what rounding to
+    /// the model's own types makes of the gradient.
+    fn says_nothing(&self, place: &Place, i: usize, target: &Target, m: &Measured, element: Option<usize>) -> bool {
+        if place.point.draw.floats == self.usual {
             return false;
+        }
+        if !m.claimed.is_finite() {
+            return !place.opened.is_defined(self.case);
         }
         // So small are differences of equal numbers in float64.
         if m.claimed.abs().max(m.slope.abs()) <= 1e-12 * self.ledgers[i].usual * target.reach {
@@ -675,7 +680,7 @@ impl Verdict<'_> {
                     }
                 };
                 let Some(second) = second else { return Ok(None) };
-                if self.is_rounding(place, suspect.gradient, &target, &second, *element) {
+                if self.says_nothing(place, suspect.gradient, &target, &second, *element) {
                     return Ok(None);
                 }
                 self.ledgers[suspect.gradient].error = first.error.max(second.error);

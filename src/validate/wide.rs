@@ -154,6 +154,18 @@ impl Wide {
     }
 }
 
+impl Opened {
+    /// Whether all that is computed on the way to the ys is finite, as far as the engine tells it of the main graph.
+    pub fn is_defined(&self, case: &Case) -> bool {
+        let mut model = self.model.clone();
+        let mut computed: Vec<String> = edit::computed(&model).into_iter().map(str::to_owned).collect();
+        computed.sort();
+        edit::prune(&mut model, &computed);
+        let values = case.prepare(&model, &self.feeds, Precision::Double).and_then(|plan| plan.run(&self.feeds));
+        values.is_ok_and(|values| values.values().all(|tensor| tensor.is_finite()))
+    }
+}
+
 /// Why the model does not run where it is compared with differences.
 pub fn not_compared(trouble: &Trouble) -> Stop {
     match trouble {
