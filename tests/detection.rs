@@ -95,6 +95,20 @@ fn right_gradients_pass() {
     }
 }
 
+/// At some of the inputs that are tried the model itself is infinite on the way, or does not run beside them.
+#[test]
+fn right_gradients_that_some_inputs_say_nothing_of_pass() {
+    let infinite =
+        "g (float[N,4] x, float[4,4] w) => (float[N,4] y) { s = MatMul(x, w) e = Exp(s) l = Log(e) y = Tanh(l) }";
+    let counted = "g (float[2,3] x) => (float[a] y) { y = Unique(x) }";
+    for (graph, x) in [(infinite, "w"), (counted, "x")] {
+        let model = text::parse(graph).unwrap();
+        let output = Gradients::new(["y"], [x]).build(&model.into()).unwrap();
+        let validation = validate(&output.model.proto, None, &output.record, &options());
+        assert_eq!(validation.status, Status::Passed, "{validation:#?}");
+    }
+}
+
 #[test]
 fn one_element_of_a_gradient_is_found() {
     for factor in [1.001, -1.0, 0.0, 1.01] {

@@ -84,6 +84,8 @@ struct Ledger {
     zero: usize,
     hidden: usize,
     rough: usize,
+    /// Where the model did not run for another x, why; it may have run for others elsewhere.
+    refused: Option<String>,
     /// What else there is to say; such a gradient is not compared at all.
     note: Option<String>,
     /// What speaks against it, once it is sure.
@@ -437,8 +439,7 @@ impl Verdict<'_> {
                 }
                 // Nor need a bound of a range, or a number of trips.
                 Err(Trouble::Failed(reason) | Trouble::Panicked(reason)) => {
-                    self.ledgers[i].note =
-                        Some(format!("not compared: the model does not run where it is another: {reason}"));
+                    self.ledgers[i].refused = Some(format!("the model does not run where it is another: {reason}"));
                     return Ok(None);
                 }
                 outcome => outcome.map_err(|t| not_compared(&t))?,
@@ -708,8 +709,8 @@ impl Verdict<'_> {
             if !check.compared {
                 check.error = None;
                 let others = ledger.hidden.max(ledger.rough);
-                check.zero =
-                    check.gradient.is_some() && ledger.zero > 0 && ledger.zero >= others && check.note.is_none();
+                let is_silent = check.note.is_none() && ledger.refused.is_none();
+                check.zero = check.gradient.is_some() && ledger.zero > 0 && ledger.zero >= others && is_silent;
                 let why = || match (ledger.zero, ledger.hidden, ledger.rough) {
                     (0, 0, 0) if late => "the time was over".to_owned(),
                     (0, 0, 0) => "it was not reached".to_owned(),
@@ -719,7 +720,8 @@ impl Verdict<'_> {
                     (_, hidden, rough) if hidden >= rough => "rounding hides the slope".to_owned(),
                     _ => "the function is not smooth here".to_owned(),
                 };
-                check.note.get_or_insert_with(|| format!("not compared: {}", why()));
+                let why = ledger.refused.unwrap_or_else(why);
+                check.note.get_or_insert_with(|| format!("not compared: {why}"));
             } else if !ledger.alone && check.gradient.is_some() && late {
                 check.note = Some("compared together with the other xs, not alone: the time was over".to_owned());
             }
