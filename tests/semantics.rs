@@ -387,6 +387,8 @@ fn unknown_names_come_all_at_once_with_suggestions() {
     {
         assert!(message.contains(part), "{message}");
     }
+    let many = error(EXAMPLE, &Gradients::new(["y"], (0..30).map(|i| format!("none{i}"))));
+    assert!(many.contains("'none7'") && many.ends_with("; 22 more names of no tensor"), "{many}");
 }
 
 #[test]

@@ -4,18 +4,26 @@ use crate::error::Error;
 use crate::graph::{Graph, IdSet, Loaded, Node, NodeId, ValueId};
 use crate::onnx::{did_you_mean, nearest};
 use anyhow::Result;
-use std::collections::HashSet;
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+
+/// Of so many unknown names a message says which ones were meant: to look for one goes through all names.
+const TOLD: usize = 8;
 
 /// Finds tensors of the main graph by name.
 pub struct Selection<'a> {
     loaded: &'a Loaded,
+    /// All names in alphabetical order, once a pattern asks for them.
+    sorted: OnceCell<Vec<(&'a str, ValueId)>>,
+    /// The first node of each name, once an output is named by its node.
+    nodes: OnceCell<HashMap<&'a str, NodeId>>,
 }
 
 impl<'a> Selection<'a> {
     /// Over the tensors of a loaded model.
     pub fn new(loaded: &'a Loaded) -> Self {
-        Selection { loaded }
+        Selection { loaded, sorted: OnceCell::new(), nodes: OnceCell::new() }
     }
 
     /// The tensors of the given names, in their order.
@@ -31,19 +39,27 @@ impl<'a> Selection<'a> {
     /// # Errors
     /// As [`Selection::find`].
     pub fn find_all<S: AsRef<str>>(&self, what: &str, names: &[S]) -> Result<Vec<Vec<ValueId>>> {
-        let mut all: Option<Vec<(ValueId, &Rc<str>)>> = None;
         self.each(what, names, |name| match self.by_name(name) {
             Some(id) => vec![id],
-            None if name.contains(['*', '?']) => {
-                let all = all.get_or_insert_with(|| {
-                    let mut all: Vec<_> = self.loaded.names.iter().map(|(name, &id)| (id, name)).collect();
-                    all.sort_unstable_by_key(|&(id, _)| id);
-                    all
-                });
-                all.iter().filter(|(_, candidate)| matches(name, candidate)).map(|&(id, _)| id).collect()
-            }
+            None if name.contains(['*', '?']) => self.matching(name),
             None => vec![],
         })
+    }
+
+    /// The tensors whose names match a pattern, in the order of the model. Only those are looked at that begin as the
+    /// pattern does.
+    fn matching(&self, pattern: &str) -> Vec<ValueId> {
+        let sorted = self.sorted.get_or_init(|| {
+            let mut all: Vec<(&str, ValueId)> = self.loaded.names.iter().map(|(name, &id)| (&**name, id)).collect();
+            all.sort_unstable();
+            all
+        });
+        let start = pattern.split(['*', '?']).next().unwrap_or_default();
+        let first = sorted.partition_point(|&(name, _)| name < start);
+        let begin_so = sorted[first..].iter().take_while(|(name, _)| name.starts_with(start));
+        let mut found: Vec<ValueId> = begin_so.filter(|(name, _)| matches(pattern, name)).map(|&(_, id)| id).collect();
+        found.sort_unstable();
+        found
     }
 
     fn each<S: AsRef<str>>(
@@ -56,12 +72,16 @@ impl<'a> Selection<'a> {
         for name in names.iter().map(AsRef::as_ref) {
             let found = find(name);
             if found.is_empty() {
-                unknown.push((name, self.unknown(name)));
+                unknown.push(name);
             }
             all.push(found);
         }
-        let Some((first, _)) = unknown.first() else { return Ok(all) };
-        let text = unknown.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; ");
+        let Some(first) = unknown.first() else { return Ok(all) };
+        let mut told: Vec<String> = unknown.iter().take(TOLD).map(|name| self.unknown(name)).collect();
+        if unknown.len() > TOLD {
+            told.push(format!("{} more names of no tensor", unknown.len() - TOLD));
+        }
+        let text = told.join("; ");
         let near = nearest(first, self.loaded.names.keys().map(|n| &**n)).map(|near| format!("did you mean '{near}'?"));
         Err(Error::name(format_args!("{what}: {text}")).with_tensor(first).with_remedy(near).into())
     }
@@ -76,9 +96,11 @@ impl<'a> Selection<'a> {
         let (node, k) = name.rsplit_once(':')?;
         let k: usize = k.parse().ok()?;
         let graph = &self.loaded.graph;
-        let of_node = |&id: &NodeId| graph.node(id).name.as_deref() == Some(node);
-        let id = graph.scope(Graph::MAIN).nodes.iter().copied().find(of_node)?;
-        graph.node(id).outputs.get(k).copied().flatten()
+        let nodes = self.nodes.get_or_init(|| {
+            let all = graph.scope(Graph::MAIN).nodes.iter().rev();
+            all.filter_map(|&id| Some((graph.node(id).name.as_deref()?, id))).collect()
+        });
+        graph.node(*nodes.get(node)?).outputs.get(k).copied().flatten()
     }
 
     /// The model that is selected from.
