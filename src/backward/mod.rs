@@ -309,13 +309,13 @@ impl<'g> Pass<'g> {
             Slot::Zero => return Ok(Some(Flow::Zero)),
             Slot::Rounding(_) => c.dy(),
             Slot::Unary(f) => f(c.x(), c.y(), c.dy()),
-            Slot::Binary(f) => f(c.input(0), c.input(1), c.y(), c.dy()).unbroadcast_beside(x, &c.inputs()),
+            Slot::Binary(f) => f(c.input(0), c.input(1), c.y(), c.dy()).unbroadcast_beside(x, || c.inputs()),
             Slot::Formula(f) => f(c),
             Slot::Try(f) => f(c)?,
-            Slot::Broadcast(f) => f(c).unbroadcast_beside(x, &c.inputs()),
+            Slot::Broadcast(f) => f(c).unbroadcast_beside(x, || c.inputs()),
             Slot::Each(f) => f(c, i),
             Slot::TryEach(f) => f(c, i)?,
-            Slot::EachBroadcast(f) => f(c, i).unbroadcast_beside(x, &c.inputs()),
+            Slot::EachBroadcast(f) => f(c, i).unbroadcast_beside(x, || c.inputs()),
             Slot::Through(_) | Slot::Together(_) => bail!("a formula for all inputs stands in for each of them"),
         };
         Ok(Some(dx.into_flow()))

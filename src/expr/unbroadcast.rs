@@ -19,12 +19,12 @@ impl<'g> Expr<'g> {
     }
 
     /// As [`Expr::unbroadcast`], of a copy that broadcasts x with `others`: where the rank of x is not known, theirs
-    /// tell how many axes may have been repeated.
-    pub fn unbroadcast_beside(self, x: Expr<'g>, others: &[Expr<'g>]) -> Expr<'g> {
+    /// tell how many axes may have been repeated. They are asked for only then.
+    pub fn unbroadcast_beside(self, x: Expr<'g>, others: impl FnOnce() -> Vec<Expr<'g>>) -> Expr<'g> {
         if x.fact().rank().is_some() {
             return self.unbroadcast(x);
         }
-        let axes = others.iter().filter(|o| !o.same_shape(x)).map(|o| o.fact().rank());
+        let axes = others().into_iter().filter(|o| !o.same_shape(x)).map(|o| o.fact().rank());
         match axes.collect::<Option<Vec<_>>>().map(|ranks| ranks.into_iter().max().unwrap_or(0)) {
             Some(0) => self,
             Some(axes) => self.summed_in_last(axes, x),

@@ -94,7 +94,7 @@ impl<'g> Cotangents<'g> {
         match self.wanted.get(i) {
             Some(&Some(x)) => {
                 let b = self.builder;
-                let dx = b.for_input(i, || dx().unbroadcast_beside(b.expr(x), &self.inputs));
+                let dx = b.for_input(i, || dx().unbroadcast_beside(b.expr(x), || self.inputs.clone()));
                 self.values([(x, dx)])
             }
             _ => self,
