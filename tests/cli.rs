@@ -111,6 +111,21 @@ fn only_gradients_are_validated_before_the_ys_go() {
 }
 
 #[test]
+fn only_gradients_keep_what_these_are_computed_of() {
+    // The gradient takes its size from y.
+    let (folder, model) = folder("g (float[N,2] x, float[2,2] w) => (float[N,2] y) { y = MatMul(x, w) }");
+    let to = out(&folder);
+    let output = tool(&["grad", &model, "-o", &to, "--ys", "y", "--xs", "x", "--only-gradients", "--no-validate"]);
+    assert!(output.status.success(), "{output:?}");
+    let graph = Model::load(&to).unwrap().proto.graph.unwrap();
+    assert_eq!(graph.output.iter().map(|o| o.name()).collect::<Vec<_>>(), ["gradients/x"]);
+    let computed: Vec<&str> = graph.node.iter().flat_map(|n| &n.output).map(|o| o.as_str()).chain(["x", "w"]).collect();
+    for input in graph.node.iter().flat_map(|n| &n.input) {
+        assert!(computed.contains(&input.as_str()), "nothing computes '{input}'");
+    }
+}
+
+#[test]
 fn json_is_in_the_order_of_xs_and_ys() {
     let (folder, model) =
         folder("g (float a, float b) => (float y, float z) { y = Mul(a, b) z = Exp(a) unused = Exp(b) }");

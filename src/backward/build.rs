@@ -70,7 +70,7 @@ impl Gradients {
     }
 
     /// As [`Gradients::build_onto`], for who does nothing with the model but write it: the new nodes are in bytes only,
-    /// which takes half of the memory, and not in [`Model::proto`].
+    /// which takes half of the memory, and not in [`Model::proto`]: no outputs can be dropped.
     ///
     /// # Errors
     /// As [`Gradients::build`].

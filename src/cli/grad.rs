@@ -91,7 +91,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let request = request(args, &model)?;
     let again = args.files.validates().then(|| model.clone());
-    let mut output = request.build_file(model)?;
+    // What becomes of forward nodes without the outputs is asked of all nodes.
+    let mut output = match args.files.only_gradients {
+        true => request.build_onto(model)?,
+        false => request.build_file(model)?,
+    };
     // Gradients are compared with what the ys do: what is validated still holds them.
     let whole = (args.files.only_gradients && args.files.validates()).then(|| output.model.clone());
     if args.files.only_gradients {
