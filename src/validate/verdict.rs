@@ -40,13 +40,13 @@ struct Place {
     opened: Opened,
     /// The run in the model's own types with the gradients, once it has been asked for.
     own: OnceCell<Option<Tensors>>,
+    /// Whether the model is finite on the way to its ys, once it has been asked for.
+    defined: OnceCell<bool>,
 }
 
 impl Place {
-    fn new(case: &Case, point: Point) -> Result<Place, Stop> {
-        let wide = wide::run(case, &point)?;
-        let opened = wide.open(case)?;
-        Ok(Place { point, wide, opened, own: OnceCell::new() })
+    fn new(point: Point, wide: Wide, opened: Opened) -> Place {
+        Place { point, wide, opened, own: OnceCell::new(), defined: OnceCell::new() }
     }
 
     /// What a gradient is in the model's own types.
@@ -55,8 +55,16 @@ impl Place {
         self.own.get_or_init(run).as_ref()?.get(gradient)
     }
 
+    /// Whether the model is finite on the way to its ys.
+    fn is_defined(&self, case: &Case) -> bool {
+        *self.defined.get_or_init(|| self.opened.is_defined(case))
+    }
+
     fn at(case: &Case, draw: Draw) -> Option<Place> {
-        Place::new(case, forward::at(case, draw).ok()?).ok()
+        let point = forward::at(case, draw).ok()?;
+        let wide = wide::run(case, &point).ok()?;
+        let opened = wide.open(case).ok()?;
+        Some(Place::new(point, wide, opened))
     }
 
     fn function(&self) -> Result<Function<'_>, Stop> {
@@ -178,7 +186,7 @@ pub fn run(case: &Case, validation: &mut Validation, tell: Tell) -> Result<(), S
     })?;
     validation.outputs = outputs;
     validation.dims = point.dims.clone();
-    let place = Place { point, wide, opened, own: OnceCell::new() };
+    let place = Place::new(point, wide, opened);
     let random = fastrand::Rng::with_seed(case.options.seed ^ 0x9e37_79b9_7f4a_7c15);
     let ledgers = case.record.gradients.iter().map(|_| Ledger::default()).collect();
     let opening = start.elapsed();
@@ -585,7 +593,7 @@ impl Verdict<'_> {
             return false;
         }
         if !m.claimed.is_finite() {
-            return !place.opened.is_defined(self.case);
+            return !place.is_defined(self.case);
         }
         // So small are differences of equal numbers in float64.
         if m.claimed.abs().max(m.slope.abs()) <= 1e-12 * self.ledgers[i].usual * target.reach {
