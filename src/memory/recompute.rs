@@ -532,7 +532,8 @@ impl Net {
         self.cuts(begins, price, &mut kept)
     }
 
-    /// The same, window by window: what is kept already is, and what is to be kept is marked.
+    /// What is computed again at a price, cut window by window. `kept` says what is kept already, and what is to be
+    /// kept is marked in it.
     fn cuts(&self, begins: &[usize], price: f64, kept: &mut [bool]) -> Plan {
         let mut seen = vec![usize::MAX; self.forward as usize];
         let mut scratch = Scratch::new(self);
