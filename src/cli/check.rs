@@ -46,6 +46,9 @@ pub struct Args {
     /// Along how many random directions each gradient is compared
     #[arg(long, default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     directions: usize,
+    /// At how many further inputs gradients are compared, at most: other sizes, large, tiny and whole numbers
+    #[arg(long, value_name = "N", default_value_t = Options::default().others)]
+    others: usize,
     #[command(flatten)]
     shapes: ShapeArgs,
     #[command(flatten)]
@@ -223,14 +226,14 @@ impl EngineArgs {
     /// # Errors
     /// Names that the model does not have; values that do not fit.
     pub fn fits(&self, model: &Model) -> Result<()> {
-        self.options(model, 0, 1).map(drop)
+        self.options(model, 0).map(drop)
     }
 
     /// How to validate a model.
     ///
     /// # Errors
     /// Names that the model does not have; values that do not fit.
-    pub fn options(&self, model: &Model, seed: u64, directions: usize) -> Result<Options> {
+    pub fn options(&self, model: &Model, seed: u64) -> Result<Options> {
         let declared = || model.proto.graph.iter().flat_map(|g| &g.input).map(|i| i.name());
         known("--range", self.range.iter().map(|(name, _)| name), declared())?;
         Ok(Options {
@@ -238,7 +241,6 @@ impl EngineArgs {
             dims: sizes(&self.dim, model)?,
             inputs: inputs(self, model)?,
             ranges: self.range.iter().cloned().collect(),
-            directions,
             // What has begun by then comes to an end before the time is over.
             budget: Duration::from_secs_f64(self.seconds() as f64 * 0.7),
             engine: self.choice(),
@@ -319,7 +321,7 @@ fn judged(args: &Args) -> Result<Evidence> {
 fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let start = Instant::now();
     let Evidence { model, records, hints } = judged(args)?;
-    let options = args.engine.options(&model, args.seed, args.directions)?;
+    let options = args.engine.options(&model, args.seed)?.directions(args.directions).others(args.others);
     let folder = model.folder.as_deref();
     let say = |line: &Line| {
         // Where nobody reads, the process ends with its parent.
@@ -398,6 +400,10 @@ fn range(text: &str) -> Result<(String, (f64, f64))> {
     Ok((name, (low, high)))
 }
 
+/// At how many further inputs a command looks at what it is about to write, which nobody has tampered with: as many as
+/// show what depends on a size, a sign or a mask. `check` looks at more.
+const FEW_OTHERS: usize = 8;
+
 /// Validates one call of a file that has just been written.
 pub fn after(path: &Path, call: &str, shapes: &ShapeArgs, engine: &EngineArgs) -> Result<Validation> {
     let args = Args {
@@ -406,6 +412,7 @@ pub fn after(path: &Path, call: &str, shapes: &ShapeArgs, engine: &EngineArgs) -
         given: GivenArgs::default(),
         seed: 0,
         directions: 1,
+        others: FEW_OTHERS,
         shapes: shapes.clone(),
         engine: engine.clone(),
         json: true,
@@ -422,7 +429,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let mut command = console::program()?;
     command.arg("check").args(["--in-process", "--json", "--seed", &args.seed.to_string()]);
-    command.args(["--directions", &args.directions.to_string()]);
+    command.args([format!("--directions={}", args.directions), format!("--others={}", args.others)]);
     command.args(args.shapes.arguments()).args(args.engine.arguments()).args(args.given.arguments());
     if let Some(call) = &args.call {
         command.arg(format!("--call={call}"));

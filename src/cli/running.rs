@@ -59,7 +59,7 @@ impl RunArgs {
     /// Names that the model does not have; values that do not fit.
     #[cfg(feature = "validate")]
     pub fn options(&self, model: &Model, seed: u64) -> Result<crate::validate::Options> {
-        self.engine.options(model, seed, 1)
+        self.engine.options(model, seed)
     }
 
     /// What running a model shows of one request. What is run is a copy of what is written, before anybody else sees

@@ -584,7 +584,7 @@ def attack(
 def check(
     model: ModelLike, *, call: str | None = None, ys: Names | None = None, xs: Names | None = None,
     gradients: Names | None = None, grad_ys: Iterable[float | str] | None = None, seed: int | None = None,
-    directions: int | None = None, options: Iterable[object] = (), **running: Unpack[Running],
+    directions: int | None = None, others: int | None = None, options: Iterable[object] = (), **running: Unpack[Running],
 ) -> dict[str, Any]:
     """Run a model with gradients, and compare them with finite differences.
 
@@ -603,6 +603,8 @@ def check(
         What random inputs and directions follow from.
     directions : int, optional
         Along how many random directions each gradient is compared.
+    others : int, optional
+        At how many further inputs gradients are compared, at most.
     options : iterable
         Further arguments of the command ``check``.
     dim, shape, range, input, time, memory
@@ -624,6 +626,7 @@ def check(
         shared = _command.keywords(running, set(Running.__annotations__) - {"validate"}, "check", scratch)
         own = {
             "call": call, "ys": ys, "xs": xs, "gradients": gradients, "grad-ys": grad_ys, "seed": seed, "directions": directions,
+            "others": others,
         }
         arguments = [a for name, value in own.items() for a in option(f"--{name}", value)]
         return _command.run(["check", *shared, *arguments, *options, "--", scratch.model(model)])[0]
