@@ -213,8 +213,16 @@ const LONG_WORD: usize = 400;
 /// A message that is longer is cut in its middle: what helps stands at the end.
 const LONG_MESSAGE: usize = 16_000;
 
-/// A message for people, whatever names a file holds.
+/// A list of numbers in brackets that is longer is cut: perms, shapes and kernels are as long as a file says.
+const LONG_LIST: usize = 24;
+
+/// A message for people, whatever names and lists a file holds: one line of what can be printed, with an end.
 pub(crate) fn shortened(message: String) -> String {
+    let message = one_line(message);
+    if message.len() <= LONG_LIST * 3 {
+        return message;
+    }
+    let message = with_short_lists(&message);
     if message.len() <= LONG_WORD {
         return message;
     }
@@ -225,6 +233,42 @@ pub(crate) fn shortened(message: String) -> String {
     let mut whole = String::new();
     push_shortened(&mut whole, &short, LONG_MESSAGE);
     whole
+}
+
+/// Text with what is no part of a line written out: names may hold control characters, line feeds, marks that turn the
+/// direction of all that follows.
+pub(crate) fn one_line(text: String) -> String {
+    let breaks = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    if !text.contains(breaks) {
+        return text;
+    }
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if breaks(c) { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
+/// A message whose bracketed lists have an end: their first elements, the last one, and how many there are.
+fn with_short_lists(message: &str) -> String {
+    let mut short = String::with_capacity(message.len());
+    let mut rest = message;
+    while let Some((before, after)) = rest.split_once('[') {
+        short.extend([before, "["]);
+        rest = after;
+        let list = after.split(['[', ']']).next().unwrap_or_default();
+        let count = list.matches(',').count() + 1;
+        if count > LONG_LIST && after[list.len()..].starts_with(']') {
+            let shown = list.match_indices(',').nth(LONG_LIST / 2 - 1).map_or(list.len(), |(at, _)| at);
+            let last = list.rsplit(',').next().unwrap_or_default().trim();
+            short.push_str(&format!("{}, … {last}: {count} in all", &list[..shown]));
+            rest = &after[list.len()..];
+        }
+    }
+    short + rest
 }
 
 /// Appends a text, or three quarters of what may be long from its beginning and a quarter from its end.

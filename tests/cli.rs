@@ -1134,7 +1134,7 @@ fn a_shape_of_any_tensor_is_believed_by_every_command() {
     for (given, said) in [
         ("h=4x5", "error: --shape h=4x5: the tensor has the shape ?x?x5"),
         ("x=2x3", "error: --shape x=2x3: the input is declared as float[N,T,4]"),
-        ("q=2", "error: --shape: the model has no 'q'"),
+        ("q=2", "error: --shape: the model has no 'q'; there are 'h', 's', 'w', 'x', 'y'"),
         ("w=5x4", "error: --shape w=5x4: the tensor has the shape 4x5"),
     ] {
         let (model, written) = (&model, &written);
@@ -1243,4 +1243,44 @@ fn a_training_without_memory_says_so() {
         assert_eq!(report["code"], "out-of-memory", "{kilobytes}: {said}");
         assert!(report["remedy"].as_str().unwrap().contains("--batch-size"), "{report}");
     }
+}
+
+/// What is wrong with a command line is one line of JSON too, with advice that the same command takes.
+#[test]
+fn wrong_usage_is_told_in_one_line() {
+    let (folder, model) = folder(SQUARE);
+    let out = out(&folder);
+    let told = |arguments: &[&str]| -> (Value, String) {
+        let output = tool(&[arguments, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        (serde_json::from_slice(&output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let grad = ["grad", &model, "-o", &out];
+    for (arguments, message, remedy) in [
+        (vec!["--parms"], "unexpected argument '--parms' found", Some("a similar argument exists: '--params'")),
+        (vec!["--nothing-like-it"], "unexpected argument '--nothing-like-it' found", None),
+        (
+            vec!["--inputs", "--unconnected-gradients=x"],
+            "invalid value 'x' for '--unconnected-gradients <UNCONNECTED_GRADIENTS>' [possible values: none, zero]",
+            None,
+        ),
+        (
+            vec![],
+            "no xs are given; name tensors with --xs, take --params or --inputs, or --lower the model's own",
+            Some("name tensors with --xs, take --params or --inputs, or --lower the model's own"),
+        ),
+    ] {
+        let (report, text) = told(&[&grad[..], &arguments].concat());
+        let said = report["message"].as_str().unwrap();
+        assert_eq!(said, message);
+        assert_eq!(report["remedy"].as_str(), remedy, "{report}");
+        assert!(!text.contains("as a value, use"), "{text}");
+    }
+    // A negative number is a value, of which the option says itself what is wrong with it.
+    let pgd = ["attack", "pgd", &model, "-o", &out, "--epsilon", "1", "--steps"];
+    let (report, _) = told(&[&pgd[..], &["-1"]].concat());
+    let message = report["message"].as_str().unwrap();
+    assert!(message.starts_with("invalid value '-1' for '--steps <STEPS>': "), "{message}");
+    let output = tool(&["attack", "fgsm", &model, "-o", &out, "--epsilon", "-1"]);
+    assert!(error(&output).contains("-1"), "{output:?}");
 }

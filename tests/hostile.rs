@@ -3,7 +3,8 @@
 mod common;
 
 use common::process::process;
-use onnx_gradients::onnx::{ElementType, TensorProto, text};
+use onnx_gradients::onnx::proto::{OperatorSetIdProto, SparseTensorProto, StringStringEntryProto};
+use onnx_gradients::onnx::{AttributeProto, ElementType, NodeProto, TensorProto, text};
 use onnx_gradients::{Gradients, Model, Wanted};
 use prost::Message;
 
@@ -64,12 +65,20 @@ fn sizes_and_types_of_no_model_are_answered() {
         "g (int8[4] q, float[2,2] s) => (float[4] y) { y = DequantizeLinear<axis = 1, block_size = 2>(q, s) }",
         // Lists of the sizes of a tensor without any.
         "g (float x, float[1] e) => (y) { y = Slice(x, e, e) }",
+        // Scales and zero points of another rank than what they are of.
+        "g (uint8[3,20] q, int32 i, float[4] s) => (y) { y = com.microsoft.GatherBlockQuantized<block_size = 16>(q, i, s) }",
+        "g (uint8[3,20] q, int32[2] i, float s) => (y) { y = com.microsoft.GatherBlockQuantized<block_size = 16>(q, i, s) }",
+        "g (uint8[3,32] q, int32 i, float[3,4] s, uint8[2] z) => (y) {
+            y = com.microsoft.GatherBlockQuantized<block_size = 16>(q, i, s, z) }",
         // More starts than axes.
         "g (float[3] x, int64[HUGE] e) => (y) { y = Slice(x, e, e) }",
         "g (float[3] x, int64[HUGE,1] e) => (y) { y = Slice(x, e, e) }",
     ] {
         for opset in [13, 17, 21] {
-            let text = format!("<ir_version: 8, opset_import: [\"\": {opset}]> {}", graph.replace("HUGE", huge));
+            let text = format!(
+                "<ir_version: 8, opset_import: [\"\": {opset}, \"com.microsoft\": 1]> {}",
+                graph.replace("HUGE", huge)
+            );
             let _ = process(text::parse(&text).unwrap().encode_to_vec());
         }
     }
@@ -287,4 +296,183 @@ fn sums_of_many_operands_are_refused() {
     );
     let error = process(text::parse(&text).unwrap().encode_to_vec()).unwrap_err();
     assert!(format!("{error:#}").contains("several Einsum nodes"), "{error:#}");
+}
+
+/// What a file claims of its parts and they are not: each is an error that names the part, before anything is computed.
+#[test]
+fn parts_that_do_not_fit_are_refused() {
+    let tensor = |element, dims: &[i64], values: &[i64]| TensorProto {
+        name: Some("w".into()),
+        ..TensorProto::from_numbers(element, dims, &values.iter().map(|&v| v as f64).collect::<Vec<_>>()).unwrap()
+    };
+    let model = || {
+        let graph = "g (float[3] x) => (float[3] y) { y = Mul(x, w) }";
+        text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]> {graph}")).unwrap()
+    };
+    let refused = |model: onnx_gradients::onnx::ModelProto, says: &str| {
+        let error = Model::from_bytes(model.encode_to_vec()).unwrap_err();
+        assert_eq!(error.code(), "invalid-model", "{error}");
+        assert!(error.to_string().contains(says), "{says}: {error}");
+    };
+    // Sparse initializers, and Constants, whose indices and values do not go together.
+    let sparse = |values: &[i64], index_dims: &[i64], indices: &[i64], dims: &[i64]| SparseTensorProto {
+        values: Some(tensor(ElementType::Float, &[values.len() as i64], values)),
+        indices: Some(TensorProto::from_int64(index_dims, indices)),
+        dims: dims.to_vec(),
+    };
+    let huge = i64::MAX / 2;
+    for (tensor, says) in [
+        (sparse(&[1, 2], &[2], &[0, 3], &[3]), "index [3] is outside of dimensions [3]"),
+        (sparse(&[1, 2], &[2], &[0, -1], &[3]), "index [-1] is outside"),
+        (sparse(&[1], &[1], &[i64::MIN], &[3]), "is outside"),
+        (sparse(&[1, 2], &[1], &[0], &[3]), "1 indices for values of dimensions [2]"),
+        (sparse(&[1], &[3], &[0, 1, 2], &[3]), "3 indices for values of dimensions [1]"),
+        (sparse(&[1, 2], &[2], &[1, 1], &[3]), "two values at place 1"),
+        (sparse(&[1], &[1], &[0], &[-3]), "no tensor can have the dimensions [-3]"),
+        (sparse(&[1], &[1], &[0], &[huge, huge]), "no tensor can have the dimensions"),
+        (sparse(&[1], &[1], &[0], &[0]), "is outside"),
+        (sparse(&[1], &[1], &[0], &[]), "it has no dimensions"),
+        (sparse(&[1, 2], &[2, 2], &[0, 0, 1, 3], &[3, 3]), "index [1, 3] is outside"),
+        (sparse(&[1, 2], &[2, 1], &[0, 1], &[3, 3]), "indices of dimensions [2, 1] for 2 axes"),
+        (SparseTensorProto { indices: None, ..sparse(&[1], &[1], &[0], &[3]) }, "it has no indices"),
+    ] {
+        let mut initializer = model();
+        initializer.graph.as_mut().unwrap().sparse_initializer.push(tensor.clone());
+        refused(initializer, says);
+        let mut constant = model();
+        let value = AttributeProto {
+            name: Some("sparse_value".into()),
+            r#type: Some(11),
+            sparse_tensor: Some(Box::new(tensor)),
+            ..Default::default()
+        };
+        let node = NodeProto {
+            op_type: Some("Constant".into()),
+            output: vec!["w".into()],
+            attribute: vec![value],
+            ..Default::default()
+        };
+        constant.graph.as_mut().unwrap().node.insert(0, node);
+        refused(constant, says);
+    }
+    // Places in a file that no file has.
+    for (key, value, says) in [
+        ("offset", "-1", "its offset '-1' is not a number"),
+        ("offset", "0.0", "is not a number"),
+        ("offset", "18446744073709551616", "is not a number"),
+        ("length", "-12", "its length '-12' is not a number"),
+        ("length", "11", "11 bytes for float of dimensions [3]"),
+    ] {
+        let mut external = TensorProto { raw_data: None, ..tensor(ElementType::Float, &[3], &[1, 2, 3]) };
+        external.data_location = Some(1);
+        for (key, value) in [("location", "w.bin"), (key, value)] {
+            let entry = StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+            external.external_data.push(entry);
+        }
+        let mut model = model();
+        model.graph.as_mut().unwrap().initializer.push(external);
+        refused(model, says);
+    }
+    // Versions of the standard that there are not, or of which nobody can say which one is meant.
+    for (imports, says) in [
+        (vec![("", 0)], "imports version 0 of ai.onnx"),
+        (vec![("", -1)], "imports version -1 of ai.onnx"),
+        (vec![("", 17), ("", 11)], "two versions of ai.onnx, 17 and 11"),
+        (vec![("ai.onnx", 11), ("", 17)], "two versions of ai.onnx, 11 and 17"),
+        (vec![("a", 1)], "it has a node of Mul and imports no version of ai.onnx"),
+    ] {
+        let mut model = model();
+        let import = |(domain, version): &(&str, i64)| OperatorSetIdProto {
+            domain: Some((*domain).into()),
+            version: Some(*version),
+        };
+        model.opset_import = imports.iter().map(import).collect();
+        refused(model, says);
+    }
+}
+
+/// A message is one line that can be printed and has an end, whatever a file puts into it.
+#[test]
+fn messages_are_lines_with_an_end() {
+    let many = |n: i64| (0..n).map(|i| i.to_string()).collect::<Vec<_>>().join(", ");
+    let graphs = [
+        format!("g (float[3] x) => (y) {{ y = Transpose<perm = [{}]>(x) }}", many(100_000)),
+        format!("g (float[1,1,5,5] x, float[1,1,3,3] w) => (y) {{ y = Conv<kernel_shape = [{}]>(x, w) }}", many(5000)),
+    ];
+    let models =
+        graphs.map(|graph| text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]> {graph}")).unwrap());
+    let named = |name: &str| {
+        let graph = "g (float[3] x) => (y) { y = m.Unknown<a = 1>(x) }";
+        let mut model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17, \"m\": 1]> {graph}")).unwrap();
+        let node = &mut model.graph.as_mut().unwrap().node[0];
+        (node.name, node.op_type) = (Some(name.into()), Some(name.into()));
+        model
+    };
+    let names = ["a\nb", "\u{1b}[31mred", "\u{202e}abc", "a\u{2028}b", "\0", "\t", "\u{feff}", "\u{85}"];
+    for model in models.into_iter().chain(names.map(named)).chain([named(&"n".repeat(1 << 20))]) {
+        let request = Gradients::new([Wanted::from("y")], [Wanted::from("x")]);
+        let error = request.build(&Model::from(model)).unwrap_err();
+        let message = error.to_string();
+        assert!(message.len() < 2000, "{} bytes: {}", message.len(), &message[..200]);
+        let breaks = |c: char| c.is_control() || "\u{2028}\u{2029}\u{202e}\u{feff}".contains(c);
+        assert!(!message.contains(breaks), "{message:?}");
+    }
+}
+
+/// Names that are taken for others, and a node whose inputs are of two types, are answered with what helps.
+#[test]
+fn what_helps_is_said() {
+    let parse =
+        |graph: &str| Model::from(text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]> {graph}")).unwrap());
+    let model = parse("g (float[3] image) => (float[3] logits) { h = Neg(image) logits = Neg(h) }");
+    let unknown = Gradients::new([Wanted::from("qqq")], [Wanted::Inputs]).build(&model).unwrap_err();
+    assert_eq!(unknown.details().remedy.as_deref(), Some("there are 'h', 'image', 'logits'"), "{unknown}");
+    let nodes: String = (0..20).map(|i| format!("h{i} = Neg(image) ")).collect();
+    let large = parse(&format!("g (float[3] image) => (float[3] logits) {{ {nodes} logits = Neg(h3) }}"));
+    let unknown = Gradients::new([Wanted::from("qqq")], [Wanted::Inputs]).build(&large).unwrap_err();
+    let remedy = "the model's inputs are 'image', its outputs 'logits'";
+    assert_eq!(unknown.details().remedy.as_deref(), Some(remedy), "{unknown}");
+    let mixed = parse("g (float[3] x, string[3] s) => (y) { y = Mul(s, x) }");
+    let error = Gradients::new([Wanted::from("y")], [Wanted::from("x")]).build(&mixed).map(|_| ());
+    let message = error.map_or_else(|e| e.to_string(), |()| String::new());
+    assert!(!message.contains("please report this"), "{message}");
+    // A function that cannot be called so is the model's fault.
+    for function in ["F (a, b) => (c) { c = F(a, b) }", "F (a) => (c) { c = Neg(b) }", "F (a) => (c) { b = Neg(a) }"] {
+        let text = format!(
+            "<ir_version: 8, opset_import: [\"\": 17, \"m\": 1]> g (float[3] x) => (y) {{ y = m.F(x) }}
+            <domain: \"m\", opset_import: [\"\": 17, \"m\": 1]> {}",
+            function.replace("= F(", "= m.F(")
+        );
+        let model = Model::from(text::parse(&text).unwrap());
+        let error = Gradients::new([Wanted::from("y")], [Wanted::from("x")]).build(&model).unwrap_err();
+        assert_eq!(error.code(), "invalid-model", "{function}: {error}");
+    }
+}
+
+/// A tensor's declaration says nothing of a sequence: neither its shape, nor that of its gradient.
+#[test]
+fn a_declaration_of_another_container_is_not_believed() {
+    let graph = "g (float[2] a, float[2] c) => (y) <float[2,N] s> {
+        e = SequenceEmpty() t = SequenceInsert(e, a) s = SequenceInsert(t, c) y = ConcatFromSequence<axis = 0>(s) }";
+    let model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]> {graph}")).unwrap();
+    let loaded = onnx_gradients::internals::load(&model).unwrap();
+    let warnings = loaded.warnings.join("\n");
+    assert!(warnings.contains("'s' is declared as a tensor, its node computes a sequence"), "{warnings}");
+    let fact = loaded.graph.fact(loaded.names["s"]);
+    assert_eq!(fact.shape.as_deref().map(<[_]>::len), Some(1), "{fact:?}");
+}
+
+/// A node with thousands of inputs of which nothing is known takes time that grows with them.
+#[test]
+fn ranks_of_many_unknown_inputs_are_not_looked_for_one_by_one() {
+    let count = 6000;
+    let nodes: String = (0..count).map(|i| format!("h{i} = o.Unknown(x) ")).collect();
+    let inputs: Vec<String> = (0..count).map(|i| format!("h{i}")).collect();
+    let graph = format!("g (float[3] x) => (y) {{ {nodes} y = Sum({}) }}", inputs.join(", "));
+    let model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17, \"o\": 1]> {graph}")).unwrap();
+    let begun = std::time::Instant::now();
+    let loaded = onnx_gradients::internals::load(&model).unwrap();
+    assert!(loaded.graph.fact(loaded.names["y"]).shape.is_none());
+    // Looked at one by one it is ten looks at 6,000 inputs for each of them: minutes in a debug build.
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }

@@ -418,7 +418,7 @@ fn a_model_before_opset_7_is_an_error() {
     let text = "<ir_version: 3, opset_import: [\"\": 6]>\ng (float[2] x) => (float[2] y) { y = Tanh(x) }";
     let old: Model = text::parse(text).unwrap().into();
     let message = format!("{:#}", Gradients::new(["y"], ["x"]).build(&old).unwrap_err());
-    assert!(message.contains("a gradient needs opset 7; the model is at 6: convert the model"), "{message}");
+    assert!(message.contains("a gradient needs opset 7, and the model is at 6; convert the model"), "{message}");
 }
 
 #[test]

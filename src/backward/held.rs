@@ -51,11 +51,14 @@ impl<'g> Pass<'g> {
         let mut graph = self.builder.graph_mut();
         let (of_x, of_dx) = (graph.fact(x), graph.fact(dx));
         let element = self.cotangent(x).or(of_x.element);
-        ensure!(
-            element.zip(of_dx.element).is_none_or(|(a, b)| a == b),
-            "its rule gives a gradient of type {:?} for {element:?}; please report this",
-            of_dx.element
-        );
+        if let (Some(element), Some(found)) = (element, of_dx.element) {
+            let (a, b) = (found.name(), element.name());
+            ensure!(
+                found == element,
+                "its rule gives a gradient of type {a} for {b}; {}",
+                graph.why_types_differ(self.builder.forward_node())
+            );
+        }
         let Some(shape) = &of_x.shape else {
             graph.note_like(dx, x);
             return Ok(());

@@ -2,7 +2,7 @@
 
 use crate::error::Error;
 use crate::graph::{Graph, IdSet, Loaded, Node, NodeId, ValueId};
-use crate::onnx::{did_you_mean, nearest};
+use crate::onnx::{did_you_mean, listed, nearest};
 use anyhow::Result;
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
@@ -166,6 +166,15 @@ impl<'a> Selection<'a> {
         self.loaded.graph.value(id).name.as_deref().unwrap_or_default().to_owned()
     }
 
+    /// The names that everyone knows of a model, for one who has named something else.
+    fn ends(&self) -> String {
+        let scope = self.loaded.graph.scope(Graph::MAIN);
+        let names = |ids: &[ValueId]| ids.iter().map(|&id| self.name(id)).filter(|n| !n.is_empty()).collect::<Vec<_>>();
+        let (inputs, outputs) = (names(&scope.inputs), names(&scope.outputs));
+        let [inputs, outputs] = [&inputs, &outputs].map(|names| listed(names.iter().map(String::as_str)));
+        format!("; the model's inputs are {inputs}, its outputs {outputs}")
+    }
+
     fn unknown(&self, name: &str) -> String {
         if self.loaded.inner_names.contains(name) {
             return format!(
@@ -176,6 +185,7 @@ impl<'a> Selection<'a> {
             return format!("no tensor matches '{name}'");
         }
         let hint = did_you_mean(name, self.loaded.names.keys().map(|n| &**n));
+        let hint = if hint.is_empty() { self.ends() } else { hint };
         format!("no tensor is called '{name}'{hint}")
     }
 }

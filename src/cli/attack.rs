@@ -54,7 +54,7 @@ struct Common {
     #[arg(long, value_name = "LOW..HIGH", allow_hyphen_values = true, value_parser = range)]
     bounds: Option<(f64, f64)>,
     /// The axis of y that runs over classes
-    #[arg(long, value_name = "AXIS", default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(long, value_name = "AXIS", default_value_t = -1)]
     class_axis: i64,
     /// Labels are what the classifier shall be led to, not away from
     #[arg(long)]

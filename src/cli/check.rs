@@ -82,7 +82,7 @@ struct GivenArgs {
     #[arg(long, value_name = "NAME", num_args = 1.., requires = "ys", requires = "xs")]
     gradients: Vec<String>,
     /// What the gradients start with, one for each of --ys: a number, or tensor:NAME [default: 1]
-    #[arg(long, value_name = "SPEC", num_args = 1.., requires = "gradients", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SPEC", num_args = 1.., requires = "gradients")]
     grad_ys: Vec<String>,
 }
 

@@ -33,7 +33,7 @@ pub fn run(
     build: impl FnOnce(Gradients, Model) -> Result<Derived, Error>,
 ) -> Result<()> {
     if !call.has_xs() {
-        let message = "no xs are given: name tensors with --xs, or take --params or --inputs";
+        let message = "no xs are given; name tensors with --xs, or take --params or --inputs";
         return Err(super::usage(command, message));
     }
     run_with(files, call.request()?, build)

@@ -47,7 +47,7 @@ enum By {
         #[arg(long, default_value_t = 50, value_parser = RangedU64ValueParser::<usize>::new().range(1..100_000))]
         steps: usize,
         /// A number in every place, or `input` for a new input of x's shape
-        #[arg(long, default_value = "0", allow_negative_numbers = true, value_parser = number_or_input)]
+        #[arg(long, default_value = "0", value_parser = number_or_input)]
         baseline: Given,
     },
     /// The saliency of the mean gradient over several noisy copies of x (Smilkov et al. 2017)
@@ -79,10 +79,10 @@ struct Common {
     #[arg(long, default_value = "predicted", value_parser = class)]
     class: Class,
     /// The axis of y that runs over classes
-    #[arg(long, value_name = "AXIS", default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(long, value_name = "AXIS", default_value_t = -1)]
     class_axis: i64,
     /// The axis of x that runs over channels [default: 1 of images, the last one of tokens]
-    #[arg(long, value_name = "AXIS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "AXIS")]
     channels: Option<i64>,
     /// Explain the probability where the model ends in a Softmax, not the score before it
     #[arg(long)]

@@ -27,7 +27,7 @@ pub struct Args {
     #[command(flatten)]
     call: CallArgs,
     /// Seeds, one a y, in order: ones | NUMBER | input | input:NAME | tensor:NAME | file:PATH (.npy or TensorProto)
-    #[arg(long, value_name = "SPEC", num_args = 1.., allow_negative_numbers = true)]
+    #[arg(long, value_name = "SPEC", num_args = 1..)]
     grad_ys: Vec<String>,
     /// The most that the model may hold at a time, as a share of what it holds without this (0.5, 50%) or in bytes
     /// (300MB): what the gradients need of the forward pass is computed again instead of kept until no more is held.
@@ -49,7 +49,7 @@ pub struct Args {
 #[derive(clap::Args)]
 struct SampleArgs {
     /// The gradients of each sample alone, of shape [N] + x.shape; the samples lie along this axis of the inputs
-    #[arg(long, value_name = "AXIS", allow_negative_numbers = true, conflicts_with_all = ["grad_ys", "lower", "memory_budget"])]
+    #[arg(long, value_name = "AXIS", conflicts_with_all = ["grad_ys", "lower", "memory_budget"])]
     per_sample: Option<i64>,
     /// The inputs that hold samples [default: those of the size of the first one along the axis]
     #[arg(long, value_name = "NAME", num_args = 1.., requires = "per_sample")]
@@ -76,8 +76,7 @@ impl SampleArgs {
 /// Reads, differentiates, writes, validates, reports.
 pub fn run(args: &Args) -> Result<()> {
     if !args.call.has_xs() && !args.lower {
-        let message =
-            "no xs are given: name tensors with --xs, or take --params or --inputs; or --lower the model's own";
+        let message = "no xs are given; name tensors with --xs, take --params or --inputs, or --lower the model's own";
         return Err(super::usage("grad", message));
     }
     if let Some(axis) = args.samples.per_sample {

@@ -24,7 +24,7 @@ pub struct Args {
 pub struct MatrixArgs {
     /// The axis of ys and xs along which samples lie that do not depend on each other: the result holds each sample's
     /// own, and takes as many passes as one sample needs
-    #[arg(long, value_name = "AXIS", allow_negative_numbers = true)]
+    #[arg(long, value_name = "AXIS")]
     pub batch: Option<i64>,
     /// By which passes
     #[arg(long, value_enum, default_value = "auto")]

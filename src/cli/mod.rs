@@ -33,7 +33,8 @@ mod values;
 
 use crate::derivatives::{Hvp, Jvp, Vjp};
 use anyhow::Result;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -117,26 +118,40 @@ pub fn run() -> ExitCode {
 /// Runs the command line that a program gives, the first argument being the command's name; returns the exit code.
 pub fn run_of(arguments: Vec<OsString>) -> u8 {
     console::set_json(&arguments);
-    let command = match Cli::try_parse_from(arguments.into_iter().map(plain_number)) {
+    let matches = interface().try_get_matches_from(arguments.into_iter().map(plain_number));
+    let command = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => {
             if cli.end_with_stdin {
                 console::end_with_stdin();
             }
             cli.command
         }
-        Err(error) => return wrong_usage(&error),
+        Err(error) => return wrong_usage(error),
     };
     match dispatch(command).and_then(|()| Ok(Stream::Report.flush()?)) {
         Ok(()) => 0,
         Err(error) if error.downcast_ref().is_some_and(|e: &io::Error| e.kind() == io::ErrorKind::BrokenPipe) => 0,
-        Err(error) => match error.downcast_ref() {
-            Some(usage) => wrong_usage(usage),
-            None => {
+        Err(error) => match error.downcast() {
+            Ok(usage) => wrong_usage(usage),
+            Err(error) => {
                 failure::tell(error);
                 1
             }
         },
     }
+}
+
+/// The arguments. What looks like a number is one, also where it is negative: whether an option takes it, its own
+/// message says.
+fn interface() -> clap::Command {
+    fn with_numbers(command: clap::Command) -> clap::Command {
+        let takes = |arg: clap::Arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        };
+        command.mut_args(takes).mut_subcommands(with_numbers)
+    }
+    with_numbers(Cli::command())
 }
 
 fn dispatch(command: Command) -> Result<()> {
@@ -164,7 +179,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Export(args) => export::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "onnx-gradients", &mut script);
+            clap_complete::generate(shell, &mut interface(), "onnx-gradients", &mut script);
             Ok(Stream::Report.write_all(&script)?)
         }
     }
@@ -178,21 +193,17 @@ fn plain_number(argument: OsString) -> OsString {
 
 /// A line on stderr. Where stderr is closed, nobody is left to be told.
 fn note(text: impl Display) {
-    let _ = writeln!(Stream::Notes, "{}", one_line(&crate::error::shortened(text.to_string())));
+    let _ = writeln!(Stream::Notes, "{}", crate::error::shortened(text.to_string()));
 }
 
-/// Text with its control characters written out: names may hold any, line feeds too.
+/// Text with what is no part of a line written out.
 fn one_line(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
-    }
-    line
+    crate::error::one_line(text.to_owned())
 }
 
 /// What is wrong with the arguments of a subcommand, as clap says it.
 fn usage(subcommand: &str, message: impl Display) -> anyhow::Error {
-    let mut command = Cli::command();
+    let mut command = interface();
     command.build();
     let command = match command.find_subcommand(subcommand) {
         Some(found) => &mut found.clone(),
@@ -202,11 +213,20 @@ fn usage(subcommand: &str, message: impl Display) -> anyhow::Error {
 }
 
 /// Prints what clap says, and returns its exit code: wrong usage, or the help and the version that were asked for.
-fn wrong_usage(error: &clap::Error) -> u8 {
+fn wrong_usage(mut error: clap::Error) -> u8 {
+    // That what is no option might be a value behind `--` helps nobody: commands take a model there.
+    if let Some(ContextValue::StyledStrs(tips)) = error.get(ContextKind::Suggested) {
+        let tips = tips.iter().filter(|tip| !tip.to_string().contains("as a value, use")).cloned().collect();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+    }
     let text = error.render().to_string();
     if error.use_stderr() {
         let message = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
-        failure::tell_json(&crate::Error::usage(one_line(message)));
+        let message = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let told = crate::Error::usage(message);
+        let tip = text.lines().find_map(|line| line.trim_start().strip_prefix("tip: ")).map(str::to_owned);
+        let remedy = tip.or_else(|| told.details().remedy.clone());
+        failure::tell_json(&told.with_remedy(remedy));
     }
     // Where the streams are closed, nobody is left to be told.
     let _ = match (console::is_within(), error.use_stderr()) {

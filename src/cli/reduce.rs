@@ -27,7 +27,7 @@ pub struct Args {
 /// Reduces, writes, reports.
 pub fn run(args: &Args) -> Result<()> {
     if !args.call.has_xs() {
-        let message = "no xs are given: name tensors with --xs, or take --params or --inputs";
+        let message = "no xs are given; name tensors with --xs, or take --params or --inputs";
         return Err(super::usage("reduce", message));
     }
     let model = args.files.load()?;

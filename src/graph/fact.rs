@@ -21,6 +21,18 @@ pub enum Container {
     Other,
 }
 
+impl Container {
+    /// What messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Container::Tensor => "a tensor",
+            Container::Sequence => "a sequence",
+            Container::Optional => "an optional",
+            Container::Other => "neither a tensor nor a sequence",
+        }
+    }
+}
+
 /// One element of a small tensor: of a shape, an index, a scale. Booleans are 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scalar {

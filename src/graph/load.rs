@@ -605,6 +605,9 @@ impl Loader<'_> {
             && a != b
         {
             self.warnings.push(format!("'{name}' is declared as {}, its node computes {}", b.name(), a.name()));
+        } else if r#type.value.is_some() && inferred != Fact::default() && inferred.container != declared.container {
+            let (a, b) = (inferred.container.name(), declared.container.name());
+            self.warnings.push(format!("'{name}' is declared as {b}, its node computes {a}"));
         } else if let (Some(a), Some(b)) = (&inferred.shape, &declared.shape)
             && (a.len() != b.len()
                 || a.iter().zip(b.iter()).any(|(a, b)| a.known().zip(b.known()).is_some_and(|(a, b)| a != b)))

@@ -442,6 +442,20 @@ impl Graph {
         }
     }
 
+    /// What helps where the gradient of a node does not get the element type of its input: operators of the standard
+    /// take their tensors in one type, and a model may hold a node with two.
+    pub fn why_types_differ(&self, node: Option<NodeId>) -> String {
+        let inputs = node.into_iter().flat_map(|node| self.node(node).inputs.iter().flatten());
+        let mut types: Vec<String> =
+            inputs.filter_map(|&i| self.fact(i).element).map(|element| element.name()).collect();
+        types.sort_unstable();
+        types.dedup();
+        match types.len() {
+            0 | 1 => "please report this".to_owned(),
+            _ => format!("its inputs are of types {}: convert them to one (Cast)", types.join(" and ")),
+        }
+    }
+
     /// What the model or its user declares of an output of a node, where that is all that is known of its shape.
     fn declared_output(&self, id: NodeId) -> Option<String> {
         let node = self.node(id);

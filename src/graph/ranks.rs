@@ -15,6 +15,10 @@ const MAX_RANK: usize = 8;
 /// Of so many inputs that may each have any rank all ways are tried out.
 const MAX_UNKNOWN: usize = 2;
 
+/// Of a node with many inputs so many are tried out that at most this many inputs are looked at in all, for each rank:
+/// a sum of thousands of unknown tensors requires nothing of them that is worth a look at all for each.
+const MAX_LOOKS: usize = 1 << 16;
+
 /// A node is written in at most so many ways.
 const MAX_WAYS: usize = MAX_RANK + 1;
 
@@ -71,7 +75,8 @@ fn requirements(graph: &Graph, refused: &IdSet<ValueId>) -> IdMap<ValueId, usize
             continue;
         }
         let open = |i: &usize| node.inputs[*i].is_some_and(|v| graph.fact(v).shape.is_none() && is_own(graph, node, v));
-        for i in (0..node.inputs.len()).filter(open) {
+        let tried = MAX_LOOKS / node.inputs.len().max(1);
+        for i in (0..node.inputs.len()).filter(open).take(tried.max(1)) {
             let asked = |v: &ValueId| !required.contains_key(v) && !refused.contains(v);
             let Some(value) = node.inputs[i].filter(asked) else { continue };
             if let Some(rank) = only_rank(graph, node, i, &required) {

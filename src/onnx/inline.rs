@@ -10,6 +10,7 @@ use super::proto::{
     type_proto::Value as Type,
 };
 use super::{AttributeProto, FunctionProto, GraphProto, ModelProto, Names, NodeProto, TensorProto, canonical_domain};
+use crate::error::{Error, OrKind};
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use std::collections::HashMap;
@@ -51,7 +52,7 @@ pub fn inline_functions(model: &ModelProto, wanted: &dyn Fn(&NodeProto) -> bool)
     let own = model.functions.iter().map(Message::encoded_len).chain(graph.node.iter().map(Message::encoded_len));
     inliner.largest = own.fold(0, usize::saturating_add).saturating_mul(GROWTH).saturating_add(LARGEST);
     inliner.take_names(graph);
-    graph.node = inliner.nodes(std::mem::take(&mut graph.node), 0)?;
+    graph.node = inliner.nodes(std::mem::take(&mut graph.node), 0).or_kind(Error::invalid_model)?;
     result.opset_import = inliner.opsets;
     Ok(result)
 }
@@ -116,7 +117,8 @@ impl<'a> Inliner<'a> {
 
     /// The nodes with the wanted calls among and inside them replaced.
     fn nodes(&mut self, nodes: Vec<NodeProto>, depth: usize) -> Result<Vec<NodeProto>> {
-        ensure!(depth <= DEEPEST, "calls of functions and graphs nest deeper than {DEEPEST}");
+        let deep = || Error::unsupported(format_args!("calls of functions and graphs nest deeper than {DEEPEST}"));
+        ensure!(depth <= DEEPEST, deep());
         let mut result = Vec::with_capacity(nodes.len());
         for mut node in nodes {
             if let Some((key, function)) = self.called(&node) {
@@ -196,13 +198,19 @@ impl<'a> Inliner<'a> {
             if let Some(needed) = function.opset_import.iter().find(same) {
                 match self.opsets.iter().find(same) {
                     None => self.opsets.push(needed.clone()),
-                    Some(found) => ensure!(
-                        found.version() == needed.version() || self.functions.contains_key(&key(node)),
-                        "the function uses version {} of domain '{domain}' ({}), the model uses version {}; convert one of them",
-                        needed.version(),
-                        node.op_type(),
-                        found.version()
-                    ),
+                    Some(found) => {
+                        let same = found.version() == needed.version() || self.functions.contains_key(&key(node));
+                        let versions = || {
+                            Error::unsupported(format_args!(
+                                "the function uses version {} of domain '{domain}' ({}), the model uses version {}; \
+                                 convert one of them",
+                                needed.version(),
+                                node.op_type(),
+                                found.version()
+                            ))
+                        };
+                        ensure!(same, versions());
+                    }
                 }
             }
             node.bodies().try_for_each(|g| self.import(function, &g.node))?;
@@ -261,11 +269,13 @@ impl Body<'_, '_> {
     /// Counts what is about to be copied.
     fn charge(&mut self, size: usize) -> Result<()> {
         self.inliner.size = self.inliner.size.saturating_add(size);
-        ensure!(
-            self.inliner.size <= self.inliner.largest,
-            "the model gets too large when its functions are inlined: more than {} MB",
-            self.inliner.largest >> 20
-        );
+        let most = self.inliner.largest;
+        let large = || {
+            let most = most >> 20;
+            let what = "the model gets too large when its functions are inlined";
+            Error::unsupported(format_args!("{what}: more than {most} MB"))
+        };
+        ensure!(self.inliner.size <= most, large());
         Ok(())
     }
 

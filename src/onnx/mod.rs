@@ -17,7 +17,7 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 
-pub(crate) use names::{Names, did_you_mean, nearest};
+pub(crate) use names::{Names, did_you_mean, listed, nearest};
 pub(crate) use node::{CONSTANT, IDENTITY, constant_value};
 pub use proto::tensor_proto::DataType as ElementType;
 pub use proto::{

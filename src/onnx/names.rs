@@ -1,7 +1,7 @@
 //! Names: such as nothing has yet, and such as are like another.
 
-use std::collections::HashMap;
 use std::collections::hash_map::{Entry, VacantEntry};
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 /// Names that are taken.
@@ -87,7 +87,25 @@ pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>)
     scored.max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(a.1))).map(|(_, c)| c)
 }
 
-/// What a message about an unknown name ends in: `; did you mean 'x'?`, or nothing where no candidate is like it.
+/// So many names are few enough to be listed.
+const FEW: usize = 8;
+
+/// What a message about an unknown name ends in: `; did you mean 'x'?`; where no candidate is like it, those that there
+/// are, or nothing where they are many.
 pub(crate) fn did_you_mean<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    nearest(name, candidates).map(|near| format!("; did you mean '{near}'?")).unwrap_or_default()
+    let candidates: BTreeSet<&str> = candidates.filter(|c| !c.is_empty()).collect();
+    match nearest(name, candidates.iter().copied()) {
+        Some(near) => format!("; did you mean '{near}'?"),
+        None if candidates.is_empty() || candidates.len() > FEW => String::new(),
+        None => format!("; there {} {}", if candidates.len() == 1 { "is" } else { "are" }, listed(candidates)),
+    }
+}
+
+/// Names as they stand in a message: the first of them, and how many more there are.
+pub(crate) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| format!("'{name}'")).collect();
+    match names.len().saturating_sub(FEW) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..FEW].join(", ")),
+    }
 }

@@ -5,7 +5,7 @@ use super::proto::SparseTensorProto;
 use super::{
     AttributeProto, ElementType, GraphProto, ModelProto, Names, NodeProto, TensorProto, attribute, canonical_domain,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
@@ -224,25 +224,11 @@ impl SparseTensorProto {
     /// # Errors
     /// Parts that are missing or contradict each other; elements of less than a byte; a tensor that is too large.
     pub(crate) fn dense(&self) -> Result<TensorProto> {
-        let (Some(values), Some(indices)) = (&self.values, &self.indices) else {
-            bail!("a sparse tensor lacks a part")
-        };
+        let values = self.values.as_ref().context("it has no values")?;
         let mut tensor = TensorProto { dims: self.dims.clone(), ..Default::default() };
         let count = tensor.element_count().filter(|&n| n <= LARGEST_DENSE);
         let count = count.with_context(|| format!("sparse tensor '{}' is too large", values.name()))?;
-        let coordinates = indices.integers()?;
-        let places: Vec<usize> = if indices.dims.len() <= 1 {
-            coordinates.iter().map(|&i| usize::try_from(i)).collect::<Result<_, _>>()?
-        } else {
-            ensure!(!self.dims.is_empty(), "sparse tensor '{}' has no dimensions", values.name());
-            let place = |row: &[i64]| {
-                row.iter().zip(&self.dims).try_fold(0i64, |place, (&i, &d)| {
-                    (0..d).contains(&i).then(|| place.checked_mul(d)?.checked_add(i)).flatten()
-                })
-            };
-            let rows = coordinates.chunks_exact(self.dims.len()).map(|row| Some(place(row)? as usize));
-            rows.collect::<Option<_>>().context("an index of a sparse tensor is out of range")?
-        };
+        let places = self.places()?;
         let element = values.element_type();
         tensor = if element.is_float() {
             TensorProto::from_floats(element, &self.dims, &spread(count, &places, &values.floats()?)?)?
@@ -252,6 +238,56 @@ impl SparseTensorProto {
         };
         tensor.name = values.name.clone();
         Ok(tensor)
+    }
+}
+
+impl SparseTensorProto {
+    /// Checks that the parts belong together, as far as they are in the file itself.
+    ///
+    /// # Errors
+    /// Parts that are missing or contradict each other, places outside the tensor, two values at one place.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (Some(values), Some(indices)) = (&self.values, &self.indices) else {
+            bail!("it has no {}", if self.values.is_none() { "values" } else { "indices" })
+        };
+        if indices.is_external() {
+            return Ok(());
+        }
+        let mut places = self.places()?;
+        let count = values.element_count();
+        ensure!(count == Some(places.len()), "{} indices for values of dimensions {:?}", places.len(), values.dims);
+        places.sort_unstable();
+        let twice = places.windows(2).find(|pair| pair[0] == pair[1]);
+        ensure!(twice.is_none(), "it has two values at place {}", twice.map_or(0, |pair| pair[0]));
+        Ok(())
+    }
+
+    /// The places of the values among all elements. Indices are numbers of places, or a row of coordinates for each.
+    fn places(&self) -> Result<Vec<usize>> {
+        let indices = self.indices.as_ref().context("it has no indices")?;
+        ensure!(!self.dims.is_empty(), "it has no dimensions");
+        let (dims, rank) = (&self.dims, self.dims.len());
+        let count = dims.iter().try_fold(1i64, |n, &d| n.checked_mul(d).filter(|_| d >= 0));
+        let count = count.with_context(|| format!("no tensor can have the dimensions {dims:?}"))?;
+        let coordinates = indices.integers()?;
+        let outside = |index: &[i64]| anyhow!("index {index:?} is outside of dimensions {dims:?}");
+        match *indices.dims {
+            [] | [_] => {
+                let place = |&i: &i64| usize::try_from(i).ok().filter(|_| i < count).ok_or_else(|| outside(&[i]));
+                coordinates.iter().map(place).collect()
+            }
+            [_, width] if usize::try_from(width) == Ok(rank) => {
+                let place = |row: &[i64]| {
+                    let within = row.iter().zip(dims).all(|(i, d)| (0..*d).contains(i));
+                    // Within the dimensions, whose product is a number.
+                    let place =
+                        row.iter().zip(dims).fold(0, |place: i64, (i, d)| place.wrapping_mul(*d).wrapping_add(*i));
+                    usize::try_from(place).ok().filter(|_| within).ok_or_else(|| outside(row))
+                };
+                coordinates.chunks_exact(rank).map(place).collect()
+            }
+            _ => bail!("indices of dimensions {:?} for {rank} axes", indices.dims),
+        }
     }
 }
 

@@ -188,6 +188,8 @@ fn looked_up<'g>(c: &Call<'g>) -> Result<Vec<Option<Expr<'g>>>> {
     let q = numbers(table.gather(indices, along))?.cast_like(scales);
     // For each number that is looked up its scale, or zero point.
     let own = |p: Expr<'g>| -> Result<Expr<'g>> {
+        let own_rank = p.rank()?;
+        ensure!(own_rank == rank, "scales or zero points of rank {own_rank} for data of rank {rank}");
         let place = if p.known_dim(along) == Some(1) || (along == blocked && size == 0) {
             c.builder().numbers(&[0.0], &vec![1; many], ElementType::Int64)
         } else if along == blocked {

@@ -47,10 +47,10 @@ impl Entry<'_> {
     /// Its message without the names in it, by which messages of one kind are counted together.
     pub fn reason(&self) -> String {
         let message = self.line.message.as_deref().unwrap_or_default();
-        // Messages begin with the path of the model, which no two share.
-        let message = message
-            .find(&self.line.model)
-            .map_or(message, |at| message[at + self.line.model.len()..].trim_start_matches([':', ' ']));
+        // Messages begin with the path of the model, which no two share, as messages have it.
+        let model = crate::error::shortened(self.line.model.to_string());
+        let message =
+            message.find(&model).map_or(message, |at| message[at + model.len()..].trim_start_matches([':', ' ']));
         let mut reason = String::new();
         let mut rest = message;
         // A quote begins behind no letter and ends before none: that of "the model's" is none.

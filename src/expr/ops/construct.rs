@@ -229,8 +229,8 @@ impl Builder {
         let steps = along.iter().find_map(known).filter(|n| (1..=MAX_UNROLLED).contains(n));
         let Some(steps) = steps else {
             bail!(
-                "a recurrence over a number of steps that is not known, or above {MAX_UNROLLED}, needs opset 9; the model \
-                 is at {}: convert the model to a newer opset",
+                "a recurrence over a number of steps that is not known, or above {MAX_UNROLLED}, needs opset 9, and the \
+                 model is at {}; convert the model to opset 9 or newer",
                 self.opset()
             )
         };

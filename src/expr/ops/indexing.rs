@@ -183,7 +183,11 @@ impl<'g> Expr<'g> {
             let depth = match indices.known_dim(index_rank.saturating_sub(1)) {
                 Some(depth) if depth > 0 && depth <= rank as i64 => depth,
                 _ => {
-                    bail!("scatter-add at index tuples of unknown length needs opset 16; the model is at {}", b.opset())
+                    bail!(
+                        "scatter-add at index tuples of unknown length needs opset 16, and the model is at {}; convert the \
+                         model to opset 16 or newer",
+                        b.opset()
+                    )
                 }
             };
             let tuples = indices.wrapped(self.dims(0..depth as usize)).reshape_to(&[-1, depth]);

@@ -106,8 +106,8 @@ impl ConvLike {
 
 impl Builder {
     pub(in crate::expr) fn too_old(&self, what: &str, needed: i64) -> Expr<'_> {
-        let remedy = "convert the model to a newer opset";
-        self.fail(anyhow::anyhow!("{what} needs opset {needed}; the model is at {}: {remedy}", self.opset()))
+        let remedy = format!("convert the model to opset {needed} or newer");
+        self.fail(anyhow::anyhow!("{what} needs opset {needed}, and the model is at {}; {remedy}", self.opset()))
     }
 
     pub(in crate::expr) fn since<'g>(&'g self, opset: i64, op: &str, build: impl FnOnce() -> Expr<'g>) -> Expr<'g> {

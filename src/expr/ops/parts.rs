@@ -523,8 +523,9 @@ impl<'g> Expr<'g> {
     pub fn repeated(self, axis: usize, size: i64, length: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         b.attempt(|| {
-            let axis = normalize_axis(axis as i64, self.rank()?)?;
-            let mut sizes: Vec<_> = (0..self.rank()?).map(|a| self.dims([a])).collect();
+            let rank = self.rank()?;
+            ensure!(axis < rank, "axis {axis} is out of range for rank {rank}");
+            let mut sizes: Vec<_> = (0..rank).map(|a| self.dims([a])).collect();
             let mut joined = sizes.clone();
             let all = self.dims([axis]) * size;
             joined[axis] = all;

@@ -156,6 +156,15 @@ pub fn unload_external(
 
 /// The bytes of a tensor in its data file.
 fn part(tensor: &TensorProto, file: &Bytes) -> Result<Bytes> {
+    let (offset, length) = extent(tensor)?;
+    let end = offset.checked_add(length).filter(|&end| end <= file.len());
+    let end =
+        end.with_context(|| format!("{length} bytes at {offset} are not in the file, which has {}", file.len()))?;
+    Ok(file.slice(offset..end))
+}
+
+/// Where the elements of an external tensor begin in their file, and how many bytes they take.
+pub fn extent(tensor: &TensorProto) -> Result<(usize, usize)> {
     let number = |key| match entry(tensor, key) {
         Some(text) => text.parse().map(Some).map_err(|_| anyhow::anyhow!("its {key} '{text}' is not a number")),
         None => Ok(None),
@@ -163,10 +172,7 @@ fn part(tensor: &TensorProto, file: &Bytes) -> Result<Bytes> {
     let size = tensor.byte_size()?;
     let (offset, length): (usize, usize) = (number("offset")?.unwrap_or(0), number("length")?.unwrap_or(size));
     ensure!(length == size, "{length} bytes for {} of dimensions {:?}", tensor.element_type().name(), tensor.dims);
-    let end = offset.checked_add(length).filter(|&end| end <= file.len());
-    let end =
-        end.with_context(|| format!("{length} bytes at {offset} are not in the file, which has {}", file.len()))?;
-    Ok(file.slice(offset..end))
+    Ok((offset, length))
 }
 
 fn entry<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
