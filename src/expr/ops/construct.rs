@@ -3,10 +3,13 @@
 use super::{Builder, Expr};
 use crate::graph::{Dim, Fact, NewNode, Origin, ScopeId, Shape, ValueId};
 use crate::onnx::{AttributeProto, CONSTANT, ElementType, TensorProto, attribute};
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 /// Above this many steps a recurrence is not written out step by step.
 const MAX_UNROLLED: i64 = 512;
+
+/// No axis is longer than 2 to this power.
+const MAX_DOUBLINGS: u32 = 40;
 
 impl Builder {
     /// A tensor that is written into the graph, if there is one.
@@ -168,6 +171,36 @@ impl Builder {
         let given = lists.into_iter().filter(|(_, list)| list.iter().any(|&n| n != 0));
         attributes.extend(given.map(|(name, list)| attribute::ints(name, &list)));
         self.emit_many("Scan", &inputs, attributes, vec![("body", body)], outputs)
+    }
+
+    /// What `step` makes of states at the distances 1, 2, 4 and so on below a size, an int64 without dimensions: it
+    /// takes a distance, an int64 without dimensions, and the states, and returns as many of the same shapes. Where the
+    /// size is known the steps are written one after the other, else as a Loop.
+    ///
+    /// # Errors
+    /// The number of states changes.
+    pub fn doubling<'g>(
+        &'g self,
+        size: Expr<'g>,
+        states: &[Expr<'g>],
+        step: impl Fn(Expr<'g>, &[Expr<'g>]) -> Vec<Expr<'g>>,
+    ) -> Result<Vec<Expr<'g>>> {
+        let distances = (0..MAX_DOUBLINGS).map(|i| 1i64 << i);
+        if let Some(&[size]) = size.ints().as_deref() {
+            let below = distances.take_while(|&d| d < size);
+            return Ok(below.fold(states.to_vec(), |states, d| step(self.int(d), &states)));
+        }
+        let distances: Vec<i64> = distances.collect();
+        let trips = self.ints(&distances).less(size).cast(ElementType::Int64).sum_out(&[0]);
+        let number = |element| Fact::tensor(Some(element), Some([].into()));
+        let head = [number(ElementType::Int64), number(ElementType::Bool), number(ElementType::Int64)];
+        let (body, inputs) = self.open(head.into_iter().chain(states.iter().map(|s| s.fact())).collect());
+        let [_, going, distance, before @ ..] = &inputs[..] else { bail!("a loop without a distance") };
+        let outputs = self.within(body, || [vec![*going, *distance * 2], step(*distance, before)].concat());
+        ensure!(outputs.len() == inputs.len() - 1, "a loop that loses a state");
+        self.close(body, &outputs, inputs.len());
+        let first: Vec<_> = [self.int(1)].into_iter().chain(states.iter().copied()).collect();
+        Ok(self.loop_(Some(trips), None, &first, body).split_off(1))
     }
 
     /// Carries states along the first axis of some tensors: `step` takes the states and a slice of each, and returns

@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 /// Comparing an index with so many places takes as long as scattering one element.
 const FEW_PLACES: i64 = 32;
 
+/// Of so many updates all steps are written out, however few name one place.
+const WRITTEN_OUT: i64 = 16;
+
 impl Builder {
     /// Whether scattering costs what it scatters: with sums where places may be named twice, as `twice` says.
     pub fn scatters(&self, twice: bool) -> bool {
@@ -39,16 +42,21 @@ impl<'g> Expr<'g> {
             return b.emit("GatherElements", &[Some(self), Some(indices)], vec![int("axis", axis)]);
         }
         b.attempt(|| {
-            // The places of the elements in the flattened tensor.
-            let (rank, axis) = (self.rank()?, self.axis(axis)?);
-            let places = (0..rank).map(|a| match a == axis {
-                true => indices.cast(ElementType::Int64).wrapped(self.dim(a)),
-                false => b.range(indices.dim(a)).reshape_to(&place(rank, a)),
-            });
-            let flat = places.enumerate().reduce(|(_, sum), (a, next)| (a, sum * self.dim(a) + next));
-            let (_, flat) = flat.context("a tensor without dimensions has no axis")?;
+            let axis = self.axis(axis)?;
+            let flat = self.flat_places(indices.cast(ElementType::Int64).wrapped(self.dim(axis)), axis)?;
             Ok(self.flattened().gather(flat, 0))
         })
+    }
+
+    /// Where the elements that indices along an axis name, none negative, lie in this tensor flattened.
+    fn flat_places(self, indices: Expr<'g>, axis: usize) -> Result<Expr<'g>> {
+        let rank = self.rank()?;
+        let places = (0..rank).map(|a| match a == axis {
+            true => indices,
+            false => self.builder.range(indices.dim(a)).reshape_to(&place(rank, a)),
+        });
+        let flat = places.enumerate().reduce(|(_, sum), (a, next)| (a, sum * self.dim(a) + next));
+        Ok(flat.context("a tensor without dimensions has no axis")?.1)
     }
 
     /// The slices that index tuples name: `indices` is int64 of shape `[batch..., i..., t]`, each tuple of length t an
@@ -80,7 +88,8 @@ impl<'g> Expr<'g> {
 
     /// This tensor with `updates` added in the places that `indices` names along an axis, each as often as it is named.
     ///
-    /// Before opset 16 no operator adds: then as a sum over a comparison of the indices with all places.
+    /// Before opset 16 no operator adds: then as a sum over a comparison of the indices with all places, where there
+    /// are few of either, else as [`Expr::scatter_nd_add`].
     pub fn scatter_elements_add(self, indices: Expr<'g>, updates: Expr<'g>, axis: usize) -> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 16 {
@@ -90,6 +99,11 @@ impl<'g> Expr<'g> {
             let rank = self.rank()?;
             let size = self.dim(axis);
             let positive = indices.cast(ElementType::Int64).wrapped(size);
+            let few = [self, indices].iter().any(|e| e.known_dim(axis).is_some_and(|n| n <= FEW_PLACES));
+            if !few && b.opset() >= 11 {
+                let flat = self.flat_places(positive, axis)?.reshape_to(&[-1, 1]);
+                return Ok(self.flattened().scatter_nd_add(flat, updates.flattened()).reshape_like(self));
+            }
             // [..., places, named, ...]: whether the index names the place.
             let places = b.range(size).reshape_to(&place(rank + 1, axis));
             let hit = places.equal(positive.unsqueeze(&[axis]));
@@ -167,9 +181,8 @@ impl<'g> Expr<'g> {
 
     /// This tensor with `updates` added in the places of index tuples, each as often as it is named.
     ///
-    /// Before opset 16 no operator adds. Then the first update that names a place is replaced by the sum of all that
-    /// do, a product with the matrix that compares every tuple with every other; the rest go to a place behind the end,
-    /// which is cut off, so that no place that counts is written twice and the gradient of this is right, too.
+    /// Before opset 16 no operator adds. Then the updates are put in the order of their places, those of one place are
+    /// added up, and the sums are written, no place twice, so that the gradient of this is right, too.
     pub fn scatter_nd_add(self, indices: Expr<'g>, updates: Expr<'g>) -> Expr<'g> {
         let b = self.builder;
         if b.opset() >= 16 {
@@ -181,7 +194,7 @@ impl<'g> Expr<'g> {
         b.attempt(|| {
             let (rank, index_rank) = (self.rank()?, indices.rank()?);
             let depth = match indices.known_dim(index_rank.saturating_sub(1)) {
-                Some(depth) if depth > 0 && depth <= rank as i64 => depth,
+                Some(depth) if depth > 0 && depth <= rank as i64 => depth as usize,
                 _ => {
                     bail!(
                         "scatter-add at index tuples of unknown length needs opset 16, and the model is at {}; convert the \
@@ -190,26 +203,50 @@ impl<'g> Expr<'g> {
                     )
                 }
             };
-            let tuples = indices.wrapped(self.dims(0..depth as usize)).reshape_to(&[-1, depth]);
-            let count = tuples.dim(0);
-            let names = tuples.unsqueeze(&[0]).equal(tuples.unsqueeze(&[1])).cast_like(updates);
-            let same = names.reduce("ReduceMin", Some(&[2]), false);
-            let order = b.range(count);
-            let earlier = same.where_(order.unsqueeze(&[0]).less(order.unsqueeze(&[1])));
-            let again = earlier.sum(&[1]).above(0.5);
-            let first = again.select(self.dim(0), tuples.slice(&[1], &[0], &[1], &[1]));
-            let places = match depth {
-                1 => first,
-                _ => Expr::concat(&[first, tuples.slice(&[1], &[1], &[depth], &[1])], 1),
-            };
-            let sizes = updates.dims(index_rank - 1..updates.rank()?);
-            let row = |e: Expr<'g>| [e.reshape_to(&[1]), sizes.product_of_list()];
-            let sums = same.matmul(updates.reshape(b.joined(&row(count))));
-            let sums = sums.reshape(Expr::concat(&[count.reshape_to(&[1]), sizes], 0));
-            let more = b.full(self.shape_with(0, self.dims([0]) + 1), 0.0, self.element()?);
-            let laid = more.scatter_nd(places, sums);
-            Ok(self + laid.slice(&[0], &[0], &[-1], &[1]))
+            let tuples = indices.wrapped(self.dims(0..depth)).reshape_to(&[-1, depth as i64]);
+            // The axes that the tuples index as one.
+            let place = |a: usize| tuples.slice(&[1], &[a as i64], &[a as i64 + 1], &[1]);
+            let places = (1..depth).fold(place(0), |sum, a| sum * self.dim(a) + place(a)).reshape_to(&[-1]);
+            let (count, size) = (self.dims(0..depth).product_of_list(), updates.dims(index_rank - 1..updates.rank()?));
+            let rows = updates.reshape(b.joined(&[places.shape(), size]));
+            let (places, sums) = rows.widened().summed_by(places)?;
+            // What is no sum goes to a place behind the end, which is cut off.
+            let places = places.0.select(places.1, count).unsqueeze(&[1]);
+            let sums = sums.cast_like(updates);
+            let more = b.full(b.joined(&[count + 1, size]), 0.0, sums.element()?);
+            let laid = more.scatter_nd(places, sums).slice(&[0], &[0], &[-1], &[1]);
+            Ok(self + if depth == 1 { laid } else { laid.reshape(self.shape()) })
         })
+    }
+
+    /// The rows of this tensor in the order of their places, a list of integers, and each with all before it of the
+    /// same place added: the last of each place has the sum. Before them, for each row in this order whether it is the
+    /// last of its place, and the place.
+    fn summed_by(self, places: Expr<'g>) -> Result<((Expr<'g>, Expr<'g>), Expr<'g>)> {
+        let b = self.builder;
+        let (zero, one) = (b.int(0), b.int(1));
+        let count = places.dim(0);
+        let (places, order) = places.top_k(count, 0, false);
+        let row = b.range(count);
+        let next = places.gather((row + one).min(count - one), 0);
+        let last = next.equal(places).logical_not().or(row.equal(count - one));
+        let longest = match count.ints().as_deref() {
+            Some([n]) if *n <= WRITTEN_OUT => count,
+            _ => {
+                let ends = last.non_zero().flattened();
+                let before = Expr::concat(&[b.ints(&[-1]), ends.slice(&[0], &[0], &[-1], &[1])], 0);
+                Expr::concat(&[b.ints(&[0]), ends - before], 0).maximum(&[0]).reshape_to(&[])
+            }
+        };
+        let rank = self.rank()?;
+        let sums = b.doubling(longest, &[self.gather(order, 0)], |distance, sums| {
+            let from = row - distance;
+            let before = from.max(zero);
+            let same = places.gather(before, 0).equal(places).and(from.greater_or_equal(zero));
+            let same = same.reshape_to(&place(rank, 0));
+            sums.iter().map(|&s| s + s.gather(before, 0).where_(same)).collect()
+        })?;
+        Ok(((last, places), sums[0]))
     }
 
     /// The transpose of [`Expr::gather`] along `axis`, of a tensor with this one's shape: `updates`, of the shape and

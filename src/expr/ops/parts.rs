@@ -454,18 +454,31 @@ impl<'g> Expr<'g> {
         wanted.iter().map(|&i| self.slice_at(axes, borders[i], borders[i + 1], steps)).collect()
     }
 
-    /// Moved along an axis of at least that size, to the back where `by` is positive; `value` comes in, as much falls
-    /// out.
-    pub fn shifted(self, axis: usize, by: i64, value: f64) -> Expr<'g> {
-        self.builder.attempt(|| {
+    /// Moved along an axis, to the back or, `forward`, to the front, by a number from 0 up to the size of the axis, an
+    /// int64 without dimensions; `value` comes in, as much falls out.
+    pub fn shifted(self, axis: usize, by: Expr<'g>, forward: bool, value: f64) -> Expr<'g> {
+        let b = self.builder;
+        b.attempt(|| {
             let rank = self.rank()?;
+            let known = by.ints().filter(|_| self.known_dim(axis).is_some());
+            let Some(&[known]) = known.as_deref() else {
+                // Elements that are looked up, so that the shape is known to stay.
+                let (size, place) = (self.dim(axis), b.range(self.dim(axis)));
+                let from = if forward { place + by } else { place - by };
+                let (inside, from) = match forward {
+                    true => (from.less(size), from.min(size - 1)),
+                    false => (from.greater_or_equal(b.int(0)), from.max(b.int(0))),
+                };
+                let inside = inside.reshape_to(&super::place(rank, axis));
+                return Ok(inside.select(self.gather(from, axis), self.like(value)));
+            };
             let mut pads = vec![0; 2 * rank];
-            let (start, end, padded) = if by > 0 { (0, -by, axis) } else { (-by, i64::MAX, rank + axis) };
+            let (start, end, padded) = if forward { (known, i64::MAX, rank + axis) } else { (0, -known, axis) };
             if let Some(pad) = pads.get_mut(padded) {
-                *pad = by.abs();
+                *pad = known;
             }
             let fill = (value != 0.0).then(|| self.like(value));
-            Ok(self.narrow(axis, start, end).pad(self.builder.ints(&pads), fill))
+            Ok(self.narrow(axis, start, end).pad(b.ints(&pads), fill))
         })
     }
 

@@ -1,6 +1,6 @@
 //! Reductions along axes, cumulative sums, orderings.
 
-use super::{Expr, place};
+use super::Expr;
 use crate::onnx::ElementType;
 use crate::onnx::attribute::{int, ints};
 
@@ -137,64 +137,39 @@ impl<'g> Expr<'g> {
     /// The products of all elements up to each along an axis; `exclusive`: without the element itself; `reverse`: from
     /// the end.
     ///
-    /// CumProd is new in opset 26. Where the size is known, products over 1, 2, 4, ... neighbours do as well; where it
-    /// is not, before that, each product is taken on its own.
+    /// They are products over 1, 2, 4, ... neighbours: CumProd is new in opset 26.
     pub fn cum_prod(self, axis: usize, exclusive: bool, reverse: bool) -> Expr<'g> {
         let b = self.builder;
-        let Some(size) = self.known_dim(axis) else {
-            if b.opset() >= 26 {
-                let attributes = vec![int("exclusive", exclusive.into()), int("reverse", reverse.into())];
-                return b.emit("CumProd", &[Some(self), Some(b.int(axis as i64))], attributes);
-            }
-            return b.attempt(|| {
-                let (rank, places) = (self.rank()?, b.range(self.dim(axis)));
-                let (to, from) =
-                    (places.reshape_to(&place(rank + 1, axis)), places.reshape_to(&place(rank + 1, axis + 1)));
-                let (low, high) = if reverse { (to, from) } else { (from, to) };
-                let counts = if exclusive { low.less(high) } else { low.less_or_equal(high) };
-                let factors = counts.select(self.unsqueeze(&[axis]), self.like(1.0));
-                Ok(factors.reduce("ReduceProd", Some(&[axis + 1]), false))
-            });
-        };
-        let along = |distance: i64| if reverse { -distance } else { distance };
-        let mut products = if exclusive { self.shifted(axis, along(1), 1.0) } else { self };
-        let mut distance = 1;
-        while distance < size {
-            products = products * products.shifted(axis, along(distance), 1.0);
-            distance = distance.saturating_mul(2);
+        if b.opset() >= 26 && self.known_dim(axis).is_none() {
+            let attributes = vec![int("exclusive", exclusive.into()), int("reverse", reverse.into())];
+            return b.emit("CumProd", &[Some(self), Some(b.int(axis as i64))], attributes);
         }
-        products
+        let products = if exclusive { self.shifted(axis, b.int(1), reverse, 1.0) } else { self };
+        b.attempt(|| {
+            let products = b.doubling(self.dim(axis), &[products], |distance, products| {
+                products.iter().map(|&p| p * p.shifted(axis, distance, reverse, 1.0)).collect()
+            })?;
+            Ok(products[0])
+        })
     }
 
     /// The gradient of [`Expr::cum_prod`] of this tensor along an axis, without a division.
     ///
     /// It is Π xⱼ, j < i, times sᵢ = dyᵢ + xᵢ₊₁ sᵢ₊₁, which is found over 1, 2, 4, ... neighbours.
     pub fn cum_prod_gradient(self, axis: usize, dy: Expr<'g>, exclusive: bool, reverse: bool) -> Expr<'g> {
-        if reverse {
-            let turned = self.reversed(axis).cum_prod_gradient(axis, dy.reversed(axis), exclusive, false);
-            return turned.reversed(axis);
-        }
         let b = self.builder;
-        let dy = if exclusive { dy.shifted(axis, -1, 0.0) } else { dy };
-        let Some(size) = self.known_dim(axis) else {
-            return b.attempt(|| {
-                // The gradient of each product by each factor: the product with a 1 in its place.
-                let (rank, places) = (self.rank()?, b.range(self.dim(axis)));
-                let (by, of) =
-                    (places.reshape_to(&place(rank + 1, axis)), places.reshape_to(&place(rank + 1, axis + 1)));
-                let others = by.equal(of).select(self.like(1.0), self.unsqueeze(&[axis]));
-                let terms = dy.unsqueeze(&[axis]) * others.cum_prod(axis + 1, false, false);
-                Ok(terms.where_(by.less_or_equal(of)).sum_out(&[axis + 1]))
-            });
-        };
-        let (mut sums, mut factors) = (dy, self.shifted(axis, -1, 0.0));
-        let mut distance = 1;
-        while distance < size {
-            sums = sums + factors * sums.shifted(axis, -distance, 0.0);
-            factors = factors * factors.shifted(axis, -distance, 0.0);
-            distance = distance.saturating_mul(2);
-        }
-        sums * self.cum_prod(axis, true, false)
+        // The elements that come behind each, `distance` away.
+        let behind = |e: Expr<'g>, distance: Expr<'g>| e.shifted(axis, distance, !reverse, 0.0);
+        let dy = if exclusive { behind(dy, b.int(1)) } else { dy };
+        b.attempt(|| {
+            let sums = b.doubling(self.dim(axis), &[dy, behind(self, b.int(1))], |distance, states| match *states {
+                [sums, factors] => {
+                    vec![sums + factors * behind(sums, distance), factors * behind(factors, distance)]
+                }
+                _ => states.to_vec(),
+            })?;
+            Ok(sums[0] * self.cum_prod(axis, true, reverse))
+        })
     }
 
     /// The `k` largest (or smallest) elements along an axis, in order, with their indices.
