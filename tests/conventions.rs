@@ -30,6 +30,49 @@ fn evaluate(model: &ModelProto, point: Point) -> BTreeMap<String, TensorProto> {
     run(model, &point.iter().map(|(name, v, _)| ((*name).to_owned(), tensor(v))).collect()).unwrap()
 }
 
+/// A second derivative at a place where the first one is a convention.
+#[test]
+fn beside_a_norm_of_zero_the_gradient_is_zero() {
+    for graph in [
+        "g (float[2] x) => (float y) { y = ReduceL2<keepdims=0>(x) }",
+        "g (float[2] x) => (float[1,1,1] y) <int64[3] s = {1, 1, 2}> { r = Reshape(x, s)\n y = GlobalLpPool(r) }",
+        "g (float[2] x) => (float[2] y) { y = LpNormalization(x) }",
+    ] {
+        let model: Model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 18]>\n{graph}")).unwrap().into();
+        let first = Gradients::new(["y"], ["x"]).build(&model).unwrap();
+        let dx = first.gradients[0].name.clone().unwrap();
+        let second = Gradients::new([dx], ["x"]).build(&first.model).unwrap();
+        let computed = evaluate(&second.model.proto, &[("x", &[0.0, 0.0], &[])]);
+        let found = computed[second.gradients[0].name.as_ref().unwrap()].floats().unwrap();
+        assert_eq!(found, [0.0, 0.0], "{graph}");
+    }
+}
+
+/// Where a size turns out to be zero, gradients have the shapes of their xs, and what is summed over nothing is zero.
+#[test]
+fn of_nothing_gradients_have_the_shape_of_nothing() {
+    for (graph, shapes) in [
+        ("g (float[2,3,K] a, float[K,4] b) => (float[2,3,4] y) { y = MatMul(a, b) }", [vec![2, 3, 0], vec![0, 4]]),
+        ("g (float[K,4] a, float[2,4,3] b) => (float[2,K,3] y) { y = MatMul(a, b) }", [vec![0, 4], vec![2, 4, 3]]),
+        ("g (float[N,3,K] a, float[K,4] b) => (float[N,3,4] y) { y = MatMul(a, b) }", [vec![0, 3, 0], vec![0, 4]]),
+        ("g (float[N,3] a, float[M,3] b) => (float[K,3] y) { y = Mul(a, b) }", [vec![0, 3], vec![1, 3]]),
+    ] {
+        for opset in [14, 18] {
+            let text = format!("<ir_version: 8, opset_import: [\"\": {opset}]>\n{graph}");
+            let output = Gradients::new(["y"], ["a", "b"]).build(&text::parse(&text).unwrap().into()).unwrap();
+            let ones = |shape: &[i64]| vec![1.0; shape.iter().product::<i64>() as usize];
+            let tensor = |s: &Vec<i64>| TensorProto::from_floats(ElementType::Float, s, &ones(s)).unwrap();
+            let inputs = ["a", "b"].map(str::to_owned).into_iter().zip(shapes.iter().map(tensor)).collect();
+            let computed = run(&output.model.proto, &inputs).unwrap();
+            for (gradient, shape) in output.gradients.iter().zip(&shapes) {
+                let found = &computed[gradient.name.as_ref().unwrap()];
+                assert_eq!(&found.dims, shape, "{}: {graph}", gradient.x);
+                assert!(found.floats().unwrap().iter().all(|&v| v == 0.0), "{}: {graph}", gradient.x);
+            }
+        }
+    }
+}
+
 macro_rules! conventions {
     ($($name:ident: $graph:literal, $($x:ident at [$($at:expr),*] => [$($expected:expr),*]),+;)*) => {
         const NAMES: &[&str] = &[$(stringify!($name)),*];

@@ -206,9 +206,11 @@ fn l1<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
 
 fn l2<'g>(c: &Call<'g>) -> Result<Expr<'g>> {
     let (x, y, dy) = (c.x(), kept(c, c.y())?, kept(c, c.dy())?);
-    let norm = y.equal(y.like(0.0)).select(y.like(1.0), y);
-    // No part of a vector is longer than it: the quotient does not overflow, however short the vector is.
-    Ok(dy * (x / norm))
+    let none = y.equal(y.like(0.0));
+    let norm = none.select(y.like(1.0), y);
+    // No part of a vector is longer than it: the quotient does not overflow, however short the vector is. Where the
+    // norm is 0, so is the gradient, also beside that place: its derivative is not that of a quotient by one.
+    Ok(dy.unless(none) * (x / norm))
 }
 
 fn log_sum<'g>(c: &Call<'g>) -> Result<Expr<'g>> {

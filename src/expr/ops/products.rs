@@ -134,7 +134,8 @@ impl<'g> Expr<'g> {
         b.attempt(|| {
             let rank = self.rank()?;
             let first = rank.saturating_sub(kept);
-            Ok(if first == 1 { self } else { self.reshape(Expr::concat(&[b.ints(&[-1]), self.dims(first..rank)], 0)) })
+            let sizes = || Expr::concat(&[self.one_size(0..first, first..rank), self.dims(first..rank)], 0);
+            Ok(if first == 1 { self } else { self.reshape(sizes()) })
         })
     }
 
@@ -143,9 +144,19 @@ impl<'g> Expr<'g> {
         let b = self.builder;
         b.attempt(|| {
             let rank = self.rank()?;
-            let sizes = || Expr::concat(&[self.dims(0..kept.min(rank)), b.ints(&[-1])], 0);
+            let kept = kept.min(rank);
+            let sizes = || Expr::concat(&[self.dims(0..kept), self.one_size(kept..rank, 0..kept)], 0);
             Ok(if rank == kept + 1 { self } else { self.reshape(sizes()) })
         })
+    }
+
+    /// The size of some axes made one, a list of one number: what is left beside `others`, where these are known.
+    /// Beside a size that turns out to be zero nothing says what is left.
+    fn one_size(self, axes: std::ops::Range<usize>, others: std::ops::Range<usize>) -> Expr<'g> {
+        match self.dims(others).ints() {
+            Some(_) => self.builder.ints(&[-1]),
+            None => self.dims(axes).product_of_list(),
+        }
     }
 
     /// The sum over products that an equation such as `bij,bjk->bik` describes, of tensors of one type, each with as
