@@ -175,6 +175,8 @@ pub struct Rule {
     pub parametrizes: bool,
     /// How often what it raises to a power stands among its operands; 0 where it does not.
     pub squares: usize,
+    /// Whether it is a Fourier transform.
+    pub spectral: bool,
     /// Whether it is a sine or cosine, as positions are written with.
     pub periodic: bool,
     /// Whether it is the main operator of a layer, which its biases and scales follow.
@@ -253,6 +255,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         sums: false,
         parametrizes: false,
         squares: 0,
+        spectral: false,
         periodic: false,
         layer: false,
         apart: Apart::BySlots,

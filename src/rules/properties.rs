@@ -257,6 +257,8 @@ properties! {
     pub fn parametrizes() = true;
     /// It raises to a power what stands among its first operands that many times.
     pub fn squares(times: usize) = times;
+    /// It is a Fourier transform: filters that nothing has learned.
+    pub fn spectral() = true;
     /// It is a sine or cosine, as positions are written with.
     pub fn periodic() = true;
     /// It is the main operator of a layer of a network: the biases and scales that follow it belong to the same layer.

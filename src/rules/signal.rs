@@ -15,14 +15,17 @@ use anyhow::{Result, ensure};
 pub const RULES: &[Rule] = &[
     rule("DFT", DFT, &[Try(|c| dft(c, 1)), Stop("a size")])
         .facts(facts::dft)
+        .spectral()
         .attributes("axis inverse onesided")
         .until(19),
     rule("DFT", DFT, &[Try(|c| dft(c, -2)), Stop("a size or an axis")])
         .facts(facts::dft)
+        .spectral()
         .attributes("inverse onesided")
         .since(20),
     rule("STFT", "y = DFT(the frames of x times the window)", &[Through(stft)])
         .facts(facts::stft)
+        .spectral()
         .attributes("onesided"),
 ];
 

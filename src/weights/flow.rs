@@ -3,9 +3,10 @@
 //!
 //! Each is one walk over the nodes, forwards or backwards, so that all of it takes time in proportion to the graph.
 
+use super::filters;
 use crate::graph::{EachValue, Graph, IdMap, IdSet, Linear, Node, NodeId, ScopeId, ValueId, ValueSet};
-use crate::onnx::ElementType;
-use crate::rules::properties::Gives;
+use crate::onnx::{ElementType, TensorProto};
+use crate::rules::properties::{Apart, Gives};
 use crate::rules::{self, Moves, Rule, Slot};
 
 /// What a value depends on, beside constants and shapes.
@@ -25,6 +26,8 @@ pub enum Reach {
 pub enum Use {
     /// It takes it where the operator takes weights.
     Place,
+    /// As [`Use::Place`], and it is the matrix or kernel of a bank of fixed filters, or their bias of zeros.
+    Filter,
     /// It looks it up: a table of rows.
     Table,
     /// As [`Use::Table`], and what is found multiplies something, element by element, and does nothing else.
@@ -166,12 +169,20 @@ pub struct Flow<'a> {
     rows: Vec<Option<&'static Rule>>,
     /// The node in whose body a scope is.
     owners: IdMap<ScopeId, NodeId>,
+    /// The tensors of constants.
+    constants: IdMap<ValueId, &'a TensorProto>,
     /// Values that are made of constants by moving elements.
     held: ValueSet,
+    /// Of these the constant whose elements they hold, where it is another value.
+    origins: EachValue<ValueId>,
+    /// Layers whose matrix or kernel is a bank of fixed filters, as its numbers say, and what they are.
+    filters: IdMap<NodeId, &'static str>,
     /// Values of which functions that weights are written as make what is used.
     parameters: ValueSet,
     /// Values that go into a softmax.
     scores: ValueSet,
+    /// What a softmax gives out, on its way through operators that move it or scale it.
+    chances: ValueSet,
     /// Values that end in sines and cosines, whatever comes between.
     periodic: ValueSet,
     /// Values that are squared, and nothing else, whatever moves their elements before that.
@@ -195,8 +206,8 @@ pub struct Flow<'a> {
 
 impl<'a> Flow<'a> {
     /// Looks at a graph, of which `constants` are the tensors that are constant: initializers, and what stands for
-    /// them.
-    pub fn new(graph: &'a Graph, constants: impl IntoIterator<Item = ValueId>) -> Self {
+    /// them. `inner` are those in bodies.
+    pub fn new(graph: &'a Graph, constants: IdMap<ValueId, &'a TensorProto>, inner: &[ValueId]) -> Self {
         let (mut nodes, mut owners) = (Vec::new(), IdMap::default());
         let mut open = vec![Graph::MAIN];
         while let Some(scope) = open.pop() {
@@ -218,9 +229,13 @@ impl<'a> Flow<'a> {
             nodes,
             rows,
             owners,
-            held: constants.into_iter().collect(),
+            held: constants.keys().chain(inner).copied().collect(),
+            constants,
+            origins: EachValue::default(),
+            filters: IdMap::default(),
             parameters: ValueSet::default(),
             scores: ValueSet::default(),
+            chances: ValueSet::default(),
             periodic: ValueSet::default(),
             squared: ValueSet::default(),
             closing: ValueSet::default(),
@@ -255,6 +270,91 @@ impl<'a> Flow<'a> {
         let scales = self.row(scale).is_some_and(|r| r.scales() && Self::pairs(r));
         let other = self.graph.node(scale).inputs.get(1 - input.min(1)).copied().flatten()?;
         (scales && self.held.contains(&other)).then_some((scale, input))
+    }
+
+    /// Whether what an operand meets depends on nothing learned, or nothing learned lies behind: there stands what cuts
+    /// a signal into frames or puts it together again.
+    pub fn is_at_an_end(&self, (node, input): Operand) -> bool {
+        let node = self.graph.node(node);
+        let other = node.inputs.get(1 - input.min(1)).copied().flatten();
+        other.is_some_and(|v| self.unlearned.contains_key(&v)) || !self.leads_to_a_layer(node)
+    }
+
+    /// Whether no layer takes what becomes of an operand.
+    pub fn is_at_the_end(&self, (node, _): Operand) -> bool {
+        !self.leads_to_a_layer(self.graph.node(node))
+    }
+
+    fn leads_to_a_layer(&self, node: &Node) -> bool {
+        node.outputs.iter().flatten().any(|o| self.before_layers.contains(o))
+    }
+
+    /// Whether an operand multiplies chances, what a softmax gives out.
+    pub fn is_of_chances(&self, (node, input): Operand) -> bool {
+        let other = self.graph.node(node).inputs.get(1 - input.min(1)).copied().flatten();
+        other.is_some_and(|v| self.chances.contains(&v))
+    }
+
+    /// Whether what a table is looked up by is computed of floating-point data: what a model has chosen.
+    pub fn is_chosen(&self, (node, _): Operand) -> bool {
+        let mut indices = self.graph.node(node).inputs.iter().flatten().skip(1);
+        indices.any(|v| self.reach_of(*v) == Reach::Signal)
+    }
+
+    /// Of one number that scales, the one that is added to the result; of one that is added, the one that scales
+    /// before: both are constants with an axis.
+    pub fn affine(&self, (id, input): Operand) -> Option<&'a TensorProto> {
+        let node = self.graph.node(id);
+        let row = self.row(id).filter(|r| Self::pairs(r))?;
+        let (pair, at) = match row.scales() {
+            true => self.role(node.outputs.first().copied().flatten()?).used(Use::Positions)?,
+            false => {
+                let scaled = node.inputs.get(1 - input.min(1)).copied().flatten()?;
+                let (scale, _) = self.graph.producer(scaled)?;
+                let other = self.graph.node(scale).inputs.iter().flatten().find(|v| !self.held.contains(v))?;
+                (scale, self.graph.node(scale).inputs.iter().position(|v| *v == Some(*other))?)
+            }
+        };
+        let other = self.row(pair).filter(|r| Self::pairs(r) && r.scales() != row.scales());
+        let number = self.graph.node(pair).inputs.get(1 - at.min(1)).copied().flatten().filter(|_| other.is_some())?;
+        self.tensor(number).filter(|t| t.element_count() == Some(1) && !t.dims.is_empty())
+    }
+
+    /// Whether what an operand multiplies is a deviation, e.g. exp(s / 2), and the product is added to a mean, where a
+    /// layer gives out both s and the mean, or two layers of one input do: then it is noise.
+    pub fn is_noise(&self, (id, input): Operand) -> bool {
+        let found = || {
+            let node = self.graph.node(id);
+            let positive = self.back_to(node.inputs.get(1 - input.min(1)).copied().flatten()?, |r| {
+                r.parametrizes && r.linear == Linear::Never
+            })?;
+            let first = self.back_to(self.graph.node(positive).inputs.first().copied().flatten()?, |r| r.layer)?;
+            let product = node.outputs.first().copied().flatten()?;
+            let (sum, at) = self.role(product).used(Use::Sum).or(self.role(product).used(Use::OneSum))?;
+            let mean = self.graph.node(sum).inputs.get(1 - at.min(1)).copied().flatten()?;
+            let second = self.back_to(mean, |r| r.layer)?;
+            let given = |layer: NodeId| self.graph.node(layer).inputs.first().copied().flatten();
+            Some(first == second || given(first) == given(second))
+        };
+        found() == Some(true)
+    }
+
+    /// The node of such an operator from which a value comes, through operators that move, shift or scale it by
+    /// constants, or take it element by element; a few of them at most.
+    fn back_to(&self, mut value: ValueId, is_it: impl Fn(&Rule) -> bool) -> Option<NodeId> {
+        /// No formula between two layers has more.
+        const MOST: usize = 12;
+        for _ in 0..MOST {
+            let (id, _) = self.graph.producer(value)?;
+            let (node, row) = (self.graph.node(id), self.row(id)?);
+            if is_it(row) {
+                return Some(id);
+            }
+            let alone = || node.inputs.iter().skip(1).flatten().all(|v| self.held.contains(v));
+            let clipped = || node.inputs.first().copied().flatten().filter(|_| !row.layer && alone());
+            value = self.source(Some(row), node).or_else(clipped)?;
+        }
+        None
     }
 
     /// Whether what is used of a value is what a function makes of it that weights are written as.
@@ -299,9 +399,24 @@ impl<'a> Flow<'a> {
         data.next().is_some_and(|v| self.unlearned.contains_key(v)) && data.next().is_none()
     }
 
+    /// What the fixed filters of a layer are, as their numbers say.
+    pub fn filters(&self, (node, _): Operand) -> Option<&'static str> {
+        self.filters.get(&node).copied()
+    }
+
     /// The number of layers, counted from the end, in which an operand is: 0 in the last one.
     pub fn layer(&self, (node, _): Operand) -> usize {
         self.depth_behind(self.graph.node(node))
+    }
+
+    /// The constant whose elements a value holds, the first of several; the value itself where it is none of these.
+    fn origin(&self, value: ValueId) -> ValueId {
+        self.origins.get(&value).copied().unwrap_or(value)
+    }
+
+    /// The tensor of a constant, or of what moves its elements.
+    fn tensor(&self, value: ValueId) -> Option<&'a TensorProto> {
+        self.constants.get(&self.origin(value)).copied()
     }
 
     fn row(&self, id: NodeId) -> Option<&'static Rule> {
@@ -321,6 +436,10 @@ impl<'a> Flow<'a> {
             let sources = if whole { &node.inputs[..] } else { node.inputs.get(moved).unwrap_or_default() };
             if !sources.is_empty() && sources.iter().flatten().all(|v| self.held.contains(v)) {
                 self.held.extend(node.outputs.iter().flatten());
+                if let Some(first) = sources.iter().flatten().next() {
+                    let origin = self.origin(*first);
+                    node.outputs.iter().flatten().for_each(|o| self.origins.insert(*o, origin));
+                }
             }
         }
     }
@@ -459,14 +578,22 @@ impl<'a> Flow<'a> {
         let node = self.graph.node(id);
         let row = self.row(id);
         let layer = self.is_layer(row, node);
+        if let Some(filters) = self.filters_of(id).filter(|_| layer) {
+            self.filters.insert(id, filters);
+        }
         let reach = self.reach_behind(row, node, layer);
         let source = self.source(row, node);
         let narrow = self.narrow_behind(row, node, layer, source);
         let stage = self.stage_behind(row, node, layer, source);
         let raw = source.is_some_and(|s| self.raw.contains(&s));
         let measured = self.measured_behind(id, layer).filter(|_| reach == Reach::Signal);
+        let gives = row.is_some_and(|r| matches!(r.gives, Gives::AlongAxis | Gives::FromAxis));
+        let chances = gives || source.is_some_and(|s| self.chances.contains(&s));
         for &output in node.outputs.iter().flatten() {
             self.reach.insert(output, reach);
+            if chances {
+                self.chances.insert(output);
+            }
             if let Some(measured) = measured {
                 self.unlearned.insert(output, measured);
             }
@@ -533,6 +660,36 @@ impl<'a> Flow<'a> {
         }
     }
 
+    /// What the matrix or kernel of a node is, where it holds what a formula gives and training does not.
+    fn filters_of(&self, id: NodeId) -> Option<&'static str> {
+        /// More numbers than any transform has.
+        const MOST: usize = 1 << 24;
+        let node = self.graph.node(id);
+        let rule = self.row(id).filter(|r| r.convolves || matches!(r.apart, Apart::Rows(_)))?;
+        let factors = || node.inputs.iter().take(2).flatten();
+        let mut held = factors().filter(|v| self.held.contains(v));
+        let (Some(kernel), None) = (held.next(), held.next()) else { return None };
+        let tensor = self.tensor(*kernel).filter(|t| t.element_count().is_some_and(|n| n <= MOST))?;
+        let values = tensor.floats().ok()?;
+        if filters::are_waves(&tensor.dims, &values) {
+            return Some("waves of several frequencies, as a formula gives them and training does not");
+        }
+        if filters::are_steps(&tensor.dims, &values) && factors().any(|v| self.chances.contains(v)) {
+            return Some("places in equal steps, of which it takes the mean by what a softmax gives");
+        }
+        let begins = rule.convolves && self.is_before_learning((id, 0)) && self.depth_behind(node) > 0;
+        (begins && filters::is_mirrored(&tensor.dims, &values))
+            .then_some("a kernel that is its own mirror image, with nothing learned before")
+    }
+
+    /// Whether an input of a layer with fixed filters belongs to these: the filters, or a bias of zeros.
+    fn is_of_filters(&self, node: &Node, i: usize) -> bool {
+        let zeros = |v: ValueId| {
+            self.tensor(v).and_then(|t| t.floats().ok()).is_some_and(|values| values.iter().all(|&v| v == 0.0))
+        };
+        i < 2 || node.inputs.get(i).copied().flatten().is_some_and(zeros)
+    }
+
     /// Whether what a node makes of inputs is the result of a bank of filters; `None` where something learned has a
     /// part in it: a layer, but for those of spectra, or what stands in a place of its weights.
     fn measured_behind(&self, id: NodeId, layer: bool) -> Option<bool> {
@@ -540,9 +697,10 @@ impl<'a> Flow<'a> {
         let mut data = node.inputs.iter().flatten().filter(|v| !self.held.contains(v)).peekable();
         let unlearned = data.peek().is_some()
             && node.bodies.is_empty()
-            && (!layer || self.is_spectrum((id, 0)))
+            && (!layer || self.is_spectrum((id, 0)) || self.filters.contains_key(&id))
             && data.clone().all(|v| self.unlearned.contains_key(v) || self.reach_of(*v) == Reach::Nothing);
-        unlearned.then(|| layer || data.any(|v| self.unlearned.get(v) == Some(&true)))
+        let spectral = self.row(id).is_some_and(|r| r.spectral);
+        unlearned.then(|| layer || spectral || data.any(|v| self.unlearned.get(v) == Some(&true)))
     }
 
     /// Whether a layer has more weights than one, of which one is a bias.
@@ -590,7 +748,7 @@ impl<'a> Flow<'a> {
             let moved = Self::moved(row, node);
             for (i, input) in node.inputs.iter().enumerate() {
                 let Some(input) = *input else { continue };
-                let how = self.used(row, node, i, &behind);
+                let how = self.used(id, i, &behind);
                 let role = self.roles.or_default(input);
                 let parametrizes = row.is_some_and(|r| r.parametrizes) && self.held.contains(&input);
                 let of_parameter = node.outputs.iter().flatten().any(|o| self.parameters.contains(o));
@@ -608,8 +766,8 @@ impl<'a> Flow<'a> {
     }
 
     /// What a node does with an input; `None` where it moves its elements, or does nothing that has a name.
-    fn used(&self, row: Option<&Rule>, node: &Node, i: usize, behind: &Role) -> Option<Use> {
-        let row = row?;
+    fn used(&self, id: NodeId, i: usize, behind: &Role) -> Option<Use> {
+        let (node, row) = (self.graph.node(id), self.row(id)?);
         let output = node.outputs.iter().flatten().next().copied()?;
         let value = |i: usize| node.inputs.get(i).copied().flatten();
         if row.statistics.contains(&i) {
@@ -638,7 +796,11 @@ impl<'a> Flow<'a> {
             let others = node.inputs.iter().enumerate().filter(|(k, _)| *k != i).filter_map(|(_, v)| *v);
             let signal = others.map(|v| self.reach_of(v)).max().unwrap_or_default() == Reach::Signal;
             let periodic = self.periodic.contains(&output);
-            return Some(if periodic && !signal { Use::Positions } else { Use::Place });
+            return Some(match periodic && !signal {
+                true => Use::Positions,
+                false if self.filters.contains_key(&id) && self.is_of_filters(node, i) => Use::Filter,
+                false => Use::Place,
+            });
         }
         let other = value(1 - i.min(1))?;
         Some(match (self.reach_of(other), row.scales()) {

@@ -2,7 +2,7 @@
 //! decides.
 
 use super::flow::{Flow, Operand, Role, Use};
-use super::look::Look;
+use super::look::{self, Look};
 use super::{Candidate, Form, Kind, Place, Product, Source, Tensor};
 use crate::graph::{Graph, IdSet, ValueId};
 use crate::onnx::{ElementType, TensorProto, attribute};
@@ -54,7 +54,7 @@ fn constant(why: String) -> (Kind, String) {
 
 impl Asks<'_> {
     /// What it is, and the first operand that it is; `None` for integers that are no weight.
-    pub fn tensor<'m>(&self, c: Candidate<'m>) -> Option<(Option<Operand>, Tensor<'m>)> {
+    pub fn tensor<'m>(&self, c: &Candidate<'m>) -> Option<(Option<Operand>, Tensor<'m>)> {
         let element = match &c.source {
             Source::Dequantized => self.graph.fact(c.id).element?,
             _ => c.value.element_type(),
@@ -68,12 +68,12 @@ impl Asks<'_> {
         Some((
             role.first(),
             Tensor {
-                name: c.name,
-                source: c.source,
+                name: c.name.clone(),
+                source: c.source.clone(),
                 kind,
                 why,
                 element,
-                value: c.value,
+                value: c.value.clone(),
                 layer: place.or(role.first()).map_or(0, |first| self.flow.layer(first)),
                 place: place.or(role.first()).map(|first| self.place(first)),
                 product: role.used(Use::Place).and_then(|place| self.product(place)),
@@ -108,8 +108,9 @@ impl Asks<'_> {
 
     /// What a tensor of floating-point numbers is, and why: the first question that has an answer decides.
     fn judge(&self, id: ValueId, name: &str, value: &TensorProto) -> (Kind, String) {
-        let questions: [fn(&Self, &Numbers<'_>) -> Answer; 9] = [
+        let questions: [fn(&Self, &Numbers<'_>) -> Answer; 10] = [
             Self::of_a_layer,
+            Self::of_filters,
             Self::of_a_statistic,
             Self::told_by_values,
             Self::of_a_table,
@@ -157,6 +158,13 @@ impl Asks<'_> {
         }
     }
 
+    /// It stands where a layer has its weight, and nowhere where that was learned.
+    fn of_filters(&self, c: &Numbers<'_>) -> Answer {
+        let place = c.role.used(Use::Filter)?;
+        let what = if c.looks(|l| l.zeros) { None } else { self.flow.filters(place) };
+        Some(constant(format!("{}, in {}", what.unwrap_or("zeros beside fixed filters"), self.describe(place))))
+    }
+
     fn of_a_statistic(&self, c: &Numbers<'_>) -> Answer {
         let statistic = c.role.used(Use::Statistic)?;
         Some((Kind::Statistic, format!("statistic of {}", self.describe(statistic))))
@@ -167,12 +175,31 @@ impl Asks<'_> {
         if !c.single && c.looks(|l| l.huge || l.hides) {
             return Some(constant("a mask: it hides what it is added to, by numbers that no weight has".to_owned()));
         }
+        if let Some(end) = c.any_use(&[Use::Scale, Use::OneScale]).filter(|&end| self.flow.is_at_an_end(end))
+            && c.looks(|l| l.window)
+        {
+            return Some(constant(format!("a window of frames, in {}", self.describe(end))));
+        }
+        let decodes = c.any_use(&[Use::Sum, Use::Scale]).filter(|&end| self.flow.is_at_the_end(end));
+        if let Some(end) = decodes.filter(|&end| !self.flow.is_of_scores(end) && c.looks(|l| l.grid)) {
+            return Some(constant(format!(
+                "places and sizes of pixels, which make an output, in {}",
+                self.describe(end)
+            )));
+        }
         let positions = c.any_use(&[Use::Table, Use::Sum, Use::InputSum]).filter(|_| c.looks(|l| l.circles))?;
         Some(constant(format!("sines and cosines of positions, in {}", self.describe(positions))))
     }
 
     /// It is a table whose rows are looked up.
     fn of_a_table(&self, c: &Numbers<'_>) -> Answer {
+        let found = c.any_use(&[Use::Table, Use::ScalingTable])?;
+        if self.flow.is_chosen(found) && c.looks(|l| l.ordered) {
+            let found = self.describe(found);
+            return Some(constant(format!(
+                "what the places stand for among which a model chooses, looked up by {found}"
+            )));
+        }
         if let Some(table) = c.role.used(Use::Table) {
             return self.weight(table, "table of");
         }
@@ -214,11 +241,22 @@ impl Asks<'_> {
     /// What goes on is multiplied by it, as by a scale, and as by masks and positions.
     fn multiplied(&self, c: &Numbers<'_>) -> Answer {
         let scale = c.any_use(&[Use::Scale, Use::OneScale]).filter(|_| !c.single)?;
-        match (c.looks(|l| l.bits), c.wide && c.looks(|l| l.sines)) {
-            (true, _) => Some(constant("a mask of zeros and ones".to_owned())),
-            (_, true) => Some(constant("sines or cosines of positions".to_owned())),
-            _ => self.weight(scale, "multiplied by"),
+        if c.looks(|l| l.bits) {
+            return Some(constant("a mask of zeros and ones".to_owned()));
         }
+        if c.wide && c.looks(|l| l.sines) {
+            return Some(constant("sines or cosines of positions".to_owned()));
+        }
+        if self.flow.is_of_chances(scale) && c.looks(|l| l.steps) {
+            return Some(constant(format!("places, of which {} takes the mean", self.describe(scale))));
+        }
+        if self.flow.is_noise(scale) && c.looks(|l| l.signs) {
+            let noise = self.describe(scale);
+            return Some(constant(format!(
+                "noise of when the model was traced: it multiplies a deviation, in {noise}"
+            )));
+        }
+        self.weight(scale, "scale, in")
     }
 
     /// It is one number, where a layer has a bias or scale for all, or where a function keeps it positive or bounded: a
@@ -229,6 +267,13 @@ impl Asks<'_> {
         }
         if let Some(sum) = c.role.used(Use::OneSum) {
             return self.weight(sum, "the one bias, added by");
+        }
+        let affine = c.any_use(&[Use::Scale, Use::OneScale, Use::Sum]).filter(|_| !c.value.dims.is_empty());
+        if let Some(pair) = affine
+            && let Some(other) = self.flow.affine(pair)
+            && look::are_learned(c.value, other)
+        {
+            return self.weight(pair, "one number of a scale and a shift that no formula has, in");
         }
         if let Some(scale) = c.role.used(Use::OneScale).filter(|_| !c.value.dims.is_empty()) {
             return self.weight(scale, "the one scale, of");

@@ -1,6 +1,7 @@
 //! How the elements of a tensor look that is no weight: what masks, tables of positions and neutral scales hold.
 
-use crate::onnx::TensorProto;
+use super::filters;
+use crate::onnx::{ElementType, TensorProto};
 
 /// How elements that are no weights look.
 pub struct Look {
@@ -14,6 +15,16 @@ pub struct Look {
     pub filling: bool,
     /// They are zero.
     pub zeros: bool,
+    /// They are a window: one smooth row, which is not constant.
+    pub window: bool,
+    /// They are places along one axis, in equal steps.
+    pub steps: bool,
+    /// They are places or sizes of pixels: whole numbers and halves, many, which are not all the same.
+    pub grid: bool,
+    /// They are one row that grows, or falls, from each number to the next.
+    pub ordered: bool,
+    /// Some are above zero and some below.
+    pub signs: bool,
     /// Along each row the numbers grow or fall by equal steps.
     pub lines: bool,
     /// Along the rows stand sines and cosines of the same angles, beside one another or one half behind the other.
@@ -38,6 +49,14 @@ impl Look {
             bits: all(&|v| v == 0.0 || v == 1.0) && any(&|v| v == 0.0) && any(&|v| v == 1.0),
             filling: all(&|v| values.first() == Some(&v) && v.fract() == 0.0),
             zeros: all(&|v| v == 0.0),
+            window: filters::is_window(&tensor.dims, &values),
+            steps: filters::are_steps(&tensor.dims, &values),
+            grid: values.len() >= 16
+                && all(&|v| (2.0 * v).fract() == 0.0 && v.abs() < 1e6)
+                && any(&|v| Some(&v) != values.first())
+                && any(&|v| v.abs() > 1.0),
+            ordered: are_ordered(&tensor.dims, &values),
+            signs: any(&|v| v > 0.0) && any(&|v| v < 0.0),
             lines: are_lines(&values, columns),
             circles: are_circles(&values, columns),
             neutral: all(&|v| v == 1.0) || all(&|v| v == 0.0),
@@ -47,6 +66,13 @@ impl Look {
                 && doubles(&values, columns),
         })
     }
+}
+
+/// Whether these are one row, of eight numbers at least, that grows or falls from each to the next.
+fn are_ordered(dims: &[i64], values: &[f64]) -> bool {
+    let one_axis = dims.iter().filter(|&&d| d != 1).count() == 1;
+    let pairs = || values.windows(2);
+    one_axis && values.len() >= 8 && (pairs().all(|p| p[0] < p[1]) || pairs().all(|p| p[0] > p[1]))
 }
 
 /// Whether rows, of three numbers at least, grow or fall by equal steps, as what is added for distances does.
@@ -88,4 +114,32 @@ fn doubles(values: &[f64], columns: usize) -> bool {
         let sine = (t * t - 4.0 * s * s * (1.0 - s * s)).abs() < ROUNDING;
         sine || (t - (2.0 * s * s - 1.0)).abs() < ROUNDING
     })
+}
+
+/// Whether of two single numbers, a scale and a shift, training has left one: a formula is written with few digits, or
+/// with roots, fractions and logarithms of small numbers, or scales by what it then takes away.
+pub fn are_learned(one: &TensorProto, other: &TensorProto) -> bool {
+    let number = |t: &TensorProto| t.floats().ok()?.first().copied();
+    let (Some(a), Some(b)) = (number(one), number(other)) else { return false };
+    let of_formula = |v: f64, t: &TensorProto| is_of_a_formula(v, t.element_type() == ElementType::Double);
+    a.abs() != b.abs() && !(of_formula(a, one) && of_formula(b, other))
+}
+
+/// Whether a number is one that people write.
+fn is_of_a_formula(v: f64, double: bool) -> bool {
+    use std::f64::consts::{LN_2, LN_10, PI};
+    /// As many digits as people write.
+    const DIGITS: usize = 5;
+    let written = if double { format!("{v:e}") } else { format!("{:e}", v as f32) };
+    let mantissa = written.split('e').next().unwrap_or_default();
+    if !v.is_finite() || mantissa.chars().filter(char::is_ascii_digit).count() <= DIGITS {
+        return true;
+    }
+    let fraction = |v: f64| {
+        (1..=64).any(|n| (v * f64::from(n) - (v * f64::from(n)).round()).abs() <= 2e-7 * v.abs() * f64::from(n))
+    };
+    let simple = |v: f64| (fraction(v) && v.abs() < 1e5) || (fraction(1.0 / v) && v.abs() > 1e-5);
+    [1.0, PI, LN_2, LN_10].iter().any(|unit| simple(v / unit) || simple(v * unit))
+        || simple(v * v)
+        || simple(v * v * PI)
 }

@@ -5,6 +5,7 @@
 //! ([`crate::rules::Rule::weights`]) and from where a tensor stands, through all operators that only move elements.
 //! `inspect`, `grad --params` and `trainable` ask nobody else; docs/weights.md says the same in words.
 
+mod filters;
 mod flow;
 mod judge;
 mod look;
@@ -137,12 +138,13 @@ pub fn tensors<'m>(model: &'m ModelProto, loaded: &Loaded, ys: &[ValueId]) -> Ve
         found.push(Candidate { id, name: y.clone(), source: Source::Dequantized, value: quantized.integers });
     }
     let inner = inner_constants(graph);
-    let flow = Flow::new(graph, found.iter().map(|c| c.id).chain(inner.iter().copied()));
+    let values = found.iter().map(|c| (c.id, &*c.value)).collect();
+    let flow = Flow::new(graph, values, &inner);
     let written = written(model);
     let stands: IdSet<ValueId> = found.iter().map(|c| c.id).collect();
     let asks = Asks { graph, flow: &flow, written: &written, stands: &stands };
     let mut tensors: Vec<(Option<Operand>, Tensor<'m>)> = Vec::new();
-    tensors.extend(found.into_iter().filter(|c| sources.contains(&c.id)).filter_map(|c| asks.tensor(c)));
+    tensors.extend(found.iter().filter(|c| sources.contains(&c.id)).filter_map(|c| asks.tensor(c)));
     tensors.extend(inner.into_iter().filter_map(|id| asks.inner(id)));
     tensors.sort_by_key(|(first, _)| *first);
     tensors.into_iter().map(|(_, tensor)| tensor).collect()

@@ -413,3 +413,175 @@ fn classical_models_hold_their_numbers_as_attributes() {
     let error = Gradients::new([Wanted::Outputs], ["x"]).build(&named).unwrap_err().to_string();
     assert!(error.contains("'y' is made of 't' (--ys t)"), "{error}");
 }
+
+/// Gives a tensor of a model other values.
+fn set(model: &mut Model, name: &str, value: impl Fn(usize) -> f64) {
+    let graph = model.proto.graph.as_mut().unwrap();
+    let tensor = graph.initializer.iter_mut().find(|t| t.name() == name).unwrap();
+    let count = tensor.element_count().unwrap();
+    let values: Vec<f32> = (0..count).map(|i| value(i) as f32).collect();
+    *tensor = TensorProto { name: tensor.name.clone(), ..TensorProto::from_float32(&tensor.dims, &values) };
+}
+
+/// A number between -1 and 1 that follows no formula.
+fn learned(i: usize) -> f64 {
+    let state = (i as u64 + 7).wrapping_mul(6364136223846793005).rotate_left(17).wrapping_mul(1442695040888963407);
+    (state >> 40) as f64 / f64::from(1 << 23) - 1.0
+}
+
+const TURN: f64 = std::f64::consts::TAU;
+
+#[test]
+fn transforms_whose_parts_are_squared_later_are_fixed() {
+    // Octaves of a constant-Q transform: a filter halves the rate, one bank is used again, all is scaled before it is
+    // squared, and the biases are zeros.
+    let mut model = parse(
+        "(float[N,1,t] x) => (float[N,2,s] y) <float[1,1,31] half, float[4,1,32] bank, float[4] none = {0, 0, 0, 0},
+          float[1] zero = {0}, float[4,1] lengths = {1.5, 1.4, 1.3, 1.2}, float[2,4,3] w, float[2] b> {
+            a = Conv <strides = [32]> (x, bank, none)
+            l = Conv <strides = [2], pads = [15, 15]> (x, half, zero)
+            c = Conv <strides = [16]> (l, bank, none)
+            j = Add (a, c)
+            m = Mul (j, lengths)
+            p = Mul (m, m)
+            y = Conv (p, w, b)
+        }",
+    );
+    set(&mut model, "w", learned);
+    let windowed = |size: usize, n: usize| 0.5 - 0.5 * (TURN * n as f64 / size as f64).cos();
+    let bank = |i: usize| (TURN * (i / 32 + 2) as f64 * (i % 32) as f64 / 32.0).sin() * windowed(32, i % 32);
+    set(&mut model, "bank", bank);
+    let sinc = |n: usize| if n == 15 { 1.0 } else { ((n as f64 - 15.0) / 2.0).sin() / ((n as f64 - 15.0) / 2.0) };
+    set(&mut model, "half", |n| sinc(n) * windowed(32, n + 1));
+    let (own, others) = found(&model);
+    assert_eq!(own, ["b", "w"], "{others:?}");
+    // One step of training, and it is a weight.
+    let touched = |i: usize| bank(i) + 0.01 * learned(i);
+    set(&mut model, "bank", touched);
+    assert_eq!(found(&model).0, ["b", "bank", "lengths", "none", "w"]);
+}
+
+#[test]
+fn windows_cut_signals_into_frames() {
+    let body = |tail: &str| {
+        format!(
+            "(float[N,t] x) => (float[N,s,2] y) <float[32] window, float[4,2] w, float[32,4] v, int64[3] frames = {{0, -1, 32}}> {{
+                f = Reshape (x, frames)
+                g = Concat <axis = -1> (f)
+                n = ReduceL2 <axes = [-1]> (g)
+                d = Div (g, n)
+                m = Mul (d, window)
+                {tail}
+            }}"
+        )
+    };
+    let mut model = parse(&body("q = MatMul (m, v) y = MatMul (q, w)"));
+    set(&mut model, "w", learned);
+    set(&mut model, "v", learned);
+    set(&mut model, "window", |n| 0.5 - 0.5 * (TURN * n as f64 / 32.0).cos());
+    let (own, others) = found(&model);
+    assert_eq!(own, ["v", "w"], "{others:?}");
+    set(&mut model, "window", learned);
+    assert_eq!(found(&model).0, ["v", "w", "window"]);
+}
+
+#[test]
+fn what_a_choice_stands_for_is_no_weight() {
+    // Pitches, of which the most likely is given out; words of a codebook are learned.
+    let mut model = parse(
+        "(float[N,4] x) => (float[N] y) <float[4,9] w, float[9] b, float[9] pitches> {
+            a = Gemm (x, w, b)
+            i = ArgMax <axis = -1, keepdims = 0> (a)
+            y = Gather (pitches, i)
+        }",
+    );
+    set(&mut model, "pitches", |i| 1200.0 * (1.0 + i as f64).log2());
+    let by_pitches = |model: &Model| found(model).1.into_iter().find(|(name, ..)| name == "pitches");
+    assert_eq!(by_pitches(&model).map(|(_, kind, _)| kind), Some(Kind::Constant));
+    set(&mut model, "pitches", learned);
+    assert_eq!(by_pitches(&model), None, "what follows no order was learned");
+    // The mean of places by chances, as a matrix, as a kernel (detectors), and element by element.
+    for (how, shape) in [
+        ("y = MatMul (c, places)", "16,1"),
+        ("t = Transpose <perm = [0, 2, 1]> (c) y = Conv (t, places)", "1,16,1"),
+        ("m = Mul (c, places) y = ReduceSum <axes = [-1]> (m)", "16"),
+    ] {
+        let mut model = parse(&format!(
+            "(float[N,k,4] x) => (float y) <float[4,16] w, float[{shape}] places> {{
+                a = MatMul (x, w)
+                c = Softmax <axis = -1> (a)
+                {how}
+            }}"
+        ));
+        set(&mut model, "w", learned);
+        set(&mut model, "places", |i| i as f64);
+        assert_eq!(found(&model).0, ["w"], "{how}");
+        set(&mut model, "places", learned);
+        assert_eq!(found(&model).0, ["places", "w"], "{how}");
+    }
+}
+
+#[test]
+fn places_of_pixels_make_outputs_of_detectors() {
+    let mut model = parse(
+        "(float[N,3,8,8] x) => (float[N,4,64] y) <float[4,3,1,1] w, float[4] b, float[1,2,64] anchors, float[1,64] strides, int64[3] flat = {0, 4, 64}> {
+            c = Conv (x, w, b)
+            f = Reshape (c, flat)
+            near, far = Split <axis = 1> (f)
+            low = Sub (anchors, near)
+            high = Add (anchors, far)
+            j = Concat <axis = 1> (low, high)
+            y = Mul (j, strides)
+        }",
+    );
+    set(&mut model, "anchors", |i| (if i < 64 { i % 8 } else { i % 64 / 8 }) as f64 + 0.5);
+    set(&mut model, "strides", |i| if i < 48 { 8.0 } else { 16.0 });
+    let (own, others) = found(&model);
+    assert_eq!(own, ["b", "w"], "{others:?}");
+    set(&mut model, "anchors", learned);
+    assert_eq!(found(&model).0, ["anchors", "b", "w"]);
+}
+
+#[test]
+fn noise_that_was_traced_is_no_scale() {
+    let noise = |deviation: &str| {
+        let body = format!(
+            "(float[1,4] x) => (float[1,4] y) <float[4,3] m, float[4,3] s, float[1,3] eps = {{0.41, -1.37, 0.22}}, float[3,4] w, float half = {{0.5}}> {{
+                mean = MatMul (x, m)
+                log = MatMul (x, s)
+                h = Mul (log, half)
+                d = {deviation} (h)
+                n = Mul (eps, d)
+                z = Add (mean, n)
+                y = MatMul (z, w)
+            }}"
+        );
+        found(&parse(&body)).0
+    };
+    assert_eq!(noise("Exp"), ["m", "s", "w"]);
+    assert_eq!(noise("Softplus"), ["m", "s", "w"]);
+    assert_eq!(noise("Relu"), ["eps", "m", "s", "w"]);
+}
+
+#[test]
+fn one_scale_and_one_shift_between_layers_are_weights_if_no_formula_has_them() {
+    let pair = |scale: &str, shift: &str| {
+        let body = format!(
+            "(float[N,3,h,h] x) => (float[N,2,h,h] y) <float[4,3,1,1] w, float[4] b, {scale}, {shift}, float[2,4,1,1] v> {{
+                c = Conv (x, w, b)
+                s = Mul (scale, c)
+                a = Add (s, shift)
+                r = Relu (a)
+                y = Conv (r, v)
+            }}"
+        );
+        found(&parse(&body)).0
+    };
+    let learned = pair("float[1] scale = {0.94316906}, float[1] more", "float[1] shift = {0.5042972}");
+    assert_eq!(learned, ["b", "scale", "shift", "v", "w"]);
+    let formulas = [("0.2", "0.5"), ("0.70710678", "0.5"), ("0.79788456", "3.1415927"), ("1.6732632", "-1.6732632")];
+    for (scale, shift) in formulas {
+        let found = pair(&format!("float[1] scale = {{{scale}}}"), &format!("float[1] shift = {{{shift}}}"));
+        assert_eq!(found, ["b", "v", "w"], "{scale} {shift}");
+    }
+}
