@@ -490,6 +490,48 @@ fn quantized_weights_are_trained_as_they_are_exported() {
 }
 
 #[test]
+fn biases_of_32_bits_and_weights_of_4_are_rounded_as_they_are_exported() {
+    let mut model = parse(
+        21,
+        r#"g (float[N,3] x) => (float[N,3] y) <int32[3] b = {100, -200, 3000000}, float[3] s = {0.001, 0.002, 0.003}>
+        {
+            w = DequantizeLinear <axis = 1> (q, t)
+            c = DequantizeLinear <axis = 0> (b, s)
+            y = Gemm (x, w, c)
+        }"#,
+    );
+    let scales = TensorProto { name: Some("t".to_owned()), ..float(&[3], &[0.1, 0.2, 0.3]) };
+    let integers = TensorProto::from_ints(ElementType::Int4, &[3, 3], &[1, -2, 3, 4, 5, -8, 7, 0, -1]).unwrap();
+    let integers = TensorProto { name: Some("q".to_owned()), ..integers };
+    model.proto.graph.as_mut().unwrap().initializer.extend([integers, scales]);
+    let mut artifacts = Trainable::new([LossSpec::new("mse")]).build(&model).unwrap();
+    let place = |name: &str| artifacts.state.iter().position(|(n, _)| n == name).unwrap();
+    let (w, c) = (place("w"), place("c"));
+    let start = artifacts.state[w].1.floats().unwrap();
+    assert!((start[1] + 0.4).abs() < 1e-7 && (start[5] + 2.4).abs() < 1e-6, "{start:?}");
+    artifacts.state[w].1 = float(&[3, 3], &[0.14, -0.52, 5.0, 0.4, 1.0, -2.4, -9.0, 0.0, -0.3]);
+    artifacts.state[c].1 = float(&[3], &[0.10049, -0.4011, 9000.004]);
+    let (exported, notes) = export(&artifacts.manifest, &model.proto, &artifacts.state, Adapters::Merged).unwrap();
+    let of = |name: &str| {
+        let graph = exported.graph.as_ref().unwrap();
+        graph.initializer.iter().find(|t| t.name() == name).unwrap().integers().unwrap()
+    };
+    assert_eq!(of("q"), [1, -3, 7, 4, 5, -8, -8, 0, -1]);
+    assert_eq!(of("b"), [100, -201, 3000001]);
+    let said = "'w' has been rounded to its int4 again: 2 of its 9 numbers lie beyond the range of its integers";
+    assert!(notes.iter().any(|n| n == said), "{notes:?}");
+    // No runtime has a QuantizeLinear to 32 bits.
+    let (_, evaluate) = artifacts.models.iter().find(|(role, _)| role == "evaluate").unwrap();
+    let quantizing = evaluate.graph.as_ref().unwrap().node.iter().filter(|n| n.op_type() == "QuantizeLinear");
+    assert_eq!(quantizing.count(), 1, "that of the weight");
+    let mut bias = artifacts;
+    bias.state[c].1 = float(&[3], &[0.10001, -0.4001, 9000.001]);
+    let (_, notes) = export(&bias.manifest, &model.proto, &bias.state, Adapters::Merged).unwrap();
+    let said = "'c' has been rounded to its int32 again: none of its integers has changed";
+    assert!(notes.iter().any(|n| n.starts_with(said)), "{notes:?}");
+}
+
+#[test]
 fn lora_stands_beside_integers() {
     let model = parse(
         17,
@@ -553,12 +595,20 @@ fn weights_out_of_reach_are_named() {
     let model = Model::from(text::parse(text).unwrap());
     let artifacts = Trainable::new([LossSpec::new("mse")]).build(&model).unwrap();
     let names: Vec<&str> = artifacts.manifest.parameters.iter().map(|p| p.name.as_str()).collect();
-    assert_eq!(names, ["w"], "a body may take a weight of the main graph");
+    assert_eq!(names, ["w", "inner"], "a body may take a weight of the main graph, and one that it held");
     let said = artifacts.manifest.decisions.join("\n");
     assert!(said.contains("k': inside functions, so not trained"), "{said}");
-    assert!(said.contains("'inner': inside bodies of control flow, so not trained"), "{said}");
-    let (exported, _) = export(&artifacts.manifest, &model.proto, &artifacts.state, Adapters::Merged).unwrap();
-    assert_eq!(exported, model.proto);
+    assert!(said.contains("'inner': taken out of bodies of control flow"), "{said}");
+    // In what is exported the branch takes its weight from the graph, as in the model that the step came from.
+    let from = |inference: &ModelProto| {
+        let exported = export(&artifacts.manifest, inference, &artifacts.state, Adapters::Merged);
+        exported.unwrap_or_else(|e| panic!("{e:#}")).0
+    };
+    let exported = from(&model.proto);
+    assert_eq!(exported, from(&artifacts.inference.proto));
+    let graph = exported.graph.as_ref().unwrap();
+    let names: Vec<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+    assert_eq!((names, graph.initializer[1].floats().unwrap()), (vec!["w", "inner"], vec![1.0, 0.0, 0.0, 1.0]));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::values::{dim, known};
 use super::{note, one_line};
 use crate::backward::{Selection, dependencies, support};
 use crate::graph::{Fact, Graph, Loaded, ValueId};
+use crate::onnx::bodies::take_out_constants;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, ModelProto, canonical_domain, file};
 use crate::rules;
@@ -85,10 +86,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let mut model = load(&args.model)?;
     args.shapes.declare(&mut model)?;
-    let inlined = match model.proto.functions.is_empty() {
+    let bodies = model.proto.graph.iter().flat_map(|g| &g.node).any(|n| n.bodies().next().is_some());
+    let mut inlined = match model.proto.functions.is_empty() && !bodies {
         true => None,
         false => Some(inline_functions(&model.proto, &|_| true)?),
     };
+    // What bodies hold counts as trainable has it.
+    inlined.as_mut().map(take_out_constants);
     let flat = inlined.as_ref().unwrap_or(&model.proto);
     let loaded = rules::load(flat)?;
     let seen = look(args, &model, flat, &loaded)?;

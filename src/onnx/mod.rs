@@ -1,6 +1,7 @@
 //! ONNX files: the protobuf types, and what reads and writes them.
 
 pub mod attribute;
+pub(crate) mod bodies;
 mod element;
 pub(crate) mod file;
 pub(crate) mod inline;

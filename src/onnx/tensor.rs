@@ -51,8 +51,13 @@ impl TensorProto {
     /// A tensor of integer or boolean elements.
     ///
     /// # Errors
-    /// `element` is not an integer or boolean type of whole bytes.
+    /// `element` is not a boolean type, nor an integer type of 4 bits or more.
     pub fn from_ints(element: ElementType, dims: &[i64], values: &[i64]) -> Result<Self> {
+        if matches!(element, ElementType::Int4 | ElementType::Uint4) {
+            let nibble = |v: Option<&i64>| v.map_or(0, |v| *v as u8 & 15);
+            let pack = |pair: &[i64]| nibble(pair.first()) | nibble(pair.get(1)) << 4;
+            return Ok(Self::from_raw(element, dims, values.chunks(2).map(pack).collect()));
+        }
         let bytes = match element {
             ElementType::Int64 | ElementType::Uint64 => 8,
             ElementType::Int32 | ElementType::Uint32 => 4,
@@ -102,7 +107,18 @@ impl TensorProto {
     pub fn integers(&self) -> Result<Vec<i64>> {
         use ElementType as E;
         let element = self.element_type();
+        // Two numbers lie in a byte, the first one in its lower half.
+        let nibbles = |bytes: &mut dyn Iterator<Item = u8>| -> Vec<i64> {
+            let sign = |n: u8| if element == E::Int4 && n > 7 { i64::from(n) - 16 } else { n.into() };
+            let mut values: Vec<i64> = bytes.flat_map(|b| [sign(b & 15), sign(b >> 4)]).collect();
+            if self.element_count().is_some_and(|n| n + 1 == values.len()) {
+                values.pop();
+            }
+            values
+        };
         let values: Vec<i64> = match (self.raw(), element) {
+            (Some(raw), E::Int4 | E::Uint4) => nibbles(&mut raw.iter().copied()),
+            (None, E::Int4 | E::Uint4) => nibbles(&mut self.int32_data.iter().map(|&v| v as u8)),
             (Some(raw), E::Int64) => chunks(raw, i64::from_le_bytes),
             (Some(raw), E::Uint64) => chunks(raw, |b| u64::from_le_bytes(b) as i64),
             (Some(raw), E::Int32) => chunks(raw, |b| i32::from_le_bytes(b).into()),

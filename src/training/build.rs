@@ -15,6 +15,7 @@ use crate::backward::Selection;
 use crate::expr::rewrite::Rewrite;
 use crate::graph::{Loaded, Node, ValueId};
 use crate::model::Model;
+use crate::onnx::bodies::take_out_constants;
 use crate::onnx::inline::inline_functions;
 use crate::onnx::{ElementType, GraphProto, ModelProto, Names, file};
 use crate::rules::{self, Integers, OPERATORS, load};
@@ -36,6 +37,8 @@ struct Subject {
     ys: Vec<ValueId>,
     /// What the loss model has been connected to.
     connected: Option<String>,
+    /// The constants that bodies of control flow held before.
+    taken: Vec<String>,
 }
 
 impl Trainable {
@@ -77,6 +80,7 @@ impl Trainable {
             file::load_external_kept(&mut inference.proto, folder)?;
             inference.folder = None;
         }
+        let taken = take_out_constants(&mut inference.proto);
         let mut base = inline_functions(&inference.proto, &|_| true)?;
         // Where elements lay belongs to the model as it was alone.
         file::forget_external(&mut base);
@@ -100,12 +104,13 @@ impl Trainable {
             of_table.for_each(|spec| spec.output = Some(only.clone()));
         }
         let ys = self.outputs(&losses, &loaded, &outputs)?;
-        Ok(Subject { inference, base, loaded, losses, outputs, ys, connected })
+        Ok(Subject { inference, base, loaded, losses, outputs, ys, connected, taken })
     }
 
     /// The weights that are trained, and what becomes of the others.
     fn chosen(&self, subject: &Subject, statistics: &[String], decisions: &mut Vec<String>) -> Result<Chosen> {
         let Subject { inference, base, loaded, ys, connected, .. } = subject;
+        let taken: HashSet<&str> = subject.taken.iter().map(String::as_str).collect();
         // What the loss model holds, and what lies inside functions, cannot be put back into the model.
         let nodes = inference.proto.graph.iter().flat_map(|g| &g.node);
         let mut own: HashSet<&str> = nodes.flat_map(|n| &n.output).map(String::as_str).collect();
@@ -133,6 +138,12 @@ impl Trainable {
         let chosen = self.choice.select(base, tensors, &find)?;
         decisions.extend(said);
         decisions.extend(connected.clone());
+        let taken: Vec<&str> =
+            chosen.weights.iter().map(|w| &w.name).filter(|n| taken.contains(n.as_str())).map(String::as_str).collect();
+        if !taken.is_empty() {
+            let what = "taken out of bodies of control flow, which use them as initializers of the graph from now on";
+            decisions.push(format!("{}: {what}", listed(&taken)));
+        }
         decisions.extend(copies(&chosen.weights));
         decisions.extend(self.rounding(loaded, &chosen.weights, ys));
         Ok(chosen)

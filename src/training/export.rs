@@ -7,11 +7,12 @@ use super::parameters::SCOPE;
 use super::state::State;
 use crate::error::Error;
 use crate::expr::rewrite::Rewrite;
+use crate::onnx::bodies::take_out_constants;
 use crate::onnx::{CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, attribute};
 use crate::rules::OPERATORS;
 use crate::weights::{Quantized, Source};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// How LoRA matrices are exported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +35,22 @@ pub fn export(
     state: &State,
     adapters: Adapters,
 ) -> Result<(ModelProto, Vec<String>), Error> {
-    Ok(exported(manifest, inference, state, adapters)?)
+    let mut taken_out = None;
+    if !holds(inference, manifest) {
+        take_out_constants(taken_out.insert(inference.clone()));
+    }
+    Ok(exported(manifest, taken_out.as_ref().unwrap_or(inference), state, adapters)?)
+}
+
+/// Whether the graph of a model, outside of bodies of control flow, has all weights that were trained.
+fn holds(inference: &ModelProto, manifest: &Manifest) -> bool {
+    let graph = inference.graph.iter();
+    let nodes = graph.clone().flat_map(|g| &g.node).flat_map(|n| &n.output).map(String::as_str);
+    let known: HashSet<&str> = nodes.chain(graph.flat_map(|g| &g.initializer).map(|t| t.name())).collect();
+    manifest.parameters.iter().all(|p| match &p.source {
+        Source::Lora { of } => known.contains(of.as_str()),
+        _ => known.contains(p.name.as_str()),
+    })
 }
 
 fn exported(
@@ -128,9 +144,11 @@ impl<'a> Held<'a> {
                     let values = self.values(name)?;
                     let node = producers.get(name).with_context(|| format!("no node computes '{name}'"))?;
                     let quantized = Quantized::of(node, &self.known).context("its integers are not constant");
-                    let tensor = quantized.and_then(|q| q.nearest(&values));
-                    let tensor = tensor.with_context(|| format!("'{name}' cannot be quantized again"))?;
-                    notes.push(format!("'{name}' has been rounded to its {} again", tensor.element_type().name()));
+                    let both = quantized.and_then(|q| Ok((q.nearest(&values)?, q)));
+                    let (tensor, quantized) = both.with_context(|| format!("'{name}' cannot be quantized again"))?;
+                    let remark = quantized.remark(&values, &tensor).map(|r| format!(": {r}")).unwrap_or_default();
+                    let element = tensor.element_type().name();
+                    notes.push(format!("'{name}' has been rounded to its {element} again{remark}"));
                     new.insert(node.input.first().cloned().unwrap_or_default(), tensor);
                 }
                 _ => {

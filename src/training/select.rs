@@ -108,8 +108,8 @@ impl Choice {
         let nodes: HashMap<&str, _> = nodes.filter_map(|n| Some((n.output.first()?.as_str(), n))).collect();
         let mut chosen = Chosen { weights: Vec::new(), entries: Vec::new() };
         for tensor in &tensors {
-            // Integers of less than a byte are neither read nor written here.
-            let whole = tensor.source != Source::Dequantized || tensor.value.element_type().bits() >= Some(8);
+            // Integers of two bits are neither read nor written here.
+            let whole = tensor.source != Source::Dequantized || tensor.value.element_type().bits() >= Some(4);
             let beside = if tensor.kind == Kind::Integers { find(&tensor.name) } else { None };
             let can = beside.is_some() || (tensor.element.is_float() && tensor.kind != Kind::Inside && whole);
             let frozen = self.frozen(&tensor.name);
@@ -126,7 +126,7 @@ impl Choice {
                 _ if trained && tensor.kind != Kind::Weight => "; trained because --train names it",
                 (true, true, _) => "; frozen by --freeze",
                 (true, false, false) => "; not in the last layers",
-                (false, ..) if !whole => "; integers of less than a byte, which are not trained",
+                (false, ..) if !whole => "; integers of less than four bits, which are not trained",
                 (false, ..) if tensor.kind == Kind::Weight => "; not named by --train",
                 _ => "",
             };
@@ -213,7 +213,8 @@ fn nothing(model: &ModelProto, entries: &[Entry]) -> String {
         );
     }
     let looked = weights::none_found(model, entries.iter().map(|e| (e.name.as_str(), e.kind)));
-    let advice = if entries.is_empty() { "" } else { "; --train NAME trains a constant nevertheless" };
+    let named = entries.iter().any(|e| matches!(e.kind, Kind::Constant | Kind::Statistic));
+    let advice = if named { "; --train NAME trains a constant nevertheless" } else { "" };
     format!("there is nothing to train: {looked}{advice}")
 }
 

@@ -90,7 +90,7 @@ impl Asks<'_> {
         let (kind, why) = self.judge(id, name, &value);
         let role = self.flow.role(id);
         (kind == Kind::Weight).then(|| {
-            let why = format!("{why}, inside a body, where nothing outside can reach it");
+            let why = format!("{why}, inside a body of control flow, from which trainable takes it out");
             let tensor = Tensor {
                 name: name.to_owned(),
                 source: Source::Constant,

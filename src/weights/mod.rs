@@ -193,7 +193,7 @@ fn inner_constants(graph: &Graph) -> Vec<ValueId> {
 pub fn none_found<'t>(model: &ModelProto, tensors: impl Iterator<Item = (&'t str, Kind)> + Clone) -> String {
     let mut looked = Vec::new();
     for (kind, what) in [
-        (Kind::Inside, "inside bodies of control flow (branches, loops), where nothing outside can reach them"),
+        (Kind::Inside, "inside bodies of control flow (branches, loops), from which trainable takes them out"),
         (Kind::Integers, "integers of quantized weights"),
         (Kind::Constant, "constants by their place, not weights"),
         (Kind::Statistic, "statistics of BatchNormalization"),

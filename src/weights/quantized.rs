@@ -24,6 +24,10 @@ impl Grid {
     pub fn rounded<'g>(&self, x: Expr<'g>) -> Expr<'g> {
         let (values, dims) = &self.scale;
         let scale = x.builder().numbers(values, dims, self.element);
+        if self.zero.1 == ElementType::Int32 {
+            // QuantizeLinear does not give 32 bits, and no zero point goes with them.
+            return (x.cast(self.element) / scale).round() * scale;
+        }
         let zero = x.builder().numbers(&self.zero.0, dims, self.zero.1);
         x.cast(self.element).rounded_to_integers(scale, zero, &self.how)
     }
@@ -79,10 +83,17 @@ impl<'m> Quantized<'m> {
     pub fn grid(&self, node: &NodeProto) -> Grid {
         let shared = node.attribute.iter().filter(|a| ["axis", "block_size"].contains(&a.name()));
         let zero = self.zeros.iter().map(|&z| z as f64).collect();
+        let element = self.integers.element_type();
+        // Integers of 32 bits are rounded by plain arithmetic, in which the scales broadcast.
+        let each = || (0..self.integers.element_count().unwrap_or(0)).map(|i| self.steps(i).0).collect();
+        let scale = match element == ElementType::Int32 && self.scales.len() > 1 {
+            true => (each(), self.integers.dims.clone()),
+            false => (self.scales.clone(), self.dims.clone()),
+        };
         Grid {
             element: self.element,
-            scale: (self.scales.clone(), self.dims.clone()),
-            zero: (zero, self.integers.element_type()),
+            scale,
+            zero: (zero, element),
             how: Rounding {
                 contributed: !canonical_domain(node.domain()).is_empty(),
                 attributes: shared.cloned().collect(),
@@ -106,6 +117,18 @@ impl<'m> Quantized<'m> {
         (self.scales.get(i).copied().unwrap_or(1.0), self.zeros.get(i).copied().unwrap_or(0))
     }
 
+    /// `v / scale`, rounded as QuantizeLinear rounds it: in float32 for types of 32 bits and fewer, of what the type
+    /// holds of v. What lies halfway between two integers in one type may not in another.
+    fn quotient(&self, v: f64, scale: f64) -> f64 {
+        let v = match self.element {
+            ElementType::Double => return v / scale,
+            ElementType::Float16 => half::f16::from_f32(v as f32).into(),
+            ElementType::Bfloat16 => half::bf16::from_f32(v as f32).into(),
+            _ => v as f32,
+        };
+        (v / scale as f32).into()
+    }
+
     /// The numbers that the integers stand for.
     ///
     /// # Errors
@@ -119,10 +142,33 @@ impl<'m> Quantized<'m> {
         TensorProto::from_floats(self.element, &self.integers.dims, &values)
     }
 
+    /// What becomes of the integers where they are rounded again to `new`, nearest to `values`: nothing, or that some stand
+    /// at the ends of their range.
+    pub fn remark(&self, values: &[f64], new: &TensorProto) -> Option<String> {
+        let (before, after) = (self.integers.integers().ok()?, new.integers().ok()?);
+        if before == after {
+            // What nobody has trained is what its integers stand for.
+            let own = self.real().and_then(|t| t.floats());
+            if own.is_ok_and(|own| own.iter().zip(values).all(|(&a, &b)| a as f32 == b as f32)) {
+                return None;
+            }
+            let what = "none of its integers has changed, since training moved it by less than half a step of its scale, or out of their range";
+            return Some(what.to_owned());
+        }
+        let (low, high) = self.integers.element_type().quantized_range()?;
+        let beyond = |(i, &v): (usize, &f64)| {
+            let (scale, zero) = self.steps(i);
+            let q = self.quotient(v, scale).round_ties_even() + zero as f64;
+            q < low || q > high
+        };
+        let clipped = values.iter().enumerate().filter(|&(i, v)| beyond((i, v))).count();
+        (clipped > 0).then(|| format!("{clipped} of its {} numbers lie beyond the range of its integers", values.len()))
+    }
+
     /// The integers nearest to `values`, halves to the even one, within the range of their type.
     ///
     /// # Errors
-    /// Another number of values; a type whose integers are not whole bytes.
+    /// Another number of values; a type of integers of less than four bits.
     pub fn nearest(&self, values: &[f64]) -> Result<TensorProto> {
         let element = self.integers.element_type();
         ensure!(
@@ -131,14 +177,14 @@ impl<'m> Quantized<'m> {
             values.len(),
             self.integers.dims
         );
-        let bits = element.bits().filter(|&b| b >= 8).with_context(|| format!("{} is not written", element.name()))?;
+        let bits = element.bits().filter(|&b| b >= 4).with_context(|| format!("{} is not written", element.name()))?;
         let (low, high) = match element.is_signed_integer() {
             true => (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1),
             false => (0, (1i64 << bits.min(62)) - 1),
         };
         let integer = |(i, &v): (usize, &f64)| {
             let (scale, zero) = self.steps(i);
-            ((v / scale).round_ties_even() as i64).saturating_add(zero).clamp(low, high)
+            (self.quotient(v, scale).round_ties_even() as i64).saturating_add(zero).clamp(low, high)
         };
         let integers: Vec<i64> = values.iter().enumerate().map(integer).collect();
         let tensor = TensorProto::from_ints(element, &self.integers.dims, &integers)?;
