@@ -142,8 +142,8 @@ impl<'m> Quantized<'m> {
         TensorProto::from_floats(self.element, &self.integers.dims, &values)
     }
 
-    /// What becomes of the integers where they are rounded again to `new`, nearest to `values`: nothing, or that some stand
-    /// at the ends of their range.
+    /// What is to be said of integers that were rounded again to `new`, those nearest to `values`: that none of them
+    /// has changed, or how many numbers lie beyond their range.
     pub fn remark(&self, values: &[f64], new: &TensorProto) -> Option<String> {
         let (before, after) = (self.integers.integers().ok()?, new.integers().ok()?);
         if before == after {
