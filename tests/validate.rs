@@ -5,11 +5,12 @@ use onnx_gradients::onnx::proto::{
     OperatorSetIdProto, StringStringEntryProto, TensorShapeProto, tensor_shape_proto::Dimension,
     tensor_shape_proto::dimension, type_proto,
 };
+use onnx_gradients::onnx::text;
 use onnx_gradients::onnx::{
     AttributeProto, ElementType, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, attribute,
 };
 use onnx_gradients::validate::{Options, Status, Validation, validate};
-use onnx_gradients::{Gradient, Record, SeedOf};
+use onnx_gradients::{Gradient, Gradients, Model, Record, SeedOf, Wanted};
 
 const FLOAT: ElementType = ElementType::Float;
 
@@ -195,6 +196,32 @@ fn a_stop_cuts() {
     let property = StringStringEntryProto { key: Some("stop_gradient".into()), value: Some("true".into()) };
     marked.graph().node[0].metadata_props.push(property);
     passes(&marked.check(&record("y", &[("x", "gx"), ("a", "ga")])));
+}
+
+/// A detector: regions are made of the features that they are cut out of, and count as constants where they are cut out,
+/// not where they are an output themselves.
+#[test]
+fn regions_are_constants_where_something_is_cut_out_of_them() {
+    let graph = "g (float[1,2,6,6] x) => (float[2,2,2,2] y, float[2,4] rois)
+        <float[1,1] one = {1.0}, float[2,4] place = {0.5, 0.5, 3.5, 3.0, 1.0, 0.5, 4.0, 4.5}, int64[2] image = {0, 0}> {
+        mean = ReduceMean<axes = [1, 2, 3], keepdims = 0>(x) size = Reshape(mean, shape) moved = Mul(size, small)
+        rois = Add(place, moved) features = Tanh(x)
+        y = RoiAlign<output_height = 2, output_width = 2, sampling_ratio = 2>(features, rois, image) }";
+    let graph = graph.replace("int64[2] image", "int64[2] shape = {1, 1}, float small = {0.3}, int64[2] image");
+    let model = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 16]> {graph}")).unwrap();
+    for ys in [&["y"][..], &["rois"], &["y", "rois"]] {
+        let request = Gradients::new(ys.iter().map(|&y| Wanted::from(y)), [Wanted::Inputs]);
+        let written = request.build(&Model::from(model.clone())).unwrap();
+        let found = validate(&written.model.proto, None, &written.record, &Options::default());
+        passes(&found);
+        // Where they are moved by something else than the gradient says, they are looked at as ever.
+        let mut wrong = written.model.proto.clone();
+        let nodes = &mut wrong.graph.as_mut().unwrap().node;
+        let gradient = written.gradients[0].name.clone().unwrap();
+        nodes.iter_mut().flat_map(|n| &mut n.output).filter(|o| **o == gradient).for_each(|o| o.push_str("/right"));
+        nodes.push(NodeProto::sum(&format!("{gradient}/right"), &format!("{gradient}/right"), &gradient));
+        fails(&validate(&wrong, None, &written.record, &Options::default()), "relative error");
+    }
 }
 
 #[test]

@@ -149,6 +149,8 @@ pub struct Rule {
     pub random: Random,
     /// Whether its gradient is a convention, and not the slope of what it computes.
     pub conventional: bool,
+    /// The inputs that count as constants though the output moves with them.
+    pub held: &'static [usize],
     /// The inputs that are weights where they are constants.
     pub weights: &'static [usize],
     /// The inputs that are statistics of data: what follows the data in training, and is no weight.
@@ -242,6 +244,7 @@ pub const fn rule(op: &'static str, formula: &'static str, slots: &'static [Slot
         moves: Moves::Nothing,
         random: Random::Never,
         conventional: false,
+        held: &[],
         weights: &[],
         statistics: &[],
         gives: Gives::Numbers,

@@ -230,6 +230,8 @@ properties! {
     pub fn random(when: Random) = when;
     /// Its gradient is a convention, and not the slope of what it computes.
     pub fn conventional() = true;
+    /// Its inputs with these numbers count as constants, though its output moves with them: coordinates, scales.
+    pub fn held(inputs: &'static [usize]) = inputs;
     /// Its inputs with these numbers are weights, where they are constants: what training changes.
     pub fn weights(inputs: &'static [usize]) = inputs;
     /// What its first output is to a loss.

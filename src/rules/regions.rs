@@ -28,6 +28,7 @@ pub const RULES: &[Rule] = &[
         &[Try(|c| align(c, false)), Stop("coordinates and indices")],
     )
     .facts(roi_align)
+    .held(&[1])
     .indices(IMAGES)
     .until(15)
     .ranks(REGIONS)
@@ -39,6 +40,7 @@ pub const RULES: &[Rule] = &[
         &[Try(|c| align(c, true)), Stop("coordinates and indices")],
     )
     .facts(roi_align)
+    .held(&[1])
     .indices(IMAGES)
     .since(16)
     .ranks(REGIONS)

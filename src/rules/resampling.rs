@@ -13,17 +13,17 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
-    rule("Upsample", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")]).facts(facts::upsample)
+    rule("Upsample", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")]).facts(facts::upsample).held(&[1])
         .attributes("mode scales")
         .moves_integers(),
-    rule("Resize", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")]).facts(facts::resize)
+    rule("Resize", "dx = Mᵀ dy along each axis", &[Try(|c| resize(c, None, Some(1), None)), Stop("scales")]).facts(facts::resize).held(&[1])
         .until(10)
         .attributes("mode")
         .moves_integers(),
     rule("Resize", "dx = Mᵀ dy along each axis, M the operator applied to the unit matrix", &[
         Try(|c| resize(c, Some(1), Some(2), Some(3))),
         Stop("a region, scales, sizes"),
-    ]).facts(facts::resize)
+    ]).facts(facts::resize).held(&[1, 2])
     .since(11)
     .attributes(
         "antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside extrapolation_value keep_aspect_ratio_policy mode \

@@ -6,7 +6,7 @@ use crate::onnx::{
     ElementType, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, attribute, canonical_domain,
 };
 use crate::rules::newest;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What the output of a node is filled with, where its row says that an attribute holds that: float32 zeros where the
 /// node leaves it out, which are written into it.
@@ -89,6 +89,42 @@ pub fn open(model: &mut ModelProto, names: &HashSet<String>, cut: &HashSet<Strin
     inputs.extend(names.iter().filter(|n| present.contains(*n) && !cut.contains(*n)).map(|n| delta(n)));
     inputs.sort();
     graph.input.extend(inputs.iter().map(|name| double_input(name)));
+}
+
+/// What a node's input is called where it takes a copy of a tensor that does not move with it.
+const HELD: &str = "/held";
+
+/// The tensors that nodes compute and others take for constants by their rows: the coordinates of a RoiAlign, a
+/// computed scale.
+pub fn constants_by_rows(model: &ModelProto) -> HashSet<String> {
+    let present = computed(model);
+    let nodes = model.graph.iter().flat_map(|g| &g.node);
+    let taken = nodes.flat_map(held_inputs).filter_map(|i| present.get(i.1));
+    taken.map(|&name| name.to_owned()).collect()
+}
+
+fn held_inputs(node: &NodeProto) -> impl Iterator<Item = (usize, &str)> {
+    let held = newest(canonical_domain(node.domain()), node.op_type()).map_or(&[][..], |row| row.held);
+    held.iter().filter_map(|&i| Some((i, node.input.get(i)?.as_str())))
+}
+
+/// Has nodes take those of `names` that they take for constants from inputs of their own; returns what each of these is
+/// called. Others take them as before.
+pub fn hold(model: &mut ModelProto, names: &HashSet<String>) -> Vec<(String, String)> {
+    let mut held = BTreeSet::new();
+    for node in model.graph.iter_mut().flat_map(|g| &mut g.node) {
+        let taken: Vec<(usize, String)> =
+            held_inputs(node).filter(|(_, name)| names.contains(*name)).map(|(i, name)| (i, name.to_owned())).collect();
+        for (i, name) in taken {
+            node.input[i] = format!("{name}{HELD}");
+            held.insert(name);
+        }
+    }
+    let held: Vec<(String, String)> = held.into_iter().map(|name| (format!("{name}{HELD}"), name)).collect();
+    if let Some(graph) = &mut model.graph {
+        graph.input.extend(held.iter().map(|(input, _)| double_input(input)));
+    }
+    held
 }
 
 /// The input that is added to a tensor.

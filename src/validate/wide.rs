@@ -21,6 +21,8 @@ pub struct Wide {
     values: Tensors,
     /// What is held constant: the stops.
     cut: HashSet<String>,
+    /// What is held constant for those nodes that take it for a constant by their rows.
+    held_by_rows: HashSet<String>,
 }
 
 /// The ys as a function of every x, each by itself.
@@ -57,6 +59,8 @@ pub fn run(case: &Case, point: &Point) -> Result<Wide, Stop> {
     let seeds = record.seeds.iter().flat_map(|s| [Some(s.y.clone()), s.seed.clone()]).flatten();
     let names = unique(case.gradients().into_iter().chain(seeds).chain(cut.iter().cloned()).chain(xs.iter().cloned()));
     edit::prune(&mut model, &names);
+    let mut held_by_rows = edit::constants_by_rows(&model);
+    edit::prune(&mut model, &unique(names.into_iter().chain(held_by_rows.iter().cloned())));
     widen::to_double(&mut model)?;
     let mut feeds = widen::doubled(&point.feeds)?;
     widen::feed_weights(&mut model, &xs, &mut feeds)?;
@@ -74,7 +78,8 @@ pub fn run(case: &Case, point: &Point) -> Result<Wide, Stop> {
     }
     // Integers are not cut: they are not differentiated, and the plan wants them as they were.
     cut.retain(|name| values.get(name).is_some_and(|t| t.is_float()));
-    Ok(Wide { model, feeds, values, cut })
+    held_by_rows.retain(|name| values.get(name).is_some_and(|t| t.is_float()));
+    Ok(Wide { model, feeds, values, cut, held_by_rows })
 }
 
 impl Wide {
@@ -124,6 +129,7 @@ impl Wide {
             .filter(|g| self.value_of(&g.x).is_some_and(|t| t.is_float()))
             .map(|g| g.x.clone())
             .collect();
+        let held = edit::hold(&mut model, &self.held_by_rows);
         edit::open(&mut model, &xs, &self.cut);
         edit::prune(&mut model, &unique(seeds.iter().map(|(y, _)| y.clone())));
         let inputs: HashSet<String> = model.graph.iter().flat_map(|g| &g.input).map(|i| i.name().to_owned()).collect();
@@ -144,9 +150,10 @@ impl Wide {
                 targets.insert(x.clone(), target);
             }
         }
-        for name in &self.cut {
-            if let Some(value) = self.values.get(name) {
-                feeds.insert(name.clone(), value.clone());
+        let cut = self.cut.iter().map(|name| (name.clone(), name.clone()));
+        for (input, name) in cut.chain(held) {
+            if let Some(value) = self.values.get(&name) {
+                feeds.insert(input, value.clone());
             }
         }
         let plan = case.prepare(&model, &feeds, Precision::Double).map_err(|t| not_compared(&t))?;
