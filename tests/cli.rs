@@ -1284,3 +1284,37 @@ fn wrong_usage_is_told_in_one_line() {
     let output = tool(&["attack", "fgsm", &model, "-o", &out, "--epsilon", "-1"]);
     assert!(error(&output).contains("-1"), "{output:?}");
 }
+
+/// Who interrupts a batch learns what there is, and how it goes on; what was under way has no line.
+#[cfg(all(unix, feature = "validate"))]
+#[test]
+fn an_interrupted_batch_says_how_it_goes_on() {
+    let folder = TempDir::new().unwrap();
+    let models = folder.path().join("models");
+    std::fs::create_dir(&models).unwrap();
+    let proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{SQUARE}")).unwrap();
+    Model::from(proto).write(&models.join("a.onnx"), true).unwrap();
+    // A loop that does not end by itself holds the second up.
+    let endless = "g (float[2] x) => (float[2] y) <int64 n = {4611686018427387904}, bool c = {1}> {
+        y = Loop<body = b (int64 i, bool k, float[2] s) => (bool l, float[2] t) { l = Identity(k) t = Neg(s) }>(n, c, x) }";
+    let proto = text::parse(&format!("<ir_version: 8, opset_import: [\"\": 17]>\n{endless}")).unwrap();
+    Model::from(proto).write(&models.join("b.onnx"), true).unwrap();
+    let (from, to) = (models.display().to_string(), folder.path().join("out").display().to_string());
+    let arguments = ["batch", &from, "-o", &to, "--jobs", "1", "--", "grad", "--inputs", "--time", "600"];
+    let mut batch = Command::new(env!("CARGO_BIN_EXE_onnx-gradients"));
+    batch.args(arguments).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let batch = batch.spawn().unwrap();
+    let report = Path::new(&to).join("report.jsonl");
+    let begun = std::time::Instant::now();
+    while std::fs::read_to_string(&report).map_or(0, |text| text.lines().count()) == 0 {
+        assert!(begun.elapsed().as_secs() < 300, "the first model has not ended");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let sent = Command::new("kill").args(["-INT", &batch.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = batch.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("report.jsonl holds 1 of 2 models; --resume goes on with the others"), "{told}");
+    assert_eq!(std::fs::read_to_string(&report).unwrap().lines().count(), 1);
+}

@@ -29,8 +29,10 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 /// Run a command over many models, a process each, with limits, a report and the means to go on after an interruption
 #[derive(clap::Args)]
@@ -215,7 +217,7 @@ fn lines(args: &Args, takes: &Takes, jobs: &[Job], report: &Path) -> Result<(Vec
             });
         }
         drop(sender);
-        for (i, line) in ended {
+        for (i, line) in Ended::new(&ended, report, jobs.len()) {
             // One write a line: what a kill leaves of one is dropped by the next run.
             let written = serde_json::to_string(&line).map_err(anyhow::Error::from);
             let written = written.and_then(|text| Ok(out.write_all(format!("{text}\n").as_bytes())?));
@@ -438,6 +440,45 @@ fn contents(hasher: &mut DefaultHasher, path: &Path) -> bool {
 }
 
 /// What is shown while a batch runs, where somebody looks.
+/// What has ended, as it comes, until the user asks the process to end: what has a line in the report by then stays
+/// there, and the processes for the other models end with this one.
+struct Ended<'r> {
+    lines: &'r Receiver<(usize, Line)>,
+    stop: Arc<AtomicBool>,
+    report: &'r Path,
+    models: usize,
+}
+
+impl<'r> Ended<'r> {
+    fn new(lines: &'r Receiver<(usize, Line)>, report: &'r Path, models: usize) -> Self {
+        Ended { lines, stop: super::console::interrupted(), report, models }
+    }
+}
+
+impl Iterator for Ended<'_> {
+    type Item = (usize, Line);
+
+    fn next(&mut self) -> Option<(usize, Line)> {
+        loop {
+            let ended = self.lines.recv_timeout(Duration::from_millis(100));
+            // A key that ends this process has ended those for the models, too: what they say by then is not theirs.
+            if self.stop.load(Ordering::Relaxed) {
+                let done = fs::read_to_string(self.report).map_or(0, |text| text.lines().count());
+                let (report, models) = (self.report.display(), self.models);
+                let what = format!("stopped: {report} holds {done} of {models} models");
+                super::failure::tell(
+                    Error::unsupported(format_args!("{what}; --resume goes on with the others")).into(),
+                );
+                std::process::exit(130);
+            }
+            match ended {
+                Err(RecvTimeoutError::Timeout) => (),
+                other => return other.ok(),
+            }
+        }
+    }
+}
+
 struct Progress {
     start: Instant,
     total: usize,

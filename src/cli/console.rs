@@ -9,7 +9,8 @@ use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 /// What a command leaves that a program has run inside itself.
 #[derive(Debug, Default)]
@@ -143,6 +144,22 @@ pub fn end_with_stdin() {
             std::process::exit(1);
         });
     }
+}
+
+/// Becomes true when the user asks the process to end. A program that runs a command inside itself sees to its signals.
+pub fn interrupted() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    if is_within() {
+        return stop;
+    }
+    #[cfg(feature = "validate")]
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // Who asks a second time does not want to wait for the step. Without a handler a signal ends the process as
+        // ever.
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
+        let _ = signal_hook::flag::register(signal, stop.clone());
+    }
+    stop
 }
 
 /// The bytes of the model that `-` stands for.

@@ -11,8 +11,7 @@ use serde_json::json;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Train in tract, to prove a trainable model and to prototype
@@ -94,7 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
             super::note(format_args!("{}: {} are not taken by the model", file.display(), listed(&given.skipped)));
         }
     }
-    let stop = interrupted();
+    let stop = super::console::interrupted();
     let mut bar = Bar::new();
     let trained = train(&args.folder, &data, evaluation.as_ref(), &options, args.resume, &mut |event| {
         bar.show(&event);
@@ -137,18 +136,6 @@ fn options(args: &Args, manifest: &Manifest) -> Result<Options> {
         held_out: args.held_out,
         checkpoint_every: args.checkpoint_every,
     })
-}
-
-/// Becomes true when the user asks the process to end.
-fn interrupted() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Who asks a second time does not want to wait for the step. Without a handler a signal ends the process as
-        // ever.
-        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone());
-        let _ = signal_hook::flag::register(signal, stop.clone());
-    }
-    stop
 }
 
 fn loss(epoch: &Epoch, manifest: &Manifest) -> Option<f64> {
