@@ -140,6 +140,65 @@ fn damaged_attributes_are_answered() {
     }
 }
 
+/// Each attribute that an operator has, as each type of attribute, with values that no exporter writes.
+#[test]
+fn attributes_of_another_type_are_answered() {
+    let mut random = Random(2027);
+    let longest = "a".repeat(5000);
+    let (ints, floats) = ([i64::MIN, -3, -1, 0, 1, 7, 1 << 40, i64::MAX], [f32::NAN, f32::INFINITY, -0.0, 1e30, -1.5]);
+    let texts = ["", "\n", "no such mode", "NaN", &longest, "...i,j->", "\0"];
+    let mut tried = 0;
+    for case in common::all() {
+        // Attributes that the case does not write have defaults, and are read all the same.
+        let nodes = case.model.graph.iter().flat_map(|g| &g.node);
+        let rows = nodes.filter_map(|n| onnx_gradients::internals::newest(n.domain(), n.op_type()));
+        let read: Vec<String> = rows.flat_map(|row| row.attributes.split_whitespace()).map(str::to_owned).collect();
+        for _ in 0..4 {
+            let mut model = case.model.clone();
+            let nodes = &mut model.graph.as_mut().unwrap().node;
+            let at = random.below(nodes.len());
+            let Some(node) = nodes.get_mut(at) else { continue };
+            let own = node.attribute.iter().map(|a| a.name().to_owned());
+            let names: Vec<String> = own.chain(read.iter().cloned()).collect();
+            let Some(name) = names.get(random.below(names.len())).cloned() else { continue };
+            let number = |random: &mut Random| ints[random.below(ints.len())];
+            let list =
+                |random: &mut Random| (0..[0, 1, 2, 3, 9, 300][random.below(6)]).map(|_| number(random)).collect();
+            let float = |random: &mut Random| floats[random.below(floats.len())];
+            let mut attribute = AttributeProto { name: Some(name.clone()), ..Default::default() };
+            // The type may be that of the value, another one, one that there is not, or missing.
+            let kind = 1 + random.below(14) as i32;
+            attribute.r#type = Some([kind, kind, kind, random.below(16) as i32][random.below(4)]);
+            let many = random.below(4);
+            match kind {
+                1 => attribute.f = Some(float(&mut random)),
+                2 => attribute.i = Some(number(&mut random)),
+                3 => attribute.s = Some(texts[random.below(texts.len())].as_bytes().to_vec().into()),
+                4 => {
+                    let dims: Vec<i64> = list(&mut random);
+                    attribute.t = Some(Box::new(TensorProto { dims, data_type: Some(1), ..Default::default() }));
+                }
+                5 => attribute.g = Some(Box::default()),
+                6 => attribute.floats = (0..many).map(|_| float(&mut random)).collect(),
+                7 => attribute.ints = list(&mut random),
+                8 => attribute.strings = texts[..many].iter().map(|t| t.as_bytes().to_vec().into()).collect(),
+                9 => attribute.tensors = vec![TensorProto::from_int64(&[1], &[number(&mut random)])],
+                10 => attribute.graphs = vec![Default::default()],
+                11 => attribute.sparse_tensor = Some(Box::default()),
+                13 => attribute.tp = Some(Box::default()),
+                _ => attribute.ref_attr_name = Some("nothing".into()),
+            }
+            node.attribute.retain(|a| a.name() != name);
+            node.attribute.push(attribute);
+            let begun = std::time::Instant::now();
+            let _ = process(model.encode_to_vec());
+            assert!(begun.elapsed().as_secs() < 60, "{}: {name}", case.title);
+            tried += 1;
+        }
+    }
+    assert!(tried > 400, "{tried}");
+}
+
 /// The header of a `.npy` file, as its first bytes, its length and its text.
 fn npy(header: &str) -> Vec<u8> {
     let length = u16::try_from(header.len()).unwrap().to_le_bytes();

@@ -254,7 +254,14 @@ impl<'g> Building<'g, '_> {
             let seed = self.seed(y, given.as_ref(), common);
             match seed.with_context(|| format!("the seed of y '{}'", y.name))? {
                 Some(seed) => seeded.push((y.id, seed)),
-                None => warnings.push(format!("y '{}' is not of a floating-point type and has no gradient", y.name)),
+                None => {
+                    let graph = self.builder.graph();
+                    let behind = graph.numbers_behind(y.id).and_then(|x| graph.value(x).name.clone());
+                    let behind = behind.map(|x| format!("; it is made of '{x}', which has one (--ys {x})"));
+                    let behind = behind.unwrap_or_default();
+                    warnings
+                        .push(format!("y '{}' is not of a floating-point type and has no gradient{behind}", y.name));
+                }
             }
         }
         Ok(seeded)

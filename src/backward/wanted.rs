@@ -2,7 +2,7 @@
 
 use super::select::Selection;
 use crate::graph::{Graph, ValueId};
-use crate::onnx::{ElementType, ModelProto};
+use crate::onnx::ModelProto;
 use crate::weights::{self, Kind};
 use anyhow::{Result, bail};
 use std::collections::HashSet;
@@ -108,12 +108,7 @@ impl Selection<'_> {
     /// That no output can be differentiated, and what could be: the numbers that an output was made of.
     fn no_output(&self) -> String {
         let graph = &self.loaded().graph;
-        let of = |y: &ValueId| {
-            let (node, _) = graph.producer(*y)?;
-            let mut numbers = graph.node(node).inputs.iter().flatten();
-            let x = numbers.find(|&&x| graph.fact(x).element.is_some_and(ElementType::is_float))?;
-            Some((self.name(*y), graph.value(*x).name.clone()?))
-        };
+        let of = |y: &ValueId| Some((self.name(*y), self.name(graph.numbers_behind(*y)?)));
         match graph.scope(Graph::MAIN).outputs.iter().find_map(of) {
             Some((y, x)) => format!("{NO_OUTPUT}: '{y}' is made of '{x}' (--ys {x})"),
             None => NO_OUTPUT.to_owned(),

@@ -6,10 +6,10 @@ use super::{Derived, Entry, Vector};
 use crate::backward::{Flow, Gradients, Opened, Pass, Unconnected, free_scope, names_of};
 use crate::expr::{Builder, Expr};
 use crate::graph::write::{self, Request};
-use crate::graph::{Fact, Graph, IdMap, IdSet, Loaded, NodeId, Origin, Producer, ValueId};
+use crate::graph::{Container, Fact, Graph, IdMap, IdSet, Loaded, NodeId, Origin, Producer, ValueId};
 use crate::memory;
 use crate::model::Model;
-use crate::onnx::{ElementType, Names};
+use crate::onnx::Names;
 use crate::training::ending::{self, Domain};
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::RefCell;
@@ -49,9 +49,12 @@ impl Workspace {
                 let fact = loaded.graph.fact(tensor.id);
                 ensure!(
                     fact.may_carry_gradient(),
-                    "{what}: '{}' is of type {}, and only real numbers have derivatives; name a floating-point tensor",
+                    "{what}: '{}' is {}, and only real numbers have derivatives; name a floating-point tensor",
                     tensor.name,
-                    fact.element.map(ElementType::name).unwrap_or_default()
+                    match (fact.container, fact.element) {
+                        (Container::Tensor, Some(element)) => format!("of type {}", element.name()),
+                        (container, _) => container.name().to_owned(),
+                    }
                 );
             }
         }

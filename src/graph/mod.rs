@@ -28,7 +28,7 @@ use crate::onnx::{AttributeProto, CONSTANT, canonical_domain};
 use anyhow::Result;
 use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::rc::Rc;
 
@@ -440,6 +440,24 @@ impl Graph {
             }
             None => "please report this".to_owned(),
         }
+    }
+
+    /// The named tensor of floating-point numbers that a tensor without any was made of: the probabilities behind a map
+    /// from names to them, the scores behind the place of the largest. The nearest one that a node computes.
+    pub fn numbers_behind(&self, y: ValueId) -> Option<ValueId> {
+        let (mut open, mut seen) = (VecDeque::from([y]), IdSet::default());
+        while let Some(next) = open.pop_front() {
+            let Some((node, _)) = self.producer(next).filter(|_| seen.insert(next)) else { continue };
+            for &input in self.node(node).inputs.iter().flatten() {
+                let fact = self.fact(input);
+                if !fact.may_carry_gradient() || fact.element.is_none() {
+                    open.push_back(input);
+                } else if self.producer(input).is_some() && self.value(input).name.is_some() {
+                    return Some(input);
+                }
+            }
+        }
+        None
     }
 
     /// What helps where the gradient of a node does not get the element type of its input: operators of the standard

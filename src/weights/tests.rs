@@ -412,6 +412,15 @@ fn classical_models_hold_their_numbers_as_attributes() {
     let named = model("seq(map(int64, float))", "ai.onnx.ml.ZipMap <classlabels_int64s = [0, 1]> (t)");
     let error = Gradients::new([Wanted::Outputs], ["x"]).build(&named).unwrap_err().to_string();
     assert!(error.contains("'y' is made of 't' (--ys t)"), "{error}");
+    // An input of the model is no answer, and what a choice was made from is one, however far behind it.
+    let chosen = "g (float[N,2] x) => (int64[N] y, seq(map(int64, float)) z) {
+        p = Softmax(x) m = ArgMax<keepdims = 0>(p) y = Neg(m) z = ai.onnx.ml.ZipMap<classlabels_int64s = [0, 1]>(x) }";
+    let imports = "[\"\": 17, \"ai.onnx.ml\": 1]";
+    let model = Model::from(text::parse(&format!("<ir_version: 8, opset_import: {imports}> {chosen}")).unwrap());
+    let error = Gradients::new([Wanted::Outputs], ["x"]).build(&model).unwrap_err().to_string();
+    assert!(error.contains("'y' is made of 'p' (--ys p)"), "{error}");
+    let warnings = Gradients::new(["y"], ["x"]).build(&model).unwrap().warnings.join("\n");
+    assert!(warnings.contains("'y' is not of a floating-point type") && warnings.ends_with("(--ys p)"), "{warnings}");
 }
 
 /// Gives a tensor of a model other values.
