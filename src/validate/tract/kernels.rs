@@ -8,10 +8,12 @@ use crate::onnx::{ElementType, NodeProto, attribute, canonical_domain};
 use crate::validate::kernels::{self, Array, Call, Element, Row};
 use anyhow::{Context, Result, ensure};
 use prost::Message;
+use std::cmp::Ordering;
 use std::ops::Range;
 use std::sync::LazyLock;
 use tract_onnx::model::{OnnxOpRegister, ParsingContext};
 use tract_onnx::pb;
+use tract_onnx::tract_core::broadcast::multi_broadcast;
 use tract_onnx::tract_hir::internal::*;
 
 /// When the kernel stands in for tract's.
@@ -81,6 +83,11 @@ static ENGINE: LazyLock<OnnxOpRegister> = LazyLock::new(|| tract_onnx::onnx().op
 /// Puts kernels in the place of those of tract that are missing or wrong; in float64 of those in float32, too.
 pub fn register(operators: &mut OnnxOpRegister, double: bool) {
     operators.insert("Cast", cast);
+    operators.insert("Shape", |_, node| extent(node, true));
+    operators.insert("Size", |_, node| extent(node, false));
+    for op in COMPARISONS {
+        operators.insert(op, compare);
+    }
     operators.insert("GatherND", tuples);
     operators.insert("ScatterND", tuples);
     operators.insert("Loop", control::loop_);
@@ -152,6 +159,106 @@ impl EvalOp for Integers {
     fn eval(&self, context: &EvalContext, tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let results = self.0.eval(context, tensors)?.into_iter();
         results.map(|t| Ok(sized(t.into_arc_tensor())?.into_tvalue())).collect()
+    }
+}
+
+/// The sizes of a tensor, or how many elements it has, in int64. tract's are symbolic, and int64 numbers that meet them
+/// lose all but 32 bits: of the largest one, which stands for "to the end", -1 is left.
+#[derive(Clone, Debug)]
+struct Extent {
+    /// From which axis on, and up to which one, for the sizes; `None` for the number of elements.
+    axes: Option<(i64, Option<i64>)>,
+}
+
+fn extent(node: &pb::NodeProto, sizes: bool) -> Built {
+    let attributes = plain(node)?.attribute;
+    let get = |name: &str| attribute::get_int(&attributes, name);
+    let axes = sizes.then(|| (get("start").unwrap_or(0), get("end")));
+    Ok((Box::new(Extent { axes }), vec![]))
+}
+
+impl Extent {
+    fn of(&self, dims: &[i64]) -> Tensor {
+        let Some((start, end)) = self.axes else { return tensor0(dims.iter().product::<i64>()) };
+        let rank = dims.len() as i64;
+        let from_front = |axis: i64| (if axis < 0 { axis + rank } else { axis }).clamp(0, rank) as usize;
+        let (start, end) = (from_front(start), end.map_or(dims.len(), from_front));
+        tensor1(dims.get(start..end).unwrap_or_default())
+    }
+
+    fn facts(&self, x: &InferenceFact, y: &mut InferenceFact) {
+        y.datum_type = i64::datum_type().into();
+        let sizes =
+            x.shape.concretize().and_then(|dims| dims.iter().map(|d| d.to_i64().ok()).collect::<Option<Vec<_>>>());
+        if let Some(value) = sizes.map(|sizes| self.of(&sizes)) {
+            y.shape = value.shape().into();
+            y.value = value.into_arc_tensor().into();
+        }
+    }
+}
+
+operator!(
+    Extent,
+    name: |op| if op.axes.is_some() { "Shape".to_owned() } else { "Size".to_owned() },
+    outputs: |_| 1,
+    facts: Extent::facts
+);
+
+impl EvalOp for Extent {
+    not_out_of_plan!();
+
+    fn eval(&self, _: &EvalContext, tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let x = tensors.first().context("it has no input")?;
+        let sizes: Vec<i64> = x.shape().iter().map(|&n| n as i64).collect();
+        Ok(tvec![self.of(&sizes).into_tvalue()])
+    }
+}
+
+const COMPARISONS: &[&str] = &["Less", "LessOrEqual", "Greater", "GreaterOrEqual"];
+
+/// tract compares an integer as a size, with one added to it: the largest becomes the smallest.
+#[derive(Clone, Debug)]
+struct Comparison {
+    holds: fn(Ordering) -> bool,
+    /// What compares numbers that are no integers.
+    otherwise: Box<dyn InferenceOp>,
+}
+
+fn compare(context: &ParsingContext, node: &pb::NodeProto) -> Built {
+    let theirs = ENGINE.0.get(&node.op_type).with_context(|| format!("tract has no {}", node.op_type))?;
+    let (otherwise, names) = theirs(context, node)?;
+    let holds: fn(Ordering) -> bool = match &*node.op_type {
+        "Less" => Ordering::is_lt,
+        "LessOrEqual" => Ordering::is_le,
+        "Greater" => Ordering::is_gt,
+        _ => Ordering::is_ge,
+    };
+    Ok((Box::new(Comparison { holds, otherwise }), names))
+}
+
+operator!(
+    Comparison,
+    name: |op| op.otherwise.name().into_owned(),
+    outputs: |_| 1,
+    facts: |_, _, y| y.datum_type = bool::datum_type().into()
+);
+
+impl EvalOp for Comparison {
+    not_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, tensors: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let [a, b] = &*tensors else { return self.otherwise.eval(context, tensors) };
+        let counts = |t: &TValue| t.datum_type().is_integer() && t.datum_type() != DatumType::U64;
+        if !counts(a) || !counts(b) {
+            return self.otherwise.eval(context, tensors);
+        }
+        let (a, b) = (a.cast_to::<i64>()?, b.cast_to::<i64>()?);
+        let shape = multi_broadcast(&[a.shape(), b.shape()])?;
+        let (a, b) = (a.to_plain_array_view::<i64>()?, b.to_plain_array_view::<i64>()?);
+        let views = a.broadcast(&*shape).zip(b.broadcast(&*shape));
+        let (a, b) = views.context("shapes that do not broadcast")?;
+        let values: Vec<bool> = a.iter().zip(b.iter()).map(|(a, b)| (self.holds)(a.cmp(b))).collect();
+        Ok(tvec![Tensor::from_shape(&shape, &values)?.into_tvalue()])
     }
 }
 
