@@ -342,6 +342,75 @@ fn domains_between_inputs_are_found() {
     }
 }
 
+/// Validates the gradients of a model in the text syntax, with respect to all of its inputs and weights.
+fn of_text(text: &str) -> Validation {
+    use onnx_gradients::onnx::text;
+    use onnx_gradients::{Gradients, Wanted};
+    let model = text::parse(text).unwrap();
+    let xs = [Wanted::Inputs, Wanted::Parameters];
+    let output = Gradients::new([Wanted::Outputs], xs).build(&model.into()).unwrap();
+    validate(&output.model.proto, None, &output.record, &Options::default())
+}
+
+/// The largest integer stands for "to the end" in slices, and is compared with sizes where the rank of a tensor is not
+/// known before it runs.
+#[test]
+fn the_largest_integer_is_larger_than_a_size() {
+    passes(&of_text(
+        "<ir_version: 6, opset_import: [\"\": 9]>
+        g (float[N,4,1] x) => (y) <float[4] b = {1, 2, 3, 4}> {
+            s = Squeeze(x)
+            z = Sigmoid(s)
+            t = Add(z, b)
+            p = Slice<axes = [0], starts = [0], ends = [1]>(t)
+            q = Slice<axes = [0], starts = [1], ends = [9223372036854775807]>(t)
+            p2 = Mul(p, p)
+            q3 = Mul(q, b)
+            y = Concat<axis = 0>(p2, q3)
+        }",
+    ));
+}
+
+/// Inputs that a model does nothing with but compare them with numbers of its own lie around those.
+#[test]
+fn limits_lie_around_what_they_are_compared_with() {
+    let limits = "float low, float high";
+    for inputs in [format!("{limits}, float[N,5] x"), format!("float[N,5] x, {limits}")] {
+        passes(&of_text(&format!(
+            "<ir_version: 8, opset_import: [\"\": 18]>
+            g ({inputs}) => (y) <float[5] at = {{40, 80, 160, 320, 640}}, float none = {{-inf}}> {{
+                flat = Constant<value = int64[1] {{-1}}>()
+                lows = Reshape(low, flat)
+                above = GreaterOrEqual(at, lows)
+                below = Less(at, high)
+                between = And(above, below)
+                masked = Where(between, x, none)
+                p = Softmax<axis = -1>(masked)
+                y = Mul(p, at)
+            }}"
+        )));
+    }
+}
+
+/// Both sides of an If are visited, whichever number of an input chooses between them.
+#[test]
+fn numbers_that_choose_a_branch_are_tried() {
+    for test in ["Equal(rate, at)", "Less(rate, at)", "Greater(at, rate)"] {
+        let validation = of_text(&format!(
+            "<ir_version: 8, opset_import: [\"\": 18]>
+            g (float[N,3] x, int64 rate) => (y) <float[3] a = {{1, 2, 3}}, float[3] b = {{3, 4, 5}}, int64[1] at = {{16000}}> {{
+                flag = {test}
+                y = If(flag) <
+                    then_branch = t () => (u) {{ u = Mul(x, a) }},
+                    else_branch = e () => (v) {{ w = Mul(x, b) v = Mul(w, w) }}
+                >
+            }}"
+        ));
+        passes(&validation);
+        assert!(validation.gradients.iter().all(|g| g.compared || g.gradient.is_none()), "{test}: {validation:#?}");
+    }
+}
+
 #[test]
 fn negative_pads_crop() {
     let pads = TensorProto::from_ints(ElementType::Int64, &[2], &[-1, 2]).unwrap();

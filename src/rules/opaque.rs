@@ -28,15 +28,15 @@ pub const RULES: &[Rule] = &[
     opaque("NonZero", JUMPS).facts(non_zero),
     // Comparisons and tests.
     opaque("Equal", TRUTH).facts(|c| compare(c, value::equal)).arithmetic(Arithmetic::Equal),
-    opaque("Greater", TRUTH).facts(|c| compare(c, value::greater)),
-    opaque("GreaterOrEqual", TRUTH).facts(|c| compare(c, value::greater_or_equal)),
+    opaque("Greater", TRUTH).facts(|c| compare(c, value::greater)).arithmetic(Arithmetic::Order),
+    opaque("GreaterOrEqual", TRUTH).facts(|c| compare(c, value::greater_or_equal)).arithmetic(Arithmetic::Order),
     opaque("IsAllFinite", TRUTH)
         .facts(|_| Ok(vec![tensor(Some(ElementType::Bool), Some(vec![]))]))
         .domain("com.microsoft"),
     opaque("IsInf", TRUTH).facts(predicate),
     opaque("IsNaN", TRUTH).facts(predicate),
-    opaque("Less", TRUTH).facts(|c| compare(c, value::less)),
-    opaque("LessOrEqual", TRUTH).facts(|c| compare(c, value::less_or_equal)),
+    opaque("Less", TRUTH).facts(|c| compare(c, value::less)).arithmetic(Arithmetic::Order),
+    opaque("LessOrEqual", TRUTH).facts(|c| compare(c, value::less_or_equal)).arithmetic(Arithmetic::Order),
     // Truth values and bits.
     opaque("And", DISCRETE).facts(|c| compare(c, value::and)),
     opaque("BitCast", BITS).facts(bit_cast),

@@ -159,6 +159,8 @@ pub enum Arithmetic {
     Within,
     /// Whether two inputs are equal.
     Equal,
+    /// Which of two inputs is larger.
+    Order,
 }
 
 /// Pairs of sizes of its inputs that an operator takes for equal, from its attributes and the shapes of its inputs.

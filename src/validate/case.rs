@@ -4,6 +4,7 @@ use super::engine::{Engine, Precision, Run, Trouble};
 use super::integers::Integers;
 use super::sizes::Sizes;
 use super::tensors::Tensors;
+use super::thresholds::Thresholds;
 use super::{Options, edit};
 use crate::onnx::file::load_external;
 use crate::onnx::inline::inline_functions;
@@ -32,6 +33,8 @@ pub struct Case<'a> {
     pub sizes: Sizes,
     /// What its integer inputs count.
     pub integers: Integers,
+    /// What some of its inputs are compared with.
+    pub thresholds: Thresholds,
     /// Whether it holds floating-point numbers of 16 bits.
     pub half: bool,
     /// The shapes of tensors whose rank is declared and follows from no node, without what is symbolic of them: a run
@@ -67,10 +70,23 @@ impl<'a> Case<'a> {
         let mut forward = model.clone();
         edit::prune(&mut forward, &outputs(&model, record));
         let integers = Integers::new(&forward, &sizes);
+        let thresholds = Thresholds::new(&forward);
         let claims = claims(&forward);
         let bfloat16 = uses(model.graph.as_ref(), ElementType::Bfloat16);
         let half = bfloat16 || uses(model.graph.as_ref(), ElementType::Float16);
-        Ok(Case { model, record, options, engine, sizes, integers, half, claims, typed: !bfloat16, deadline })
+        Ok(Case {
+            model,
+            record,
+            options,
+            engine,
+            sizes,
+            integers,
+            thresholds,
+            half,
+            claims,
+            typed: !bfloat16,
+            deadline,
+        })
     }
 
     /// The names of the gradients that there are.
@@ -86,6 +102,13 @@ impl<'a> Case<'a> {
     /// Whether all inputs are given, so that there are no others to try.
     pub fn is_given(&self) -> bool {
         edit::free_inputs(&self.model).all(|i| self.options.inputs.contains_key(i.name()))
+    }
+
+    /// Whether some input decides by its value what is computed.
+    pub fn takes_turns(&self) -> bool {
+        let turns = |e: ElementType| e == ElementType::Bool || e.is_integer();
+        let mut inputs = edit::free_inputs(&self.model);
+        inputs.any(|i| edit::element_type(i.r#type.as_ref()).is_some_and(turns) || self.thresholds.has(i.name()))
     }
 
     /// Whether the time that was given is over.

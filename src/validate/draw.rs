@@ -72,8 +72,8 @@ const SMALL: Floats = Floats::Both(0.001, 0.05);
 const TINY: Floats = Floats::Both(1e-4, 9e-3);
 
 /// The ways in which a first input is looked for that the model runs on. Small distinct sizes come first: they tell
-/// axes apart.
-pub fn attempts() -> Vec<Draw> {
+/// axes apart. `turns` says whether some input decides what is computed.
+pub fn attempts(turns: bool) -> Vec<Draw> {
     let scale = |first, next, distinct| Scale { first, next, distinct };
     let mut attempts = Vec::new();
     let small = scale(2, 3, true);
@@ -81,6 +81,9 @@ pub fn attempts() -> Vec<Draw> {
         for floats in [USUAL, POSITIVE] {
             attempts.push(Draw { scale: small, floats, whole, seed: 0 });
         }
+    }
+    for seed in if turns { 1..4 } else { 0..0 } {
+        attempts.push(Draw { scale: small, floats: USUAL, whole: Whole::Several, seed });
     }
     // Domains that are no half line: above 1, near zero, one input above another.
     for floats in [ABOVE_ONE, SMALL, Floats::Falling, Floats::Rising] {
@@ -217,10 +220,13 @@ pub fn make(case: &Case, sizes: &BTreeMap<String, i64>, draw: Draw) -> Result<Te
                 ensure!(low <= high, "input '{name}': no whole number lies in its range");
                 (0..count).map(|_| random.i64(low..=high) as f64).collect()
             }
-            (None, e) if e.is_float() => {
-                let floats = draw.floats.of(i, inputs);
-                (0..count).map(|_| float(&mut random, floats)).collect()
-            }
+            (None, e) if e.is_float() => match case.thresholds.range(name, draw.seed) {
+                Some((low, high)) => (0..count).map(|_| low + (high - low) * random.f64()).collect(),
+                None => {
+                    let floats = draw.floats.of(i, inputs);
+                    (0..count).map(|_| float(&mut random, floats)).collect()
+                }
+            },
             // A condition alone takes turns, so that both branches are visited, and with others every combination.
             (None, ElementType::Bool) if count == 1 && !matches!(draw.whole, Whole::Ones | Whole::Zeros) => {
                 vec![f64::from((draw.seed >> (i % 3)) & 1 == 0)]
@@ -351,18 +357,43 @@ fn integers(
     }
     if kind.counts {
         // Which number follows from the seed alone: inputs that confirm what one says have the same.
-        const TURNS: [i64; 8] = [0, 4, 9, 6, 8, 5, 10, 7];
-        let turn = TURNS[(draw.seed % 8) as usize];
+        const COUNTS: [i64; TURNS as usize] = [0, 4, 9, 6, 8, 5, 10, 7];
+        let turn = COUNTS[(draw.seed % TURNS) as usize];
         let number = |random: &mut fastrand::Rng| if draw.whole == Whole::Wide { turn } else { random.i64(1..4) };
         return (0..count).map(|_| number(random) as f64).collect();
     }
-    if !kind.choices.is_empty() {
-        let beside = |random: &mut fastrand::Rng| i64::from(draw.whole == Whole::Wide && random.bool());
-        let choice = |random: &mut fastrand::Rng| kind.choices[random.usize(0..kind.choices.len())] + beside(random);
-        return (0..count).map(|_| choice(random) as f64).collect();
+    if count == 1 && !(kind.choices.is_empty() && kind.near.is_empty()) {
+        return vec![chosen(kind, draw, random)];
     }
-    (0..count).map(|_| whole(random, draw.whole, false)).collect()
+    let value = |random: &mut fastrand::Rng| match (&*kind.choices, &*kind.near) {
+        ([], []) => whole(random, draw.whole, false),
+        // Half of them beside the bounds, the others anywhere.
+        ([], near) if random.bool() => (near[random.usize(0..near.len())].saturating_add(random.i64(-1..2))) as f64,
+        ([], _) => whole(random, draw.whole, false),
+        (choices, _) => {
+            let beside = i64::from(draw.whole == Whole::Wide && random.bool());
+            choices[random.usize(0..choices.len())].saturating_add(beside) as f64
+        }
+    };
+    (0..count).map(|_| value(random)).collect()
 }
+
+/// One number that decides what a model computes: in turn each of those that it is compared with, and those beside
+/// them. Which one follows from the seed alone, as with counts.
+fn chosen(kind: &Kind, draw: Draw, random: &mut fastrand::Rng) -> f64 {
+    let mut all: Vec<f64> = kind.choices.iter().map(|&v| v as f64).collect();
+    all.extend(kind.choices.iter().max().map(|&v| v.saturating_add(1) as f64));
+    if !kind.near.is_empty() {
+        all.push(whole(random, draw.whole, false));
+        for beside in [0, -1, 1] {
+            all.extend(kind.near.iter().map(|v| v.saturating_add(beside) as f64));
+        }
+    }
+    all[(draw.seed % TURNS) as usize % all.len()]
+}
+
+/// Seeds that differ by a multiple of this take the same turn: inputs that confirm what one says.
+const TURNS: u64 = 8;
 
 /// Places of several numbers each, every number below its bound; where they are written to, all differ if there are so
 /// many: each number goes through its values at its own pace.

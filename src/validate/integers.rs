@@ -21,8 +21,10 @@ pub struct Kind {
     pub tuples: Vec<Option<Dim>>,
     /// Whether they name places that are written to, and the axis along which those lie.
     pub written: Option<i64>,
-    /// Values that they are compared with.
+    /// Values that they are equal to, or not.
     pub choices: Vec<i64>,
+    /// Values that they are larger or smaller than.
+    pub near: Vec<i64>,
     /// Whether they are lengths, counts or numbers of trips: from one on.
     pub counts: bool,
 }
@@ -160,12 +162,18 @@ impl Walk<'_> {
         let single = |values: Option<Vec<i64>>| values.filter(|v| !v.is_empty());
         let largest = |values: &[i64]| values.iter().copied().max().unwrap_or(0);
         match arithmetic {
-            Arithmetic::Equal => {
+            Arithmetic::Equal | Arithmetic::Order => {
                 for (carried, values) in [(a, constant(1)), (b, constant(0))] {
                     let values = values.unwrap_or_default();
                     for c in carried.into_iter().filter(|c| c.scale != 0) {
-                        let choices = values.iter().take(MAX_CHOICES).map(|v| (v - c.offset) / c.scale);
-                        self.kinds.entry(c.input).or_default().choices.extend(choices);
+                        let compared = values.iter().take(MAX_CHOICES).map(|v| v.saturating_sub(c.offset) / c.scale);
+                        let kind = self.kinds.entry(c.input).or_default();
+                        let known = if arithmetic == Arithmetic::Equal { &mut kind.choices } else { &mut kind.near };
+                        for value in compared {
+                            if known.len() < MAX_CHOICES && !known.contains(&value) {
+                                known.push(value);
+                            }
+                        }
                     }
                 }
                 vec![]

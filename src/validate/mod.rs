@@ -22,6 +22,7 @@ mod run;
 mod sizes;
 mod slopes;
 pub(crate) mod tensors;
+mod thresholds;
 #[cfg(feature = "tract")]
 mod tract;
 mod verdict;
