@@ -59,6 +59,9 @@ pub struct Args {
     /// Validate in this process: what a crash of the engine takes with it
     #[arg(long, hide = true)]
     in_process: bool,
+    /// A validation with other seeds follows where these make gradients zero
+    #[arg(long, hide = true)]
+    reseeded: bool,
 }
 
 impl Args {
@@ -321,7 +324,8 @@ fn judged(args: &Args) -> Result<Evidence> {
 fn checks(args: &Args) -> Result<BTreeMap<String, Validation>> {
     let start = Instant::now();
     let Evidence { model, records, hints } = judged(args)?;
-    let options = args.engine.options(&model, args.seed)?.directions(args.directions).others(args.others);
+    let mut options = args.engine.options(&model, args.seed)?.directions(args.directions).others(args.others);
+    options.reseeded = args.reseeded;
     let folder = model.folder.as_deref();
     let say = |line: &Line| {
         // Where nobody reads, the process ends with its parent.
@@ -404,8 +408,8 @@ fn range(text: &str) -> Result<(String, (f64, f64))> {
 /// show what depends on a size, a sign or a mask. `check` looks at more.
 const FEW_OTHERS: usize = 8;
 
-/// Validates one call of a file that has just been written.
-pub fn after(path: &Path, call: &str, shapes: &ShapeArgs, engine: &EngineArgs) -> Result<Validation> {
+/// Validates one call of a file that has just been written; `reseeded` says whether that with other seeds follows.
+pub fn after(path: &Path, call: &str, shapes: &ShapeArgs, engine: &EngineArgs, reseeded: bool) -> Result<Validation> {
     let args = Args {
         model: path.to_owned(),
         call: Some(call.to_owned()),
@@ -417,6 +421,7 @@ pub fn after(path: &Path, call: &str, shapes: &ShapeArgs, engine: &EngineArgs) -
         engine: engine.clone(),
         json: true,
         in_process: false,
+        reseeded,
     };
     in_child(&args)?.remove(call).context("the validation has no result")
 }
@@ -431,6 +436,9 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
     command.arg("check").args(["--in-process", "--json", "--seed", &args.seed.to_string()]);
     command.args([format!("--directions={}", args.directions), format!("--others={}", args.others)]);
     command.args(args.shapes.arguments()).args(args.engine.arguments()).args(args.given.arguments());
+    if args.reseeded {
+        command.arg("--reseeded");
+    }
     if let Some(call) = &args.call {
         command.arg(format!("--call={call}"));
     }

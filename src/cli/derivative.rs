@@ -53,7 +53,7 @@ pub fn run_with(
     }
     let call = &derived.claim.name;
     let (warnings, validation) =
-        files.write_valid(call, &derived.model, whole.as_ref(), derived.warnings.clone(), || None)?;
+        files.write_valid(call, &derived.model, whole.as_ref(), derived.warnings.clone(), None)?;
     let json = files.json;
     let text = if json { as_json(&derived, &validation, &warnings) } else { as_text(&derived, &validation) };
     files.print(&text)?;

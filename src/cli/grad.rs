@@ -1,7 +1,7 @@
 //! `grad`: tf.gradients for a file.
 
 use super::options::{CallArgs, FileArgs};
-use super::running::{ensure_valid, report, summary};
+use super::running::{Reseeded, ensure_valid, report, summary};
 use super::table::Table;
 use crate::derivatives::{Kept, PerSample};
 use crate::memory::{Budget, Limit};
@@ -102,12 +102,13 @@ pub fn run(args: &Args) -> Result<()> {
     }
     output.warnings.extend(output.memory.as_ref().and_then(super::memory::warning));
     let call = &output.record.name;
+    let reseeded = || {
+        let reseeded = request.clone().seed_each(Seed::Input(None)).build(again.as_ref()?).ok()?;
+        Some((reseeded.record.name.clone(), reseeded.model))
+    };
+    let reseeded: Option<Reseeded> = if args.grad_ys.is_empty() { Some(&reseeded) } else { None };
     let (warnings, validation) =
-        args.files.write_valid(call, &output.model, whole.as_ref(), output.warnings.clone(), || {
-            let again = again.as_ref().filter(|_| args.grad_ys.is_empty())?;
-            let reseeded = request.clone().seed_each(Seed::Input(None)).build(again).ok()?;
-            Some((reseeded.record.name.clone(), reseeded.model))
-        })?;
+        args.files.write_valid(call, &output.model, whole.as_ref(), output.warnings.clone(), reseeded)?;
     let json = args.files.json;
     let text = if json { as_json(&output, &validation, &warnings) } else { as_text(&output, &validation) };
     args.files.print(&text)?;

@@ -2,7 +2,7 @@
 //! what they do with them: read, write, validate, print.
 
 use super::console::{self, Stream};
-use super::running::{RunArgs, failure};
+use super::running::{Reseeded, RunArgs, failure};
 use super::values::USUAL;
 use crate::Error;
 use crate::backward::read_functions;
@@ -199,7 +199,7 @@ impl FileArgs {
         model: &Model,
         whole: Option<&Model>,
         warnings: Vec<String>,
-        reseeded: impl FnOnce() -> Option<(String, Model)>,
+        reseeded: Option<Reseeded>,
     ) -> Result<(Vec<String>, Value)> {
         let validation = self.running.validation(call, whole.unwrap_or(model), USUAL, reseeded)?;
         if failure(&validation).is_some() {

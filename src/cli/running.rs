@@ -27,6 +27,9 @@ pub struct RunArgs {
     dim: Vec<(String, i64)>,
 }
 
+/// Makes a request once more, with random seeds: its name and its model.
+pub type Reseeded<'a> = &'a dyn Fn() -> Option<(String, Model)>;
+
 impl RunArgs {
     /// Whether what was made is to be run.
     pub fn validates(&self) -> bool {
@@ -64,13 +67,7 @@ impl RunArgs {
 
     /// What running a model shows of one request. What is run is a copy of what is written, before anybody else sees
     /// it. It takes so many seconds at most, where the user does not say how many.
-    pub fn validation(
-        &self,
-        call: &str,
-        model: &Model,
-        seconds: u64,
-        reseeded: impl FnOnce() -> Option<(String, Model)>,
-    ) -> Result<Value> {
+    pub fn validation(&self, call: &str, model: &Model, seconds: u64, reseeded: Option<Reseeded>) -> Result<Value> {
         if self.no_validate {
             return Ok(json!({ "status": "skipped", "reason": "--no-validate" }));
         }
@@ -78,34 +75,28 @@ impl RunArgs {
     }
 
     #[cfg(not(feature = "validate"))]
-    fn run_in_engine(&self, _: &str, _: &Model, _: u64, _: impl FnOnce() -> Option<(String, Model)>) -> Result<Value> {
+    fn run_in_engine(&self, _: &str, _: &Model, _: u64, _: Option<Reseeded>) -> Result<Value> {
         Ok(json!({ "status": "skipped", "reason": "this build is without an engine" }))
     }
 
     #[cfg(feature = "validate")]
-    fn run_in_engine(
-        &self,
-        call: &str,
-        model: &Model,
-        seconds: u64,
-        reseeded: impl FnOnce() -> Option<(String, Model)>,
-    ) -> Result<Value> {
+    fn run_in_engine(&self, call: &str, model: &Model, seconds: u64, reseeded: Option<Reseeded>) -> Result<Value> {
         use super::check;
         let engine = self.engine.within(seconds);
         engine.fits(model)?;
-        let run = |call: &str, model: &Model, engine: &check::EngineArgs| {
+        let run = |call: &str, model: &Model, engine: &check::EngineArgs, reseeded: bool| {
             let copy = check::temporary(model).context("no copy to run")?;
-            check::after(copy.path(), call, &self.shapes, engine)
+            check::after(copy.path(), call, &self.shapes, engine, reseeded)
         };
         let start = Instant::now();
-        let mut validation = match run(call, model, &engine) {
+        let mut validation = match run(call, model, &engine, reseeded.is_some()) {
             Ok(validation) => validation,
             Err(error) => return Ok(json!({ "status": "skipped", "reason": format!("{error:#}") })),
         };
         if validation.gradients.iter().any(|g| g.zero)
             && let Some(engine) = engine.after(start.elapsed())
-            && let Some((call, model)) = reseeded()
-            && let Ok(other) = run(&call, &model, &engine)
+            && let Some((call, model)) = reseeded.and_then(|reseeded| reseeded())
+            && let Ok(other) = run(&call, &model, &engine, false)
         {
             validation.complete(other);
         }

@@ -158,7 +158,7 @@ pub fn run(args: &Args) -> Result<()> {
     args.running.declare(&mut model)?;
     let artifacts = request(args, &model)?.build(&model)?;
     let (call, evidence) = (&artifacts.record.name, artifacts.evidence()?);
-    let validation = args.running.validation(call, &evidence, super::values::OF_A_STEP, || None)?;
+    let validation = args.running.validation(call, &evidence, super::values::OF_A_STEP, None)?;
     if failure(&validation).is_some() {
         let kept = format!("{} is not written; --no-validate writes it all the same", args.output.display());
         super::note(format_args!("warning: {kept}"));

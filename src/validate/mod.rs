@@ -78,6 +78,8 @@ pub struct Options {
     pub budget: Duration,
     /// What runs the model.
     pub engine: Engine,
+    /// Whether a validation with other seeds follows where these make gradients zero: it needs most of the time then.
+    pub(crate) reseeded: bool,
 }
 
 impl Default for Options {
@@ -92,6 +94,7 @@ impl Default for Options {
             closely: true,
             budget: Duration::from_secs(20),
             engine: Engine::default(),
+            reseeded: false,
         }
     }
 }

@@ -92,6 +92,8 @@ impl Validation {
             if here.zero && here.x == there.x && there.compared {
                 let note = "ones as seeds make it zero: compared with random seeds".to_owned();
                 *here = GradientCheck { gradient: here.gradient.clone(), note: Some(note), zero: false, ..there };
+            } else if here.zero && here.x == there.x {
+                here.note = there.note.map(|note| format!("{note}, with random seeds as with ones"));
             }
         }
         self.inputs = self.inputs.max(other.inputs);

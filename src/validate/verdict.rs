@@ -165,6 +165,8 @@ struct Verdict<'a> {
     /// How long it took to get to the first place: another is opened only where as much time is left, so that what has
     /// been compared is not lost with it.
     opening: Duration,
+    /// When to begin nothing more.
+    deadline: Instant,
 }
 
 /// Finds inputs, compares, and decides. `tell` hears of a gradient when it is compared for the first time, and when it
@@ -191,7 +193,8 @@ pub fn run(case: &Case, validation: &mut Validation, tell: Tell) -> Result<(), S
     let ledgers = case.record.gradients.iter().map(|_| Ledger::default()).collect();
     let opening = start.elapsed();
     let usual = place.point.draw.floats;
-    let mut verdict = Verdict { case, ledgers, checks: vec![], tell, random, start, usual, opening };
+    let deadline = case.deadline;
+    let mut verdict = Verdict { case, ledgers, checks: vec![], tell, random, start, usual, opening, deadline };
     verdict.main(&place, validation)?;
     if let Some(own) = own {
         for check in &mut validation.gradients {
@@ -199,7 +202,7 @@ pub fn run(case: &Case, validation: &mut Validation, tell: Tell) -> Result<(), S
             check.finite &= narrow.is_none_or(|t| t.is_finite());
         }
     }
-    validation.inputs = 1 + verdict.elsewhere(place.point.draw)?;
+    validation.inputs = 1 + verdict.further(&place)?;
     verdict.conclude(validation)
 }
 
@@ -247,7 +250,7 @@ impl Verdict<'_> {
 
     /// A share of the time.
     fn share(&self, share: f64) -> Duration {
-        self.case.deadline.saturating_duration_since(self.start).mul_f64(share)
+        self.deadline.saturating_duration_since(self.start).mul_f64(share)
     }
 
     /// How long another place takes to open, about: as much longer as its inputs hold more elements.
@@ -258,10 +261,21 @@ impl Verdict<'_> {
 
     /// Whether there is time for another place.
     fn can_open(&self) -> bool {
-        Instant::now() + self.opening < self.case.deadline
+        Instant::now() + self.opening < self.deadline
     }
 
-    /// Looks at the first place as closely as the time allows.
+    /// Whether the time is over.
+    fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    /// The gradients of which nothing is known yet.
+    fn unknown(&self) -> impl Iterator<Item = &Ledger> {
+        let claimed = self.case.record.gradients.iter().zip(&self.ledgers).filter(|(g, _)| g.name.is_some());
+        claimed.map(|(_, ledger)| ledger).filter(|ledger| ledger.is_open() && ledger.agreed == 0)
+    }
+
+    /// Compares all gradients at the first place.
     fn main(&mut self, place: &Place, validation: &mut Validation) -> Result<(), Stop> {
         for (check, ledger) in validation.gradients.iter_mut().zip(&mut self.ledgers) {
             let gradient = check.gradient.as_ref().and_then(|g| place.wide.value_of(g));
@@ -289,21 +303,43 @@ impl Verdict<'_> {
         self.checks.clone_from(&validation.gradients);
         let suspects = self.look(place, Look::Each)?;
         self.confirm(place.point.draw, suspects);
-        // What the engine refuses of single elements says nothing about what has been compared.
-        let suspects = self.elements(place, 0.5).unwrap_or_default();
-        self.confirm(place.point.draw, suspects);
         Ok(())
     }
 
-    /// Looks at other inputs, as long as there is time; returns how many.
-    fn elsewhere(&mut self, main: Draw) -> Result<usize, Stop> {
+    /// Looks more closely, and elsewhere: first for those gradients of which nothing is known yet. Returns at how many
+    /// other inputs.
+    fn further(&mut self, place: &Place) -> Result<usize, Stop> {
+        if self.case.options.reseeded && self.unknown().any(|ledger| ledger.zero > 0) {
+            // With other seeds more of them can be compared than at other inputs.
+            if self.ledgers.iter().all(|ledger| ledger.agreed == 0) {
+                return Ok(0);
+            }
+            self.deadline = self.start + self.share(0.5);
+        }
+        let unknown = self.unknown().next().is_some();
+        let visited = if unknown { self.elsewhere(place.point.draw, false)? } else { 0 };
+        // What the engine refuses of single elements says nothing about what has been compared.
+        let suspects = self.elements(place, 0.5).unwrap_or_default();
+        self.confirm(place.point.draw, suspects);
+        Ok(visited.max(self.elsewhere(place.point.draw, true)?))
+    }
+
+    /// Looks at other inputs, as long as there is time; returns at how many. If not closely, at few, until something is
+    /// known of every gradient.
+    fn elsewhere(&mut self, main: Draw, closely: bool) -> Result<usize, Stop> {
         let mut visited = 0;
         if self.case.is_given() {
             return Ok(0);
         }
         for (i, draws) in draw::others(main, self.case.sizes.are_free()).into_iter().enumerate() {
-            let over = self.has_used(if i < draw::IN_ANY_CASE { 0.9 } else { 0.5 }) || !self.can_open();
-            if visited >= self.case.options.others || over || !self.ledgers.iter().any(Ledger::is_open) {
+            let share = match i {
+                _ if !closely => 0.45,
+                ..draw::IN_ANY_CASE => 0.9,
+                _ => 0.5,
+            };
+            let over = self.has_used(share) || !self.can_open();
+            let done = !closely && (i >= draw::IN_ANY_CASE || self.unknown().next().is_none());
+            if visited >= self.case.options.others || over || done || !self.ledgers.iter().any(Ledger::is_open) {
                 break;
             }
             let quick = |draw: &Draw| i < draw::IN_ANY_CASE || self.costs(main, *draw) < self.share(QUICK);
@@ -314,7 +350,7 @@ impl Verdict<'_> {
             visited += 1;
             // What does not run beside this input says nothing about the others.
             let Ok(mut suspects) = self.look(&place, Look::Together) else { continue };
-            if suspects.is_empty() {
+            if closely && suspects.is_empty() {
                 suspects = self.elements(&place, 0.9).unwrap_or_default();
             }
             self.confirm(draw, suspects);
@@ -347,7 +383,8 @@ impl Verdict<'_> {
                 }
             };
             let late = self.has_used(if look == Look::Each { 0.35 } else { 0.95 });
-            if !alone || (late && self.ledgers[i].agreed > 0) || self.case.is_late() {
+            let zero = together[i] == Some(Outcome::Zero);
+            if !alone || zero || (late && self.ledgers[i].agreed > 0) || self.is_late() {
                 continue;
             }
             if let Some(suspect) = self.alone(&function, i, target, rounding)? {
@@ -408,17 +445,31 @@ impl Verdict<'_> {
             .filter(|&(i, _)| gradients[i].name.is_some() && names.insert(&gradients[i].x))
             .collect();
         let mut together: Vec<Option<Outcome>> = vec![None; targets.len()];
-        for group in groups(&joint).into_iter().filter(|group| group.len() > 1) {
+        let mut open = groups(&joint);
+        open.reverse();
+        while let Some(mut group) = open.pop() {
+            if group.len() < 2 || self.is_late() {
+                continue;
+            }
             let all: Vec<&Target> = group.iter().map(|&(_, target)| target).collect();
             let tolerance = Tolerance::Relative(rounding.bound());
             // Where it does not run at all, some x need not be valid beside its value: each alone says which.
             let outcome = function.compare(&alike(&all, &mut self.random), rounding, tolerance);
             let outcome = outcome.unwrap_or(Outcome::Rough);
             for &(i, target) in &group {
-                if matches!(outcome, Outcome::Agrees(_)) && target.typical() > 0.0 {
-                    self.take(i, outcome);
+                match outcome {
+                    Outcome::Agrees(_) if target.typical() > 0.0 => self.take(i, outcome),
+                    Outcome::Zero => self.take(i, outcome),
+                    _ => (),
                 }
                 together[i] = Some(outcome);
+            }
+            // There are fewer kinks along fewer xs, and one that is wrong, or not valid beside its value, hides not all.
+            let known = |&(i, _): &(usize, &Target)| self.ledgers[i].agreed > 0;
+            let clear = matches!(outcome, Outcome::Agrees(_) | Outcome::Zero) || group.iter().all(known);
+            if !clear && group.len() > 3 {
+                let rest = group.split_off(group.len() / 2);
+                open.extend([rest, group]);
             }
         }
         together
@@ -703,7 +754,7 @@ impl Verdict<'_> {
     fn conclude(self, validation: &mut Validation) -> Result<(), Stop> {
         let mut problems = Vec::new();
         let places = validation.inputs;
-        let late = self.case.is_late();
+        let late = self.is_late();
         for (check, ledger) in validation.gradients.iter_mut().zip(self.ledgers) {
             let note = ledger.note.or_else(|| ledger.doubted.then(|| DOUBT.to_owned()));
             check.compared = ledger.agreed > 0 && note.is_none();
@@ -723,7 +774,11 @@ impl Verdict<'_> {
                     (0, 0, 0) if late => "the time was over".to_owned(),
                     (0, 0, 0) => "it was not reached".to_owned(),
                     (zero, hidden, rough) if zero >= hidden.max(rough) => {
-                        format!("it is zero, or as small as rounding, at each of the {places} inputs that were tried")
+                        let tried = match places {
+                            1 => "the input that was tried".to_owned(),
+                            n => format!("each of the {n} inputs that were tried"),
+                        };
+                        format!("it is zero, or as small as rounding, at {tried}")
                     }
                     (_, hidden, rough) if hidden >= rough => "rounding hides the slope".to_owned(),
                     _ => "the function is not smooth here".to_owned(),
