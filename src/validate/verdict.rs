@@ -464,7 +464,7 @@ impl Verdict<'_> {
                 }
                 together[i] = Some(outcome);
             }
-            // There are fewer kinks along fewer xs, and one that is wrong, or not valid beside its value, hides not all.
+            // There are fewer kinks along fewer xs, and one that is wrong hides not all.
             let known = |&(i, _): &(usize, &Target)| self.ledgers[i].agreed > 0;
             let clear = matches!(outcome, Outcome::Agrees(_) | Outcome::Zero) || group.iter().all(known);
             if !clear && group.len() > 3 {
