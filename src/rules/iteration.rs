@@ -19,7 +19,7 @@ use crate::onnx::ElementType;
 use anyhow::Result;
 use batched::batched_scan;
 use body::{Body, scan_body};
-use record::{loop_record, scan_record};
+use record::{loop_record, scan_record, stacks, states_at};
 
 /// The rows.
 pub const RULES: &[Rule] = &[
@@ -175,10 +175,12 @@ fn loop_<'g>(c: &Call<'g>) -> Result<Cotangents<'g>> {
         return Ok(c.cotangents());
     }
     reverse.ports.close(c, None)?;
-    let needed = reverse.needed();
+    let (needed, again): (Vec<usize>, Vec<usize>) = reverse.needed().into_iter().partition(|&s| stacks(c, &body, s));
     let (trips, recorded) = loop_record(c, &body, &needed)?;
     reverse.read_from(&needed, recorded);
-    reverse.ports.repeat_backward(c, trips)?;
+    let before: Vec<Port> = again.iter().map(|&s| reverse.before[s]).collect();
+    let at = |trip| Ok(before.into_iter().zip(states_at(c, &body, &again, trip)?).collect());
+    reverse.ports.repeat_backward(c, trips, at)?;
     Ok(reverse.cotangents(c, &body))
 }
 

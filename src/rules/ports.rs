@@ -196,11 +196,16 @@ impl<'g> Ports<'g> {
     }
 
     /// Writes the finished body as a Loop from the last of so many trips to the first: what is given is the number of
-    /// the trip, what is read is read at it.
+    /// the trip, what is read is read at it, or what `at` makes of the number, for ports of which nothing else is said.
     ///
     /// # Errors
-    /// What the body computes again is random.
-    pub fn repeat_backward(&mut self, c: &Call<'g>, trips: Expr<'g>) -> Result<()> {
+    /// What the body computes again is random; what `at` fails with.
+    pub fn repeat_backward(
+        &mut self,
+        c: &Call<'g>,
+        trips: Expr<'g>,
+        at: impl FnOnce(Expr<'g>) -> Result<Vec<(Port, Expr<'g>)>>,
+    ) -> Result<()> {
         let b = self.builder;
         let last = trips - 1;
         let scalar = |element| Fact::tensor(Some(element), Some([].into()));
@@ -209,10 +214,16 @@ impl<'g> Ports<'g> {
         let outputs = b.within(scope, || {
             let i = last - inputs[0];
             let given = self.of(Kind::Given).map(|e| as_declared(i, e.inside));
-            let read: Vec<_> = self.outside(Kind::Read).into_iter().map(|all| all.gather(i, 0)).collect();
+            let made: Vec<(ValueId, Expr<'g>)> =
+                at(i)?.into_iter().map(|(port, e)| (self.inside(port).id(), e)).collect();
+            let missing = || b.fail(anyhow!("what an iteration takes is not known"));
+            let read = self.of(Kind::Read).map(|e| match e.outside {
+                Some(all) => all.gather(i, 0),
+                None => made.iter().find(|(id, _)| *id == e.inside.id()).map_or_else(missing, |(_, e)| *e),
+            });
             let arguments: Vec<_> = given.chain(inputs[2..].iter().copied()).chain(read).collect();
-            [vec![inputs[1]], b.splice(self.scope, &arguments).0].concat()
-        });
+            anyhow::Ok([vec![inputs[1]], b.splice(self.scope, &arguments).0].concat())
+        })?;
         close(c, scope, &outputs, inputs.len())?;
         self.set_results(b.loop_(Some(trips), None, &self.outside(Kind::Carried), scope));
         Ok(())

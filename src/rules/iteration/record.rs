@@ -7,17 +7,25 @@ use crate::rules::Call;
 use crate::rules::ports::{Port, Ports};
 use anyhow::{Context, Result, ensure};
 
-/// A second forward run as it is written: the ports of the states, and of what is stacked of them.
+/// A second forward run as it is written: the ports of what goes into the body.
 struct Again<'g> {
     ports: Ports<'g>,
     given: Vec<Port>,
+    states: Vec<Port>,
     slices: Vec<Port>,
-    stacked: Vec<Port>,
 }
 
-/// Runs the body again and stacks the `needed` states at the beginning of each iteration. Only the states that these
-/// depend on are carried, or that the `condition` does, if it is to be computed again.
-fn again<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], condition: bool, last_first: bool) -> Result<Again<'g>> {
+impl Again<'_> {
+    /// Stacks states at the beginning of each iteration.
+    fn stack(&mut self, states: &[usize], last_first: bool) -> Vec<Port> {
+        let ports = &mut self.ports;
+        states.iter().map(|&s| ports.stacked(ports.inside(self.states[s]), (0, last_first))).collect()
+    }
+}
+
+/// Runs the body again for the `needed` states. Only those that these depend on are carried, or that the `condition`
+/// does, if it is to be computed again.
+fn again<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], condition: bool) -> Result<Again<'g>> {
     let mut ports = Ports::open(c.builder());
     let given: Vec<Port> = body.inputs[..body.first.0].iter().map(|x| ports.given(x.fact())).collect();
     let state = |s: usize| ports.carried(body.state_input(s).fact(), c.input(body.first.0 + s));
@@ -33,8 +41,25 @@ fn again<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], condition: bool, l
         ports.hand_on(port, if condition { outputs[0] } else { ports.inside(port) });
     }
     carried.iter().for_each(|&s| ports.hand_on(states[s], outputs[body.first.1 + s]));
-    let stacked = needed.iter().map(|&s| ports.stacked(ports.inside(states[s]), (0, last_first))).collect();
-    Ok(Again { ports, given, slices, stacked })
+    Ok(Again { ports, given, states, slices })
+}
+
+/// Whether the values of a state can be stacked: it is a tensor.
+pub fn stacks(c: &Call<'_>, body: &Body<'_>, s: usize) -> bool {
+    c.input(body.first.0 + s).fact().container == Container::Tensor
+}
+
+/// States of a Loop at the beginning of a trip: all trips before it are run again. For sequences, of which nothing can
+/// be stacked.
+pub fn states_at<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], trip: Expr<'g>) -> Result<Vec<Expr<'g>>> {
+    if needed.is_empty() {
+        return Ok(vec![]);
+    }
+    let mut again = again(c, body, needed, false)?;
+    again.ports.close(c, None)?;
+    again.ports.repeat(Some(trip), None);
+    let state = |&s: &usize| again.ports.result(again.states[s]).context("a state that is not carried");
+    needed.iter().map(state).collect()
 }
 
 /// How many trips the Loop has made, and the needed states at the beginning of each.
@@ -46,16 +71,17 @@ pub fn loop_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize]) -> Resul
         return Ok((trips, vec![]));
     }
     needed.iter().try_for_each(|&s| keeps_shape(c, body, s))?;
-    let mut again = again(c, body, needed, trips.is_none(), false)?;
+    let mut again = again(c, body, needed, trips.is_none())?;
+    let mut stacked = again.stack(needed, false);
     if needed.is_empty() {
-        again.stacked.push(again.ports.stacked(again.ports.inside(again.given[0]), (0, false)));
+        stacked.push(again.ports.stacked(again.ports.inside(again.given[0]), (0, false)));
     }
     again.ports.close(c, None)?;
     match trips {
         Some(trips) => again.ports.repeat(Some(trips), None),
         None => again.ports.repeat(c.opt(0), c.opt(1)),
     }
-    let recorded: Vec<_> = again.stacked.iter().map(|&p| again.ports.all(p)).collect();
+    let recorded: Vec<_> = stacked.iter().map(|&p| again.ports.all(p)).collect();
     let trips = trips.or_else(|| Some(recorded.first()?.dim(0))).context("the number of trips is not known")?;
     Ok((trips, if needed.is_empty() { vec![] } else { recorded }))
 }
@@ -66,10 +92,11 @@ pub fn scan_record<'g>(c: &Call<'g>, body: &Body<'g>, needed: &[usize], flip: bo
     if needed.is_empty() {
         return Ok(vec![]);
     }
-    let mut again = again(c, body, needed, false, flip)?;
+    let mut again = again(c, body, needed, false)?;
+    let stacked = again.stack(needed, flip);
     again.ports.close(c, again.slices.first().copied())?;
     again.ports.scan();
-    Ok(again.stacked.iter().map(|&p| again.ports.all(p)).collect())
+    Ok(stacked.iter().map(|&p| again.ports.all(p)).collect())
 }
 
 /// The number of trips of a Loop that never ends early.
@@ -94,17 +121,13 @@ fn counted<'g>(c: &Call<'g>, body: &Body<'g>) -> Option<Expr<'g>> {
     (handed_on || sure(condition)).then(|| limit.reshape_to(&[]).max(b.int(0)))
 }
 
-/// What is recorded is stacked: a state must be a tensor that keeps its shape.
+/// What is recorded is stacked: a tensor must keep its shape.
 fn keeps_shape<'g>(c: &Call<'g>, body: &Body<'g>, s: usize) -> Result<()> {
     let graph = c.builder().graph();
     let (before, after) = (c.input(body.first.0 + s), body.state_output(s));
     let (before, after) = (graph.fact(before.id()), graph.fact(after));
     let name = graph.value(body.state_input(s).id()).name.clone();
     let name = name.as_deref().unwrap_or_default();
-    ensure!(
-        before.container == Container::Tensor,
-        "carried state '{name}' is no tensor, and its values are needed for the gradient"
-    );
     let differ = |(&a, &b): (&Dim, &Dim)| graph.dims.sub(a, b).known().is_some_and(|d| d != 0);
     let inside = graph.fact(body.state_input(s).id());
     let grows = |a: &Fact, b: &Fact| match (&a.shape, &b.shape) {
