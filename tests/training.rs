@@ -294,6 +294,27 @@ fn the_last_operator_is_followed_through_what_moves_elements() {
         assert!(ends.manifest.decisions.iter().any(|d| d.contains("computed from what goes into its Softmax")));
         assert_eq!(loss(&ends, labels()), loss(&built(opset, &logits, "cross-entropy,axis=1").unwrap(), labels()));
     }
+    // A softmax that is spelled out, its sum laid along the powers in one way or another.
+    let plain = built(17, &format!("g {head}> {{ y = Mul (x, w) }}"), "cross-entropy,axis=2").unwrap();
+    for (keepdims, divided) in
+        [(1, "y = Div (e, s)"), (0, "r = Reshape (s, wide) b = Expand (r, whole) y = Div (e, b)")]
+    {
+        let spelled = format!(
+            "g {head}, int64[1] last = {{-1}}, int64[3] wide = {{-1, 3, 1}}, int64[3] whole = {{1, 3, 2}}> {{
+                h = Mul (x, w)
+                m = ReduceMax <axes = [2], keepdims = 1> (h)
+                d = Sub (h, m)
+                e = Exp (d)
+                s = ReduceSum <keepdims = {keepdims}> (e, last)
+                {divided}
+            }}"
+        );
+        let spelled = built(17, &spelled, "cross-entropy").unwrap();
+        let said = spelled.manifest.decisions.join("\n");
+        assert!(said.contains("computed from what goes into its Exp"), "{said}");
+        let labels = || ints(&[2, 3], &[0, 1, 1, 0, 1, 0]);
+        assert!((loss(&spelled, labels()) - loss(&plain, labels())).abs() < 1e-12);
+    }
     let reshaped = format!(
         "g {head}, int64[3] s = {{-1, 3, 2}}, int64[2] f = {{-1, 2}}> {{ h = Mul (x, w) t = Reshape (h, f) p = LogSoftmax (t) y = Reshape (p, s) }}"
     );

@@ -100,7 +100,7 @@ pub const RULES: &[Rule] = &[
     .attributes("min max")
     .note("dy at the bounds"),
     // Exponentials and logarithms.
-    rule("Exp", "dx = dy y", &[Unary(|_x, y, dy| dy * y)]).parametrizes(),
+    rule("Exp", "dx = dy y", &[Unary(|_x, y, dy| dy * y)]).parametrizes().gives(Gives::Powers),
     rule("Log", "dx = dy / x", &[Unary(|x, _y, dy| dy / x)]).poles(Poles::Somewhere),
     rule("Sqrt", "dx = dy / 2y", &[Unary(sqrt)]).values(value::sqrt).note("infinite at 0, but 0 where dy is"),
     rule("Erf", "dx = dy 2/√π e^(-x²)", &[Unary(|x, _y, dy| dy * (FRAC_2_SQRT_PI * (-(x * x)).exp()))]),

@@ -126,6 +126,8 @@ pub enum Gives {
     AlongAxis,
     /// Probabilities, or logarithms, as for [`Gives::AlongAxis`], over all axes from that one on.
     FromAxis,
+    /// Powers of e: divided by their sum they are probabilities, and the softmax is spelled out.
+    Powers,
 }
 
 /// What stands around an operator that has a matrix of integers for a weight, rows and columns.

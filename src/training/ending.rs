@@ -1,9 +1,9 @@
 //! Where a model ends in a Softmax or Sigmoid that a loss has in it already: the tensor to compute the loss from.
 
 use crate::expr::{Builder, Expr, normalize_axis};
-use crate::graph::{Dim, Graph, IdMap, Node, NodeId, ValueId};
+use crate::graph::{Dim, Graph, IdMap, Node, NodeId, Poles, ValueId};
 use crate::onnx::attribute;
-use crate::rules::properties::{Gives, Moves};
+use crate::rules::properties::{Arithmetic, Gives, Moves};
 use crate::rules::{self, Rule};
 use anyhow::{Context, Result};
 use std::rc::Rc;
@@ -52,12 +52,22 @@ pub fn find<'g>(builder: &'g Builder, (name, id): (&str, ValueId), of: Domain) -
             return Ok(None);
         };
         let rule = rules::find("", &node.op_type, builder.graph().opset(""));
+        if let Some((op, power, axis)) = spelled_out(builder, &node).filter(|_| ends(Gives::AlongAxis)) {
+            moves.reverse();
+            // An axis that cannot be followed is one that the loss looks for by itself.
+            let axis = followed(builder, axis, &moves);
+            let mut map = IdMap::from_iter([(value, power)]);
+            builder.copy_all(&moves, &mut map);
+            return Ok(Some(Ending { x: builder.expr(*map.get(&id).unwrap_or(&power)), op, axis }));
+        }
         if let Some(gives) = rule.map(|r| r.gives).filter(|&gives| ends(gives)) {
             moves.reverse();
             let op = node.op_type.clone();
+            let sizes = || Some(builder.graph().fact(input).shape.clone()?.to_vec());
+            let axis = || followed(builder, normalized(&node, gives, &sizes()?)?, &moves);
             let axis = match gives {
                 Gives::Chances => None,
-                _ => Some(followed(builder, &node, gives, &moves).with_context(|| {
+                _ => Some(axis().with_context(|| {
                     format!(
                         "'{name}' comes from a {op} that normalizes no single axis of it: name the tensor that goes into the {op} as the loss's output"
                     )
@@ -77,11 +87,38 @@ pub fn find<'g>(builder: &'g Builder, (name, id): (&str, ValueId), of: Domain) -
     }
 }
 
+/// Of a softmax that is spelled out, exp(x) / Σ exp(x), whose division this is: the operator of the powers, x, and the
+/// axis that is summed.
+fn spelled_out(builder: &Builder, division: &Node) -> Option<(Rc<str>, ValueId, usize)> {
+    let graph = builder.graph();
+    let rule = |node: &Node| rules::find("", &node.op_type, graph.opset("")).filter(|_| node.domain.is_empty());
+    let &[Some(powers), Some(divisor)] = division.inputs.as_slice() else { return None };
+    rule(division).filter(|r| r.arithmetic == Arithmetic::Within && r.poles == Poles::Divided)?;
+    let power = graph.node(graph.producer(powers)?.0);
+    rule(power).filter(|r| r.gives == Gives::Powers)?;
+    let (rank, of_sum) = (graph.fact(powers).rank()?, graph.fact(divisor).rank()?);
+    // The sum is laid along the powers again.
+    let mut value = divisor;
+    let sum = loop {
+        let node = graph.node(graph.producer(value)?.0);
+        match rule(node)? {
+            r if r.sums => break node,
+            r if matches!(r.moves, Moves::InOrder | Moves::Parts) => value = node.inputs.first().copied().flatten()?,
+            _ => return None,
+        }
+    };
+    let listed = |v: &Option<ValueId>| builder.expr((*v)?).ints();
+    let axes = attribute::get_ints(&sum.attributes, "axes").map(<[i64]>::to_vec);
+    let axes = axes.or_else(|| sum.inputs.get(1).and_then(listed))?;
+    let &[axis] = axes.as_slice() else { return None };
+    let whole = rank == of_sum && sum.inputs.first() == Some(&Some(powers));
+    let axis = normalize_axis(axis, rank).ok().filter(|_| whole)?;
+    Some((power.op_type.clone(), power.inputs.first().copied().flatten()?, axis))
+}
+
 /// The axis that a softmax normalizes, behind operators that move elements.
-fn followed(builder: &Builder, softmax: &Node, gives: Gives, moves: &[NodeId]) -> Option<usize> {
+fn followed(builder: &Builder, mut axis: usize, moves: &[NodeId]) -> Option<usize> {
     let shape = |value: Option<ValueId>| Some(builder.graph().fact(value?).shape.clone()?.to_vec());
-    let sizes = shape(*softmax.inputs.first()?)?;
-    let mut axis = normalized(softmax, gives, &sizes)?;
     for &id in moves {
         let node = builder.graph().node(id).clone();
         let (before, after) = (shape(*node.inputs.first()?)?, shape(*node.outputs.first()?)?);

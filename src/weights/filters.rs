@@ -153,9 +153,8 @@ fn solved(mut rows: [[f64; 4]; 3]) -> Option<[f64; 3]> {
         }
         for i in k + 1..3 {
             let factor = rows[i][k] / pivot;
-            for j in k..4 {
-                rows[i][j] -= factor * rows[k][j];
-            }
+            let above = rows[k];
+            rows[i].iter_mut().zip(above).skip(k).for_each(|(v, a)| *v -= factor * a);
         }
     }
     let z = -rows[2][3] / rows[2][2];
@@ -188,7 +187,8 @@ mod tests {
 
     #[test]
     fn transforms_are_waves_along_either_axis() {
-        let wave = |k: usize, n: usize| (TAU * (k * n) as f64 / 32.0 + if k % 2 == 0 { 0.0 } else { 0.25 }).cos();
+        let wave =
+            |k: usize, n: usize| (TAU * (k * n) as f64 / 32.0 + if k.is_multiple_of(2) { 0.0 } else { 0.25 }).cos();
         let rows = rounded((0..17 * 32).map(|i| wave(i / 32, i % 32)));
         assert!(are_waves(&[17, 1, 32], &rows));
         let columns = rounded((0..32 * 17).map(|i| wave(i % 17, i / 17) * hann(i / 17, 32)));
