@@ -448,7 +448,7 @@ impl Verdict<'_> {
         let mut open = groups(&joint);
         open.reverse();
         while let Some(mut group) = open.pop() {
-            if group.len() < 2 || self.is_late() {
+            if group.len() < 2 {
                 continue;
             }
             let all: Vec<&Target> = group.iter().map(|&(_, target)| target).collect();
@@ -467,7 +467,7 @@ impl Verdict<'_> {
             // There are fewer kinks along fewer xs, and one that is wrong hides not all.
             let known = |&(i, _): &(usize, &Target)| self.ledgers[i].agreed > 0;
             let clear = matches!(outcome, Outcome::Agrees(_) | Outcome::Zero) || group.iter().all(known);
-            if !clear && group.len() > 3 {
+            if !clear && group.len() > 3 && !self.is_late() {
                 let rest = group.split_off(group.len() / 2);
                 open.extend([rest, group]);
             }
