@@ -535,3 +535,38 @@ fn ranks_of_many_unknown_inputs_are_not_looked_for_one_by_one() {
     // Looked at one by one it is ten looks at 6,000 inputs for each of them: minutes in a debug build.
     assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }
+
+/// What fails around a body is an error, whatever is tried out for the nodes in it: ranks that only the run knows.
+#[test]
+fn what_has_failed_is_not_hidden_by_what_is_tried_out() {
+    for node in [
+        "com.microsoft.BiasSoftmax<axis = 3, is_inner_broadcast = 1>(x, bias)",
+        "DequantizeLinear(q, bias)",
+        "Mul(x, bias)",
+        "LayerNormalization(x, bias)",
+    ] {
+        // An If without its condition, of which a branch takes a tensor of unknown rank.
+        let graph = format!(
+            "g (float[2,3,2,4] x, float w, int8[2,3] q) => (y) {{ bias = o.Unknown(w) b = Mul(w, bias)
+            y = If<then_branch = t () => (v) {{ v = {} }}, else_branch = e () => (u) {{ u = o.Unknown(x) }}>() }}",
+            node.replace("bias)", "b)")
+        );
+        let imports = "[\"\": 17, \"com.microsoft\": 1, \"o\": 1]";
+        let model = Model::from(text::parse(&format!("<ir_version: 8, opset_import: {imports}> {graph}")).unwrap());
+        for x in ["x", "bias"] {
+            if let Ok(written) = Gradients::new([Wanted::from("y")], [Wanted::from(x)]).build(&model) {
+                let loaded = onnx_gradients::internals::load(&written.model.proto);
+                assert!(loaded.is_ok(), "{node}: {}", loaded.map(|_| ()).unwrap_err());
+            }
+        }
+    }
+    // The smallest model that was written and could not be read.
+    let graph = "g (float[2,3,2,4] x, float[4] w, int64 n, uint8 z) => (y) {
+        bias = o.Unknown(w) y = If<then_branch = t () => (v) {
+            v = com.microsoft.BiasSoftmax<axis = 4, is_inner_broadcast = 1>(x, bias)
+        }, else_branch = e () => (u) { u, i = TopK<axis = 0>(z, n) }>() }";
+    let imports = "[\"\": 17, \"com.microsoft\": 1, \"o\": 1]";
+    let model = Model::from(text::parse(&format!("<ir_version: 8, opset_import: {imports}> {graph}")).unwrap());
+    let error = Gradients::new([Wanted::from("y")], [Wanted::from("x")]).build(&model).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("input 0 is missing"), "{error}");
+}

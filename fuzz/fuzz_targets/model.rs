@@ -110,7 +110,13 @@ fn process(bytes: &[u8]) -> anyhow::Result<()> {
             let again = read_back(&derived.model);
             // What the file has claimed before may be a lie.
             if evidence(&model).is_ok() {
-                evidence(&again).expect("what it claims can be checked");
+                // A check may take operators that the derivative itself does not: of a newer opset.
+                let old = |error: &Error| error.to_string().contains("needs opset");
+                if let Err(error) = evidence(&again)
+                    && !old(&error)
+                {
+                    panic!("what it claims can be checked: {error}");
+                }
             }
         }
         _ => {

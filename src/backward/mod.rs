@@ -110,6 +110,11 @@ impl<'g> Pass<'g> {
             let node = self.builder.graph().node(id).clone();
             let outside = self.builder.set_forward(Some(self.origin(id)));
             let flows = self.take_outputs(&node, &mut arrived, &wanted_xs);
+            // What has failed before, around this pass or in a sum, is no fault of this node, and nothing that is tried
+            // out for it must hide that.
+            if let Some(error) = self.builder.take_error() {
+                return Err(error);
+            }
             for (value, flow) in self.backward(id, &node, &flows, &live)? {
                 arrived.entry(value).or_default().push(flow, self.aggregation);
             }
