@@ -18,6 +18,8 @@ mod reduction;
 mod resampling;
 
 pub use array::{Array, Element, broadcast, each_index};
+#[cfg(test)]
+pub use linear::product;
 
 use crate::onnx::{ElementType, NodeProto, attribute};
 use anyhow::{Context, Result};

@@ -1,8 +1,8 @@
 //! The kernels as operators of tract: those that it lacks, computes wrongly, or has in float32 only.
 
-use super::control;
 use super::convert::{datum_type, element_type, sized, values};
 use super::operator::{Built, operator};
+use super::{control, dense};
 use crate::onnx::proto::attribute_proto;
 use crate::onnx::{ElementType, NodeProto, attribute, canonical_domain};
 use crate::validate::kernels::{self, Array, Call, Element, Row};
@@ -97,6 +97,20 @@ pub fn register(operators: &mut OnnxOpRegister, double: bool) {
             Some(When::Double) if !double => (),
             _ => operators.insert(row.op, build),
         }
+    }
+    for op in PRODUCTS {
+        operators.insert(op, if double { product::<true> } else { product::<false> });
+    }
+}
+
+/// What is a product of matrices in the end.
+const PRODUCTS: [&str; 3] = ["Conv", "Gemm", "MatMul"];
+
+fn product<const DOUBLE: bool>(context: &ParsingContext, node: &pb::NodeProto) -> Built {
+    let built = build(context, node)?;
+    match canonical_domain(&node.domain) {
+        "" => dense::product(&plain(node)?, DOUBLE, built),
+        _ => Ok(built),
     }
 }
 

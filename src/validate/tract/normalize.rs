@@ -8,6 +8,7 @@ use crate::onnx::proto::{tensor_shape_proto, type_proto};
 use crate::onnx::{CONSTANT, ElementType, GraphProto, ModelProto, NodeProto, TypeProto, attribute, canonical_domain};
 use crate::rules::OPERATORS;
 use crate::validate::edit::filling;
+use crate::validate::engine::Precision;
 use crate::validate::kernels;
 use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
@@ -17,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 ///
 /// # Errors
 /// Sparse tensors whose parts contradict each other.
-pub fn normalize(model: &ModelProto) -> Result<ModelProto> {
+pub fn normalize(model: &ModelProto, precision: Precision) -> Result<ModelProto> {
     let mut copy = model.clone();
     copy.metadata_props.clear();
     copy.training_info.clear();
@@ -27,9 +28,11 @@ pub fn normalize(model: &ModelProto) -> Result<ModelProto> {
         constant_integers(graph, &mut integers);
         mark_computed(graph, &integers);
     }
-    let said_otherwise = |node: &NodeProto| node.is("Gemm") || crops(node, &integers);
+    // In float64 it is computed by ourselves (`dense.rs`).
+    let is_gemm = |node: &NodeProto| precision == Precision::Own && node.is("Gemm");
+    let said_otherwise = |node: &NodeProto| is_gemm(node) || crops(node, &integers);
     if copy.graph.as_ref().is_some_and(|graph| holds(graph, &said_otherwise)) {
-        let rewrite = Rewrite::new("tract").nodes(|n| n.is("Gemm"), gemm).nodes(|n| crops(n, &integers), crop_first);
+        let rewrite = Rewrite::new("tract").nodes(is_gemm, gemm).nodes(|n| crops(n, &integers), crop_first);
         rewrite.apply(&mut copy, OPERATORS)?;
     }
     Ok(copy)
