@@ -3,6 +3,7 @@
 
 mod control;
 mod convert;
+mod dense;
 mod kernels;
 mod normalize;
 mod operator;
@@ -49,7 +50,10 @@ impl Engine for Tract {
 impl Run for Plan {
     fn run(&self, feeds: &Tensors) -> Result<Tensors, Trouble> {
         match (self.run_plan(&self.plan, feeds), &self.unanalysed) {
-            (Err(trouble), Some(plan)) => self.run_plan(plan, feeds).map_err(|_| trouble),
+            // What memory does not suffice for is not tried twice.
+            (Err(trouble), Some(plan)) if !matches!(trouble, Trouble::OutOfMemory) => {
+                self.run_plan(plan, feeds).map_err(|_| trouble)
+            }
             (result, _) => result,
         }
     }
@@ -57,7 +61,8 @@ impl Run for Plan {
 
 impl Plan {
     fn new(model: &ModelProto, feeds: &Tensors, precision: Precision) -> Result<Plan, Trouble> {
-        let copy = normalize::normalize(model)?;
+        let ordered = in_order(model);
+        let (model, copy) = (&ordered, normalize::normalize(&ordered, precision)?);
         let mut onnx = tract_onnx::onnx().with_ignore_value_info(true);
         kernels::register(&mut onnx.op_register, precision == Precision::Double);
         let missing = normalize::unsupported(&copy, &|op| onnx.op_register.0.contains_key(op));
@@ -87,14 +92,17 @@ impl Plan {
                     .set_input_fact(i, InferenceFact::dt_shape(datum_type(tensor.element())?, tensor.dims()))
                     .map_err(shown)?;
             }
-            let unanalysed = SimplePlan::new(model.clone()).ok();
+            // Each output in turn with what it needs: tract's own search for an order that holds little waits with what
+            // takes a constant, and takes time that grows with the square of the nodes.
+            let options = RunOptions { skip_order_opt_ram: true, ..RunOptions::default() };
+            let unanalysed = SimplePlan::new_with_options(model.clone(), &options).ok();
             let analysed = catch_unwind(AssertUnwindSafe(|| {
                 // Its error is not the model's: nodes that need no more than concrete inputs run all the same.
                 let _ = model.analyse(true);
                 model
             }));
             let plan = match analysed {
-                Ok(model) => SimplePlan::new(model).map_err(shown).ok(),
+                Ok(model) => SimplePlan::new_with_options(model, &options).map_err(shown).ok(),
                 Err(_) => None,
             };
             Ok((plan, unanalysed))
@@ -132,6 +140,17 @@ impl Plan {
         fed.insert(name.to_owned(), (tensor.clone(), converted.clone()));
         Ok(converted)
     }
+}
+
+/// The model with its outputs in the order in which they are computed: what is computed for one of them and for none
+/// of those behind it goes early.
+fn in_order(model: &ModelProto) -> ModelProto {
+    let mut model = model.clone();
+    let Some(graph) = &mut model.graph else { return model };
+    let nodes = graph.node.iter().enumerate();
+    let places: HashMap<&str, usize> = nodes.flat_map(|(i, n)| n.output.iter().map(move |o| (o.as_str(), i))).collect();
+    graph.output.sort_by_key(|o| places.get(o.name()).copied());
+    model
 }
 
 thread_local! {
