@@ -3,7 +3,7 @@
 use super::case::Case;
 use super::edit;
 use super::integers::Kind;
-use super::sizes::Scale;
+use super::sizes::{Scale, Sizes};
 use super::tensors::{self, Tensor, Tensors};
 use crate::onnx::ElementType;
 use crate::onnx::proto::tensor_shape_proto;
@@ -71,12 +71,24 @@ const ABOVE_ONE: Floats = Floats::Positive(1.05, 8.0);
 const SMALL: Floats = Floats::Both(0.001, 0.05);
 const TINY: Floats = Floats::Both(1e-4, 9e-3);
 
+/// A model whose tensors have more elements together is costly: its first input has a batch of 1, and it is run on no
+/// input at which they have even more.
+const COSTLY: usize = 1 << 27;
+
+/// Whether a model is costly at these sizes, and more so than at others.
+pub fn is_too_costly(sizes: &Sizes, scale: Scale, than: Scale) -> bool {
+    let elements = |scale: Scale| sizes.elements(&sizes.bind(scale));
+    let here = elements(scale);
+    here > COSTLY && here > elements(than)
+}
+
 /// The ways in which a first input is looked for that the model runs on. Small distinct sizes come first: they tell
 /// axes apart. `turns` says whether some input decides what is computed.
-pub fn attempts(turns: bool) -> Vec<Draw> {
+pub fn attempts(sizes: &Sizes, turns: bool) -> Vec<Draw> {
     let scale = |first, next, distinct| Scale { first, next, distinct };
     let mut attempts = Vec::new();
-    let small = scale(2, 3, true);
+    let (small, smallest) = (scale(2, 3, true), scale(1, 3, true));
+    let small = if is_too_costly(sizes, small, smallest) { smallest } else { small };
     for whole in [Whole::Several, Whole::Mask, Whole::Ones] {
         for floats in [USUAL, POSITIVE] {
             attempts.push(Draw { scale: small, floats, whole, seed: 0 });

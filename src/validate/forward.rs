@@ -32,7 +32,7 @@ pub struct Point {
 pub fn find<T>(case: &Case, mut fits: impl FnMut(&Point) -> Result<T, Stop>) -> Result<(Point, T), Stop> {
     let mut trouble = None;
     let mut seen = HashSet::new();
-    for attempt in draw::attempts(case.takes_turns()) {
+    for attempt in draw::attempts(&case.sizes, case.takes_turns()) {
         let dims = case.sizes.bind(attempt.scale);
         // Other sizes that come to the same are not tried again.
         if !seen.insert((dims.clone(), format!("{:?}{:?}{}", attempt.floats, attempt.whole, attempt.seed))) {

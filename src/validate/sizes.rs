@@ -10,7 +10,7 @@ use crate::onnx::ModelProto;
 use crate::onnx::proto::tensor_shape_proto::dimension::Value::DimParam;
 use crate::record::Record;
 use crate::rules::{self, Slot};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Which sizes symbols get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Sizes {
         for (symbol, size) in sizes_of_seeds(model, record) {
             fixed.entry(symbol).or_insert(size);
         }
-        let mut symbols = Vec::new();
+        let (mut symbols, mut seen) = (Vec::new(), HashSet::new());
         for input in edit::free_inputs(model) {
             // What is given binds its symbols.
             let given = options.inputs.get(input.name());
@@ -61,7 +61,7 @@ impl Sizes {
                 if let Some(&size) = given.and_then(|t| t.dims.get(i)) {
                     fixed.entry(symbol.clone()).or_insert(size);
                 }
-                if !symbols.contains(symbol) {
+                if seen.insert(symbol) {
                     symbols.push(symbol.clone());
                 }
             }
@@ -81,6 +81,16 @@ impl Sizes {
     /// Whether there are sizes to choose.
     pub fn are_free(&self) -> bool {
         self.symbols.iter().any(|s| !self.fixed.contains_key(s))
+    }
+
+    /// How many elements the tensors of the model have together, as far as their shapes are known.
+    pub fn elements(&self, bound: &BTreeMap<String, i64>) -> usize {
+        let Some(graph) = self.loaded.as_ref().map(|l| &l.graph) else { return 0 };
+        let size = |&d: &Dim| self.evaluate(d, bound).and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
+        let count = |shape: &Shape| shape.iter().map(size).fold(1, usize::saturating_mul);
+        let nodes = computed(graph).into_iter().map(|n| graph.node(n));
+        let shapes = nodes.flat_map(|n| n.outputs.iter().flatten()).filter_map(|&v| graph.fact(v).shape.as_ref());
+        shapes.map(count).fold(0, usize::saturating_add)
     }
 
     /// The number that a size is, once the symbols have theirs.
@@ -131,22 +141,25 @@ impl Sizes {
     fn classes(&self) -> HashMap<String, String> {
         let Some(dims) = self.dims() else { return HashMap::new() };
         let mut first: HashMap<String, String> = HashMap::new();
-        let root = |first: &HashMap<String, String>, name: String| {
-            let mut name = name;
+        let root = |first: &mut HashMap<String, String>, name: String| {
+            let (mut name, mut passed) = (name, Vec::new());
             while let Some(next) = first.get(&name).filter(|n| **n != name) {
-                name = next.clone();
+                let next = next.clone();
+                passed.push(std::mem::replace(&mut name, next));
             }
+            // Who asks again is there at once.
+            passed.into_iter().for_each(|other| drop(first.insert(other, name.clone())));
             name
         };
         for &(a, b) in &self.equal {
             if let (Some(a), Some(b)) = (dims.name(a), dims.name(b)) {
-                let (a, b) = (root(&first, a), root(&first, b));
+                let (a, b) = (root(&mut first, a), root(&mut first, b));
                 if a != b {
                     first.insert(b, a);
                 }
             }
         }
-        self.symbols.iter().map(|s| (s.clone(), root(&first, s.clone()))).collect()
+        self.symbols.iter().map(|s| (s.clone(), root(&mut first, s.clone()))).collect()
     }
 
     /// A symbol that has to be equal to a sum or a product of others gets their value.
@@ -158,10 +171,15 @@ impl Sizes {
         class: &dyn Fn(&str) -> String,
         spread: &Spread,
     ) {
+        let mut bound = spread(sizes);
         for _ in 0..4 {
             for &(a, b) in &self.equal {
-                let bound = spread(sizes);
+                let both = (self.evaluate(a, &bound), self.evaluate(b, &bound));
+                if both.0.is_some() && both.0 == both.1 {
+                    continue;
+                }
                 if self.holds_with_one(a, b, sizes, given, spread) {
+                    bound = spread(sizes);
                     continue;
                 }
                 for (symbol, other) in [(a, b), (b, a)] {
@@ -169,6 +187,7 @@ impl Sizes {
                     let size = self.evaluate(other, &bound).filter(|&n| n > 0);
                     if let (Some(name), Some(size), None) = (name, size, dims.name(other)) {
                         sizes.insert(name, size);
+                        bound = spread(sizes);
                         break;
                     }
                 }

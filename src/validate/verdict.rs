@@ -342,8 +342,13 @@ impl Verdict<'_> {
             if visited >= self.case.options.others || over || done || !self.ledgers.iter().any(Ledger::is_open) {
                 break;
             }
-            let quick = |draw: &Draw| i < draw::IN_ANY_CASE || self.costs(main, *draw) < self.share(QUICK);
-            let mut draws = draws.into_iter().filter(quick);
+            let quick = |draw: &Draw| {
+                let costs = self.costs(main, *draw);
+                let fits = Instant::now() + costs < self.case.deadline;
+                fits && (i < draw::IN_ANY_CASE || costs < self.share(QUICK))
+            };
+            let small = |draw: &Draw| !draw::is_too_costly(&self.case.sizes, draw.scale, main.scale);
+            let mut draws = draws.into_iter().filter(quick).filter(small);
             let Some((draw, place)) = draws.find_map(|draw| Some((draw, Place::at(self.case, draw)?))) else {
                 continue;
             };
