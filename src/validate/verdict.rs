@@ -15,7 +15,7 @@ use super::{GradientCheck, Stop, Tell, Validation, failed, listed, skipped};
 use crate::onnx::{GraphProto, canonical_domain};
 use crate::rules::{Rule, newest};
 use std::cell::OnceCell;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -288,13 +288,13 @@ impl Verdict<'_> {
             ledger.seen = vec![false; gradient.map_or(0, |g| g.count())];
             ledger.usual = check.norm.unwrap_or(0.0) / f64::sqrt(ledger.seen.len().max(1) as f64);
         }
-        let paths = Paths::new(place.opened.model.graph.as_ref());
+        let straight_through = self.case.record.straight_through;
+        let graph = place.opened.model.graph.as_ref();
+        let conventions = graph.map(|graph| conventions(graph, straight_through)).unwrap_or_default();
         for (g, ledger) in self.case.record.gradients.iter().zip(&mut self.ledgers) {
             let Some(target) = place.opened.targets.get(&g.x) else { continue };
-            if let Some(Rule { op, .. }) =
-                paths.from(&target.input).iter().find(|r| r.is_conventional(self.case.record.straight_through))
-            {
-                ledger.note = Some(match self.case.record.straight_through {
+            if let Some(op) = conventions.get(&target.input) {
+                ledger.note = Some(match straight_through {
                     true => format!("not compared: straight-through: the gradient passes the rounding of {op}"),
                     false => format!("not compared: the gradient of {op} is a convention, not a slope"),
                 });
@@ -840,35 +840,23 @@ fn alike<'t>(targets: &[&'t Target], random: &mut fastrand::Rng) -> Direction<'t
     direction.collect()
 }
 
-/// A node: its row, what it uses, what it computes.
-type Used = (Option<&'static Rule>, Vec<String>, Vec<String>);
-
-/// Which operators stand between an input and the ys.
-struct Paths {
-    nodes: Vec<Used>,
-}
-
-impl Paths {
-    fn new(graph: Option<&GraphProto>) -> Self {
-        let nodes = graph.into_iter().flat_map(|g| &g.node).map(|node| {
-            let mut used = Vec::new();
-            node.uses(&mut |name| used.push(name.to_owned()));
-            (newest(canonical_domain(node.domain()), node.op_type()), used, node.output.clone())
-        });
-        Paths { nodes: nodes.collect() }
-    }
-
-    fn from(&self, input: &str) -> Vec<&'static Rule> {
-        let mut reached: HashSet<&str> = HashSet::from([input]);
-        let mut operators = Vec::new();
-        for (rule, used, outputs) in &self.nodes {
-            if !rule.is_some_and(|r| r.shapes_only) && used.iter().any(|u| reached.contains(u.as_str())) {
-                operators.extend(*rule);
-                reached.extend(outputs.iter().map(String::as_str));
-            }
+/// For each tensor the first operator on its ways to the ys whose gradient is a convention.
+fn conventions(graph: &GraphProto, straight_through: bool) -> HashMap<String, &'static str> {
+    let mut first: HashMap<String, usize> = HashMap::new();
+    let rules: Vec<Option<&'static Rule>> =
+        graph.node.iter().map(|n| newest(canonical_domain(n.domain()), n.op_type())).collect();
+    for (i, (node, rule)) in graph.node.iter().zip(&rules).enumerate().rev() {
+        if rule.is_some_and(|r| r.shapes_only) {
+            continue;
         }
-        operators
+        let own = rule.filter(|r| r.is_conventional(straight_through)).map(|_| i);
+        let behind = node.output.iter().filter_map(|o| first.get(o).copied());
+        let Some(found) = own.into_iter().chain(behind).min() else { continue };
+        node.uses(&mut |name| {
+            first.entry(name.to_owned()).and_modify(|f| *f = found.min(*f)).or_insert(found);
+        });
     }
+    first.into_iter().filter_map(|(name, i)| Some((name, rules[i]?.op))).collect()
 }
 
 #[cfg(test)]
