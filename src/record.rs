@@ -4,6 +4,8 @@ use crate::onnx::ModelProto;
 use crate::onnx::proto::StringStringEntryProto;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+#[cfg(feature = "validate")]
+use std::collections::HashMap;
 use std::collections::HashSet;
 
 /// One call of `grad`: enough to check its gradients later, from the model alone.
@@ -76,6 +78,20 @@ impl Record {
     /// in fields.
     pub fn new(name: &str, seeds: Vec<SeedOf>, gradients: Vec<Gradient>) -> Self {
         Record { name: name.to_owned(), gradients, seeds, ..Record::default() }
+    }
+
+    /// The record with each gradient once, and for each of its own gradients which of those it is.
+    #[cfg(feature = "validate")]
+    pub(crate) fn distinct(&self) -> (Record, Vec<usize>) {
+        let (mut seen, mut gradients) = (HashMap::new(), Vec::new());
+        let places = self.gradients.iter().map(|g| {
+            *seen.entry((&g.x, &g.name)).or_insert_with(|| {
+                gradients.push(g.clone());
+                gradients.len() - 1
+            })
+        });
+        let places = places.collect();
+        (Record { gradients, ..self.clone() }, places)
     }
 
     /// Adds the record to a model's metadata.

@@ -129,11 +129,18 @@ pub(crate) fn validate_and_tell(
     options: &Options,
     tell: Tell,
 ) -> Validation {
-    let mut validation = Validation::skipped(record, &options.engine, "nothing has run");
+    // Gradients that are asked for twice are compared once, and told of twice.
+    let (distinct, places) = record.distinct();
+    let mut same = vec![vec![]; distinct.gradients.len()];
+    places.iter().enumerate().for_each(|(i, &place)| same[place].push(i));
+    let tell_all = |i: usize, check: &GradientCheck, wrong: Option<&str>| {
+        same.get(i).into_iter().flatten().for_each(|&i| tell(i, check, wrong));
+    };
+    let mut validation = Validation::skipped(&distinct, &options.engine, "nothing has run");
     let mut check = || {
         let engine = options.engine.open()?;
-        let case = Case::new(model, base, record, options, &*engine)?;
-        verdict::run(&case, &mut validation, tell)
+        let case = Case::new(model, base, &distinct, options, &*engine)?;
+        verdict::run(&case, &mut validation, &tell_all)
     };
     let (status, reason) = match check() {
         Ok(()) => (Status::Passed, None),
@@ -141,6 +148,7 @@ pub(crate) fn validate_and_tell(
     };
     validation.status = status;
     validation.reason = reason;
+    validation.gradients = places.iter().filter_map(|&place| validation.gradients.get(place).cloned()).collect();
     validation
 }
 
