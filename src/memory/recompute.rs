@@ -192,23 +192,25 @@ pub fn recompute(
         let limit = budget.limit.bytes(before, &open)?;
         (net, limit, before, open.into_iter().map(|name| (name, super::sizes::USUAL)).collect())
     };
-    let (best, least) = net.search(limit);
     // Recomputation lets other tensors go in other orders.
     let others: &[Tried] = if net.nodes.len() <= LARGE { &[Tried::Nothing, Tried::Needed] } else { &[] };
-    let (mut best, mut least) = (best.map(|best| (net, best)), least);
-    for &tried in others {
-        let other = {
-            let graph = builder.graph();
-            Net::new(&graph, &Sizes::new(&graph, &budget.sizes), new.clone(), ends, tried)
-        };
-        let (found, other_least) = other.search(limit);
-        least = least.min(other_least);
-        let cheaper = |(_, best): &(Net, Outcome), plan: &Outcome| (best.cost, best.peak) <= (plan.cost, plan.peak);
-        if let Some(plan) = found.filter(|plan| !best.as_ref().is_some_and(|best| cheaper(best, plan))) {
-            best = Some((other, plan));
-        }
+    let mut nets = vec![net];
+    nets.extend(others.iter().map(|&tried| {
+        let graph = builder.graph();
+        Net::new(&graph, &Sizes::new(&graph, &budget.sizes), new.clone(), ends, tried)
+    }));
+    let (mut plans, mut least) = (Vec::new(), u64::MAX);
+    for (i, net) in nets.iter().enumerate() {
+        let (found, reached) = net.search(limit);
+        least = least.min(reached);
+        plans.extend(found.into_iter().map(|plan| (i, plan)));
     }
-    let (net, best) = best.ok_or_else(|| unmet(limit, least, before))?;
+    // Of all orders together those few are refined that cost least.
+    plans.sort_by_key(|(_, plan)| (plan.cost, plan.peak));
+    let refined = plans.into_iter().take(REFINED).map(|(i, plan)| (i, nets[i].refined(plan, limit)));
+    let best = refined.min_by_key(|(_, plan)| (plan.cost, plan.peak));
+    let (i, best) = best.ok_or_else(|| unmet(limit, least, before))?;
+    let net = nets.swap_remove(i);
     let steps = net.write(builder, &best)?;
     let graph = builder.graph();
     let sizes = Sizes::new(&graph, &budget.sizes);
@@ -384,8 +386,8 @@ impl Net {
         plans.into_iter().filter(|plan| plan.cost <= dear).min_by_key(|plan| (plan.peak, plan.cost))
     }
 
-    /// The cheapest plan that meets a limit, and the least that any comes to.
-    fn search(&self, limit: u64) -> (Option<Outcome>, u64) {
+    /// The cheapest plans that meet a limit, and the least that any comes to.
+    fn search(&self, limit: u64) -> (Vec<Outcome>, u64) {
         let (mut best, mut least): (Vec<Outcome>, u64) = (Vec::new(), u64::MAX);
         // Returns whether the plan meets the limit.
         let mut consider = |outcome: Outcome| {
@@ -419,8 +421,7 @@ impl Net {
                 }
             }
         }
-        let refined = best.into_iter().map(|outcome| self.refined(outcome, limit));
-        (refined.min_by_key(|outcome| (outcome.cost, outcome.peak)), least)
+        (best, least)
     }
 
     /// A plan without what it need not compute again to meet the limit: cuts are made window by window, and what each
