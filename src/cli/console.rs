@@ -85,6 +85,15 @@ pub fn bound_memory(bytes: u64) {
     let _ = bytes;
 }
 
+/// Lets a process that is about to be started ask for large pages, where its allocator is glibc's: large tensors come
+/// and go, and small pages would cost as much as what is computed of them.
+pub fn use_large_pages(command: &mut std::process::Command) {
+    const TUNABLES: &str = "GLIBC_TUNABLES";
+    if std::env::var_os(TUNABLES).is_none() {
+        command.env(TUNABLES, "glibc.malloc.hugetlb=1");
+    }
+}
+
 /// Keeps in mind whether the arguments ask for JSON, also those that are wrong.
 pub fn set_json(arguments: &[OsString]) {
     JSON.set(asks(arguments));
