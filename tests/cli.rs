@@ -101,6 +101,18 @@ fn grad_validates() {
 
 #[test]
 #[cfg(feature = "validate")]
+fn a_gradient_that_is_asked_for_often_is_compared_once() {
+    let (folder, model) = folder(SQUARE);
+    let xs: Vec<&str> = ["x", "w"].repeat(5000);
+    let output = tool(&[&["grad", &model, "-o", &out(&folder), "--json", "--ys", "y", "--xs"], &*xs].concat());
+    let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let gradients = report["validation"]["gradients"].as_array().unwrap();
+    assert!(gradients.len() == 10_000 && report["validation"]["inputs"].as_u64() > Some(8), "{output:?}");
+    assert!(gradients.iter().enumerate().all(|(i, g)| g["compared"] == true && g["x"] == xs[i]), "{output:?}");
+}
+
+#[test]
+#[cfg(feature = "validate")]
 fn only_gradients_are_validated_before_the_ys_go() {
     let (folder, model) = folder("g (float[2] x) => (float[2] y) { y = Neg(x) }");
     let output = tool(&["grad", &model, "-o", &out(&folder), "--inputs", "--only-gradients", "--json"]);
