@@ -443,7 +443,7 @@ fn in_child(args: &Args) -> Result<BTreeMap<String, Validation>> {
         command.arg(format!("--call={call}"));
     }
     command.arg("--").arg(&args.model);
-    console::use_large_pages(&mut command);
+    console::keep_pages(&mut command);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let alive = child.stdin.take();
     let read = |mut pipe: Box<dyn Read + Send>| {

@@ -85,12 +85,14 @@ pub fn bound_memory(bytes: u64) {
     let _ = bytes;
 }
 
-/// Lets a process that is about to be started ask for large pages, where its allocator is glibc's: large tensors come
-/// and go, and small pages would cost as much as what is computed of them.
-pub fn use_large_pages(command: &mut std::process::Command) {
+/// Lets a process that is about to be started keep what it frees for what comes next, and ask for large pages, where
+/// its allocator is glibc's: large tensors come and go, and pages of their own would cost as much as what is computed
+/// of them.
+pub fn keep_pages(command: &mut std::process::Command) {
     const TUNABLES: &str = "GLIBC_TUNABLES";
     if std::env::var_os(TUNABLES).is_none() {
-        command.env(TUNABLES, "glibc.malloc.hugetlb=1");
+        let kept = "glibc.malloc.mmap_threshold=134217728:glibc.malloc.trim_threshold=4294967296";
+        command.env(TUNABLES, format!("{kept}:glibc.malloc.hugetlb=1"));
     }
 }
 
