@@ -144,7 +144,7 @@ impl Number for f32 {}
 impl Number for f64 {}
 
 fn elements<T: Number>(tensor: &Tensor) -> Result<&[T]> {
-    Ok(tensor.to_plain_array_view::<T>()?.to_slice().context("elements that do not lie in order")?)
+    tensor.to_plain_array_view::<T>()?.to_slice().context("elements that do not lie in order")
 }
 
 fn tensor<T: Number>(dims: &[usize], elements: Vec<T>) -> Result<Tensor> {
