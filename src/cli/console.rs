@@ -91,7 +91,8 @@ pub fn bound_memory(bytes: u64) {
 pub fn keep_pages(command: &mut std::process::Command) {
     const TUNABLES: &str = "GLIBC_TUNABLES";
     if std::env::var_os(TUNABLES).is_none() {
-        let kept = "glibc.malloc.mmap_threshold=134217728:glibc.malloc.trim_threshold=4294967296";
+        let kept =
+            "glibc.malloc.mmap_threshold=134217728:glibc.malloc.trim_threshold=4294967296:glibc.malloc.arena_max=1";
         command.env(TUNABLES, format!("{kept}:glibc.malloc.hugetlb=1"));
     }
 }

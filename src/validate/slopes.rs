@@ -10,6 +10,7 @@
 
 use super::engine::{Run, Trouble};
 use super::tensors::{self, Tensors};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// How precisely a slope is known. What is less precise comes later.
@@ -92,6 +93,8 @@ pub struct Function<'a> {
     base: Vec<Vec<f64>>,
     /// Σ |seed y|: what rounding is relative to.
     magnitude: f64,
+    /// The step that told something last.
+    first: Cell<f64>,
 }
 
 /// A slope along a direction, and what the gradients claim it to be.
@@ -143,7 +146,7 @@ impl<'a> Function<'a> {
     /// # Errors
     /// The plan does not run.
     pub fn new(plan: &'a dyn Run, feeds: Tensors, seeds: Vec<(String, Vec<f64>)>) -> Result<Self, Trouble> {
-        let mut function = Function { plan, feeds, seeds, base: vec![], magnitude: 0.0 };
+        let mut function = Function { plan, feeds, seeds, base: vec![], magnitude: 0.0, first: Cell::default() };
         function.base = function.evaluate(&[], 0.0)?;
         let products = function.seeds.iter().zip(&function.base).flat_map(|((_, s), y)| s.iter().zip(y));
         function.magnitude = products.map(|(s, y)| (s * y).abs()).sum();
@@ -161,53 +164,52 @@ impl<'a> Function<'a> {
     /// The plan does not run beside its base.
     pub fn compare(&self, direction: &Direction, rounding: Rounding, tolerance: Tolerance) -> Result<Outcome, Trouble> {
         let (claimed, typical) = claims(direction);
-        let measured = |slope: f64, scale: f64| Measured::new(claimed, slope, scale);
+        let claim = Claim { claimed, typical, tolerance };
         let mut last: Option<(f64, f64)> = None;
         let (mut differs, mut agrees, mut zero, mut hidden) = (None, None, false, true);
-        for &h in rounding.steps() {
-            let around = self.around(direction, h)?;
+        for h in self.steps(rounding) {
+            let near = self.pair(direction, h / 2.0)?;
+            let fine = self.dot(&near[0], &near[1]) / h;
+            let noise = 64.0 * rounding.epsilon() * self.magnitude / h;
+            let by_itself = claim.beside(fine, noise);
+            // Where the half of a step agrees, the whole one has nothing to add.
+            if by_itself.agrees && by_itself.is_sure && (h != FINEST || by_itself.error <= by_itself.allowed) {
+                self.first.set(h);
+                return Ok(Outcome::Agrees(by_itself.measured(fine)));
+            }
+            let around = self.around(direction, h, near, fine)?;
             let slope = (4.0 * around.fine - around.coarse) / 3.0;
             if !slope.is_finite() {
                 continue;
             }
-            let noise = 64.0 * rounding.epsilon() * self.magnitude / h;
-            let size = typical.max(slope.abs());
-            let (allowed, scale) = match tolerance {
-                Tolerance::Relative(bound) => (bound * size, size),
-                Tolerance::Part(allowed, part) => (allowed, part),
-            };
-            zero |= claimed.is_finite() && size <= noise.max(0.0);
-            hidden &= noise > 1e-2 * scale;
-            let error = (slope - claimed).abs();
-            // Noise that is nearly as large as the error that is looked for is not taken for the last word.
-            let sure = noise <= 0.1 * allowed.max(1e-4 * scale);
-            if h == FINEST && !(sure && error <= allowed) {
+            let found = claim.beside(slope, noise);
+            zero |= claimed.is_finite() && found.size <= noise.max(0.0);
+            hidden &= noise > 1e-2 * found.scale;
+            if h == FINEST && !(found.is_sure && found.error <= found.allowed) {
                 continue;
             }
-            if error <= allowed + noise && noise <= 1e-2 * scale && scale > 0.0 {
-                if sure {
-                    return Ok(Outcome::Agrees(measured(slope, size)));
+            if found.agrees {
+                if found.is_sure {
+                    self.first.set(h);
+                    return Ok(Outcome::Agrees(found.measured(slope)));
                 }
                 // What rounding makes of it is no error.
                 let beyond = slope + (claimed - slope).clamp(-noise, noise);
-                agrees = agrees.or(Some(Outcome::Agrees(measured(beyond, size))));
+                agrees = agrees.or(Some(Outcome::Agrees(found.measured(beyond))));
                 continue;
             }
-            let uncertainty = (around.coarse - around.fine).abs() + noise;
             // What is no number is wrong by as much as the slope.
-            let error = if claimed.is_finite() { error } else { 0.1 * slope.abs().max(10.0 * noise) };
-            // Steps that are longer than what the function does between them say anything, each something else.
-            let steady = |a: f64, b: f64, noise: f64| (a - b).abs() <= 0.1 * a.abs().max(b.abs()) + noise;
-            let is_sure = uncertainty <= 0.1 * error && steady(around.coarse, around.fine, noise);
-            if error > 0.0 && is_sure && !self.has_kink(&around, error) {
-                let confirms = |(before, noisy): (f64, f64)| {
-                    (before - slope).abs() <= 0.1 * error && steady(before, slope, noise + noisy)
-                };
-                if last.is_some_and(confirms) {
-                    differs = Some(Outcome::Differs(measured(slope, size)));
-                }
-                last = Some((slope, noise));
+            let error = if claimed.is_finite() { found.error } else { 0.1 * slope.abs().max(10.0 * noise) };
+            if !self.is_steady(&around, error, noise) {
+                continue;
             }
+            let confirms = |(before, noisy): (f64, f64)| {
+                (before - slope).abs() <= 0.1 * error && steady(before, slope, noise + noisy)
+            };
+            if last.is_some_and(confirms) {
+                differs = Some(Outcome::Differs(found.measured(slope)));
+            }
+            last = Some((slope, noise));
         }
         Ok(match (agrees, differs) {
             (Some(agrees), _) => agrees,
@@ -218,22 +220,35 @@ impl<'a> Function<'a> {
         })
     }
 
-    /// Runs the function at one step and at half of it, forwards and backwards.
-    fn around(&self, direction: &Direction, h: f64) -> Result<Around, Trouble> {
-        let (far, near) = (self.pair(direction, h)?, self.pair(direction, h / 2.0)?);
+    /// Whether the slope between these steps is known to a part of this error.
+    fn is_steady(&self, around: &Around, error: f64, noise: f64) -> bool {
+        let uncertainty = (around.coarse - around.fine).abs() + noise;
+        let is_sure = uncertainty <= 0.1 * error && steady(around.coarse, around.fine, noise);
+        error > 0.0 && is_sure && !self.has_kink(around, error)
+    }
+
+    /// The steps that are tried: first the one that has told something before, as the kinks are as near as they were.
+    fn steps(&self, rounding: Rounding) -> Vec<f64> {
+        let mut steps = rounding.steps().to_vec();
+        steps.sort_by_key(|&h| h != self.first.get());
+        steps
+    }
+
+    /// Runs the function at a step, forwards and backwards, beside what is known at half of it.
+    fn around(&self, direction: &Direction, h: f64, near: Pair, fine: f64) -> Result<Around, Trouble> {
+        let far = self.pair(direction, h)?;
         let coarse = self.dot(&far[0], &far[1]) / (2.0 * h);
-        let fine = self.dot(&near[0], &near[1]) / h;
         Ok(Around { h, far, near, coarse, fine })
     }
 
     /// Whether the slopes on both sides differ by a part of an error, however short the step.
     fn has_kink(&self, around: &Around, error: f64) -> bool {
-        let bend = |[plus, minus]: &[Vec<Vec<f64>>; 2], h: f64| self.bend(plus, minus) / h;
+        let bend = |[plus, minus]: &Pair, h: f64| self.bend(plus, minus) / h;
         let (far, near) = (bend(&around.far, around.h), bend(&around.near, around.h / 2.0));
         near > 0.75 * far && near > 0.1 * error
     }
 
-    fn pair(&self, direction: &Direction, h: f64) -> Result<[Vec<Vec<f64>>; 2], Trouble> {
+    fn pair(&self, direction: &Direction, h: f64) -> Result<Pair, Trouble> {
         Ok([self.evaluate(direction, h)?, self.evaluate(direction, -h)?])
     }
 
@@ -275,13 +290,64 @@ impl<'a> Function<'a> {
     }
 }
 
+/// The ys at plus and minus a step.
+type Pair = [Vec<Vec<f64>>; 2];
+
 /// The ys at ± one step and at ± half of it, and the slopes that each pair says.
 struct Around {
     h: f64,
-    far: [Vec<Vec<f64>>; 2],
-    near: [Vec<Vec<f64>>; 2],
+    far: Pair,
+    near: Pair,
     coarse: f64,
     fine: f64,
+}
+
+/// Whether two slopes say the same: steps that are longer than what the function does between them say anything, each
+/// something else.
+fn steady(a: f64, b: f64, noise: f64) -> bool {
+    (a - b).abs() <= 0.1 * a.abs().max(b.abs()) + noise
+}
+
+/// What the gradients say of a direction.
+struct Claim {
+    claimed: f64,
+    /// The size of slopes along such directions.
+    typical: f64,
+    tolerance: Tolerance,
+}
+
+/// A claim beside a slope that was measured.
+struct Beside {
+    claimed: f64,
+    /// The size of the slope, or of slopes along such directions.
+    size: f64,
+    /// What errors are relative to.
+    scale: f64,
+    error: f64,
+    allowed: f64,
+    agrees: bool,
+    /// Whether noise is far below the error that is looked for: what is nearly as large is not taken for the last word.
+    is_sure: bool,
+}
+
+impl Claim {
+    fn beside(&self, slope: f64, noise: f64) -> Beside {
+        let size = self.typical.max(slope.abs());
+        let (allowed, scale) = match self.tolerance {
+            Tolerance::Relative(bound) => (bound * size, size),
+            Tolerance::Part(allowed, part) => (allowed, part),
+        };
+        let error = (slope - self.claimed).abs();
+        let agrees = error <= allowed + noise && noise <= 1e-2 * scale && scale > 0.0;
+        let is_sure = noise <= 0.1 * allowed.max(1e-4 * scale);
+        Beside { claimed: self.claimed, size, scale, error, allowed, agrees, is_sure }
+    }
+}
+
+impl Beside {
+    fn measured(&self, slope: f64) -> Measured {
+        Measured::new(self.claimed, slope, self.size)
+    }
 }
 
 /// The slope that the gradients claim, and how large it is along directions of this kind, on average: this one may

@@ -5,8 +5,9 @@ use super::operator::Built;
 use crate::error;
 use crate::onnx::{NodeProto, attribute};
 use crate::validate::kernels::{broadcast, each_index};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::tract_ndarray::linalg::general_mat_mul;
 use tract_onnx::tract_hir::tract_ndarray::{ArrayD, ArrayView2, ArrayViewMut2, Axis, LinalgScalar, Slice};
@@ -18,6 +19,9 @@ const STRIP: usize = 4 << 20;
 const COLUMNS: usize = 64;
 /// A convolution in float32 whose windows have more bytes than this is taken here, too.
 const LARGE: usize = 64 << 20;
+
+/// Of so many products of numbers a work is shared among processors.
+const SHARED: usize = 1 << 22;
 
 /// What is computed.
 #[derive(Clone, Debug)]
@@ -204,8 +208,54 @@ fn matmul<T: Number>(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>> {
 /// `y += alpha a b`, y in rows.
 fn multiply<T: Number>(alpha: T, a: ArrayView2<T>, b: ArrayView2<T>, y: &mut [T]) -> Result<()> {
     let mut y = ArrayViewMut2::from_shape((a.nrows(), b.ncols()), y)?;
-    general_mat_mul(alpha, &a, &b, T::one(), &mut y);
-    Ok(())
+    let rows = a.nrows().div_ceil(processors()).max(1);
+    let parts = a.axis_chunks_iter(Axis(0), rows).zip(y.axis_chunks_iter_mut(Axis(0), rows));
+    let work = a.len().saturating_mul(b.ncols());
+    shared(
+        work,
+        parts,
+        || Ok(()),
+        |(), (a, mut y)| {
+            general_mat_mul(alpha, &a, &b, T::one(), &mut y);
+            Ok(())
+        },
+    )
+}
+
+/// How many processors a product is shared among: each holds a strip of windows.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(4))
+}
+
+/// Does all parts of a work, on several processors where it is of so many products that it pays. Each begins with what
+/// `start` makes.
+fn shared<P: Send, S: Send>(
+    products: usize,
+    parts: impl Iterator<Item = P> + Send,
+    start: impl Fn() -> Result<S>,
+    part: impl Fn(&mut S, P) -> Result<()> + Sync,
+) -> Result<()> {
+    let threads = if products < SHARED { 1 } else { processors() };
+    let mut starts = (0..threads).map(|_| start()).collect::<Result<Vec<S>>>()?.into_iter();
+    let Some(mut own) = starts.next() else { return Ok(()) };
+    let parts = Mutex::new(parts);
+    let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = |state: &mut S| {
+        while let Some(one) = next() {
+            part(state, one)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let thread = |mut state| std::thread::Builder::new().spawn_scoped(scope, move || work(&mut state));
+        // Where there is no room for another thread, those that run do its part.
+        let others: Vec<_> = starts.map_while(|state| thread(state).ok()).collect();
+        let mut result = work(&mut own);
+        for other in others {
+            result = result.and(other.join().unwrap_or_else(|_| bail!("a product could not be computed")));
+        }
+        result
+    })
 }
 
 fn gemm<T: Number>(
@@ -365,25 +415,27 @@ impl Place {
         let held = (strip / size_of::<T>()).max(1);
         let rows = depth.min(held.div_ceil(COLUMNS));
         let columns = (held / rows).clamp(1, area.max(1));
-        let mut windows = filled(rows * columns, T::zero())?;
         for (n, y) in y.chunks_mut((features * area).max(1)).enumerate() {
             let (sample, group) = (n / self.group, n % self.group);
             let x = &x[(sample * self.group + group) * self.depth * image..][..self.depth * image];
             let w = ArrayView2::from_shape((features, depth), &w[group * features * depth..][..features * depth])?;
             let mut y = ArrayViewMut2::from_shape((features, area), y)?;
-            for from in (0..area).step_by(columns) {
-                let to = (from + columns).min(area);
+            let strips = y.axis_chunks_iter_mut(Axis(1), columns).enumerate();
+            let start = || filled(rows * columns, T::zero());
+            shared(features * depth * area, strips, start, |windows, (strip, mut y)| {
+                let from = strip * columns;
+                let to = from + y.ncols();
                 let runs = self.runs(from..to);
                 for top in (0..depth).step_by(rows) {
                     let bottom = (top + rows).min(depth);
                     let windows = &mut windows[..(bottom - top) * (to - from)];
                     self.copy(x, top..bottom, &runs, windows);
                     let windows = ArrayView2::from_shape((bottom - top, to - from), &*windows)?;
-                    let mut y = y.slice_axis_mut(Axis(1), Slice::from(from..to));
                     let w = w.slice_axis(Axis(1), Slice::from(top..bottom));
                     general_mat_mul(T::one(), &w, &windows, T::one(), &mut y);
                 }
-            }
+                Ok(())
+            })?;
         }
         Ok(y)
     }
