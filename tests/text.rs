@@ -1,5 +1,6 @@
 //! ONNX's text syntax: what is written comes back as it was, and what is wrong is named.
 
+use onnx_gradients::onnx::proto::type_proto::Value as Type;
 use onnx_gradients::onnx::text::{parse, print_nodes, print_whole};
 use onnx_gradients::onnx::{ElementType, attribute};
 
@@ -135,4 +136,20 @@ fn hostile_nesting_is_an_error() {
     assert!(parse(&graphs).unwrap_err().to_string().contains("nest deeper"));
     let types = format!("g ({}", "seq(".repeat(100_000));
     assert!(parse(&types).unwrap_err().to_string().contains("nest deeper"));
+}
+
+#[test]
+fn types_without_an_inner_one_are_printed_and_read() {
+    let mut model =
+        parse("<ir_version: 8, opset_import: [\"\": 17]> g (seq(float) s, optional(float) o) => () {}").unwrap();
+    for input in &mut model.graph.as_mut().unwrap().input {
+        match input.r#type.as_mut().unwrap().value.as_mut().unwrap() {
+            Type::SequenceType(t) => t.elem_type = None,
+            Type::OptionalType(t) => t.elem_type = None,
+            _ => unreachable!(),
+        }
+    }
+    let text = print_whole(&model);
+    let again = print_whole(&parse(&text).unwrap());
+    assert_eq!(print_whole(&parse(&again).unwrap()), again, "{text}");
 }

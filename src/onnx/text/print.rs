@@ -248,9 +248,11 @@ impl Printer {
     }
 
     fn r#type(&mut self, r#type: &TypeProto) {
+        // A type that is left out is as one that says nothing.
+        let own = |p: &mut Self, t: &Option<Box<TypeProto>>| p.r#type(t.as_deref().unwrap_or(&TypeProto::default()));
         let inner = |p: &mut Self, t: &Option<Box<TypeProto>>| {
             p.put("(");
-            t.iter().for_each(|t| p.r#type(t));
+            own(p, t);
             p.put(")");
         };
         match &r#type.value {
@@ -266,7 +268,7 @@ impl Printer {
             }
             Some(Type::MapType(t)) => {
                 self.put(&format!("map({}, ", ElementType::from_number(t.key_type()).name()));
-                t.value_type.iter().for_each(|t| self.r#type(t));
+                own(self, &t.value_type);
                 self.put(")");
             }
             Some(Type::SparseTensorType(t)) => {
