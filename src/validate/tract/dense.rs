@@ -20,8 +20,8 @@ const COLUMNS: usize = 64;
 /// A convolution in float32 whose windows have more bytes than this is taken here, too.
 const LARGE: usize = 64 << 20;
 
-/// Of so many products of numbers a work is shared among processors.
-const SHARED: usize = 1 << 22;
+/// Of so many products of numbers a work is shared among processors; of so few in the tests below that theirs are.
+const SHARED: usize = if cfg!(test) { 1 << 6 } else { 1 << 22 };
 
 /// What is computed.
 #[derive(Clone, Debug)]
