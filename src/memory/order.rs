@@ -169,10 +169,18 @@ impl Greedy<'_> {
             let entry = &self.ledger.entries[current as usize];
             net += entry.writes.iter().map(|&t| bytes(t)).sum::<i128>();
             high = high.max(net);
-            for &t in &entry.reads {
-                taken.push(t);
-                if taken.iter().filter(|&&other| other == t).count() as u32 == self.left[t as usize] {
-                    net -= frees(t);
+            if entry.reads.len() > WIDE {
+                // It is the first: what takes very much is no step of a chain.
+                taken.extend(&entry.reads);
+                taken.sort_unstable();
+                let last = |same: &&[u32]| same.len() as u32 == self.left[same[0] as usize];
+                net -= taken.chunk_by(u32::eq).filter(last).map(|same| frees(same[0])).sum::<i128>();
+            } else {
+                for &t in &entry.reads {
+                    taken.push(t);
+                    if taken.iter().filter(|&&other| other == t).count() as u32 == self.left[t as usize] {
+                        net -= frees(t);
+                    }
                 }
             }
             net -= entry.writes.iter().filter(|&&t| self.left[t as usize] == 0).map(|&t| frees(t)).sum::<i128>();
@@ -188,7 +196,7 @@ impl Greedy<'_> {
                     next = Some(follower);
                 }
             }
-            // What takes very much is no step of a chain, and costs as much to look at.
+            // What takes very much costs as much to look at.
             match next.filter(|&n| self.ledger.entries[n as usize].reads.len() <= WIDE) {
                 Some(n) => current = n,
                 None => break,
