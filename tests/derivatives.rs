@@ -213,6 +213,22 @@ fn hessians_of_a_cubic() {
     }
 }
 
+/// What y is linear in has a gradient and no Hessian; its rows are not those of the x beside it.
+#[test]
+fn a_hessian_beside_what_is_linear() {
+    let graph = "g (double[4] a, double[3] x) => (double[1] y) {
+        s = ReduceSum(a) c = Mul(x, x) d = Mul(c, x) t = ReduceSum(d) u = Add(s, t) y = Reshape(u, one)
+    }";
+    let graph = graph.replace("=> (double[1] y)", "=> (double[1] y) <int64[1] one = {1}>");
+    let x: (&str, &[i64], &[f64]) = ("x", &[3], &[1.0, 2.0, 3.0]);
+    for mode in [Mode::Auto, Mode::Forward, Mode::Reverse] {
+        let hessian = Hessian::from(call(&["y"], &["a", "x"])).mode(mode).build(&model(&graph)).unwrap();
+        let found = compute(&hessian, &[("a", &[4], &[1.0; 4]), x]);
+        close(&found["hessian/x/x"], &[3, 3], &[6.0, 0.0, 0.0, 0.0, 12.0, 0.0, 0.0, 0.0, 18.0]);
+        holds(&hessian);
+    }
+}
+
 #[test]
 fn matrices_of_tensors_of_any_rank_and_axis() {
     // Samples along the last axis of y and the first but one of x; more elements than are written out one by one.

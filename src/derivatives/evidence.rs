@@ -94,17 +94,17 @@ impl Claim {
                 evidence.records.push(Record { name: self.name.clone(), ..output.record });
                 evidence.model = output.model;
             }
-            Kind::Jacobian => self.support_matrices(evidence, &self.ys)?,
+            Kind::Jacobian => self.support_matrices(evidence, &self.ys, &self.ys)?,
             Kind::Hessian => {
                 let output = self.gradients().build(&evidence.model)?;
                 let gradient = |x: &String| output.gradients.iter().find(|g| g.x == *x)?.name.clone();
-                let rows: Vec<Option<String>> = self.xs.iter().map(gradient).collect();
-                let rows: Vec<String> = rows.into_iter().flatten().collect();
+                let rows = self.xs.iter().filter_map(|x| Some((x.clone(), gradient(x)?)));
+                let (xs, rows): (Vec<String>, Vec<String>) = rows.unzip();
                 evidence.model = output.model;
                 match rows.is_empty() {
                     // A tensor without a gradient has no Hessian either.
                     true => evidence.records.push(self.record(vec![], vec![])),
-                    false => self.support_matrices(evidence, &rows)?,
+                    false => self.support_matrices(evidence, &rows, &xs)?,
                 }
             }
             Kind::HessianDiagonal => self.support_diagonal(evidence)?,
@@ -122,22 +122,15 @@ impl Claim {
         Ok(())
     }
 
-    /// For each x the sum of vectors, which are new inputs, times the matrices of `rows`, as a gradient of these.
-    fn support_matrices(&self, evidence: &mut Evidence, rows: &[String]) -> Result<()> {
+    /// For each x the sum of vectors, which are new inputs, times the matrices of `rows`, as a gradient of these. The
+    /// matrices are called after `keys`: those of a Hessian, whose rows are gradients, after xs.
+    fn support_matrices(&self, evidence: &mut Evidence, rows: &[String], keys: &[String]) -> Result<()> {
         let w = self.workspace(evidence, rows)?;
         let mut outputs = Vec::new();
         let (seeds, gradients) = {
             let (vectors, named) = w.vectors("v", &w.ys(), rows);
-            // The rows of a Hessian are gradients: its matrices are called after xs.
             let row = |e: &Entry| if self.kind == Kind::Hessian { e.x.clone() } else { e.y.clone() };
             let column = |e: &Entry| if self.kind == Kind::Hessian { e.second.clone() } else { e.x.clone() };
-            let keys: Vec<String> = match self.kind {
-                Kind::Hessian => (self.xs.iter())
-                    .filter(|x| self.outputs.iter().any(|e| row(e).as_ref() == Some(*x) && e.name.is_some()))
-                    .cloned()
-                    .collect(),
-                _ => rows.to_vec(),
-            };
             let mut gradients = Vec::new();
             for (name, x) in self.xs.iter().zip(w.xs()) {
                 let mut sum: Option<Expr<'_>> = None;
