@@ -138,7 +138,8 @@ fn process(bytes: &[u8]) -> anyhow::Result<()> {
             let again = read_back(&output.model);
             let reloaded = load(&again.proto).expect("what was written loads");
             // Where a model contradicts itself, what is left of it may say the other thing.
-            let contradicts = output.warnings.iter().any(|warning| warning.contains("contradicts"));
+            let says = |warning: &String| warning.contains("contradicts") || warning.contains("is declared");
+            let contradicts = output.warnings.iter().any(says);
             for gradient in output.gradients.iter().filter(|_| !contradicts) {
                 let Some(name) = &gradient.name else { continue };
                 let fact = |name: &str| reloaded.names.get(name).map(|&id| reloaded.graph.fact(id));
