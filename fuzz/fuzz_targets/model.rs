@@ -13,9 +13,9 @@
 mod common;
 mod mutate;
 
+use common::process::constants_and_inputs;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use mutate::Random;
-use common::process::constants_and_inputs;
 use onnx_gradients::derivatives::{
     Attack, Class, Derived, Explain, Hessian, Hvp, Jacobian, Jvp, Kept, Method, Mode, PerSample, Steps, Vjp, evidence,
 };
