@@ -7,7 +7,7 @@ use crate::onnx::{NodeProto, attribute};
 use crate::validate::kernels::{broadcast, each_index};
 use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::tract_ndarray::linalg::general_mat_mul;
 use tract_onnx::tract_hir::tract_ndarray::{ArrayD, ArrayView2, ArrayViewMut2, Axis, LinalgScalar, Slice};
@@ -208,11 +208,11 @@ fn matmul<T: Number>(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>> {
 /// `y += alpha a b`, y in rows.
 fn multiply<T: Number>(alpha: T, a: ArrayView2<T>, b: ArrayView2<T>, y: &mut [T]) -> Result<()> {
     let mut y = ArrayViewMut2::from_shape((a.nrows(), b.ncols()), y)?;
-    let rows = a.nrows().div_ceil(processors()).max(1);
+    let threads = threads(a.len().saturating_mul(b.ncols()));
+    let rows = a.nrows().div_ceil(threads).max(1);
     let parts = a.axis_chunks_iter(Axis(0), rows).zip(y.axis_chunks_iter_mut(Axis(0), rows));
-    let work = a.len().saturating_mul(b.ncols());
     shared(
-        work,
+        threads,
         parts,
         || Ok(()),
         |(), (a, mut y)| {
@@ -222,20 +222,21 @@ fn multiply<T: Number>(alpha: T, a: ArrayView2<T>, b: ArrayView2<T>, y: &mut [T]
     )
 }
 
-/// How many processors a product is shared among: each holds a strip of windows.
-fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(4))
+/// How many processors a work of so many products of numbers is shared among: several where it pays, but few, as each
+/// holds a strip of windows. The system is asked once: it reads files to answer.
+fn threads(products: usize) -> usize {
+    static PROCESSORS: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(4)));
+    if products < SHARED { 1 } else { *PROCESSORS }
 }
 
-/// Does all parts of a work, on several processors where it is of so many products that it pays. Each begins with what
-/// `start` makes.
+/// Does all parts of a work on so many processors. Each begins with what `start` makes.
 fn shared<P: Send, S: Send>(
-    products: usize,
+    threads: usize,
     parts: impl Iterator<Item = P> + Send,
     start: impl Fn() -> Result<S>,
     part: impl Fn(&mut S, P) -> Result<()> + Sync,
 ) -> Result<()> {
-    let threads = if products < SHARED { 1 } else { processors() };
     let mut starts = (0..threads).map(|_| start()).collect::<Result<Vec<S>>>()?.into_iter();
     let Some(mut own) = starts.next() else { return Ok(()) };
     let parts = Mutex::new(parts);
@@ -422,7 +423,7 @@ impl Place {
             let mut y = ArrayViewMut2::from_shape((features, area), y)?;
             let strips = y.axis_chunks_iter_mut(Axis(1), columns).enumerate();
             let start = || filled(rows * columns, T::zero());
-            shared(features * depth * area, strips, start, |windows, (strip, mut y)| {
+            shared(threads(features * depth * area), strips, start, |windows, (strip, mut y)| {
                 let from = strip * columns;
                 let to = from + y.ncols();
                 let runs = self.runs(from..to);
