@@ -1,7 +1,7 @@
 //! Products of matrices and convolutions. tract has them fast in float32 only, and copies for a convolution all windows
 //! of its input at once; here they are taken in float64 as in float32, a strip of windows at a time.
 
-use super::operator::Built;
+use super::operator::{Built, operator};
 use crate::error;
 use crate::onnx::{NodeProto, attribute};
 use crate::validate::kernels::{broadcast, each_index};
@@ -58,37 +58,12 @@ pub fn product(node: &NodeProto, double: bool, (otherwise, names): (Box<dyn Infe
     Ok((Box::new(Dense { product, double, otherwise }), names))
 }
 
-impl PartialEq for Dense {
-    fn eq(&self, _: &Self) -> bool {
-        false
-    }
-}
-impl Eq for Dense {}
-
-impl Op for Dense {
-    fn name(&self) -> StaticName {
-        self.otherwise.name()
-    }
-
-    not_a_typed_op!();
-}
-
-impl InferenceOp for Dense {
-    fn infer_facts(
-        &mut self,
-        inputs: TVec<&InferenceFact>,
-        outputs: TVec<&InferenceFact>,
-        observed: TVec<&InferenceFact>,
-    ) -> TractResult<(TVec<InferenceFact>, TVec<InferenceFact>, TVec<InferenceFact>)> {
-        self.otherwise.infer_facts(inputs, outputs, observed)
-    }
-
-    fn nboutputs(&self) -> TractResult<usize> {
-        Ok(1)
-    }
-
-    as_op!();
-}
+operator!(
+    Dense,
+    name: |op| op.otherwise.name().into_owned(),
+    outputs: |_| 1,
+    infer: |op, inputs, outputs, observed| op.otherwise.infer_facts(inputs, outputs, observed)
+);
 
 impl EvalOp for Dense {
     not_out_of_plan!();
